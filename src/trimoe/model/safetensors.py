@@ -1,0 +1,176 @@
+"""safetensors by our own hands: headers, byte ranges, lazy reads. Nothing here holds more than one tensor.
+
+Invariants: `read_index` accepts only files whose header is exact: sizes match shapes, ranges tile the data without
+gaps beyond its end, no tensor twice, every shard present and complete. Format: 8 bytes little-endian header length,
+JSON header, data.
+"""
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimoe.artifact import read_json
+from trimoe.errors import CheckpointError
+
+ITEM_BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4,
+}  # fmt: skip
+_NUMPY = {"F64": "<f8", "I64": "<i8", "U64": "<u8", "F32": "<f4", "I32": "<i4", "U32": "<u4", "F16": "<f2",
+          "I16": "<i2", "U16": "<u2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
+MAX_HEADER = 100 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor's bytes are: `file[start:end]`, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.end - self.start
+
+
+def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of this type and shape."""
+    return math.prod(shape) * ITEM_BITS[dtype] // 8
+
+
+def _bad(subject: str, **facts: str) -> CheckpointError:
+    facts.setdefault("remedy", "download or copy the file again; a checkpoint must be complete")
+    return CheckpointError(subject, **facts)
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors (absolute offsets) and metadata of one file. Raises `CheckpointError` naming file and tensor."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            prefix = handle.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
+                raise _bad(f"{path} is not a safetensors file or is truncated", expected="a header within the file",
+                           actual=f"header length {length}, file size {size}")  # fmt: skip
+            header = json.loads(handle.read(length))
+    except FileNotFoundError as exc:
+        raise _bad(f"shard {path.name} is missing from {path.parent}", expected="every shard of the index") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise _bad(f"{path} has an unreadable header", actual=str(exc)[:200]) from exc
+    if not isinstance(header, dict):
+        raise _bad(f"{path} has a header that is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    base, tensors = 8 + length, {}
+    for name, entry in header.items():
+        tensors[name] = _tensor(path, name, entry, base, size)
+    at = base
+    for info in sorted(tensors.values(), key=lambda t: (t.start, t.end)):
+        if info.start != at:
+            raise _bad(f"tensor {info.name} in {path} overlaps another or leaves a gap", expected=f"offset {at}",
+                       actual=f"offset {info.start}")  # fmt: skip
+        at = info.end
+    if at != size:
+        raise _bad(f"{path} does not end with its last tensor", expected=f"{at} bytes", actual=f"{size} bytes")
+    return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        integers = all(type(v) is int and 0 <= v < 1 << 62 for v in (*shape, start, end))
+        if dtype not in ITEM_BITS or not integers or start > end:
+            raise ValueError(f"{dtype} {shape} {start}:{end}")
+    except (TypeError, KeyError, ValueError) as exc:
+        raise _bad(f"tensor {name!r} in {path} has a malformed entry", actual=str(exc)[:200]) from exc
+    if base + end > size:
+        raise _bad(f"tensor {name} in {path} lies beyond the end of the file: the file is truncated",
+                   expected=f"{base + end} bytes", actual=f"{size} bytes")  # fmt: skip
+    if nbytes_of(dtype, shape) != end - start:
+        raise _bad(f"tensor {name} in {path} has a size that is not its shape's",
+                   expected=f"{nbytes_of(dtype, shape)} bytes", actual=f"{end - start} bytes")  # fmt: skip
+    return TensorInfo(name, dtype, shape, path, base + start, base + end)
+
+
+def read_index(directory: Path) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint directory, in file and offset order; sharded or a single file."""
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if index.exists():
+        weight_map = read_json(index, "shard index", CheckpointError)
+        weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise _bad(f"{index} has no weight_map", expected='{"weight_map": {tensor: shard}}')
+        names = sorted({str(v) for v in weight_map.values()})
+        if any(Path(n).name != n for n in names):
+            raise _bad(f"{index} names a shard outside its directory", expected="plain file names")
+    elif single.exists():
+        weight_map, names = None, [single.name]
+    else:
+        raise CheckpointError(
+            f"{directory} is not a safetensors checkpoint", expected="config.json and model*.safetensors",
+            actual="no model.safetensors and no model.safetensors.index.json",
+            remedy="give the directory of a Hugging Face checkpoint",
+        )  # fmt: skip
+    tensors: dict[str, TensorInfo] = {}
+    for shard in names:
+        found, _ = read_header(directory / shard)
+        for name, info in sorted(found.items(), key=lambda pair: pair[1].start):
+            if name in tensors:
+                raise _bad(f"tensor {name} stands in two shards", actual=f"{tensors[name].file.name} and {shard}")
+            tensors[name] = info
+    if weight_map is not None:
+        for name, shard in weight_map.items():
+            if name not in tensors or tensors[name].file.name != shard:
+                raise _bad(f"tensor {name} is not in shard {shard} where the index puts it")
+        if extra := tensors.keys() - weight_map.keys():
+            raise _bad(f"tensor {min(extra)} is in a shard but not in the index")
+    return tensors
+
+
+def read_bytes(info: TensorInfo, offset: int = 0, length: int | None = None) -> bytes:
+    """Bytes of a tensor from `offset` on; short reads are an error, never a short result."""
+    length = info.nbytes - offset if length is None else length
+    with info.file.open("rb") as handle:
+        data = os.pread(handle.fileno(), length, info.start + offset)
+        while len(data) < length:
+            more = os.pread(handle.fileno(), length - len(data), info.start + offset + len(data))
+            if not more:
+                raise _bad(f"tensor {info.name} in {info.file} ends early")
+            data += more
+    return data
+
+
+def read_array(info: TensorInfo) -> np.ndarray:
+    """The tensor as numpy; BF16 and F16 become float32, everything else keeps its type."""
+    raw = read_bytes(info)
+    if info.dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(info.shape)
+    if info.dtype not in _NUMPY:
+        return np.frombuffer(raw, np.uint8)
+    array = np.frombuffer(raw, _NUMPY[info.dtype]).reshape(info.shape)
+    return array.astype(np.float32) if info.dtype == "F16" else array
+
+
+def header_bytes(entries: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """The header of a file that holds `entries` (name -> dtype, shape) in this order, padded to 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for name, (dtype, shape) in entries.items():
+        end = at + nbytes_of(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
