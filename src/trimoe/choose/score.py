@@ -1,0 +1,114 @@
+"""How much each expert is worth: criterion, outliers, normalisation, aggregation over classes. Pure functions.
+
+Arrays are float64 [C, L, E] (class, layer, expert) going in and [L, E] coming out. Source of every formula: protocol
+section 5 (the recipes), REAP (arXiv 2510.13999: mean of w_t |o_t| over the expert's tokens), EAN (sum of |o_t|).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from trimoe.errors import RecipeError, StatsError
+from trimoe.measure.stats import ExpertStats
+
+Array = np.ndarray
+
+
+def _per_token(total: Array, count: Array) -> Array:
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+
+
+CRITERIA: dict[str, tuple[tuple[str, ...], Callable[[ExpertStats, float], Array]]] = {
+    # name: (fields that must not be all zero, score per class, layer, expert)
+    "contribution": (("wnorm", "tc"), lambda s, alpha: alpha * s.field("wnorm") + s.field("tc")),
+    "wnorm": (("wnorm",), lambda s, _: s.field("wnorm").copy()),
+    "frequency": (("tc",), lambda s, _: s.field("tc").copy()),
+    "reap": (("reap_sum", "tc"), lambda s, _: _per_token(s.field("reap_sum"), s.field("tc"))),
+    "ean": (("ean_sum",), lambda s, _: s.field("ean_sum").copy()),
+}
+
+
+def impute_outliers(stats: ExpertStats, mode: str, above: float) -> tuple[ExpertStats, int]:
+    """Repair cells whose wnorm is not finite or larger than `above` in absolute value; returns the count.
+
+    median: the median of the row's sound cells; zero: 0; drop: lowest of all, so the class does not speak for the
+    expert; keep: leave them, refused if not finite. Fields other than wnorm are left as they are.
+    """
+    if "wnorm" not in stats.fields:
+        return stats, 0
+    wnorm = stats.fields["wnorm"].copy()
+    bad = ~np.isfinite(wnorm) | (np.abs(wnorm) > above)
+    if mode == "keep":
+        if not np.isfinite(wnorm).all():
+            raise StatsError(
+                f"{int((~np.isfinite(wnorm)).sum())} values of wnorm are not finite", expected="finite statistics",
+                remedy="repair them with --outliers median:1e4; they would sort to the top",
+            )  # fmt: skip
+        return stats, 0
+    if mode not in ("median", "zero", "drop"):
+        raise RecipeError(f"unknown outlier mode {mode}", expected="median, zero, drop or keep")
+    for c, layer in zip(*np.nonzero(bad.any(-1)), strict=True):
+        row, broken = wnorm[c, layer], bad[c, layer]
+        sound = row[~broken]
+        row[broken] = np.median(sound) if mode == "median" and sound.size else 0.0
+    return ExpertStats(stats.classes, {**stats.fields, "wnorm": wnorm}, stats.metadata), int(bad.sum())
+
+
+def raw_scores(stats: ExpertStats, criterion: str, alpha: float) -> Array:
+    """[C, L, E] scores. Refuses fields that are absent, all zero (zero-filled) or not finite."""
+    if criterion not in CRITERIA:
+        raise RecipeError(f"unknown criterion {criterion}", expected=", ".join(CRITERIA), actual=criterion)
+    needed, function = CRITERIA[criterion]
+    for name in needed:
+        if not np.any(stats.field(name)):
+            raise StatsError(f"field {name} is zero everywhere: it was never measured", expected=f"measured {name}",
+                             remedy="calibrate again or use --criterion frequency")  # fmt: skip
+    scores = function(stats, alpha)
+    if not np.isfinite(scores).all():
+        raise StatsError(f"{int((~np.isfinite(scores)).sum())} scores are not finite", expected="finite statistics",
+                         remedy="use --outliers median:1e4")  # fmt: skip
+    return scores
+
+
+def ranks(scores: Array) -> Array:
+    """Ascending rank over the last axis divided by E-1; stable: among equals the lower expert id ranks lower."""
+    order = np.argsort(scores, axis=-1, kind="stable")
+    result = np.empty(scores.shape)
+    np.put_along_axis(result, order, np.broadcast_to(np.arange(scores.shape[-1]) * 1.0, scores.shape), -1)
+    return result / max(scores.shape[-1] - 1, 1)
+
+
+def normalise(scores: Array, how: str) -> Array:
+    """`none`, `mean` (divided by the mean of the class's layer) or `rank`."""
+    if how == "none":
+        return scores
+    if how == "rank":
+        return ranks(scores)
+    if how == "mean":
+        mean = scores.mean(-1, keepdims=True)
+        return np.divide(scores, mean, out=np.zeros_like(scores), where=mean > 0)
+    raise RecipeError(f"unknown normalisation {how}", expected="none, mean or rank")
+
+
+def _top(weighted: Array, k: int) -> Array:
+    return np.sort(weighted, axis=0)[::-1][:k]
+
+
+AGGREGATES: dict[str, Callable[[Array, Array], Array]] = {
+    # (normalised r [C, L, E], weights w [C, 1, 1]) -> [L, E]
+    "max": lambda r, w: (w * r).max(0),
+    "sum": lambda r, w: (w * r).sum(0),
+    "mean": lambda r, w: (w * r).mean(0),
+    "lp4": lambda r, w: (w * r**4).sum(0) ** 0.25,
+    "softmax_t4": lambda r, w: np.log(np.exp(4 * w * r).sum(0)) / 4,
+    "second": lambda r, w: _top(w * r, 2)[-1],
+    "top3mean": lambda r, w: _top(w * r, 3).mean(0),
+    "geomean": lambda r, w: np.exp((w * np.log(np.maximum(r, 1e-12))).sum(0) / w.sum()),
+}
+
+
+def aggregate(normalised: Array, weights: Array, how: str, breadth: float) -> Array:
+    """[L, E]: the aggregate of the weighted classes plus `breadth` times their unweighted mean."""
+    if how not in AGGREGATES:
+        raise RecipeError(f"unknown aggregate {how}", expected=", ".join(AGGREGATES), actual=how)
+    return AGGREGATES[how](normalised, weights[:, None, None]) + breadth * normalised.mean(0)

@@ -1,0 +1,1 @@
+"""Checkpoint + calibration set -> expert statistics."""

@@ -1,0 +1,159 @@
+"""Expert statistics: named arrays [class, layer, expert] in one safetensors file, with their origin.
+
+Fields (protocol section 4), accumulated over calibration windows; T is the set of a window's tokens routed to an
+expert, w_t the router weight applied to token t, o_t the expert's output before weighting:
+  tc          sum of |T|                     cc          windows that hit the expert
+  wnorm       sum over windows of sqrt(sum_t |w_t o_t|^2)     rnorm   the same without w_t
+  wnsq, rnsq  sums of the squares of those   wsum        sum over windows of the mean of w_t
+  wsum_total  sum of w_t                     reap_sum    sum of w_t |o_t|      ean_sum   sum of |o_t|
+Invariants: float64; saving is deterministic; a file is never trusted beyond its own shape checks.
+"""
+
+import gzip
+import json
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimoe.artifact import canonical_json, publish_file, sha256_bytes
+from trimoe.errors import CheckpointError, StatsError
+from trimoe.model.safetensors import header_bytes, read_array, read_header
+
+FIELDS = ("tc", "cc", "wnorm", "rnorm", "wnsq", "rnsq", "wsum", "wsum_total", "reap_sum", "ean_sum")
+_REFERENCE = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
+
+
+@dataclass(frozen=True)
+class ExpertStats:
+    """`fields[name]` is float64 [C, L, E] with C = len(classes). `metadata` says where it comes from."""
+
+    classes: tuple[str, ...]
+    fields: dict[str, np.ndarray]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(classes, layers, experts)."""
+        c, layers, experts = next(iter(self.fields.values())).shape
+        return c, layers, experts
+
+    def field(self, name: str) -> np.ndarray:
+        """One field, or `StatsError` when these statistics do not have it."""
+        if name not in self.fields:
+            raise StatsError(
+                f"the statistics have no field {name}", expected=name, actual=", ".join(sorted(self.fields)),
+                remedy="calibrate again, or choose a recipe that does not need it",
+            )  # fmt: skip
+        return self.fields[name]
+
+    def select(self, patterns: list[str]) -> "ExpertStats":
+        """Only the classes that match one of the shell-style patterns, in stored order."""
+        chosen = [i for i, c in enumerate(self.classes) if any(fnmatchcase(c, p) for p in patterns)]
+        if not chosen:
+            raise StatsError(
+                f"no class matches {', '.join(patterns)}", expected="classes of the recipe",
+                actual=", ".join(self.classes), remedy="calibrate with such classes or use another recipe",
+            )  # fmt: skip
+        fields = {name: array[chosen] for name, array in self.fields.items()}
+        return ExpertStats(tuple(self.classes[i] for i in chosen), fields, self.metadata)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of classes and arrays (metadata excluded)."""
+        parts = [canonical_json(list(self.classes))]
+        for name in sorted(self.fields):
+            parts += [name.encode(), self.fields[name].tobytes()]
+        return sha256_bytes(b"".join(parts))
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write one safetensors file; the same statistics give the same bytes."""
+        names = sorted(self.fields)
+        meta = {"trimoe": "stats/1", "classes": json.dumps(list(self.classes)),
+                "metadata": canonical_json(self.metadata).decode()}  # fmt: skip
+        header = header_bytes({name: ("F64", self.shape) for name in names}, meta)
+        with publish_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as out:
+            out.write(header)
+            for name in names:
+                out.write(np.ascontiguousarray(self.fields[name], "<f8").tobytes())
+
+    @classmethod
+    def load(cls, path: Path) -> "ExpertStats":
+        """Read a file made by `save`. Raises `StatsError`."""
+        try:
+            tensors, meta = read_header(path)
+            classes = tuple(json.loads(meta["classes"]))
+            metadata = json.loads(meta["metadata"])
+            fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
+        except (CheckpointError, KeyError, ValueError, TypeError) as exc:
+            raise StatsError(
+                f"{path} is not a statistics file", expected="a file made by `trimoe calibrate` or `stats import`",
+                actual=str(exc).splitlines()[0][:200], remedy="reference JSON goes through `trimoe stats import`",
+            ) from exc  # fmt: skip
+        shapes = {array.shape for array in fields.values()}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
+            raise StatsError(f"{path} has fields of unequal shape", actual=str(sorted(shapes))[:200])
+        return cls(classes, fields, metadata)
+
+
+def import_reference(path: Path) -> ExpertStats:
+    """Read the reference layout: categories{class{layer[{id, wnorm, ...}]}}, JSON or gzipped JSON."""
+    try:
+        raw = path.read_bytes()
+        data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+        categories = data["categories"]
+        classes = tuple(categories)
+        layers = len(categories[classes[0]])
+        rows = {c: [categories[c][str(layer)] for layer in range(layers)] for c in classes}
+        experts = len(rows[classes[0]][0])
+        present = [f for f in _REFERENCE if f in rows[classes[0]][0][0]]
+        fields = {f: np.full((len(classes), layers, experts), np.nan) for f in present}
+        for i, name in enumerate(classes):
+            if len(categories[name]) != layers:
+                raise ValueError(f"class {name} has {len(categories[name])} layers, not {layers}")
+            for layer, entries in enumerate(rows[name]):
+                if sorted(e["id"] for e in entries) != list(range(experts)):
+                    raise ValueError(f"class {name} layer {layer} does not list experts 0..{experts - 1} once each")
+                for entry in entries:
+                    for f in present:
+                        fields[f][i, layer, entry["id"]] = entry[f]
+    except FileNotFoundError as exc:
+        raise StatsError(f"{path} not found", remedy="check the path") from exc
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as exc:
+        raise StatsError(
+            f"{path} is not in the reference layout", expected="categories{class{layer[{id, wnorm, tc, ...}]}}",
+            actual=f"{type(exc).__name__}: {str(exc)[:200]}", remedy="see docs/reference/stats.md",
+        ) from exc  # fmt: skip
+    return ExpertStats(classes, fields, {"source": "reference", "source_sha256": sha256_bytes(raw)})
+
+
+def export_reference(stats: ExpertStats) -> dict[str, Any]:
+    """The reference layout as a JSON-ready object; counts stay whole numbers."""
+    present = [f for f in _REFERENCE if f in stats.fields]
+    _, layers, experts = stats.shape
+
+    def entry(i: int, layer: int, expert: int) -> dict[str, Any]:
+        values = {f: float(stats.fields[f][i, layer, expert]) for f in present}
+        return {"id": expert} | {f: int(v) if f in ("tc", "cc") and v.is_integer() else v for f, v in values.items()}
+
+    categories = {
+        name: {str(layer): [entry(i, layer, e) for e in range(experts)] for layer in range(layers)}
+        for i, name in enumerate(stats.classes)
+    }
+    return {"metadata": {"num_layers": layers, "num_experts": experts, "categories": list(stats.classes)},
+            "categories": categories}  # fmt: skip
+
+
+def merge(parts: list[ExpertStats]) -> ExpertStats:
+    """Sum of runs of one model over disjoint documents; every field is additive. Raises `StatsError` on a mismatch."""
+    first = parts[0]
+    for part in parts[1:]:
+        for what, one, other in (("classes", first.classes, part.classes), ("shape", first.shape, part.shape),
+                                 ("model", first.metadata.get("model"), part.metadata.get("model"))):  # fmt: skip
+            if one != other:
+                raise StatsError(f"statistics of different {what} cannot be merged", expected=str(one)[:200],
+                                 actual=str(other)[:200])  # fmt: skip
+    fields = {f: sum((p.field(f) for p in parts[1:]), first.field(f).copy()) for f in first.fields}
+    return ExpertStats(first.classes, fields, {**first.metadata, "merged": [p.content_hash for p in parts]})
