@@ -28,46 +28,53 @@ CRITERIA: dict[str, tuple[tuple[str, ...], Callable[[ExpertStats, float], Array]
 }
 
 
-def impute_outliers(stats: ExpertStats, mode: str, above: float) -> tuple[ExpertStats, int]:
-    """Repair cells whose wnorm is not finite or larger than `above` in absolute value; returns the count.
-
-    median: the median of the row's sound cells; zero: 0; drop: lowest of all, so the class does not speak for the
-    expert; keep: leave them, refused if not finite. Fields other than wnorm are left as they are.
-    """
+def outlier_cells(stats: ExpertStats, above: float) -> Array:
+    """[C, L, E] bool: wnorm not finite, or larger than `above` in absolute value."""
     if "wnorm" not in stats.fields:
-        return stats, 0
-    wnorm = stats.fields["wnorm"].copy()
-    bad = ~np.isfinite(wnorm) | (np.abs(wnorm) > above)
-    if mode == "keep":
-        if not np.isfinite(wnorm).all():
-            raise StatsError(
-                f"{int((~np.isfinite(wnorm)).sum())} values of wnorm are not finite", expected="finite statistics",
-                remedy="repair them with --outliers median:1e4; they would sort to the top",
-            )  # fmt: skip
-        return stats, 0
-    if mode not in ("median", "zero", "drop"):
-        raise RecipeError(f"unknown outlier mode {mode}", expected="median, zero, drop or keep")
-    for c, layer in zip(*np.nonzero(bad.any(-1)), strict=True):
-        row, broken = wnorm[c, layer], bad[c, layer]
-        sound = row[~broken]
-        row[broken] = np.median(sound) if mode == "median" and sound.size else 0.0
-    return ExpertStats(stats.classes, {**stats.fields, "wnorm": wnorm}, stats.metadata), int(bad.sum())
+        return np.zeros(stats.shape, bool)
+    wnorm = stats.fields["wnorm"]
+    return ~np.isfinite(wnorm) | (np.abs(wnorm) > above)
 
 
-def raw_scores(stats: ExpertStats, criterion: str, alpha: float) -> Array:
-    """[C, L, E] scores. Refuses fields that are absent, all zero (zero-filled) or not finite."""
+def impute(scores: Array, bad: Array, mode: str) -> Array:
+    """Repair the scores of outlier cells, row by row (a row is one class in one layer).
+
+    median: the median over the row's sound cells; zero: 0; drop: below all sound cells, so that the class does not
+    speak for the expert. Protocol section 4: not-a-number and huge values otherwise sort to the top.
+    """
+    fixed = scores.copy()
+    for c, layer in np.argwhere(bad.any(-1)):
+        broken = bad[c, layer]
+        sound = scores[c, layer][~broken]
+        values = {"median": np.median, "drop": lambda x: x.min() - 1.0, "zero": lambda _: 0.0}
+        fixed[c, layer][broken] = values[mode](sound) if sound.size else 0.0
+    return fixed
+
+
+def raw_scores(stats: ExpertStats, criterion: str, alpha: float, outliers: tuple[str, float] | None = None,
+               seed: int = 0) -> tuple[Array, int]:  # fmt: skip
+    """[C, L, E] scores and the number of imputed cells. Refuses fields that are absent, all zero or not finite.
+
+    `outliers` is (mode, limit of wnorm); None keeps every finite value. `random` draws per layer from (seed, layer).
+    """
+    if criterion == "random":
+        _, layers, experts = stats.shape
+        return np.stack([np.random.default_rng([seed, layer]).random(experts) for layer in range(layers)])[None], 0
     if criterion not in CRITERIA:
-        raise RecipeError(f"unknown criterion {criterion}", expected=", ".join(CRITERIA), actual=criterion)
+        raise RecipeError(f"unknown criterion {criterion}", expected=", ".join([*CRITERIA, "random"]), actual=criterion)
     needed, function = CRITERIA[criterion]
     for name in needed:
         if not np.any(stats.field(name)):
             raise StatsError(f"field {name} is zero everywhere: it was never measured", expected=f"measured {name}",
                              remedy="calibrate again or use --criterion frequency")  # fmt: skip
-    scores = function(stats, alpha)
+    scores, imputed = function(stats, alpha), 0
+    if outliers is not None and "wnorm" in needed:
+        bad = outlier_cells(stats, outliers[1])
+        scores, imputed = impute(scores, bad, outliers[0]), int(bad.sum())
     if not np.isfinite(scores).all():
         raise StatsError(f"{int((~np.isfinite(scores)).sum())} scores are not finite", expected="finite statistics",
-                         remedy="use --outliers median:1e4")  # fmt: skip
-    return scores
+                         remedy="impute them with --outliers median:1e4")  # fmt: skip
+    return scores, imputed
 
 
 def ranks(scores: Array) -> Array:

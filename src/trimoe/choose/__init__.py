@@ -1,0 +1,1 @@
+"""Expert statistics -> drop map."""

@@ -1,0 +1,109 @@
+"""Recipes as data: one TOML file each, unknown keys refused. How a recipe becomes numbers for a model of any size.
+
+Counts are written as a whole number, or as a share "a/b" which is scaled to the model and rounded down: "16/128"
+protects 16 of 128, 4 of 32 experts. Shares of `floor.clamp` are of the kept experts, all others of all experts.
+"""
+
+import tomllib
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from trimoe.errors import RecipeError
+
+
+def _count(value: Any) -> Any:
+    if isinstance(value, str):
+        share = Fraction(value)
+        if "/" not in value or not 0 <= share <= 1:
+            raise ValueError('a share is written "a/b", between 0 and 1')
+    return value
+
+
+Count = Annotated[int | str, BeforeValidator(_count)]
+
+
+def resolve(count: int | str, whole: int) -> int:
+    """A count as a number: itself, or the share of `whole` rounded down."""
+    return count if isinstance(count, int) else int(Fraction(count) * whole)
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Floor(_Data):
+    """Protect, per layer, the top experts by pooled score of the base statistics; see protocol section 5."""
+
+    clamp: tuple[Count, Count]
+    classes: list[str] = ["generic_*"]
+
+
+class Outliers(_Data):
+    """Impute cells whose wnorm is not finite or above `limit`."""
+
+    mode: Literal["median", "zero", "drop"]
+    limit: float = Field(gt=0)
+
+
+class Recipe(_Data):
+    """Everything that turns statistics into a map. Class weights: first matching pattern wins, no match leaves out."""
+
+    name: str
+    description: str = ""
+    criterion: str = "contribution"
+    alpha: float = 2.0
+    pooled: bool = False
+    normalize: Literal["none", "mean", "rank"] = "rank"
+    aggregate: str = "max"
+    class_weights: dict[str, float] = {"*": 1.0}
+    breadth_bonus: float = 0.0
+    drop: Count = "30/128"
+    protect_top: Count = 0
+    floor: Floor | None = None
+    outliers: Outliers | None = None
+    class_min: dict[str, Count] = {}
+    seed: int = 0
+
+    def weight_of(self, class_name: str) -> float | None:
+        """Weight of a class, or None when no pattern matches it."""
+        return next((w for p, w in self.class_weights.items() if fnmatchcase(class_name, p)), None)
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """A recipe from TOML text; `RecipeError` names the file and key."""
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as exc:
+        raise RecipeError(f"recipe {source} is not valid TOML", actual=str(exc)) from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise RecipeError(
+            f"recipe {source}: {'.'.join(map(str, first['loc']))}", expected="a known key with a possible value",
+            actual=first["msg"], remedy="see docs/reference/recipes.md",
+        ) from exc  # fmt: skip
+
+
+def names() -> list[str]:
+    """Shipped recipes."""
+    folder = resources.files("trimoe.choose") / "recipes"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or a recipe file by path. `random-7` is recipe `random` with seed 7."""
+    base, _, seed = name.partition("-")
+    if base == "random" and seed.isdecimal():
+        return load_recipe("random").model_copy(update={"seed": int(seed), "name": name})
+    if name in names():
+        file = resources.files("trimoe.choose") / "recipes" / f"{name}.toml"
+        return parse_recipe(file.read_text(), name)
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        return parse_recipe(path.read_text(), name)
+    raise RecipeError(f"unknown recipe {name}", expected=", ".join(names()), actual=name,
+                      remedy="name a shipped recipe or give a .toml file")  # fmt: skip
