@@ -12,7 +12,8 @@ from pathlib import Path
 from time import perf_counter
 
 from trimoe.artifact import publish_file, sha256_file
-from trimoe.choose.dropmap import DropMap, make_map
+from trimoe.choose.dropmap import DropMap
+from trimoe.choose.select import make_map
 from trimoe.choose.recipe import load_recipe
 from trimoe.cut.certify import Certificate, certify
 from trimoe.cut.prune import prune
