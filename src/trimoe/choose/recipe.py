@@ -40,7 +40,7 @@ class Floor(_Data):
     """Protect, per layer, the top experts by pooled score of the base statistics; see protocol section 5."""
 
     clamp: tuple[Count, Count]
-    classes: list[str] = ["generic_*"]
+    exclude: list[str] = ["targeted_*"]
 
 
 class Outliers(_Data):
@@ -60,6 +60,7 @@ class Recipe(_Data):
     pooled: bool = False
     normalize: Literal["none", "mean", "rank"] = "rank"
     aggregate: str = "max"
+    exclude: list[str] = []
     class_weights: dict[str, float] = {"*": 1.0}
     breadth_bonus: float = 0.0
     drop: Count = "30/128"
@@ -70,7 +71,9 @@ class Recipe(_Data):
     seed: int = 0
 
     def weight_of(self, class_name: str) -> float | None:
-        """Weight of a class, or None when no pattern matches it."""
+        """Weight of a class, or None when it is excluded or no pattern matches it."""
+        if any(fnmatchcase(class_name, p) for p in self.exclude):
+            return None
         return next((w for p, w in self.class_weights.items() if fnmatchcase(class_name, p)), None)
 
 

@@ -103,7 +103,8 @@ def _aggregated(stats: ExpertStats, recipe: Recipe) -> tuple[Array, int, dict[st
 
 def _pooled(base: ExpertStats, recipe: Recipe) -> tuple[Array, int]:
     """[L, E]: the v4 pooled score, the largest raw score over the floor's classes."""
-    chosen = base.select(recipe.floor.classes if recipe.floor else ["generic_*"])
+    exclude = (recipe.floor or Floor(clamp=(0, 0))).exclude
+    chosen = base.select([c for c in base.classes if not any(fnmatchcase(c, p) for p in exclude)])
     scores, imputed = raw_scores(chosen, "contribution", recipe.alpha, _outliers(recipe))
     return scores.max(0), imputed
 

@@ -54,7 +54,7 @@ class ExpertStats:
         chosen = [i for i, c in enumerate(self.classes) if any(fnmatchcase(c, p) for p in patterns)]
         if not chosen:
             raise StatsError(
-                f"no class matches {', '.join(patterns)}", expected="classes of the recipe",
+                f"no class matches {', '.join(patterns) or 'the recipe'}", expected="classes of the recipe",
                 actual=", ".join(self.classes), remedy="calibrate with such classes or use another recipe",
             )  # fmt: skip
         fields = {name: array[chosen] for name, array in self.fields.items()}
