@@ -130,9 +130,10 @@ def rescale(values: list[float], clamp: tuple[int, int]) -> list[int]:
 
 
 def _owners(base: ExpertStats, recipe: Recipe) -> dict[str, Array]:
-    """For each class pattern of `class_min`: [L, E] bool, the experts whose best class (by v4's score) it is."""
+    """For each class pattern of `class_min`: [L, E] bool, the experts whose best class it is by raw score
+    (the argmax behind the pooled score of `_pooled`)."""
     scores, _ = raw_scores(base, "contribution", recipe.alpha, _outliers(recipe))
-    best = normalise(scores, "mean").argmax(0)
+    best = scores.argmax(0)
     result = {}
     for pattern in recipe.class_min:
         wanted = [i for i, c in enumerate(base.classes) if fnmatchcase(c, pattern) or c == f"generic_{pattern}"]
