@@ -1,0 +1,1 @@
+"""Checkpoint + drop map -> smaller checkpoint, and the proof that nothing else changed."""
