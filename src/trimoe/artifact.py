@@ -4,6 +4,8 @@ Invariants: nothing appears under its final name before it is complete and synce
 temporary sibling, which the next run of the same command replaces. Not guaranteed: atomicity across file systems.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trimoe import __version__
 from trimoe.errors import BadInput, MissingPrerequisite
+
+MANIFEST = "trimoe.json"  # beside the files of a directory artifact
 
 
 def canonical_json(value: Any) -> bytes:
@@ -21,9 +26,14 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sha256_json(value: Any) -> str:
     """Hex sha256 of the canonical JSON form."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    return sha256_bytes(canonical_json(value))
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -81,24 +91,70 @@ def publish_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def publish_dir(path: Path) -> Iterator[Path]:
-    """The same for a directory; a leftover of a killed run is removed first."""
+def publish_dir(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """The same for a directory. A leftover of a killed run is emptied first; a living run holds a lock on it.
+
+    `sync=False` leaves the files' data to the kernel's writeback, as `cp` does: a kill is as harmless as ever, but a
+    power cut within seconds may leave a file short under its final name (every reader here refuses a short file).
+    """
     require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir()
+    lock = _own_directory(temporary)
     try:
         yield temporary
-        for child in temporary.rglob("*"):
-            _sync(child)
+        if sync:
+            for child in temporary.rglob("*"):
+                _sync(child)
         _sync(temporary)
+        require_absent(path)
         os.rename(temporary, path)
         _sync(path.parent)
     finally:
-        if temporary.exists():
+        if _same(temporary, lock):
             shutil.rmtree(temporary)
+        os.close(lock)
+
+
+def _own_directory(temporary: Path) -> int:
+    """Create or take over a temporary directory, empty and locked; returns the descriptor that holds the lock."""
+    temporary.mkdir(exist_ok=True)
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _same(temporary, lock):
+            raise BlockingIOError(errno.EAGAIN, "renamed by another run")
+    except BlockingIOError as exc:
+        os.close(lock)
+        raise BadInput(
+            f"another run is writing {temporary.name.removeprefix('.').removesuffix('.partial')} now",
+            expected="one run per output", actual=f"{temporary} is locked", remedy="wait for it, or choose another -o",
+        ) from exc  # fmt: skip
+    for child in temporary.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+    return lock
+
+
+def _same(path: Path, fd: int) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def write_manifest(path: Path, kind: str, inputs: dict[str, Any]) -> None:
+    """Write the manifest of an artifact: `trimoe.json` in a directory, `NAME.manifest.json` beside a file.
+
+    `inputs` are what the artifact is a function of (hashes, options that change bytes); `identity` is their hash. No
+    timestamp: the same inputs give the same manifest, the file system knows when.
+    """
+    target = path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
+    body = {"kind": kind, "inputs": inputs, "identity": sha256_json({"kind": kind, **inputs}), "tool": f"trimoe {__version__}"}
+    write_json(target, body, overwrite=True)
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = False) -> None:

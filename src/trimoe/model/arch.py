@@ -1,37 +1,71 @@
 """Model families as data: one TOML file per family in `archs/`, validated on load, unknown keys refused.
 
-A family says where its layers are, which tensors carry the expert axis and which config keys count experts. Nothing
-else in trimoe knows a family's name. Families are recognised by their tensor names, not by a class name.
+A family says where its layers are, which tensors carry the expert axis, in which form they lie on disk, and which
+config keys count experts. Nothing else in trimoe knows a family's name. Families are recognised by tensor names.
+Invariant: the scopes of a family are closed. A tensor inside one that is neither a role nor listed as untouched is
+refused, so an unknown companion (a scale, a packed weight) can never pass through a cut unsliced.
 """
 
 import re
 import tomllib
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from trimoe.errors import CheckpointError
 
 
+def _dimension(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*|\*|([1-9]\d*)?[EIH]", text):
+        raise ValueError(f"dimension {text!r} is not E, I, H, a multiple such as 2I, a number, or *")
+    return text
+
+
+Dimension = Annotated[str, AfterValidator(_dimension)]
+
+
 class Role(BaseModel):
-    """One tensor (or, with `per_expert`, one tensor per expert) of a layer that is cut along the experts."""
+    """One tensor of a layer that is cut along the experts, or one per expert when `{E}` is in its name.
+
+    `shape` names the dimensions: E experts, I expert width, H hidden size, multiples of them, numbers, `*` unchecked.
+    The position of E is the axis that is cut; ["E", "H", "2I"] is a transposed stack.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     tensor: str
-    axis: int = 0
-    per_expert: bool = False
+    shape: tuple[Dimension, ...]
     optional: bool = False
+
+    @property
+    def per_expert(self) -> bool:
+        """One tensor per expert, renumbered when cut."""
+        return "{E}" in self.tensor
+
+    @property
+    def axis(self) -> int:
+        """Position of the expert axis in a stacked tensor."""
+        return 0 if self.per_expert else self.shape.index("E")
+
+    @model_validator(mode="after")
+    def _one_expert_axis(self) -> "Role":
+        if self.shape.count("E") + self.tensor.count("{E}") != 1:
+            raise ValueError(f"{self.tensor} needs exactly one of E in shape and {{E}} in the name")
+        return self
 
 
 class ConfigKeys(BaseModel):
-    """Names of the counting keys in config.json."""
+    """Names of keys in config.json, looked up in text_config first, then at the top."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     num_layers: str
     num_experts: str
     top_k: str
+    hidden: str | None = None
+    expert_width: str | None = None
+    num_experts_also: tuple[str, ...] = ()  # other names of the same count; those present are edited alike
+    ungrouped: tuple[str, ...] = ()  # keys that must be absent, null or 1: routing in groups cannot be cut exactly
 
 
 class Arch(BaseModel):
@@ -41,25 +75,44 @@ class Arch(BaseModel):
     name: str
     model_types: tuple[str, ...]
     layer_prefixes: tuple[str, ...]
+    scopes: tuple[str, ...]
+    untouched: tuple[str, ...] = ()
+    dense_layers: bool = False
     config: ConfigKeys
     roles: dict[str, Role]
 
-    def prefix(self, names: set[str]) -> str | None:
-        """The layer prefix under which this family's required expert tensors exist in `names`, or None."""
+    @model_validator(mode="after")
+    def _consistent(self) -> "Arch":
+        if any(prefix.count("{L}") != 1 for prefix in self.layer_prefixes):
+            raise ValueError("each of layer_prefixes needs {L} once")
+        loose = [r.tensor for r in self.roles.values() if not r.tensor.startswith(self.scopes)]
+        if loose or not any(not r.optional for r in self.roles.values()):
+            raise ValueError(f"roles must lie inside scopes and one be required; outside: {loose}")
+        return self
+
+    def prefix(self, forms: set[str]) -> str | None:
+        """The layer prefix under which all required tensors exist in `forms` (see `form`), or None."""
         required = [role.tensor for role in self.roles.values() if not role.optional]
         for prefix in self.layer_prefixes:
-            if all(any(_matches(prefix + tensor, name) for name in names) for tensor in required):
+            if all(form(prefix + tensor) in forms for tensor in required):
                 return prefix
         return None
 
+    @cached_property
+    def _untouched_forms(self) -> frozenset[str]:
+        return frozenset(map(form, self.untouched))
 
-@cache
-def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{L\}", r"(\d+)").replace(r"\{E\}", r"(\d+)"))
+    def stray(self, rest: str) -> bool:
+        """Whether a tensor's name after the layer prefix lies in a scope and is not declared untouched."""
+        return rest.startswith(self.scopes) and form(rest) not in self._untouched_forms
 
 
-def _matches(template: str, name: str) -> bool:
-    return _pattern(template).fullmatch(name) is not None
+_NUMBER = re.compile(r"(?<![^.])(?:\d+|\{[LE]\})(?![^.])")
+
+
+def form(name: str) -> str:
+    """A tensor's name with every number between dots (or `{L}`, `{E}`) replaced by #: equal for equal roles."""
+    return _NUMBER.sub("#", name)
 
 
 def parse_arch(text: str, source: str) -> Arch:
@@ -67,7 +120,8 @@ def parse_arch(text: str, source: str) -> Arch:
     try:
         return Arch.model_validate(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ValidationError) as exc:
-        raise CheckpointError(f"family file {source} is not valid", actual=str(exc)[:500]) from exc
+        raise CheckpointError(f"family file {source} is not valid", expected="the keys of archs/gemma4.toml",
+                              actual=str(exc)[:500], remedy="correct the file") from exc  # fmt: skip
 
 
 @cache
@@ -75,20 +129,26 @@ def all_archs() -> tuple[Arch, ...]:
     """Every shipped family, by file name."""
     folder = resources.files("trimoe.model") / "archs"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return tuple(parse_arch(f.read_text(), f.name) for f in files)
+    return tuple(parse_arch(f.read_text(encoding="utf-8"), f.name) for f in files)
 
 
-def detect(names: set[str], config: dict[str, Any]) -> tuple[Arch, str]:
-    """The family and layer prefix of a checkpoint. Raises `CheckpointError` for dense or unknown models."""
-    kinds = {config.get("model_type"), (config.get("text_config") or {}).get("model_type")}
-    for arch in all_archs():
-        prefix = arch.prefix(names)
-        if prefix is not None and kinds & set(arch.model_types):
+def detect(names: set[str], config: dict[str, Any], archs: tuple[Arch, ...] | None = None) -> tuple[Arch, str]:
+    """The family and layer prefix of a checkpoint. Raises `CheckpointError` for dense or unknown models.
+
+    The tensor names decide what the layout is; `model_type` only tells families apart that share one.
+    """
+    archs = all_archs() if archs is None else archs
+    forms = set(map(form, names))
+    scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
+    kinds = [str(scope.get("model_type")) for scope in scopes]
+    for arch in archs:
+        prefix = arch.prefix(forms)
+        if prefix is not None and set(kinds) & set(arch.model_types):
             return arch, prefix
     routed = sorted(n for n in names if "expert" in n)
     raise CheckpointError(
         "this checkpoint has no experts that trimoe knows" if routed else "this is a dense model: no expert tensors",
-        expected="a mixture of experts of one of: " + ", ".join(a.name for a in all_archs()),
-        actual=f"model_type {config.get('model_type')!r}" + (f", tensor {routed[0]}" if routed else ""),
+        expected="a mixture of experts of one of: " + ", ".join(a.name for a in archs),
+        actual=f"model_type {' in '.join(kinds)}" + (f", tensor {routed[0]}" if routed else ""),
         remedy="add a file to model/archs for a new family" if routed else "there is nothing to prune in it",
     )

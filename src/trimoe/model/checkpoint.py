@@ -1,9 +1,12 @@
 """A checkpoint as trimoe sees it: config, tensor index, family, counts, and a fingerprint. Torch-free, lazy.
 
-Invariants: opening validates every expert tensor's presence and shape against config.json, so later steps need not.
+Invariants: opening validates every expert tensor's presence and shape against config.json and leaves no tensor of the
+experts or the router unexplained, so later steps need not. Values are not read: `check_finite` does that.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +17,13 @@ import numpy as np
 from trimoe.artifact import canonical_json, read_json
 from trimoe.errors import CheckpointError
 from trimoe.model.arch import Arch, Role, detect
-from trimoe.model.safetensors import TensorInfo, read_array, read_bytes, read_index
+from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
 _SAMPLE = 64 << 10
 _SMALL = 1 << 20
+_BLOCK = 8 << 20
+# Exponent masks: a value is NaN or infinite exactly when all exponent bits are set.
+_EXPONENT = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
 
 
 @dataclass(frozen=True)
@@ -56,38 +62,62 @@ class Checkpoint:
 
     @cached_property
     def expert_tensors(self) -> dict[str, ExpertTensor]:
-        """Every tensor on the expert axis, by name."""
+        """Every tensor on the expert axis, by name, validated. Raises `CheckpointError` naming the tensor."""
         found: dict[str, ExpertTensor] = {}
+        sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
+                 "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
         for layer in range(self.num_layers):
-            for role_name, role in self.arch.roles.items():
-                for tensor in self._of_role(layer, role_name, role):
-                    found[tensor.info.name] = tensor
+            expected = [t for role in self.arch.roles for t in self._names(layer, role)]
+            if self.arch.dense_layers and not any(name in self.index for _, _, name in expected):
+                continue
+            for role_name, expert, name in expected:
+                role, info = self.arch.roles[role_name], self.index.get(name)
+                if info is not None:
+                    _check_shape(info, role, sizes)
+                    found[name] = ExpertTensor(role_name, layer, info, role.axis, expert)
+                elif not role.optional:
+                    raise CheckpointError(
+                        f"tensor {name} is missing", expected=f"{role_name} of layer {layer} in a {self.arch.name} model",
+                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
+                    )  # fmt: skip
+        self._refuse_strays(found)
         return found
 
-    def role_name(self, role: str, layer: int) -> str:
-        """Tensor name of a stacked role in a layer."""
-        return self.prefix.replace("{L}", str(layer)) + self.arch.roles[role].tensor
+    @cached_property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Layers that have experts, ascending; all of them in most families."""
+        return tuple(sorted({tensor.layer for tensor in self.expert_tensors.values()}))
 
-    def _of_role(self, layer: int, role_name: str, role: Role) -> list[ExpertTensor]:
-        base = self.prefix.replace("{L}", str(layer)) + role.tensor
-        names = [(e, base.replace("{E}", str(e))) for e in range(self.num_experts)] if role.per_expert else [(None, base)]
-        result = []
-        for expert, name in names:
-            info = self.index.get(name)
-            if info is None:
-                if role.optional:
-                    continue
+    def setting(self, key: str | None) -> int | None:
+        """An integer of config.json by its key, from text_config first; None if absent."""
+        for scope in (self.config.get("text_config"), self.config):
+            if isinstance(scope, dict) and type(scope.get(key)) is int:
+                return int(scope[key])
+        return None
+
+    def role_name(self, role: str, layer: int, expert: int | None = None) -> str:
+        """Tensor name of a role in a layer (and of one expert, for a per-expert role)."""
+        name = self.prefix.replace("{L}", str(layer)) + self.arch.roles[role].tensor
+        return name if expert is None else name.replace("{E}", str(expert))
+
+    def _names(self, layer: int, role: str) -> Iterable[tuple[str, int | None, str]]:
+        if self.arch.roles[role].per_expert:
+            return ((role, e, self.role_name(role, layer, e)) for e in range(self.num_experts))
+        return ((role, None, self.role_name(role, layer)),)
+
+    def _refuse_strays(self, claimed: dict[str, ExpertTensor]) -> None:
+        """The closed-world check: what looks like experts or router must have been explained."""
+        layer_name = re.compile(re.escape(self.prefix).replace(r"\{L\}", r"\d+") + "(.+)")
+        for name in self.index:
+            match = layer_name.fullmatch(name)
+            stray = self.arch.stray(match[1]) if match else "experts" in name.split(".")
+            if stray and name not in claimed:
                 raise CheckpointError(
-                    f"tensor {name} is missing", expected=f"{role_name} of layer {layer} in every {self.arch.name} model",
-                    remedy="the checkpoint is incomplete: download it again",
+                    f"tensor {name} belongs to the experts, but {self.arch.name} has no role for it",
+                    expected=f"experts 0..{self.num_experts - 1} of layers 0..{self.num_layers - 1}, roles "
+                             + ", ".join(self.arch.roles), actual=f"{self.index[name].dtype} {list(self.index[name].shape)}",
+                    remedy="config and weights are of different models, or this quantized layout cannot be cut",
                 )  # fmt: skip
-            if expert is None and (len(info.shape) <= role.axis or info.shape[role.axis] != self.num_experts):
-                raise CheckpointError(
-                    f"tensor {name} does not fit config.json", expected=f"{self.num_experts} experts on axis {role.axis}",
-                    actual=f"shape {list(info.shape)}", remedy="config and weights are of different models",
-                )  # fmt: skip
-            result.append(ExpertTensor(role_name, layer, info, role.axis, expert))
-        return result
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,6 +135,21 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def _check_shape(info: TensorInfo, role: Role, sizes: dict[str, int | None]) -> None:
+    """Each named dimension against config.json; dimensions whose key is unknown or absent are not checked."""
+    fits = len(info.shape) == len(role.shape)
+    for actual, text in zip(info.shape, role.shape, strict=False):
+        size = sizes[text[-1]] if text[-1] in sizes else None
+        wanted = int(text) if text.isdecimal() else size and size * int(text[:-1] or 1)
+        fits = fits and wanted in (None, actual)
+    if not fits:
+        known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if size is not None)
+        raise CheckpointError(
+            f"tensor {info.name} does not fit config.json", expected=f"[{', '.join(role.shape)}] with {known}",
+            actual=str(list(info.shape)), remedy="config and weights are of different models",
+        )  # fmt: skip
+
+
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open and validate a checkpoint directory. Raises `CheckpointError` naming the file or tensor at fault."""
     path = Path(path)
@@ -118,29 +163,49 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{path}/config.json is not a JSON object", expected="a Hugging Face config.json")
     index = read_index(path)
     arch, prefix = detect(set(index), config)
+    return bind(path, config, index, arch, prefix)
+
+
+def bind(path: Path, config: dict[str, Any], index: dict[str, TensorInfo], arch: Arch, prefix: str) -> Checkpoint:
+    """A checkpoint of a known family, validated. Raises `CheckpointError`."""
     scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
     counts = []
     for key in (arch.config.num_layers, arch.config.num_experts, arch.config.top_k):
         value = next((scope[key] for scope in scopes if key in scope), None)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= 1 << 20:
             raise CheckpointError(
-                f"config.json has no usable {key}", expected="a positive integer", actual=repr(value),
+                f"config.json has no usable {key}", expected="a positive integer", actual=repr(value)[:100],
                 remedy="use the config.json that came with the weights",
             )  # fmt: skip
         counts.append(value)
     if counts[2] > counts[1]:
         raise CheckpointError("config.json routes to more experts than there are", expected=f"at most {counts[1]}",
-                              actual=f"{arch.config.top_k} = {counts[2]}")  # fmt: skip
+                              actual=f"{arch.config.top_k} = {counts[2]}",
+                              remedy="use the config.json that came with the weights")  # fmt: skip
     checkpoint = Checkpoint(path, config, index, arch, prefix, *counts)
     _ = checkpoint.expert_tensors
     return checkpoint
 
 
-def check_finite(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` naming the first floating tensor with NaN or infinity; reads one tensor at a time."""
-    for name, info in checkpoint.index.items():
-        if info.dtype in ("BF16", "F16", "F32", "F64") and not np.isfinite(read_array(info)).all():
-            raise CheckpointError(
-                f"tensor {name} holds NaN or infinite values", expected="finite weights",
-                remedy="the file is damaged or the model diverged; no statistic of it means anything",
-            )  # fmt: skip
+def check_finite(checkpoint: Checkpoint, roles: Iterable[str] | None = None) -> None:
+    """Raise `CheckpointError` naming the first floating tensor with NaN or infinity; memory stays at 8 MiB blocks.
+
+    With `roles` only the expert tensors of these roles are read, e.g. ("router",): cheap at any size.
+    """
+    names = checkpoint.index if roles is None else [
+        name for name, tensor in checkpoint.expert_tensors.items() if tensor.role in set(roles)
+    ]  # fmt: skip
+    for name in names:
+        info = checkpoint.index[name]
+        if info.dtype not in _EXPONENT:
+            continue
+        kind, mask = _EXPONENT[info.dtype]
+        for offset in range(0, info.nbytes, _BLOCK):
+            bits = np.frombuffer(read_bytes(info, offset, min(_BLOCK, info.nbytes - offset)), kind)
+            wrong = np.flatnonzero((bits & mask) == mask)
+            if wrong.size:
+                at = offset // bits.itemsize + int(wrong[0])
+                raise CheckpointError(
+                    f"tensor {name} holds NaN or infinite values", expected="finite weights", actual=f"at element {at}",
+                    remedy="the file is damaged or the model diverged; no statistic of it means anything",
+                )  # fmt: skip

@@ -1,0 +1,159 @@
+"""The parts of the proof outside the tensors: config.json, tokenizer and templates, stray weights, recorded map.
+
+Invariants: only files that a loader reads count (a model card may differ); every difference names the file or key.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from trimoe.artifact import read_json, sha256_file
+from trimoe.choose.dropmap import DropMap
+from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
+from trimoe.errors import BadInput, CheckpointError, MapError
+from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.safetensors import TensorInfo
+
+METADATA = "expert_drop_metadata.json"
+INDEX = "model.safetensors.index.json"
+_OURS = {METADATA, CERTIFICATE, "trimoe.json"}
+_READ_BY_LOADERS = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".merges"}
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz"}
+_CARDS = ("readme", "license", "notice", "use_policy")
+_TEMPLATES = "additional_chat_templates"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json as an object. Raises `CheckpointError`."""
+    config = read_json(directory / "config.json", "model configuration", CheckpointError)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{directory}/config.json is not a JSON object", expected="a Hugging Face config.json")
+    return config
+
+
+def check_config(base: Checkpoint, pruned: dict[str, Any], kept: int | None) -> Check:
+    """The pruned config is the original's with one key changed: the expert count, which must be `kept`."""
+    key = ".".join((*base.config_scope, base.arch.config.num_experts))
+    want = copy.deepcopy(base.config)
+    scope = want
+    for part in base.config_scope:
+        scope = scope[part]
+    scope[base.arch.config.num_experts] = kept
+    findings = [
+        Finding(subject=f"config.json: {path} is not what it should be", expected=expected, actual=actual)
+        for path, expected, actual in _json_differences(want, pruned)
+        if not (path == key and kept is None)
+    ]
+    detail = f"only {key} differs from the original: {base.num_experts} -> {kept}" if not findings else f"{len(findings)} keys differ"
+    claim = f"config.json is the original's with {key} set to the number of kept experts"
+    return make_check("config", claim, detail, findings)
+
+
+def _json_differences(want: Any, have: Any, path: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(want, dict) and isinstance(have, dict):
+        found = []
+        for key in sorted(want.keys() | have.keys()):
+            where = f"{path}.{key}" if path else str(key)
+            if key not in have:
+                found.append((where, _short(want[key]), "the key is missing"))
+            elif key not in want:
+                found.append((where, "no such key", _short(have[key])))
+            else:
+                found.extend(_json_differences(want[key], have[key], where))
+        return found
+    # Through text, because Python calls 1, 1.0 and true equal and a loader does not.
+    same = json.dumps(want, sort_keys=True) == json.dumps(have, sort_keys=True)
+    return [] if same else [(path, _short(want), _short(have))]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_files(base: Path, pruned: Path, pruned_index: dict[str, TensorInfo]) -> Check:
+    """Tokenizer, chat template, generation config and the like are identical; no second set of weights lies around."""
+    originals, copies = _loader_files(base), _loader_files(pruned)
+    findings = []
+    for name in sorted(originals.keys() | copies.keys()):
+        if name not in copies:
+            findings.append(Finding(subject=f"file {name} is missing", expected="a copy of the original's"))
+        elif name not in originals:
+            findings.append(Finding(subject=f"file {name} is extra", expected="no such file, the original has none"))
+        elif sha256_file(originals[name]) != sha256_file(copies[name]):
+            findings.append(Finding(subject=f"file {name} differs from the original", expected=f"sha256 {sha256_file(originals[name])[:16]}",
+                                    actual=f"sha256 {sha256_file(copies[name])[:16]}"))  # fmt: skip
+    shards = {info.file.name for info in pruned_index.values()}
+    for file in sorted(p for p in pruned.iterdir() if p.is_file()):
+        # A loader may prefer such a file to the one that was compared.
+        stray_index = file.name.endswith(".index.json") and (file.name != INDEX or not pruned_index)
+        if (file.suffix in _WEIGHTS and file.name not in shards) or stray_index:
+            findings.append(Finding(subject=f"file {file.name} holds weights that are not part of the model", expected="only the model's shards"))
+    claim = "tokenizer, chat template and every other file a loader reads are identical to the original's"
+    return make_check("files", claim, f"{len(originals)} files: {', '.join(sorted(originals)) or 'none'}", findings)
+
+
+def _loader_files(directory: Path) -> dict[str, Path]:
+    files = [p for p in directory.iterdir() if p.is_file()]
+    if (directory / _TEMPLATES).is_dir():
+        files += [p for p in (directory / _TEMPLATES).iterdir() if p.is_file()]
+    return {
+        p.relative_to(directory).as_posix(): p
+        for p in files
+        if p.suffix in _READ_BY_LOADERS
+        and p.name not in {*_OURS, "config.json"}
+        and not p.name.endswith(".index.json")
+        and not p.name.startswith(".")
+        and not p.name.lower().startswith(_CARDS)
+    }
+
+
+def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
+    """The map that expert_drop_metadata.json records, or None without that file.
+
+    Raises `MapError` if it contradicts itself or does not fit the original model.
+    """
+    file = pruned / METADATA
+    if not file.exists():
+        return None
+    data = read_json(file, "drop metadata", MapError)
+    drop = data.get("per_layer_drop") if isinstance(data, dict) else None
+    keep = data.get("per_layer_keep") if isinstance(data, dict) else None
+    if not isinstance(drop, dict) or not isinstance(keep, dict):
+        raise MapError(f"{METADATA} has no per_layer_drop and per_layer_keep", expected="objects of layer -> expert ids")
+    try:
+        layers = {int(layer): tuple(sorted(int(i) for i in ids)) for layer, ids in drop.items()}
+        kept = {int(layer): [int(i) for i in ids] for layer, ids in keep.items()}
+    except (TypeError, ValueError) as exc:
+        raise MapError(f"{METADATA} has malformed expert ids", actual=str(exc)[:200]) from exc
+    result = DropMap(dict(sorted(layers.items())), base.num_experts)
+    result.validate(base.num_layers, base.num_experts, base.top_k)
+    counts = (data.get("original_experts", base.num_experts), data.get("target_experts", len(result.keep(0))))
+    if counts != (base.num_experts, len(result.keep(0))):
+        raise MapError(f"{METADATA} has wrong expert counts", expected=f"{base.num_experts} -> {len(result.keep(0))}",
+                       actual=f"{counts[0]} -> {counts[1]}")  # fmt: skip
+    for layer in result.drop:
+        if kept.get(layer) != result.keep(layer):
+            raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
+    return result
+
+
+def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput | None) -> Check:
+    """The map recorded in the pruned model is the given one. A missing record is no defect of the model itself."""
+    claim = f"{METADATA} records the map that the other checks used"
+    if problem is not None:
+        return make_check("map", claim, "the recorded map is unusable",
+                          [Finding(subject=problem.subject, expected=problem.expected, actual=problem.actual)])  # fmt: skip
+    if recorded is None:
+        source = "the given map" if given is not None else "a map inferred from the experts' bytes"
+        return make_check("map", claim, f"no {METADATA}; the other checks use {source}")
+    if given is None:
+        return make_check("map", claim, "no map was given; the other checks use the recorded one")
+    findings = []
+    for layer in sorted(given.drop.keys() | recorded.drop.keys()):
+        want, have = set(given.drop.get(layer, ())), set(recorded.drop.get(layer, ()))
+        if want != have:
+            findings.append(Finding(subject=f"{METADATA}: layer {layer} does not drop what the given map drops", layer=layer,
+                                    expected=f"also {sorted(want - have)}", actual=f"instead {sorted(have - want)}"))  # fmt: skip
+    return make_check("map", claim, "recorded and given map are equal" if not findings else f"{len(findings)} layers differ", findings)
