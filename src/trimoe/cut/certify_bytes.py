@@ -57,7 +57,9 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
         elif tensor.expert in kept:
             position = kept.index(tensor.expert)
             name = base.role_name(tensor.role, tensor.layer).replace("{E}", str(position))
-            expected[name] = Expected(name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position)
+            expected[name] = Expected(
+                name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position
+            )
     return expected
 
 
@@ -73,7 +75,13 @@ def check_tensors(expected: dict[str, Expected], pruned: Index) -> Check:
             findings.append(Finding(subject=f"tensor {name} has the wrong {what}", tensor=name, layer=want.layer,
                                     expected=f"{want.dtype} {list(want.shape)}", actual=f"{have.dtype} {list(have.shape)}"))  # fmt: skip
     for name in sorted(pruned.keys() - expected.keys()):
-        findings.append(Finding(subject=f"tensor {name} is extra", tensor=name, actual=f"{pruned[name].dtype} {list(pruned[name].shape)}"))
+        findings.append(
+            Finding(
+                subject=f"tensor {name} is extra",
+                tensor=name,
+                actual=f"{pruned[name].dtype} {list(pruned[name].shape)}",
+            )
+        )
     detail = f"{len(expected)} tensors expected, {len(pruned)} present"
     return make_check("tensors", "no tensor is missing or extra, every dtype and shape is right", detail, findings)
 
@@ -110,7 +118,14 @@ def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what:
         have = pruned.get(want.name)
         if have is None or (have.dtype, have.shape) != (want.dtype, want.shape):
             reason = "missing" if have is None else "of another type or shape"
-            findings.append(Finding(subject=f"tensor {want.name} could not be compared", actual=reason, tensor=want.name, layer=want.layer))
+            findings.append(
+                Finding(
+                    subject=f"tensor {want.name} could not be compared",
+                    actual=reason,
+                    tensor=want.name,
+                    layer=want.layer,
+                )
+            )
         else:
             findings.extend(_tensor_findings(want, have))
             compared += 1
@@ -210,6 +225,8 @@ def _fill(fd: int, buffer: bytearray, info: TensorInfo, offset: int) -> None:
     while got < len(view):
         count = os.preadv(fd, [view[got:]], info.start + offset + got)
         if count == 0:
-            raise CheckpointError(f"tensor {info.name} in {info.file} ends early", remedy="the file changed while it was read")
+            raise CheckpointError(
+                f"tensor {info.name} in {info.file} ends early", remedy="the file changed while it was read"
+            )
         got += count
     view.release()

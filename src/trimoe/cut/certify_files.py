@@ -45,7 +45,11 @@ def check_config(base: Checkpoint, pruned: dict[str, Any], kept: int | None) -> 
         for path, expected, actual in _json_differences(want, pruned)
         if not (path == key and kept is None)
     ]
-    detail = f"only {key} differs from the original: {base.num_experts} -> {kept}" if not findings else f"{len(findings)} keys differ"
+    detail = (
+        f"only {key} differs from the original: {base.num_experts} -> {kept}"
+        if not findings
+        else f"{len(findings)} keys differ"
+    )
     claim = f"config.json is the original's with {key} set to the number of kept experts"
     return make_check("config", claim, detail, findings)
 
@@ -89,7 +93,12 @@ def check_files(base: Path, pruned: Path, pruned_index: dict[str, TensorInfo]) -
         # A loader may prefer such a file to the one that was compared.
         stray_index = file.name.endswith(".index.json") and (file.name != INDEX or not pruned_index)
         if (file.suffix in _WEIGHTS and file.name not in shards) or stray_index:
-            findings.append(Finding(subject=f"file {file.name} holds weights that are not part of the model", expected="only the model's shards"))
+            findings.append(
+                Finding(
+                    subject=f"file {file.name} holds weights that are not part of the model",
+                    expected="only the model's shards",
+                )
+            )
     claim = "tokenizer, chat template and every other file a loader reads are identical to the original's"
     return make_check("files", claim, f"{len(originals)} files: {', '.join(sorted(originals)) or 'none'}", findings)
 
@@ -121,7 +130,9 @@ def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
     drop = data.get("per_layer_drop") if isinstance(data, dict) else None
     keep = data.get("per_layer_keep") if isinstance(data, dict) else None
     if not isinstance(drop, dict) or not isinstance(keep, dict):
-        raise MapError(f"{METADATA} has no per_layer_drop and per_layer_keep", expected="objects of layer -> expert ids")
+        raise MapError(
+            f"{METADATA} has no per_layer_drop and per_layer_keep", expected="objects of layer -> expert ids"
+        )
     try:
         layers = {int(layer): tuple(sorted(int(i) for i in ids)) for layer, ids in drop.items()}
         kept = {int(layer): [int(i) for i in ids] for layer, ids in keep.items()}
@@ -156,4 +167,6 @@ def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput
         if want != have:
             findings.append(Finding(subject=f"{METADATA}: layer {layer} does not drop what the given map drops", layer=layer,
                                     expected=f"also {sorted(want - have)}", actual=f"instead {sorted(have - want)}"))  # fmt: skip
-    return make_check("map", claim, "recorded and given map are equal" if not findings else f"{len(findings)} layers differ", findings)
+    return make_check(
+        "map", claim, "recorded and given map are equal" if not findings else f"{len(findings)} layers differ", findings
+    )

@@ -23,16 +23,17 @@ from trimoe.artifact import sha256_json
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, PromptIdentity, make_check
 from trimoe.cut.certify_prompts import Conversation
-from trimoe.errors import MissingPrerequisite
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.safetensors import ITEM_BITS, read_array
+from trimoe.model.safetensors import ITEM_BITS, TensorInfo, read_array
 
 if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int, str], None]
 LOADING = "AutoModelForCausalLM loads it with no missing, unexpected or mismatched key"
-LOGITS = "on every position of every prompt the logits equal the original's with the dropped experts' router logits at -inf"
+LOGITS = (
+    "on every position of every prompt the logits equal the original's with the dropped experts' router logits at -inf"
+)
 
 
 @dataclass
@@ -64,6 +65,13 @@ class Routing:
     selections_dropped: int = 0
     routed: set[tuple[int, int]] = field(default_factory=set)
 
+    def numbers(self, base: Checkpoint, drop_map: DropMap) -> dict[str, int | float]:
+        """`masked_share`: part of the unmasked selections that would have gone to a dropped expert (0: the mask was
+        never needed). `kept_routed`: kept (layer, expert) pairs that some token was routed to, of `kept_total`."""
+        kept = sum(len(drop_map.keep(layer, base.num_experts)) for layer in range(base.num_layers))
+        share = self.selections_dropped / self.selections if self.selections else 0.0
+        return {"masked_share": round(share, 6), "kept_routed": len(self.routed), "kept_total": kept}
+
 
 def not_run(reason: str) -> list[Check]:
     """The two checks of this module, not run."""
@@ -80,7 +88,7 @@ def missing_software() -> str | None:
 def check_logits(
     base: Checkpoint,
     pruned: Path,
-    pruned_nbytes: int,
+    pruned_index: dict[str, TensorInfo],
     drop_map: DropMap,
     prompts: list[Conversation],
     *,
@@ -97,11 +105,17 @@ def check_logits(
         identity = PromptIdentity(sha256=sha256_json(ids), count=len(ids), tokens=sum(map(len, ids)))
         with tempfile.TemporaryDirectory(prefix="trimoe-certify-") as folder:
             routing = _run_original(base, drop_map, ids, Path(folder), device, progress)
-            with _loaded(pruned, device, pruned_nbytes) as (model, keys):
+            with _loaded(pruned, device, fp32_bytes(pruned_index)) as (model, keys):
                 loading = _check_loading(keys)
-                logits, difference = _compare(model, ids, Path(folder), tolerance, device, routing, base, drop_map, progress)
+                logits, difference = _compare(model, ids, Path(folder), tolerance, device, progress)
+                logits = logits.model_copy(update={"numbers": {**logits.numbers, **routing.numbers(base, drop_map)}})
     except _LoadingFailed as exc:
-        return LogitProof([make_check("loading", LOADING, "the pruned model does not load", exc.findings), not_run("the pruned model does not load")[1]])
+        return LogitProof(
+            [
+                make_check("loading", LOADING, "the pruned model does not load", exc.findings),
+                not_run("the pruned model does not load")[1],
+            ]
+        )
     except CannotCheck as exc:
         return LogitProof([loading or not_run(str(exc))[0], not_run(str(exc))[1]])
     return LogitProof([loading, logits], difference, identity)
@@ -116,7 +130,9 @@ def _tokenize(model: Path, prompts: list[Conversation]) -> list[list[int]]:
         for conversation in prompts:
             if tokenizer.chat_template:
                 open_turn = conversation[-1]["role"] != "assistant"
-                texts.append(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_turn))
+                texts.append(
+                    tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_turn)
+                )
             else:
                 texts.append("\n".join(m["content"] for m in conversation))
         # The template writes the special tokens itself.
@@ -133,7 +149,7 @@ def _run_original(
     import torch
 
     try:
-        with _loaded(base.path, device, base.nbytes_fp32 if hasattr(base, "nbytes_fp32") else _fp32_bytes(base)) as (model, keys):
+        with _loaded(base.path, device, fp32_bytes(base.index)) as (model, keys):
             if findings := _loading_findings(keys):
                 raise CannotCheck(f"the original itself does not load cleanly: {findings[0]}")
             mask = _router_mask(base, drop_map, model)
@@ -142,7 +158,9 @@ def _run_original(
                     logits = _forward(model, prompt, device)
                 if not np.isfinite(logits).all():
                     position = int(np.argmin(np.isfinite(logits).all(axis=1)))
-                    raise CannotCheck(f"the original's own logits are not finite (prompt {number}, position {position})")
+                    raise CannotCheck(
+                        f"the original's own logits are not finite (prompt {number}, position {position})"
+                    )
                 np.save(folder / f"{number}.npy", logits)
                 if progress is not None:
                     progress(number + 1, 2 * len(ids), "logits of the masked original")
@@ -151,3 +169,204 @@ def _run_original(
     if unseen := sorted(set(range(base.num_layers)) - mask.seen):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
     return mask.routing
+
+
+def _router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
+    """A context manager under which every router's output has -inf at the layer's dropped experts."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    layers: dict[int, int] = {}
+    masks: dict[int, torch.Tensor] = {}
+    for layer in range(base.num_layers):
+        weight = _router_weight(base, layer, model)
+        layers[weight.data_ptr()] = layer
+        mask = torch.zeros(base.num_experts, dtype=torch.bool)
+        mask[list(drop_map.drop[layer])] = True
+        masks[layer] = mask.to(weight.device)
+
+    class RouterMask(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: set[int] = set()
+            self.routing = Routing()
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            out = func(*args, **kwargs)
+            if func is not torch.nn.functional.linear:
+                return out
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            layer = layers.get(weight.data_ptr())
+            if layer is None:
+                return out
+            self.seen.add(layer)
+            masked = out.masked_fill(masks[layer], float("-inf"))
+            chosen = out.topk(base.top_k, dim=-1).indices
+            self.routing.selections += chosen.numel()
+            self.routing.selections_dropped += int(masks[layer][chosen].sum())
+            self.routing.routed.update((layer, int(e)) for e in masked.topk(base.top_k, dim=-1).indices.unique())
+            return masked
+
+    return RouterMask()
+
+
+def _router_weight(base: Checkpoint, layer: int, model: Any) -> Any:
+    """The model's parameter that was loaded from the layer's router tensor: by name, else by its values, because
+    some families are renamed while they are loaded."""
+    import torch
+
+    name = base.role_name("router", layer)
+    parameters = dict(model.named_parameters())
+    suffix = "." + name[name.index("layers.") :] if "layers." in name else name
+    found = [name] if name in parameters else [n for n in parameters if n.endswith(suffix)]
+    if len(found) != 1:
+        want = torch.from_numpy(np.array(read_array(base.index[name]), dtype=np.float32))
+        found = [
+            n for n, p in parameters.items() if p.shape == want.shape and torch.equal(p.detach().cpu().float(), want)
+        ]
+    if len(found) != 1:
+        raise CannotCheck(f"the parameter of {name} was not found in the loaded model ({len(found)} candidates)")
+    return parameters[found[0]]
+
+
+def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:
+    """Logits of one prompt, float32 [tokens, vocabulary]."""
+    import torch
+
+    logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
+    result: np.ndarray = logits.float().cpu().numpy()
+    return result
+
+
+def _compare(
+    model: Any, ids: list[list[int]], folder: Path, tolerance: float, device: str, progress: Progress | None
+) -> tuple[Check, float | None]:
+    import torch
+
+    worst, where, argmax_equal, positions = 0.0, "", 0, 0
+    findings: list[Finding] = []
+    for number, prompt in enumerate(ids):
+        with torch.no_grad():
+            have = _forward(model, prompt, device)
+        want = np.load(folder / f"{number}.npy")
+        if have.shape != want.shape:
+            findings.append(
+                Finding(
+                    subject=f"logits of prompt {number} have another shape",
+                    expected=str(want.shape),
+                    actual=str(have.shape),
+                )
+            )
+            break
+        finite = np.isfinite(have).all(axis=1)
+        if not finite.all():
+            findings.append(
+                Finding(subject=f"prompt {number}, position {int(np.argmin(finite))}: logits are not finite")
+            )
+            continue
+        difference = np.abs(have - want)
+        position, token = np.unravel_index(int(difference.argmax()), difference.shape)
+        largest = float(difference[position, token])
+        if largest > tolerance:
+            findings.append(Finding(subject=f"prompt {number}, position {position}, token id {token}: logits differ by {largest:.3g}",
+                                    expected=f"{want[position, token]:.6g}", actual=f"{have[position, token]:.6g}"))  # fmt: skip
+        if largest > worst:
+            worst, where = largest, f" (prompt {number}, position {position}, token id {token})"
+        argmax_equal += int((have.argmax(axis=1) == want.argmax(axis=1)).sum())
+        positions += len(prompt)
+        if progress is not None:
+            progress(len(ids) + number + 1, 2 * len(ids), "logits of the pruned model")
+    detail = (
+        f"largest difference {worst:.3g}{where}, tolerance {tolerance:g}; "
+        f"same most likely token at {argmax_equal} of {positions} positions of {len(ids)} prompts"
+    )
+    numbers: dict[str, int | float] = {"max_difference": worst, "positions": positions, "argmax_equal": argmax_equal}
+    return make_check("logits", LOGITS, detail, findings, numbers=numbers), worst if positions else None
+
+
+@contextmanager
+def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The model in fp32 with its loading report; released on exit."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    _require_memory(nbytes, device)
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        # Mismatched sizes are let through so that they are reported by name instead of as a stack trace.
+        model, keys = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True,
+            attn_implementation="eager", experts_implementation="eager",
+        )  # fmt: skip
+        model = model.eval().to(device)
+    except Exception as exc:  # loading damaged weights fails in every way there is; each means "does not load"
+        raise _LoadingFailed(
+            [Finding(subject="AutoModelForCausalLM cannot load the model", actual=_line(exc))]
+        ) from exc
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    try:
+        yield model, keys
+    finally:
+        del model
+        gc.collect()
+
+
+def _loading_findings(keys: dict[str, Any]) -> list[Finding]:
+    findings = []
+    for kind, label in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "unexpected"),
+        ("mismatched_keys", "of the wrong size"),
+    ):
+        for key in sorted(map(str, keys.get(kind) or ())):
+            findings.append(Finding(subject=f"key {key} is {label} when the model is loaded"))
+    findings += [Finding(subject="loading reports an error", actual=str(m)[:300]) for m in keys.get("error_msgs") or ()]
+    return findings
+
+
+def _check_loading(keys: dict[str, Any]) -> Check:
+    findings = _loading_findings(keys)
+    return make_check("loading", LOADING, f"{len(findings)} keys are wrong" if findings else "every key fits", findings)
+
+
+def fp32_bytes(index: dict[str, TensorInfo]) -> int:
+    """Memory of these tensors as float32."""
+    return sum(info.nbytes * 8 // ITEM_BITS[info.dtype] * 4 for info in index.values())
+
+
+def _require_memory(nbytes: int, device: str) -> None:
+    """Refuse what would be killed: weights in fp32 plus a tenth for activations must be free."""
+    free = _free_memory(device)
+    needed = nbytes + nbytes // 10
+    if free is not None and needed > free:
+        raise CannotCheck(
+            f"fp32 weights need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free on {device}"
+        )
+
+
+def _free_memory(device: str) -> int | None:
+    """Free bytes on the device, None if unknown."""
+    if device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise CannotCheck(f"device {device} is not available")
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def _line(exc: BaseException) -> str:
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:300]

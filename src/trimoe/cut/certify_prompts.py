@@ -55,7 +55,9 @@ def load_prompts(path: Path | None) -> list[Conversation]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise BadInput(f"prompts {path} cannot be read", expected="a UTF-8 text, .json or .jsonl file", actual=str(exc)) from exc
+        raise BadInput(
+            f"prompts {path} cannot be read", expected="a UTF-8 text, .json or .jsonl file", actual=str(exc)
+        ) from exc
     try:
         if path.suffix == ".json":
             entries = json.loads(text)
@@ -65,7 +67,9 @@ def load_prompts(path: Path | None) -> list[Conversation]:
     except (ValueError, RecursionError) as exc:
         raise BadInput(f"prompts {path} are not valid JSON", actual=str(exc)[:200]) from exc
     if not isinstance(entries, list) or not entries:
-        raise BadInput(f"prompts {path} hold no prompt", expected="at least one", remedy="add a prompt, or leave --prompts out")
+        raise BadInput(
+            f"prompts {path} hold no prompt", expected="at least one", remedy="add a prompt, or leave --prompts out"
+        )
     return [_conversation(entry, f"entry {number} of {path}") for number, entry in enumerate(entries, 1)]
 
 
@@ -76,7 +80,11 @@ def _conversation(entry: Any, where: str) -> Conversation:
         return _turns(entry)
     if isinstance(entry, list) and entry and all(_is_message(m) for m in entry):
         return [{"role": m["role"], "content": m["content"]} for m in entry]
-    raise BadInput(f"{where} is not a prompt", expected='a text, or messages [{"role": ..., "content": ...}]', actual=repr(entry)[:100])
+    raise BadInput(
+        f"{where} is not a prompt",
+        expected='a text, or messages [{"role": ..., "content": ...}]',
+        actual=repr(entry)[:100],
+    )
 
 
 def _is_message(value: Any) -> bool:

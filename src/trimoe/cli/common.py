@@ -1,0 +1,92 @@
+"""What every command shares: `--json`, output, progress on a terminal, and the check for an extra.
+
+Invariants: with `--json` standard output carries exactly one JSON document; progress goes to standard error and only if
+that is a terminal. Imports nothing heavy, so that `trimoe --help` stays fast.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from trimoe.errors import MissingPrerequisite
+
+Progress = Callable[[int, int, str], None]
+"""Called as `progress(done, total, note)`; `total` 0 means unknown, `note` names the item in work."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What an extra brings, and which verbs need it. `doctor` prints it; `require_extra` names it in its remedy.
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "torch": (
+        ("torch", "transformers", "safetensors", "tokenizers"),
+        "calibrate, eval, demo, and the logit part of certify",
+    ),
+    "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
+    "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
+}
+
+
+def json_option(command: F) -> F:
+    """Adds `--json`; the command receives it as `as_json: bool`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
+
+
+def emit(data: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print the result once: as JSON for machines, or as text for people."""
+    # allow_nan=False: NaN is not JSON, and a result that holds one must be fixed where it is made.
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Raise `MissingPrerequisite` with the install command unless every package of `extra` can be imported."""
+    packages, _ = EXTRAS[extra]
+    missing = [name for name in packages if sys.modules.get(name, "") is None or not _installed(name)]
+    if missing:
+        raise MissingPrerequisite(
+            f"{purpose} needs the extra '{extra}'",
+            expected=", ".join(packages),
+            actual=f"not installed: {', '.join(missing)}",
+            remedy=install_command(extra),
+        )
+
+
+def install_command(extra: str) -> str:
+    """The shell command that installs an extra; torch is pinned because an open range fetches GPU libraries."""
+    first = "pip install torch==2.13.0 && " if extra == "torch" else ""
+    return f"{first}pip install 'trimoe[{extra}]'"
+
+
+def _installed(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """A progress bar on standard error while the block runs; silent unless standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total or None, note=note)
+
+        yield update
