@@ -147,13 +147,17 @@ def _known(exc: Exception) -> TrimoeError | None:
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return MissingPrerequisite("no space left on the disk", actual=str(exc), remedy="free some space and run again")
     if isinstance(exc, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError) and exc.filename:
-        return BadInput(f"cannot use {exc.filename}", actual=str(exc.strerror), remedy="check the path and its permissions")
+        return BadInput(
+            f"cannot use {exc.filename}", actual=str(exc.strerror), remedy="check the path and its permissions"
+        )
     return None
 
 
 def _defect(exc: Exception, as_json: bool) -> int:
     traceback.print_exception(exc)
-    hint = f"please report it with this traceback, the command, and the output of `trimoe doctor` (trimoe {__version__})"
+    hint = (
+        f"please report it with this traceback, the command, and the output of `trimoe doctor` (trimoe {__version__})"
+    )
     click.echo(f"trimoe: this is a defect of trimoe, not of your input: {hint}", err=True)
     if as_json:
         body = {"error": type(exc).__name__, "subject": str(exc), "remedy": hint, "exit_code": INTERNAL_ERROR}

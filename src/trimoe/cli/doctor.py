@@ -1,0 +1,157 @@
+"""`trimoe doctor`: what this machine has, what is missing, and what each missing piece would enable.
+
+Invariants: reads only; imports no extra (versions come from package metadata), so it works in the barest install.
+Exit 0 unless a base dependency is missing or too old to be imported.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimoe import __version__
+from trimoe.cli.common import EXTRAS, emit, install_command, json_option
+from trimoe.errors import MissingPrerequisite
+
+BASE = ("numpy", "click", "rich", "pydantic", "pyyaml", "jinja2")
+
+# Programs outside Python: how to ask for the version, and what they are good for.
+TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
+    "cmake": (("--version",), "building llama.cpp, for GGUF files (not used yet)"),
+    "ninja": (("--version",), "building llama.cpp, for GGUF files (not used yet)"),
+    "llama-quantize": (("--version",), "writing quantized GGUF files (not used yet)"),
+    "llama-server": (("--version",), "serving GGUF files (not used yet)"),
+    "node": (("--version",), "running JavaScript answers of code benches (not used yet)"),
+    "java": (("-version",), "running Java answers of code benches (not used yet)"),
+    "rustc": (("--version",), "running Rust answers of code benches (not used yet)"),
+    "bwrap": (("--version",), "a stronger sandbox for generated code (not used yet)"),
+}
+
+GIB = 1 << 30
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show what is installed and what each missing piece would enable.
+
+    \b
+    Examples:
+      trimoe doctor
+      trimoe doctor --json
+    """
+    report = examine()
+    emit(report, render(report), as_json)
+    broken = [name for name, version in report["base"].items() if version is None]
+    if broken:
+        raise MissingPrerequisite(
+            "the base install is broken",
+            expected=", ".join(BASE),
+            actual=f"missing: {', '.join(broken)}",
+            remedy="pip install --force-reinstall trimoe",
+        )
+
+
+def examine() -> dict[str, Any]:
+    """Everything doctor knows, ready for JSON. Sizes in bytes, versions as strings, None for what is absent."""
+    disk = shutil.disk_usage(Path.cwd())
+    extras = {
+        name: {
+            "packages": {package: package_version(package) for package in packages},
+            "enables": purpose,
+            "install": install_command(name),
+        }
+        for name, (packages, purpose) in EXTRAS.items()
+    }
+    tools = {
+        name: {"version": tool_version(name, arguments), "enables": purpose}
+        for name, (arguments, purpose) in TOOLS.items()
+    }
+    return {
+        "trimoe": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": usable_cores(),
+        "memory_total": memory("MemTotal"),
+        "memory_available": memory("MemAvailable"),
+        "disk_free": disk.free,
+        "base": {name: package_version(name) for name in BASE},
+        "extras": extras,
+        "tools": tools,
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report of `examine` as lines for people."""
+    lines = [
+        f"trimoe {report['trimoe']}, Python {report['python']}, {report['platform']}",
+        f"{report['cores']} cores, memory {_size(report['memory_available'])} free of {_size(report['memory_total'])}, "
+        f"disk {_size(report['disk_free'])} free here",
+        "",
+        "base: prune, map, stats, inspect, compare and the byte part of certify",
+        *(_row(name, version) for name, version in report["base"].items()),
+    ]
+    for name, extra in report["extras"].items():
+        lines += ["", f"extra '{name}': {extra['enables']}"]
+        lines += [_row(package, version) for package, version in extra["packages"].items()]
+        if None in extra["packages"].values():
+            lines.append(f"  install: {extra['install']}")
+    lines += ["", "tools outside Python"]
+    lines += [_row(name, tool["version"], tool["enables"]) for name, tool in report["tools"].items()]
+    return "\n".join(lines)
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed distribution, None if absent."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tool_version(name: str, arguments: tuple[str, ...]) -> str | None:
+    """The version a program prints, "found" if it prints none we can read, None if it is not on PATH."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        answer = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "found, but it does not start"
+    match = re.search(r"\d+(\.\d+)+|\d+", answer.stdout + answer.stderr)
+    return match.group() if match else "found"
+
+
+def usable_cores() -> int:
+    """Cores this process may use (a container may allow fewer than the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory(field: str) -> int | None:
+    """Bytes of a field of /proc/meminfo; None where there is no such file."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None
+
+
+def _row(name: str, version: str | None, note: str = "") -> str:
+    mark = "ok     " if version else "missing"
+    return f"  {mark} {name:<15} {version or '':<10} {note}".rstrip()
+
+
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / GIB:.1f} GiB"
+
+
+COMMANDS: list[click.Command] = [doctor]
