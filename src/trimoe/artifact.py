@@ -36,11 +36,6 @@ def sha256_json(value: Any) -> str:
     return sha256_bytes(canonical_json(value))
 
 
-def sha256_bytes(data: bytes) -> str:
-    """Hex sha256."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in blocks."""
     with path.open("rb") as handle:
@@ -153,7 +148,8 @@ def write_manifest(path: Path, kind: str, inputs: dict[str, Any]) -> None:
     timestamp: the same inputs give the same manifest, the file system knows when.
     """
     target = path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
-    body = {"kind": kind, "inputs": inputs, "identity": sha256_json({"kind": kind, **inputs}), "tool": f"trimoe {__version__}"}
+    identity = sha256_json({"kind": kind, "inputs": inputs})
+    body = {"kind": kind, "identity": identity, "inputs": inputs, "tool": f"trimoe {__version__}"}
     write_json(target, body, overwrite=True)
 
 

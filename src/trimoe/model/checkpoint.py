@@ -77,8 +77,8 @@ class Checkpoint:
                     found[name] = ExpertTensor(role_name, layer, info, role.axis, expert)
                 elif not role.optional:
                     raise CheckpointError(
-                        f"tensor {name} is missing", expected=f"{role_name} of layer {layer} in a {self.arch.name} model",
-                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
+                        f"tensor {name} is missing",
+                        expected=f"{role_name} of layer {layer} in a {self.arch.name} model", actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
                     )  # fmt: skip
         self._refuse_strays(found)
         return found
@@ -91,7 +91,7 @@ class Checkpoint:
     def setting(self, key: str | None) -> int | None:
         """An integer of config.json by its key, from text_config first; None if absent."""
         for scope in (self.config.get("text_config"), self.config):
-            if isinstance(scope, dict) and type(scope.get(key)) is int:
+            if key is not None and isinstance(scope, dict) and type(scope.get(key)) is int:
                 return int(scope[key])
         return None
 
@@ -114,8 +114,9 @@ class Checkpoint:
             if stray and name not in claimed:
                 raise CheckpointError(
                     f"tensor {name} belongs to the experts, but {self.arch.name} has no role for it",
-                    expected=f"experts 0..{self.num_experts - 1} of layers 0..{self.num_layers - 1}, roles "
-                             + ", ".join(self.arch.roles), actual=f"{self.index[name].dtype} {list(self.index[name].shape)}",
+                    expected=f"{', '.join(self.arch.roles)} of experts 0..{self.num_experts - 1}, "
+                             f"layers 0..{self.num_layers - 1}",
+                    actual=f"{self.index[name].dtype} {list(self.index[name].shape)}",
                     remedy="config and weights are of different models, or this quantized layout cannot be cut",
                 )  # fmt: skip
 
@@ -139,7 +140,7 @@ def _check_shape(info: TensorInfo, role: Role, sizes: dict[str, int | None]) -> 
     """Each named dimension against config.json; dimensions whose key is unknown or absent are not checked."""
     fits = len(info.shape) == len(role.shape)
     for actual, text in zip(info.shape, role.shape, strict=False):
-        size = sizes[text[-1]] if text[-1] in sizes else None
+        size = sizes.get(text[-1])
         wanted = int(text) if text.isdecimal() else size and size * int(text[:-1] or 1)
         fits = fits and wanted in (None, actual)
     if not fits:

@@ -19,12 +19,14 @@ from trimoe.artifact import read_json
 from trimoe.errors import CheckpointError
 
 ITEM_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 _NUMPY = {"F64": "<f8", "I64": "<i8", "U64": "<u8", "F32": "<f4", "I32": "<i4", "U32": "<u4", "F16": "<f2",
           "I16": "<i2", "U16": "<u2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
-MAX_HEADER = 100 << 20
+MAX_HEADER = 100_000_000  # the format's own limit
+MAX_DIMENSIONS = 16  # no real tensor comes near; keeps a hostile header from asking for huge products
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TensorInfo:
 
 
 def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor of this type and shape."""
+    """Bytes of a tensor of this type and shape (types below 8 bits are packed)."""
     return math.prod(shape) * ITEM_BITS[dtype] // 8
 
 
@@ -64,7 +66,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise _bad(f"{path} is not a safetensors file or is truncated", expected="a header within the file",
                            actual=f"header length {length}, file size {size}")  # fmt: skip
-            header = json.loads(handle.read(length))
+            header = json.loads(handle.read(length), object_pairs_hook=_no_duplicates)
     except FileNotFoundError as exc:
         raise _bad(f"shard {path.name} is missing from {path.parent}", expected="every shard of the index") from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -83,17 +85,27 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         at = info.end
     if at != size:
         raise _bad(f"{path} does not end with its last tensor", expected=f"{at} bytes", actual=f"{size} bytes")
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
+        raise _bad(f"{path} has malformed metadata in its header", expected="an object of strings")
+    return tensors, metadata
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return result
 
 
 def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         integers = all(type(v) is int and 0 <= v < 1 << 62 for v in (*shape, start, end))
-        if dtype not in ITEM_BITS or not integers or start > end:
-            raise ValueError(f"{dtype} {shape} {start}:{end}")
+        if dtype not in ITEM_BITS or not integers or start > end or len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"{dtype} {shape[:MAX_DIMENSIONS]} {start}:{end}")
+        name.encode()  # a lone surrogate cannot be written back
     except (TypeError, KeyError, ValueError) as exc:
-        raise _bad(f"tensor {name!r} in {path} has a malformed entry", actual=str(exc)[:200]) from exc
+        raise _bad(f"tensor {name[:200]!r} in {path} has a malformed entry", actual=str(exc)[:200]) from exc
     if base + end > size:
         raise _bad(f"tensor {name} in {path} lies beyond the end of the file: the file is truncated",
                    expected=f"{base + end} bytes", actual=f"{size} bytes")  # fmt: skip
