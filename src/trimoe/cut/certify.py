@@ -67,7 +67,7 @@ def certify(
 
     index, config, readable = _read(pruned)
     if index is None or config is None:
-        checks, drop_map, source = [readable], given, "given" if given is not None else "unknown"
+        checks, drop_map, source = [readable], given, _source(given)
     else:
         drop_map, source, map_check = _resolve_map(original, pruned, index, given, progress)
         kept = None if drop_map is None else len(drop_map.keep(0, original.num_experts))
@@ -78,26 +78,39 @@ def certify(
     )
 
     certificate = Certificate(
-        status=verdict(checks + proof.checks), checks=tuple(checks + proof.checks),
+        status=verdict(checks + proof.checks),
+        checks=tuple(checks + proof.checks),
         base=ModelIdentity(fingerprint=original.fingerprint, num_experts=original.num_experts),
         pruned=_identity(original, pruned, index, config),
         map=MapIdentity(sha256=drop_map.content_hash if drop_map else None, source=source),
-        tolerance=tolerance, max_logit_difference=proof.max_difference, prompts=proof.prompts, tools=tool_versions(),
-    )  # fmt: skip
+        tolerance=tolerance,
+        max_logit_difference=proof.max_difference,
+        prompts=proof.prompts,
+        tools=tool_versions(),
+    )
     certificate.save(output or pruned / CERTIFICATE)
     return certificate
+
+
+def _source(given: DropMap | None) -> MapSource:
+    return "unknown" if given is None else "given"
 
 
 def _directory(pruned: Path | str) -> Path:
     pruned = Path(pruned)
     if not pruned.is_dir():
         raise CheckpointError(
-            f"{pruned} is not a checkpoint directory", expected="the directory of the pruned model",
-            actual="a file" if pruned.exists() else "it does not exist", remedy="check the path",
-        )  # fmt: skip
+            f"{pruned} is not a checkpoint directory",
+            expected="the directory of the pruned model",
+            actual="a file" if pruned.exists() else "it does not exist",
+            remedy="check the path",
+        )
     if not (pruned / "config.json").exists() and not any(pruned.glob("*.safetensors*")):
-        raise CheckpointError(f"{pruned} is not a safetensors checkpoint", expected="config.json and model*.safetensors",
-                              remedy="give the directory of the pruned model")  # fmt: skip
+        raise CheckpointError(
+            f"{pruned} is not a safetensors checkpoint",
+            expected="config.json and model*.safetensors",
+            remedy="give the directory of the pruned model",
+        )
     return pruned
 
 
@@ -159,9 +172,18 @@ def _byte_checks(base: Checkpoint, index: Index, drop_map: DropMap | None, progr
 
 
 def _logit_proof(
-    base: Checkpoint, pruned: Path, index: Index | None, drop_map: DropMap | None, prompts: list[Conversation],
-    checks: list[Check], wanted: bool, keep_going: bool, tolerance: float, device: str, progress: Progress | None,
-) -> LogitProof:  # fmt: skip
+    base: Checkpoint,
+    pruned: Path,
+    index: Index | None,
+    drop_map: DropMap | None,
+    prompts: list[Conversation],
+    checks: list[Check],
+    wanted: bool,
+    keep_going: bool,
+    tolerance: float,
+    device: str,
+    progress: Progress | None,
+) -> LogitProof:
     reason = None
     if not wanted:
         reason = "switched off"
@@ -177,7 +199,7 @@ def _logit_proof(
 
 
 def _identity(base: Checkpoint, pruned: Path, index: Index | None, config: dict[str, Any] | None) -> ModelIdentity:
-    """What exactly was checked: fingerprint as `inspect` shows it (None for a damaged model), and each file's sha256."""
+    """What exactly was checked: the fingerprint (None for a damaged model) and each file's sha256."""
     names = {info.file.name for info in (index or {}).values()}
     names |= {p.name for p in pruned.iterdir() if p.is_file() and p.suffix in (".json", ".jinja", ".model", ".txt")}
     names -= {CERTIFICATE}
@@ -189,8 +211,11 @@ def _identity(base: Checkpoint, pruned: Path, index: Index | None, config: dict[
         fingerprint = open_checkpoint(pruned).fingerprint
     except CheckpointError:
         fingerprint = None
-    return ModelIdentity(fingerprint=fingerprint, num_experts=count if type(count) is int else None,
-                         files={name: sha256_file(pruned / name) for name in sorted(names)})  # fmt: skip
+    return ModelIdentity(
+        fingerprint=fingerprint,
+        num_experts=count if type(count) is int else None,
+        files={name: sha256_file(pruned / name) for name in sorted(names)},
+    )
 
 
 def tool_versions() -> dict[str, str]:

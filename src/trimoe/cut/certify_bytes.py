@@ -72,8 +72,15 @@ def check_tensors(expected: dict[str, Expected], pruned: Index) -> Check:
             findings.append(Finding(subject=f"tensor {name} is missing", tensor=name, layer=want.layer))
         elif (have.dtype, have.shape) != (want.dtype, want.shape):
             what = "dtype" if have.dtype != want.dtype else "shape"
-            findings.append(Finding(subject=f"tensor {name} has the wrong {what}", tensor=name, layer=want.layer,
-                                    expected=f"{want.dtype} {list(want.shape)}", actual=f"{have.dtype} {list(have.shape)}"))  # fmt: skip
+            findings.append(
+                Finding(
+                    subject=f"tensor {name} has the wrong {what}",
+                    tensor=name,
+                    layer=want.layer,
+                    expected=f"{want.dtype} {list(want.shape)}",
+                    actual=f"{have.dtype} {list(have.shape)}",
+                )
+            )
     for name in sorted(pruned.keys() - expected.keys()):
         findings.append(
             Finding(
@@ -92,10 +99,12 @@ def check_untouched(expected: dict[str, Expected], pruned: Index, progress: Prog
     findings: list[Finding] = []
     compared = _compare(work, pruned, findings, "untouched tensors", progress)
     return make_check(
-        "untouched", "every tensor without an expert axis is byte-identical to the original",
-        f"{compared} of {len(work)} tensors compared", findings,
+        "untouched",
+        "every tensor without an expert axis is byte-identical to the original",
+        f"{compared} of {len(work)} tensors compared",
+        findings,
         numbers={"tensors": compared, "bytes": sum(e.source.nbytes for e in work)},
-    )  # fmt: skip
+    )
 
 
 def check_cut(expected: dict[str, Expected], pruned: Index, progress: Progress | None = None) -> Check:
@@ -104,10 +113,12 @@ def check_cut(expected: dict[str, Expected], pruned: Index, progress: Progress |
     findings: list[Finding] = []
     compared = _compare(work, pruned, findings, "cut tensors", progress)
     return make_check(
-        "cut", "every cut tensor holds exactly the kept experts' rows in ascending order of their original ids",
-        f"{compared} of {len(work)} tensors compared", findings,
+        "cut",
+        "every cut tensor holds exactly the kept experts' rows in ascending order of their original ids",
+        f"{compared} of {len(work)} tensors compared",
+        findings,
         numbers={"tensors": compared, "bytes": sum(pruned[e.name].nbytes for e in work if e.name in pruned)},
-    )  # fmt: skip
+    )
 
 
 def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what: str, progress: Progress | None) -> int:
@@ -141,21 +152,42 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
         if at is None:
             return []
         whose = f" (layer {want.layer}, position {want.position}, original expert {want.expert})" if want.cut else ""
-        return [Finding(subject=f"tensor {want.name} differs from the original at byte {at}{whose}", tensor=want.name,
-                        layer=want.layer, position=want.position, expert=want.expert, offset=at)]  # fmt: skip
+        return [
+            Finding(
+                subject=f"tensor {want.name} differs from the original at byte {at}{whose}",
+                tensor=want.name,
+                layer=want.layer,
+                position=want.position,
+                expert=want.expert,
+                offset=at,
+            )
+        ]
     rows = list(_differing_rows(want, have))
     findings = []
     for position, at in rows[:_ROWS_NAMED]:
         expert = want.kept[position]
-        findings.append(Finding(
-            subject=f"tensor {want.name}: layer {want.layer}, kept position {position} is not original expert {expert}",
-            expected=f"the bytes of expert {expert}", actual=_whose_row(want, have, position, at),
-            tensor=want.name, layer=want.layer, position=position, expert=expert, offset=at,
-        ))  # fmt: skip
+        findings.append(
+            Finding(
+                subject=f"tensor {want.name}: layer {want.layer}, kept position {position} is not original expert {expert}",
+                expected=f"the bytes of expert {expert}",
+                actual=_whose_row(want, have, position, at),
+                tensor=want.name,
+                layer=want.layer,
+                position=position,
+                expert=expert,
+                offset=at,
+            )
+        )
     if len(rows) > _ROWS_NAMED:
         more = [position for position, _ in rows[_ROWS_NAMED:]]
-        findings.append(Finding(subject=f"tensor {want.name}: {len(more)} more kept positions differ", actual=f"positions {more}",
-                                tensor=want.name, layer=want.layer))  # fmt: skip
+        findings.append(
+            Finding(
+                subject=f"tensor {want.name}: {len(more)} more kept positions differ",
+                actual=f"positions {more}",
+                tensor=want.name,
+                layer=want.layer,
+            )
+        )
     return findings
 
 
@@ -163,8 +195,11 @@ def row_layout(info: TensorInfo, axis: int) -> tuple[int, int]:
     """(outer, row bytes): an expert's slice is `outer` pieces of `row` bytes. Raises if a row is not whole bytes."""
     outer, bits = prod(info.shape[:axis]), prod(info.shape[axis + 1 :]) * ITEM_BITS[info.dtype]
     if bits % 8:
-        raise CheckpointError(f"tensor {info.name} packs several experts into one byte", actual=f"{info.dtype} {list(info.shape)}",
-                              remedy="this layout cannot be cut or compared by rows")  # fmt: skip
+        raise CheckpointError(
+            f"tensor {info.name} packs several experts into one byte",
+            actual=f"{info.dtype} {list(info.shape)}",
+            remedy="this layout cannot be cut or compared by rows",
+        )
     return outer, bits // 8
 
 

@@ -107,8 +107,12 @@ class Certificate(_Record):
         try:
             write_json(path, self.model_dump(mode="json"), overwrite=True)
         except OSError as exc:
-            raise BadInput(f"certificate {path} cannot be written", expected="a writable place", actual=str(exc),
-                           remedy="give another file with --output") from exc  # fmt: skip
+            raise BadInput(
+                f"certificate {path} cannot be written",
+                expected="a writable place",
+                actual=str(exc),
+                remedy="give another file with --output",
+            ) from exc
 
     @classmethod
     def load(cls, path: Path) -> "Certificate":
@@ -132,8 +136,15 @@ def make_check(
     """A check that failed if there are findings, was not run if `not_run`, and passed otherwise."""
     found = findings or []
     status: Outcome = "failed" if found else "not_run" if not_run else "passed"
-    return Check(name=name, claim=claim, status=status, detail=detail, findings=tuple(found[:MAX_FINDINGS]),
-                 findings_total=len(found), numbers=numbers or {})  # fmt: skip
+    return Check(
+        name=name,
+        claim=claim,
+        status=status,
+        detail=detail,
+        findings=tuple(found[:MAX_FINDINGS]),
+        findings_total=len(found),
+        numbers=numbers or {},
+    )
 
 
 def verdict(checks: list[Check]) -> Status:

@@ -86,8 +86,13 @@ def check_files(base: Path, pruned: Path, pruned_index: dict[str, TensorInfo]) -
         elif name not in originals:
             findings.append(Finding(subject=f"file {name} is extra", expected="no such file, the original has none"))
         elif sha256_file(originals[name]) != sha256_file(copies[name]):
-            findings.append(Finding(subject=f"file {name} differs from the original", expected=f"sha256 {sha256_file(originals[name])[:16]}",
-                                    actual=f"sha256 {sha256_file(copies[name])[:16]}"))  # fmt: skip
+            findings.append(
+                Finding(
+                    subject=f"file {name} differs from the original",
+                    expected=f"sha256 {sha256_file(originals[name])[:16]}",
+                    actual=f"sha256 {sha256_file(copies[name])[:16]}",
+                )
+            )
     shards = {info.file.name for info in pruned_index.values()}
     for file in sorted(p for p in pruned.iterdir() if p.is_file()):
         # A loader may prefer such a file to the one that was compared.
@@ -142,8 +147,11 @@ def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
     result.validate(base.num_layers, base.num_experts, base.top_k)
     counts = (data.get("original_experts", base.num_experts), data.get("target_experts", len(result.keep(0))))
     if counts != (base.num_experts, len(result.keep(0))):
-        raise MapError(f"{METADATA} has wrong expert counts", expected=f"{base.num_experts} -> {len(result.keep(0))}",
-                       actual=f"{counts[0]} -> {counts[1]}")  # fmt: skip
+        raise MapError(
+            f"{METADATA} has wrong expert counts",
+            expected=f"{base.num_experts} -> {len(result.keep(0))}",
+            actual=f"{counts[0]} -> {counts[1]}",
+        )
     for layer in result.drop:
         if kept.get(layer) != result.keep(layer):
             raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
@@ -154,8 +162,12 @@ def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput
     """The map recorded in the pruned model is the given one. A missing record is no defect of the model itself."""
     claim = f"{METADATA} records the map that the other checks used"
     if problem is not None:
-        return make_check("map", claim, "the recorded map is unusable",
-                          [Finding(subject=problem.subject, expected=problem.expected, actual=problem.actual)])  # fmt: skip
+        return make_check(
+            "map",
+            claim,
+            "the recorded map is unusable",
+            [Finding(subject=problem.subject, expected=problem.expected, actual=problem.actual)],
+        )
     if recorded is None:
         source = "the given map" if given is not None else "a map inferred from the experts' bytes"
         return make_check("map", claim, f"no {METADATA}; the other checks use {source}")
@@ -165,8 +177,14 @@ def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput
     for layer in sorted(given.drop.keys() | recorded.drop.keys()):
         want, have = set(given.drop.get(layer, ())), set(recorded.drop.get(layer, ()))
         if want != have:
-            findings.append(Finding(subject=f"{METADATA}: layer {layer} does not drop what the given map drops", layer=layer,
-                                    expected=f"also {sorted(want - have)}", actual=f"instead {sorted(have - want)}"))  # fmt: skip
+            findings.append(
+                Finding(
+                    subject=f"{METADATA}: layer {layer} does not drop what the given map drops",
+                    layer=layer,
+                    expected=f"also {sorted(want - have)}",
+                    actual=f"instead {sorted(have - want)}",
+                )
+            )
     return make_check(
         "map", claim, "recorded and given map are equal" if not findings else f"{len(findings)} layers differ", findings
     )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from trimoe.cut.certify_data import Check, Finding, PromptIdentity, make_check
 from trimoe.cut.certify_prompts import Conversation
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo, read_array
-
-if TYPE_CHECKING:
-    import torch
 
 Progress = Callable[[int, int, str], None]
 LOADING = "AutoModelForCausalLM loads it with no missing, unexpected or mismatched key"
@@ -75,8 +72,10 @@ class Routing:
 
 def not_run(reason: str) -> list[Check]:
     """The two checks of this module, not run."""
-    return [make_check("loading", LOADING, f"loading not checked: {reason}", not_run=True),
-            make_check("logits", LOGITS, f"logits not checked: {reason}", not_run=True)]  # fmt: skip
+    return [
+        make_check("loading", LOADING, f"loading not checked: {reason}", not_run=True),
+        make_check("logits", LOGITS, f"logits not checked: {reason}", not_run=True),
+    ]
 
 
 def missing_software() -> str | None:
@@ -269,8 +268,13 @@ def _compare(
         position, token = np.unravel_index(int(difference.argmax()), difference.shape)
         largest = float(difference[position, token])
         if largest > tolerance:
-            findings.append(Finding(subject=f"prompt {number}, position {position}, token id {token}: logits differ by {largest:.3g}",
-                                    expected=f"{want[position, token]:.6g}", actual=f"{have[position, token]:.6g}"))  # fmt: skip
+            findings.append(
+                Finding(
+                    subject=f"prompt {number}, position {position}, token id {token}: logits differ by {largest:.3g}",
+                    expected=f"{want[position, token]:.6g}",
+                    actual=f"{have[position, token]:.6g}",
+                )
+            )
         if largest > worst:
             worst, where = largest, f" (prompt {number}, position {position}, token id {token})"
         argmax_equal += int((have.argmax(axis=1) == want.argmax(axis=1)).sum())
@@ -299,9 +303,14 @@ def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[st
     try:
         # Mismatched sizes are let through so that they are reported by name instead of as a stack trace.
         model, keys = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True,
-            attn_implementation="eager", experts_implementation="eager",
-        )  # fmt: skip
+            path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+            attn_implementation="eager",
+            experts_implementation="eager",
+        )
         model = model.eval().to(device)
     except Exception as exc:  # loading damaged weights fails in every way there is; each means "does not load"
         raise _LoadingFailed(

@@ -21,19 +21,27 @@ def _turns(*texts: str) -> Conversation:
 # own turn are compared as well as those of a prompt).
 DEFAULT: tuple[Conversation, ...] = (
     _turns("Write a Python function `def median(values)` that returns the median of a list of numbers."),
-    _turns("def add(a, b):", "```python\ndef add(a, b):\n    return a + b\n```", "Now make it accept any number of arguments."),
+    _turns(
+        "def add(a, b):",
+        "```python\ndef add(a, b):\n    return a + b\n```",
+        "Now make it accept any number of arguments.",
+    ),
     _turns("Fix this SQL: SELECT name, COUNT(*) FROM orders WHERE total > 10 HAVING COUNT(*) > 3"),
-    _turns("What does `[[ -f \"$1\" ]] && source \"$1\"` do in bash?"),
+    _turns('What does `[[ -f "$1" ]] && source "$1"` do in bash?'),
     _turns("A train leaves at 14:25 and arrives at 17:10. How many minutes does the journey take?"),
     _turns("Compute 37 * 48 - 19.", "37 * 48 = 1776 and 1776 - 19 = 1757. The answer is 1757.", "And divided by 7?"),
     _turns("Solve for x: 3x^2 - 12x + 9 = 0. Show each step."),
     _turns("Which of these is a noble gas? A) nitrogen B) argon C) chlorine D) hydrogen. Answer with one letter."),
     _turns("If all bloops are razzies and some razzies are lazzies, are some bloops surely lazzies? Why?"),
     _turns("Explain in two sentences why the sky is blue and sunsets are red."),
-    _turns("List three uses of copper as a JSON array of strings, and nothing else.", '["wiring", "plumbing", "coins"]'),
+    _turns(
+        "List three uses of copper as a JSON array of strings, and nothing else.", '["wiring", "plumbing", "coins"]'
+    ),
     _turns("Rewrite in upper case, words reversed: the quick brown fox jumps over the lazy dog"),
-    _turns("Begin a short story about a lighthouse keeper who finds a letter in a bottle.",
-           "The tide had left it between two stones, green glass gone dull with salt. Mara wiped it on her sleeve."),
+    _turns(
+        "Begin a short story about a lighthouse keeper who finds a letter in a bottle.",
+        "The tide had left it between two stones, green glass gone dull with salt. Mara wiped it on her sleeve.",
+    ),
     _turns("Übersetze ins Englische: Der Zug kommt heute zehn Minuten später an, weil es schneit."),
     _turns("Resume en una frase: la fotosíntesis convierte la luz del sol en energía química."),
     _turns("请用一句话解释什么是递归。"),
@@ -41,7 +49,7 @@ DEFAULT: tuple[Conversation, ...] = (
     _turns("Sort these dates, oldest first: 3 March 1999; 2001-12-24; 17/08/1987; May 5, 1999."),
     _turns("Write a polite e-mail of at most 40 words that moves tomorrow's meeting from 9 to 11 o'clock."),
     _turns("A patient has a fever, a stiff neck and is sensitive to light. Which condition must be ruled out first?"),
-)  # fmt: skip
+)
 
 
 def load_prompts(path: Path | None) -> list[Conversation]:

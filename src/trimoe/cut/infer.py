@@ -66,8 +66,11 @@ class Recovery:
     def drop_map(self) -> DropMap:
         """The map; raises `MapError` if the experts do not give one."""
         if self.problems:
-            raise MapError("no drop map leads from the original to this model", actual="; ".join(self.problems[:3]),
-                           remedy="check that the first model is the one that was pruned")  # fmt: skip
+            raise MapError(
+                "no drop map leads from the original to this model",
+                actual="; ".join(self.problems[:3]),
+                remedy="check that the first model is the one that was pruned",
+            )
         drop = {layer: tuple(e for e in range(self.num_experts) if e not in ids) for layer, ids in self.order.items()}
         return DropMap(drop, self.num_experts)
 

@@ -77,8 +77,8 @@ class Checkpoint:
                     found[name] = ExpertTensor(role_name, layer, info, role.axis, expert)
                 elif not role.optional:
                     raise CheckpointError(
-                        f"tensor {name} is missing",
-                        expected=f"{role_name} of layer {layer} in a {self.arch.name} model", actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
+                        f"tensor {name} is missing", expected=f"{role_name} of layer {layer}, family {self.arch.name}",
+                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
                     )  # fmt: skip
         self._refuse_strays(found)
         return found
