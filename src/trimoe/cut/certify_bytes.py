@@ -168,7 +168,7 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
         expert = want.kept[position]
         findings.append(
             Finding(
-                subject=f"tensor {want.name}: layer {want.layer}, kept position {position} is not original expert {expert}",
+                subject=f"tensor {want.name}: layer {want.layer}, position {position} is not original expert {expert}",
                 expected=f"the bytes of expert {expert}",
                 actual=_whose_row(want, have, position, at),
                 tensor=want.name,

@@ -1,10 +1,8 @@
 """Behavioural proof of a cut: the pruned model's logits equal the original's with dropped router logits at -inf.
 
 Invariants: fp32, eager attention and experts, one prompt at a time without padding, so both models do the same sums
-in the same order. One model is in memory at a time; the original's logits wait in a temporary file. The router of a
-layer is found by the family's `router` tensor, and masked where its weight is used in a linear map: this covers a
-`Linear` and a custom router alike, and a layer whose router was never seen makes the check incomplete.
-Not guaranteed: equality for families whose selection is not monotone in the router's logits (none is shipped).
+in the same order. One model is in memory at a time; the original's logits wait in temporary files. Whatever keeps the
+original from being run and masked (software, memory, a router that was never reached) makes the check incomplete.
 """
 
 import gc
@@ -12,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,10 @@ import numpy as np
 from trimoe.artifact import sha256_json
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, PromptIdentity, make_check
+from trimoe.cut.certify_mask import CannotCheck, Routing, router_mask
 from trimoe.cut.certify_prompts import Conversation
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.safetensors import ITEM_BITS, TensorInfo, read_array
+from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
 Progress = Callable[[int, int, str], None]
 LOADING = "AutoModelForCausalLM loads it with no missing, unexpected or mismatched key"
@@ -42,32 +41,12 @@ class LogitProof:
     prompts: PromptIdentity | None = None
 
 
-class CannotCheck(Exception):
-    """Internal: why the logit check has no result. Becomes a check that was not run, never a pass."""
-
-
 class _LoadingFailed(Exception):
     """Internal: the pruned model does not load as it should."""
 
     def __init__(self, findings: list[Finding]) -> None:
         self.findings = findings
         super().__init__(findings[0].subject)
-
-
-@dataclass
-class Routing:
-    """How far the prompts exercised the mask."""
-
-    selections: int = 0
-    selections_dropped: int = 0
-    routed: set[tuple[int, int]] = field(default_factory=set)
-
-    def numbers(self, base: Checkpoint, drop_map: DropMap) -> dict[str, int | float]:
-        """`masked_share`: part of the unmasked selections that would have gone to a dropped expert (0: the mask was
-        never needed). `kept_routed`: kept (layer, expert) pairs that some token was routed to, of `kept_total`."""
-        kept = sum(len(drop_map.keep(layer, base.num_experts)) for layer in range(base.num_layers))
-        share = self.selections_dropped / self.selections if self.selections else 0.0
-        return {"masked_share": round(share, 6), "kept_routed": len(self.routed), "kept_total": kept}
 
 
 def not_run(reason: str) -> list[Check]:
@@ -151,7 +130,7 @@ def _run_original(
         with _loaded(base.path, device, fp32_bytes(base.index)) as (model, keys):
             if findings := _loading_findings(keys):
                 raise CannotCheck(f"the original itself does not load cleanly: {findings[0]}")
-            mask = _router_mask(base, drop_map, model)
+            mask = router_mask(base, drop_map, model)
             for number, prompt in enumerate(ids):
                 with mask, torch.no_grad():
                     logits = _forward(model, prompt, device)
@@ -168,65 +147,6 @@ def _run_original(
     if unseen := sorted(set(range(base.num_layers)) - mask.seen):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
     return mask.routing
-
-
-def _router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
-    """A context manager under which every router's output has -inf at the layer's dropped experts."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    layers: dict[int, int] = {}
-    masks: dict[int, torch.Tensor] = {}
-    for layer in range(base.num_layers):
-        weight = _router_weight(base, layer, model)
-        layers[weight.data_ptr()] = layer
-        mask = torch.zeros(base.num_experts, dtype=torch.bool)
-        mask[list(drop_map.drop[layer])] = True
-        masks[layer] = mask.to(weight.device)
-
-    class RouterMask(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: set[int] = set()
-            self.routing = Routing()
-
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            out = func(*args, **kwargs)
-            if func is not torch.nn.functional.linear:
-                return out
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            layer = layers.get(weight.data_ptr())
-            if layer is None:
-                return out
-            self.seen.add(layer)
-            masked = out.masked_fill(masks[layer], float("-inf"))
-            chosen = out.topk(base.top_k, dim=-1).indices
-            self.routing.selections += chosen.numel()
-            self.routing.selections_dropped += int(masks[layer][chosen].sum())
-            self.routing.routed.update((layer, int(e)) for e in masked.topk(base.top_k, dim=-1).indices.unique())
-            return masked
-
-    return RouterMask()
-
-
-def _router_weight(base: Checkpoint, layer: int, model: Any) -> Any:
-    """The model's parameter that was loaded from the layer's router tensor: by name, else by its values, because
-    some families are renamed while they are loaded."""
-    import torch
-
-    name = base.role_name("router", layer)
-    parameters = dict(model.named_parameters())
-    suffix = "." + name[name.index("layers.") :] if "layers." in name else name
-    found = [name] if name in parameters else [n for n in parameters if n.endswith(suffix)]
-    if len(found) != 1:
-        want = torch.from_numpy(np.array(read_array(base.index[name]), dtype=np.float32))
-        found = [
-            n for n, p in parameters.items() if p.shape == want.shape and torch.equal(p.detach().cpu().float(), want)
-        ]
-    if len(found) != 1:
-        raise CannotCheck(f"the parameter of {name} was not found in the loaded model ({len(found)} candidates)")
-    return parameters[found[0]]
 
 
 def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:
