@@ -44,6 +44,11 @@ def build(vocab_size: int) -> Gemma4ForCausalLM:
             # Gemma 4 attends with scale 1 on normalised queries and keys; from weights of 1 the softmax starts
             # saturated and copying is not learned in 900 steps. This starts it at the usual 1/sqrt(head_dim).
             torch.nn.init.constant_(weight, weight.numel() ** -0.25)
+        elif "post_" in name:
+            # The norms behind attention and FFN write into the residual stream; at 1 they drown the embedding.
+            torch.nn.init.constant_(weight, 0.3)
+        elif name.endswith("embed_tokens.weight"):
+            torch.nn.init.normal_(weight, std=config.hidden_size**-0.5)
     model.set_experts_implementation("grouped_mm")
     return model
 

@@ -1,0 +1,1 @@
+"""Run logs -> what may be claimed."""
