@@ -1,7 +1,7 @@
-"""The whole story in one function: checkpoint to certified, evaluated, smaller models and the page that compares them.
+"""The whole story on one page: checkpoint to certified, evaluated, smaller models, compared on the same items.
 
-Invariants: every step publishes one artifact; a rerun with the same inputs skips what is done and ends with the same
-results; nothing is deleted. Not guaranteed: that a method that wins on the bundled model wins on yours.
+Invariants: every step publishes one artifact in the work directory; a rerun continues, and ends as an undisturbed run
+does. A cut that is not proven stops the story. Not guaranteed: that the method that wins here wins on your model.
 """
 
 import json
@@ -11,41 +11,149 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from trimoe.artifact import publish_file, sha256_file
+from trimoe.artifact import publish_file, read_json
 from trimoe.choose.dropmap import DropMap
-from trimoe.choose.select import make_map
 from trimoe.choose.recipe import load_recipe
-from trimoe.cut.certify import Certificate, certify
+from trimoe.choose.select import make_map
+from trimoe.cut.certify import certify
+from trimoe.cut.certify_data import Certificate
 from trimoe.cut.prune import prune
-from trimoe.errors import Refused
-from trimoe.evaluate.run import RunSummary, evaluate
+from trimoe.errors import BadInput, Refused
+from trimoe.evaluate.bench import get_bench
+from trimoe.evaluate.generate import generate
+from trimoe.evaluate.run import evaluate
+from trimoe.judge.compare import Comparison, compare_runs
 from trimoe.measure.engine import calibrate
 from trimoe.measure.stats import ExpertStats
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.load import load_model, load_tokenizer
+from trimoe.model.tiny import tasks
 
 Progress = Callable[[int, int, str], None]
 
 METHODS = ("v5-coder", "v4", "reap", "frequency", "random-0", "random-1", "random-2")
-BENCHES = tuple(f"tiny-{domain}" for domain in ("code", "math", "choice", "format", "text", "story"))
+BENCHES = ("tiny-code", "tiny-math", "tiny-choice", "tiny-format", "tiny-text", "tiny-story")
+BASE = "base"
 
 
 @dataclass
 class Story:
-    """What the demo made: everything the table and the page are written from."""
+    """What was made, for the table and the page. `seconds` are wall times per step of this run."""
 
-    base: Checkpoint
+    model: Checkpoint
+    work: Path
+    keep: int
     stats: ExpertStats
-    log: Path
     maps: dict[str, DropMap] = field(default_factory=dict)
     models: dict[str, Path] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
-    runs: dict[str, list[RunSummary]] = field(default_factory=dict)
+    comparison: Comparison | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Wall time of one step, shown beside it and kept out of every artifact."""
-        begin = perf_counter()
-        yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + perf_counter() - begin
+    @property
+    def log(self) -> Path:
+        """The run log."""
+        return self.work / "runs.db"
+
+
+def run_story(
+    work: Path,
+    *,
+    model: Path | None = None,
+    methods: Sequence[str] = METHODS,
+    benches: Sequence[str] = BENCHES,
+    drop_fraction: float = 0.25,
+    limit: int | None = None,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> Story:
+    """calibrate -> maps -> prune -> certify -> eval -> compare on the bundled (or another Gemma 4 tiny) model."""
+    base = open_checkpoint(model or tiny.path())
+    seconds: dict[str, float] = {}
+    keep = base.num_experts - int(drop_fraction * base.num_experts)
+    with _step("calibrate", seconds, progress) as tell:
+        stats = measured(base, work, tell)
+    story = Story(base, work, keep, stats, seconds=seconds)
+    with _step("map", seconds, progress):
+        for name in methods:
+            story.maps[name] = make_map(stats, load_recipe(name), keep=keep)
+            story.maps[name].save(work / "maps" / f"{name}.json", overwrite=True)
+    for number, (name, drop_map) in enumerate(story.maps.items()):
+        with _step("prune", seconds, progress) as tell:
+            tell(number, len(methods), name)
+            story.models[name] = pruned(base, drop_map, work / "models" / name)
+        with _step("certify", seconds, progress) as tell:
+            tell(number, len(methods), name)
+            certificate = certify(base.path, story.models[name], map=drop_map)
+            story.certificates[name] = certificate
+            if certificate.status != "proven":
+                raise Refused(f"the cut {name} is {certificate.status}, not proven", expected="a proven cut",
+                              actual=str(story.models[name] / "certificate.json"))  # fmt: skip
+    for name, path in {BASE: base.path, **story.models}.items():
+        with _step("eval", seconds, progress) as tell:
+            evaluate(path, list(benches), story.log, name=name, limit=limit,
+                     progress=lambda d, t, note, name=name, tell=tell: tell(d, t, f"{name}: {note}"))  # type: ignore[misc]  # fmt: skip
+    with _step("compare", seconds, progress):
+        story.comparison = compare_runs(story.log, BASE, list(methods))
+    return story
+
+
+def measured(base: Checkpoint, work: Path, tell: Progress) -> ExpertStats:
+    """Statistics of the demo's calibration set, made once; those of another model are refused."""
+    path = work / "stats.safetensors"
+    if path.exists():
+        stats = ExpertStats.load(path)
+        if stats.metadata.get("model") != base.fingerprint:
+            raise BadInput(f"{path} belongs to another model", remedy="give another --out, or remove the old directory")
+        return stats
+    traces = work / "calibration" / "traces.jsonl"
+    if not traces.exists():
+        rows = passing_traces(base, "code", 96)
+        with publish_file(traces) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = traces.with_name("set.yaml")
+    with publish_file(chosen, overwrite=True) as temporary:
+        temporary.write_text((tiny.path().parent / "calibration.yaml").read_text())
+    return calibrate(base.path, chosen, path, progress=tell)
+
+
+def passing_traces(base: Checkpoint, domain: str, count: int) -> list[dict[str, str]]:
+    """The model's own replies to train-split items that pass their scorer: a targeted class (protocol, tier B)."""
+    items = tasks.generate(domain, "train", count, seed=1)
+    bench = get_bench(f"tiny-{domain}")
+    model, tokenizer = load_model(base.path), load_tokenizer(base.path)
+    replies = {
+        i: reply.text
+        for batch in generate(model, tokenizer, [item.prompt for item in items], bench.max_new_tokens)
+        for i, reply in batch
+    }
+    passed = [i for i, item in enumerate(items) if bench.score(replies[i], item.check).correct]
+    if not passed:
+        raise Refused(f"the model passes none of {count} {domain} items", expected="a trained model",
+                      remedy="targeted classes are made of passing replies only")  # fmt: skip
+    return [{"prompt": items[i].prompt, "completion": replies[i]} for i in passed]
+
+
+def pruned(base: Checkpoint, drop_map: DropMap, out: Path) -> Path:
+    """The cut checkpoint, made once; one of another model or map is refused, not reused."""
+    if not out.exists():
+        prune(base.path, drop_map, out)
+        return out
+    manifest = read_json(out / "trimoe.json", "manifest")
+    if (manifest.get("base"), manifest.get("map")) != (base.fingerprint, drop_map.content_hash):
+        raise BadInput(f"{out} was cut from another model or by another map", remedy="give another --out, or remove it")
+    return out
+
+
+@contextmanager
+def _step(name: str, seconds: dict[str, float], progress: Callable[[str, int, int, str], None] | None) -> Iterator[Progress]:
+    """Times a step and names it in the progress."""
+
+    def tell(done: int, total: int, note: str = "") -> None:
+        if progress is not None:
+            progress(name, done, total, note)
+
+    begin = perf_counter()
+    tell(0, 0, "")
+    yield tell
+    seconds[name] = seconds.get(name, 0.0) + perf_counter() - begin
