@@ -1,25 +1,38 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each sets everything up itself and is idempotent.
 PY := .venv/bin/python
+CHECKED := src tests examples bench docs
+# One thread per worker and no spinning: two test workers on two cores starve each other otherwise.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check setup clean
-setup: .venv/.ready
+.PHONY: demo test check docs venv clean
+
+venv: .venv/.ready
+
+# torch first and by its exact pin: an open range fetches gigabytes of GPU libraries on a machine without a GPU.
 .venv/.ready: pyproject.toml
 	test -x $(PY) || python3 -m venv .venv
-	$(PY) -m pip install --quiet "torch==2.13.0"
-	$(PY) -m pip install --quiet -e ".[torch,report,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[all,dev]"
 	touch $@
 
-demo: setup
+# The whole way on the bundled model; results and the page in ./demo
+demo: venv
 	.venv/bin/trimoe demo --out demo
 
-test: setup
-	$(PY) -m pytest
+# Everything, the slow tests too
+test: venv
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-check: setup
-	.venv/bin/ruff format --check src tests examples bench
-	.venv/bin/ruff check src tests examples bench
+# Format, lint, strict types, documentation
+check: venv
+	.venv/bin/ruff format --check $(CHECKED)
+	.venv/bin/ruff check $(CHECKED)
 	.venv/bin/mypy
+	$(PY) docs/generate.py --check
+
+# Rewrite the generated reference pages
+docs: venv
+	$(PY) docs/generate.py
 
 clean:
 	rm -rf .venv demo .bench-tmp

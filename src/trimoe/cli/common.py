@@ -65,11 +65,15 @@ def _installed(name: str) -> bool:
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
+def _silent(done: int, total: int, note: str = "") -> None:
+    """Progress that nobody watches."""
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """A progress bar on standard error while the block runs; silent unless standard error is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda done, total, note="": None
+        yield _silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

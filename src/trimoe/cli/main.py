@@ -42,8 +42,21 @@ INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 BROKEN_PIPE = 141  # what a shell reports for a process ended by SIGPIPE
 
 
+class ReaderGone(Exception):
+    """Nobody reads standard output any more (head, less)."""
+
+
 class Verbs(click.Group):
     """A group that imports a verb's module when the verb is used."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb. A closed pipe is told apart here because click would end with 1, which here means a finding."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError as exc:
+            raise ReaderGone from exc
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in the order of the work."""
@@ -98,7 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _terminate_like_interrupt()
     try:
         result: Any = cli.main(args=arguments, prog_name="trimoe", standalone_mode=False)
-        sys.stdout.flush()
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
@@ -109,11 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(Interrupted("interrupted", remedy="run the same command again to go on"), as_json)
     except TrimoeError as exc:
         return _report(exc, as_json)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; Python would complain again when it flushes at exit.
+    except ReaderGone:
+        # Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 the outermost frame: whatever is left is reported as a defect
         known = _known(exc)
         return _report(known, as_json) if known else _defect(exc, as_json)
 
@@ -134,7 +146,7 @@ def _report(error: TrimoeError, as_json: bool) -> int:
 
 
 def _known(exc: Exception) -> TrimoeError | None:
-    """Failures of the machine that any verb can meet: an extra that is missing, a full disk, a path without permission."""
+    """Failures of the machine that any verb can meet: a missing extra, a full disk, a path that cannot be used."""
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         for extra, (packages, purpose) in EXTRAS.items():
             if exc.name.partition(".")[0] in packages:
