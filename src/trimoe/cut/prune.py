@@ -1,243 +1,232 @@
 """Cut experts out of a safetensors checkpoint by byte ranges: no torch, no tensor in memory.
 
-Invariants: everything is checked before the first byte is written; the kernel copies the bytes (copy_file_range, or
-pread/pwrite in 8 MiB blocks where the file system refuses); the output appears under its name only when complete and
-synced; the same input gives the same bytes. Kept experts stay in ascending order and are renumbered from 0.
-Not guaranteed: that weight values are sound (calibrate and certify look at values; the cut does not).
+Invariants: everything is checked before the first byte is written; the output appears under its name only when it is
+complete and its headers have been read back; the same input gives the same bytes. Nothing is converted.
+Not guaranteed: that weight values are sound (they are not read; calibrate and certify look for NaN), and the bytes are
+not hashed while they are copied (the kernel moves them; certify compares every byte). Weights are left to the kernel's
+writeback as `cp` does; `sync=True` waits for the disk.
 """
 
 import errno
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimoe import __version__
-from trimoe.artifact import publish_dir, require_absent, require_space
+from trimoe.artifact import MANIFEST, publish_dir, read_json, require_absent, require_space, write_manifest
 from trimoe.choose.dropmap import DropMap
-from trimoe.errors import CheckpointError
-from trimoe.model.checkpoint import Checkpoint, ExpertTensor, open_checkpoint
-from trimoe.model.safetensors import TensorInfo, header_bytes, nbytes_of
+from trimoe.cut.copying import Copier
+from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
+from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite
+from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.safetensors import header_bytes, read_header, read_index
 
 Progress = Callable[[int, int, str], None]
-BLOCK = 8 << 20
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
-
-@dataclass(frozen=True)
-class Piece:
-    """An output tensor: its name, type, shape, and the source ranges that make it, in order."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: TensorInfo
-    ranges: tuple[tuple[int, int], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return nbytes_of(self.dtype, self.shape)
+METADATA = "expert_drop_metadata.json"
+INDEX = "model.safetensors.index.json"
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
+_OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
+# The card describes the original, not the cut; attributes steer a git repository; neither is read by a loader.
+_NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
+_TEMPLATES = "additional_chat_templates"
+_SMALL_FILE = 256 << 20
 
 
 @dataclass
 class PruneReport:
-    """What a cut did or (dry run) would do. Sizes in bytes."""
+    """What a cut did or (dry run) would do. Sizes in bytes of tensors."""
 
     out: str
     experts_before: int
     experts_after: int
     layers: int
+    tensors_cut: int
     bytes_before: int
     bytes_after: int
     shards: int
     dry_run: bool
-    warnings: list[str] = field(default_factory=list)
+    copied_by: list[str] = field(default_factory=list)
+    files_copied: list[str] = field(default_factory=list)
+    files_left_out: list[str] = field(default_factory=list)
 
-
-def plan_tensor(info: TensorInfo, role: ExpertTensor | None, keep: list[int], prefix_name: str | None = None) -> Piece | None:
-    """The piece of one tensor, or None when it belongs to a dropped expert. `keep` are the layer's kept ids."""
-    if role is None:
-        return Piece(info.name, info.dtype, info.shape, info, ((info.start, info.end),))
-    if role.expert is not None:
-        if role.expert not in keep:
-            return None
-        return Piece(prefix_name or info.name, info.dtype, info.shape, info, ((info.start, info.end),))
-    outer = 1
-    for size in info.shape[: role.axis]:
-        outer *= size
-    experts = info.shape[role.axis]
-    step = info.nbytes // (outer * experts)
-    ranges: list[tuple[int, int]] = []
-    for o in range(outer):
-        for e in keep:
-            start = info.start + (o * experts + e) * step
-            if ranges and ranges[-1][1] == start:
-                ranges[-1] = (ranges[-1][0], start + step)
-            else:
-                ranges.append((start, start + step))
-    shape = (*info.shape[: role.axis], len(keep), *info.shape[role.axis + 1 :])
-    return Piece(info.name, info.dtype, shape, info, tuple(ranges))
-
-
-def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> list[Piece]:
-    """Every output tensor in source order. Raises `MapError` when the map does not fit."""
-    drop_map.validate(checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k, checkpoint.fingerprint)
-    keeps = {layer: drop_map.keep(layer, checkpoint.num_experts) for layer in range(checkpoint.num_layers)}
-    pieces = []
-    for info in checkpoint.index.values():
-        role = checkpoint.expert_tensors.get(info.name)
-        renamed = None
-        if role is not None and role.expert is not None and role.expert in keeps[role.layer]:
-            template = checkpoint.prefix.replace("{L}", str(role.layer)) + checkpoint.arch.roles[role.role].tensor
-            renamed = template.replace("{E}", str(keeps[role.layer].index(role.expert)))
-        piece = plan_tensor(info, role, keeps[role.layer] if role else [], renamed)
-        if piece is not None:
-            pieces.append(piece)
-    return pieces
-
-
-def plan_shards(pieces: list[Piece], max_shard: int | None) -> list[list[Piece]]:
-    """Pieces by output file: as in the source, or filled up to `max_shard` bytes."""
-    shards: list[list[Piece]] = []
-    size = 0
-    for piece in pieces:
-        if max_shard is None:
-            new = not shards or piece.source.file != shards[-1][-1].source.file
-        else:
-            new = not shards or size + piece.nbytes > max_shard
-        if new:
-            shards.append([])
-            size = 0
-        shards[-1].append(piece)
-        size += piece.nbytes
-    return shards
-
-
-def edited_config(checkpoint: Checkpoint, kept: int) -> bytes:
-    """The original config.json with the expert count replaced and nothing else: key order and indent are kept."""
-    text = (checkpoint.path / "config.json").read_text()
-    config = json.loads(text)
-    scope = config
-    for key in checkpoint.config_scope:
-        scope = scope[key]
-    scope[checkpoint.arch.config.num_experts] = kept
-    lines = text.splitlines()
-    indent = len(lines[1]) - len(lines[1].lstrip()) if len(lines) > 1 else None
-    return (json.dumps(config, indent=indent, ensure_ascii=False) + ("\n" if text.endswith("\n") else "")).encode()
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
 
 
 def prune(
     model: Path | str,
     drop_map: DropMap,
-    out: Path,
+    out: Path | str,
     *,
-    max_shard: int | None = None,
+    max_shard: int | None = DEFAULT_SHARD,
     dry_run: bool = False,
+    sync: bool = False,
     progress: Progress | None = None,
 ) -> PruneReport:
     """Cut `drop_map` out of the checkpoint `model` into the new directory `out`.
 
-    Raises `CheckpointError`, `MapError`, `BadInput` (output exists), `MissingPrerequisite` (disk space) before
-    anything is written.
+    `max_shard` is bytes of tensors per file, None means files as in the source. Raises, before anything is written,
+    `CheckpointError`, `MapError`, `BadInput` (output exists) or `MissingPrerequisite` (disk space).
     """
+    out = Path(out)
     checkpoint = open_checkpoint(model)
-    pieces = plan_cut(checkpoint, drop_map)
-    shards = plan_shards(pieces, max_shard)
-    kept = checkpoint.num_experts - len(drop_map.drop[0])
-    total = sum(p.nbytes for p in pieces)
-    report = PruneReport(str(out), checkpoint.num_experts, kept, checkpoint.num_layers, checkpoint.nbytes, total,
-                         len(shards), dry_run)  # fmt: skip
-    others = sorted(f for f in checkpoint.path.iterdir() if f.is_file() and not f.name.endswith(_WEIGHTS))
-    others = [f for f in others if f.name not in ("config.json", "expert_drop_metadata.json", "certificate.json", "trimoe.json")]
+    shards = plan_shards(plan_cut(checkpoint, drop_map), max_shard)
+    kept = checkpoint.num_experts - len(drop_map.drop[checkpoint.moe_layers[0]])
+    config = edited_config(checkpoint, kept)
+    files, left_out = other_files(checkpoint.path)
+    total = sum(shard.nbytes for shard in shards)
     require_absent(out)
-    require_space(out, total + sum(f.stat().st_size for f in others))
+    require_space(out, total + sum(file.stat().st_size for file in files) + (1 << 20) * len(shards))
+    report = PruneReport(
+        str(out), checkpoint.num_experts, kept, len(checkpoint.moe_layers), len(checkpoint.expert_tensors),
+        checkpoint.nbytes, total, len(shards), dry_run,
+        files_copied=[file.relative_to(checkpoint.path).as_posix() for file in files], files_left_out=left_out,
+    )  # fmt: skip
     if dry_run:
         return report
-    with publish_dir(out) as temporary:
-        names = shard_names(len(shards))
-        done = 0
-        for name, shard in zip(names, shards, strict=True):
-            for written in write_shard(temporary / name, shard):
-                done += written
-                if progress is not None:
-                    progress(done, total, name)
-        if len(names) > 1:
-            weight_map = {p.name: n for n, shard in zip(names, shards, strict=True) for p in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-        (temporary / "config.json").write_bytes(edited_config(checkpoint, kept))
-        for file in others:
-            shutil.copyfile(file, temporary / file.name)
-        metadata = drop_metadata(checkpoint, drop_map, kept)
-        (temporary / "expert_drop_metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
-        manifest = {"kind": "pruned checkpoint", "tool": f"trimoe {__version__}", "base": checkpoint.fingerprint,
-                    "map": drop_map.content_hash, "map_metadata": drop_map.metadata}  # fmt: skip
-        (temporary / "trimoe.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    try:
+        with publish_dir(out, sync=sync) as folder:
+            report.copied_by = write_shards(folder, shards, progress)
+            (folder / "config.json").write_bytes(config)
+            for file, name in zip(files, report.files_copied, strict=True):
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, folder / name)
+            _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, kept))
+            inputs = {"base": checkpoint.fingerprint, "drop": drop_map.content_hash, "max_shard": max_shard,
+                      "map_metadata": drop_map.metadata}  # fmt: skip
+            write_manifest(folder, "pruned checkpoint", inputs)
+            _verify(folder, shards)
+    except OSError as exc:
+        raise _explained(exc, out) from exc
     return report
 
 
+def write_shards(folder: Path, shards: list[Shard], progress: Progress | None = None) -> list[str]:
+    """Write all shards and, for more than one, the index. Returns the copy methods that were used."""
+    total, done, methods = sum(shard.nbytes for shard in shards), 0, set[str]()
+    for shard in shards:
+        for written in _write_shard(folder / shard.name, shard, methods):
+            done += written
+            if progress is not None:
+                progress(done, total, shard.name)
+    if len(shards) > 1:
+        weight_map = {piece.name: shard.name for shard in shards for piece in shard.pieces}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return sorted(methods)
+
+
+def _write_shard(path: Path, shard: Shard, methods: set[str]) -> Iterator[int]:
+    """Write one file; yields the bytes of each copied block."""
+    metadata = {"format": "pt", **read_header(shard.pieces[0].source.file)[1]}
+    with Copier(path) as copier:
+        copier.write(header_bytes({piece.name: (piece.dtype, piece.shape) for piece in shard.pieces}, metadata))
+        for piece in shard.pieces:
+            yield from copier.append(piece.source.file, piece.ranges())
+        copier.unchanged()
+        methods |= copier.methods
+
+
+def _verify(folder: Path, shards: list[Shard]) -> None:
+    """Read the written headers back: every planned tensor is there, with its shape, and no file is short."""
+    found = {name: (info.dtype, info.shape) for name, info in read_index(folder).items()}
+    wanted = {piece.name: (piece.dtype, piece.shape) for shard in shards for piece in shard.pieces}
+    if found != wanted:
+        wrong = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise CheckpointError(f"tensor {wrong} was not written as planned", expected=str(wanted.get(wrong)),
+                              actual=str(found.get(wrong)), remedy="run again; check the disk")  # fmt: skip
+
+
+def other_files(directory: Path) -> tuple[list[Path], list[str]]:
+    """Tokenizer, templates, processor, licence and other small files to copy; and the names of those left out."""
+    candidates = [file for file in directory.iterdir() if file.is_file()]
+    if (directory / _TEMPLATES).is_dir():
+        candidates += [file for file in (directory / _TEMPLATES).iterdir() if file.is_file()]
+    files, left_out = [], []
+    for file in sorted(candidates):
+        ours = file.name in _OURS or file.name.endswith((".safetensors", ".safetensors.index.json"))
+        if file.suffix in _WEIGHTS or file.name.endswith(".index.json") or file.name in _NOT_COPIED or ours:
+            left_out += [] if ours else [file.name]
+        elif file.stat().st_size > _SMALL_FILE:
+            left_out.append(file.name)
+        else:
+            files.append(file)
+    return files, left_out
+
+
+def edited_config(checkpoint: Checkpoint, kept: int) -> bytes:
+    """The text of the original config.json with only the digits of the expert count replaced."""
+    raw = (checkpoint.path / "config.json").read_bytes()
+    keys = checkpoint.arch.config
+    text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
+    scope = wanted
+    for part in checkpoint.config_scope:
+        scope = scope[part]
+    for key in (keys.num_experts, *keys.num_experts_also):
+        if key in scope:
+            scope[key] = kept
+            text = _with_number(text, key, kept, checkpoint.config_scope)
+    if json.loads(text) != wanted:
+        raise CheckpointError("config.json could not be edited exactly", expected=f"one {keys.num_experts} in it",
+                              remedy="remove duplicate keys from config.json")  # fmt: skip
+    return text.encode()
+
+
+def _with_number(text: str, key: str, value: int, scope: tuple[str, ...]) -> str:
+    """`text` with the number at scope.key replaced. The right one of several places is the one that, edited, changes
+    the parsed value there and nothing else."""
+
+    def at(config: Any) -> Any:
+        for part in scope:
+            config = config[part]
+        return config
+
+    wanted = json.loads(text)
+    at(wanted)[key] = value
+    for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*(-?\d+)', text):
+        candidate = text[: match.start(1)] + str(value) + text[match.end(1) :]
+        if json.loads(candidate) == wanted:
+            return candidate
+    return text
+
+
 def drop_metadata(checkpoint: Checkpoint, drop_map: DropMap, kept: int) -> dict[str, Any]:
-    """expert_drop_metadata.json in the published layout (protocol section 5)."""
-    layers = range(checkpoint.num_layers)
-    return {
-        "base_model": checkpoint.config.get("_name_or_path") or checkpoint.path.resolve().name,
+    """The content of expert_drop_metadata.json in the published layout. The record of an earlier cut is kept inside."""
+    layers = checkpoint.moe_layers
+    record: dict[str, Any] = {
+        "base_model": base_name(checkpoint),
         "original_experts": checkpoint.num_experts,
         "target_experts": kept,
         "per_layer_keep": {str(i): drop_map.keep(i, checkpoint.num_experts) for i in layers},
         "per_layer_drop": {str(i): list(drop_map.drop[i]) for i in layers},
     }
+    if (checkpoint.path / METADATA).exists():
+        record["previous"] = read_json(checkpoint.path / METADATA, "drop metadata", CheckpointError)
+    return record
 
 
-def shard_names(count: int) -> list[str]:
-    """Hugging Face's names for `count` shards."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+def base_name(checkpoint: Checkpoint) -> str:
+    """The original's name: from config.json, from a hub cache path (models--ORG--NAME), or its directory's name."""
+    if name := checkpoint.config.get("_name_or_path"):
+        return str(name)
+    path = checkpoint.path.resolve()
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
-def write_shard(path: Path, pieces: list[Piece]) -> Iterator[int]:
-    """Write one file; yields the bytes of each copied block."""
-    header = header_bytes({p.name: (p.dtype, p.shape) for p in pieces}, {"format": "pt"})
-    sources: dict[Path, int] = {}
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _write_all(target, header)
-        for piece in pieces:
-            if piece.source.file not in sources:
-                sources[piece.source.file] = os.open(piece.source.file, os.O_RDONLY)
-            for start, end in piece.ranges:
-                yield from _copy(sources[piece.source.file], target, start, end, piece.name)
-    finally:
-        os.close(target)
-        for fd in sources.values():
-            os.close(fd)
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _copy(source: int, target: int, start: int, end: int, name: str) -> Iterator[int]:
-    """Append `source[start:end]` to `target` in the kernel where possible."""
-    while start < end:
-        want = min(BLOCK, end - start)
-        try:
-            count = os.copy_file_range(source, target, want, offset_src=start)
-        except OSError as exc:
-            if exc.errno not in _NOT_SUPPORTED:
-                raise
-            count = _write_all(target, os.pread(source, want, start))
-        if count == 0:
-            raise CheckpointError(f"tensor {name} ended early while it was copied", remedy="the source file changed")
-        start += count
-        yield count
-
-
-def _write_all(target: int, data: bytes) -> int:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view) :]
-    return len(data)
-
-
-_NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # no in-kernel copy here
+def _explained(exc: OSError, out: Path) -> BadInput | MissingPrerequisite:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MissingPrerequisite(f"the disk became full while {out} was written", expected="the space checked before",
+                                   actual=str(exc), remedy="free some space; nothing was left behind")  # fmt: skip
+    return BadInput(f"{out} could not be written", expected="readable input and a writable place", actual=str(exc),
+                    remedy="check permissions and the disk; nothing was left behind")  # fmt: skip

@@ -1,0 +1,151 @@
+"""From header and map to byte ranges: which bytes of the original make which tensor of the cut, and in which file.
+
+Pure: nothing is read but headers, nothing is written. Kept experts stay in ascending order and are renumbered from 0.
+Invariants: a plan is a function of the checkpoint and the map alone; within a file tensors are ordered by item size,
+largest first, so that each is aligned whatever a cut did to the lengths before it (loaders map files into memory).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from trimoe.choose.dropmap import DropMap
+from trimoe.errors import CheckpointError, MapError
+from trimoe.model.checkpoint import Checkpoint, ExpertTensor
+from trimoe.model.safetensors import ITEM_BITS, TensorInfo, nbytes_of
+
+DEFAULT_SHARD = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An output tensor and the part of one source tensor that makes it: all of it, or `keep` along `axis`."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorInfo
+    axis: int = 0
+    keep: tuple[int, ...] | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The source's type; a cut never converts."""
+        return self.source.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return nbytes_of(self.dtype, self.shape)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Absolute [start, end) ranges of the source file in output order, neighbours joined."""
+        info = self.source
+        if self.keep is None:
+            if info.nbytes:
+                yield info.start, info.end
+            return
+        outer, experts = prod(info.shape[: self.axis]), info.shape[self.axis]
+        row = info.nbytes // (outer * experts)
+        start = end = info.start
+        for block in range(outer):
+            for expert in self.keep:
+                at = info.start + (block * experts + expert) * row
+                if at != end:
+                    if end > start:
+                        yield start, end
+                    start = at
+                end = at + row
+        if end > start:
+            yield start, end
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: name and tensors in the order of their bytes."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, without the header."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> list[Piece]:
+    """Every output tensor in source order. Raises `MapError` when the map does not fit the checkpoint."""
+    keeps = _validated_keeps(checkpoint, drop_map)
+    pieces = []
+    for info in checkpoint.index.values():
+        tensor = checkpoint.expert_tensors.get(info.name)
+        if tensor is None:
+            pieces.append(Piece(info.name, info.shape, info))
+        elif tensor.expert is None:
+            pieces.append(_cut_stack(info, tensor, keeps[tensor.layer]))
+        elif tensor.expert in keeps[tensor.layer]:
+            position = keeps[tensor.layer].index(tensor.expert)
+            pieces.append(Piece(checkpoint.role_name(tensor.role, tensor.layer, position), info.shape, info))
+    return pieces
+
+
+def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
+    """Kept ids per layer with experts, after every check a map can fail."""
+    for key in checkpoint.arch.config.ungrouped:
+        if (checkpoint.setting(key) or 1) > 1:
+            raise CheckpointError(
+                f"this model routes experts in groups: {key} = {checkpoint.setting(key)}", expected="no groups",
+                actual="a cut would change which groups are chosen", remedy="it cannot be pruned exactly",
+            )  # fmt: skip
+    dense = sorted(set(range(checkpoint.num_layers)) - set(checkpoint.moe_layers))
+    if wrong := [layer for layer in dense if drop_map.drop.get(layer)]:
+        raise MapError(f"the map drops experts in layer {wrong[0]}, which has none",
+                       expected=f"layers {', '.join(map(str, checkpoint.moe_layers))}", actual=f"also {wrong}",
+                       remedy="use the map of this model")  # fmt: skip
+    # A dense layer may be absent from the map; give it the common count so that the map's own checks see every layer.
+    common = next((ids for layer, ids in sorted(drop_map.drop.items()) if layer not in dense), ())
+    complete = DropMap({**drop_map.drop, **dict.fromkeys(dense, common)}, drop_map.num_experts, drop_map.metadata)
+    # The fingerprint reads small parts of every tensor; ask for it only when the map names a model.
+    fingerprint = checkpoint.fingerprint if drop_map.metadata.get("model") else None
+    complete.validate(checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k, fingerprint)
+    return {layer: tuple(drop_map.keep(layer, checkpoint.num_experts)) for layer in checkpoint.moe_layers}
+
+
+def _cut_stack(info: TensorInfo, tensor: ExpertTensor, keep: tuple[int, ...]) -> Piece:
+    inner = prod(info.shape[tensor.axis + 1 :])
+    if inner * ITEM_BITS[info.dtype] % 8:
+        raise CheckpointError(
+            f"tensor {info.name} cannot be cut exactly", expected="whole bytes per expert",
+            actual=f"{inner} values of {ITEM_BITS[info.dtype]} bits", remedy="prune the unquantized checkpoint instead",
+        )  # fmt: skip
+    shape = (*info.shape[: tensor.axis], len(keep), *info.shape[tensor.axis + 1 :])
+    whole = len(keep) == info.shape[tensor.axis]
+    return Piece(info.name, shape, info, tensor.axis, None if whole else keep)
+
+
+def plan_shards(pieces: list[Piece], max_shard: int | None = DEFAULT_SHARD) -> list[Shard]:
+    """Output files: filled in source order up to `max_shard` bytes of tensors, or as in the source (None)."""
+    groups: list[list[Piece]] = []
+    size = 0
+    for piece in pieces:
+        if max_shard is None:
+            full = bool(groups) and piece.source.file != groups[-1][-1].source.file
+        else:
+            full = size + piece.nbytes > max_shard
+        if not groups or full:
+            groups.append([])
+            size = 0
+        groups[-1].append(piece)
+        size += piece.nbytes
+    names = shard_names(len(groups))
+    return [Shard(name, tuple(sorted(group, key=_alignment))) for name, group in zip(names, groups, strict=True)]
+
+
+def _alignment(piece: Piece) -> int:
+    return -ITEM_BITS[piece.dtype]
+
+
+def shard_names(count: int) -> list[str]:
+    """Hugging Face's names for `count` files."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
