@@ -31,13 +31,33 @@ SHARES = {"code": 0.26, "math": 0.2, "choice": 0.16, "format": 0.12, "text": 0.1
 def build(vocab_size: int) -> Gemma4ForCausalLM:
     """The architecture: every structural feature of the 26B model (sliding and full layers, shared K and V, MoE)."""
     config = Gemma4TextConfig(
-        vocab_size=vocab_size, hidden_size=256, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, num_global_key_value_heads=1, head_dim=64, global_head_dim=128, attention_k_eq_v=True,
-        layer_types=["sliding_attention"] * 3 + ["full_attention"], sliding_window=128, max_position_embeddings=4096,
-        enable_moe_block=True, num_experts=32, top_k_experts=4, moe_intermediate_size=32, hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=vocab_size, tie_word_embeddings=True, final_logit_softcapping=30.0,
-        num_kv_shared_layers=0, use_double_wide_mlp=False, pad_token_id=0, bos_token_id=2, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=1,
+        head_dim=64,
+        global_head_dim=128,
+        attention_k_eq_v=True,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"],
+        sliding_window=128,
+        max_position_embeddings=4096,
+        enable_moe_block=True,
+        num_experts=32,
+        top_k_experts=4,
+        moe_intermediate_size=32,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=vocab_size,
+        tie_word_embeddings=True,
+        final_logit_softcapping=30.0,
+        num_kv_shared_layers=0,
+        use_double_wide_mlp=False,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
+    )
     model = Gemma4ForCausalLM(config)
     for name, weight in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
@@ -94,9 +114,15 @@ def accuracy(model: Gemma4ForCausalLM, tok: PreTrainedTokenizerFast, count: int)
     tok.padding_side = "left"
     for domain in DOMAINS:
         held = generate(domain, "heldout", count, seed=3)
-        enc = tok([f"<bos><|turn>user\n{i.prompt}<turn|>\n<|turn>model\n" for i in held], padding=True,
-                  add_special_tokens=False, return_tensors="pt")  # fmt: skip
-        out = model.generate(**enc, max_new_tokens=72, do_sample=False, eos_token_id=tok.convert_tokens_to_ids("<turn|>"))
+        enc = tok(
+            [f"<bos><|turn>user\n{i.prompt}<turn|>\n<|turn>model\n" for i in held],
+            padding=True,
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        out = model.generate(
+            **enc, max_new_tokens=72, do_sample=False, eos_token_id=tok.convert_tokens_to_ids("<turn|>")
+        )
         replies = tok.batch_decode(out[:, enc.input_ids.shape[1] :], skip_special_tokens=True)
         result[domain] = round(sum(r == i.answer for r, i in zip(replies, held, strict=True)) / count, 3)
     model.train()
@@ -118,8 +144,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rng = random.Random(0)
     texts = [text for d in DOMAINS for i in generate(d, "train", 3000, seed=9) for text in (i.prompt, i.answer)]
-    tok = PreTrainedTokenizerFast(tokenizer_object=learn(texts), pad_token="<pad>", eos_token="<eos>",
-                                  bos_token="<bos>", unk_token="<unk>", model_max_length=4096)  # fmt: skip
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=learn(texts),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        model_max_length=4096,
+    )
     tok.chat_template = TEMPLATE
     model = build(len(tok))
     model.generation_config.eos_token_id = [1, tok.convert_tokens_to_ids("<turn|>")]
@@ -141,8 +173,9 @@ def main() -> None:
             routed.clear()
             mask = (ids != 0).long()
             logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-            loss_each = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1),
-                                                 reduction="none")  # fmt: skip
+            loss_each = functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1), reduction="none"
+            )
             target = weight[:, 1:].reshape(-1)
             loss = (loss_each * target).sum() / target.sum()
             real, balance, entropy = mask.reshape(-1).bool(), torch.zeros(()), []

@@ -46,9 +46,11 @@ def require_absent(path: Path) -> None:
     """Refuse to overwrite: `BadInput` if `path` exists."""
     if path.exists() or path.is_symlink():
         raise BadInput(
-            f"output {path} exists already", expected="a path that does not exist", actual="it exists",
+            f"output {path} exists already",
+            expected="a path that does not exist",
+            actual="it exists",
             remedy="choose another -o, or remove it first",
-        )  # fmt: skip
+        )
 
 
 def require_space(path: Path, needed: int) -> None:
@@ -59,9 +61,11 @@ def require_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(where).free
     if free < needed + (16 << 20):
         raise MissingPrerequisite(
-            f"not enough disk space for {path}", expected=f"{needed:,} bytes", actual=f"{free:,} bytes free in {where}",
+            f"not enough disk space for {path}",
+            expected=f"{needed:,} bytes",
+            actual=f"{free:,} bytes free in {where}",
             remedy="free some space or choose another -o",
-        )  # fmt: skip
+        )
 
 
 def _temporary(path: Path) -> Path:
@@ -123,8 +127,10 @@ def _own_directory(temporary: Path) -> int:
         os.close(lock)
         raise BadInput(
             f"another run is writing {temporary.name.removeprefix('.').removesuffix('.partial')} now",
-            expected="one run per output", actual=f"{temporary} is locked", remedy="wait for it, or choose another -o",
-        ) from exc  # fmt: skip
+            expected="one run per output",
+            actual=f"{temporary} is locked",
+            remedy="wait for it, or choose another -o",
+        ) from exc
     for child in temporary.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)

@@ -87,12 +87,21 @@ def run_story(
             certificate = certify(base.path, story.models[name], map=drop_map)
             story.certificates[name] = certificate
             if certificate.status != "proven":
-                raise Refused(f"the cut {name} is {certificate.status}, not proven", expected="a proven cut",
-                              actual=str(story.models[name] / "certificate.json"))  # fmt: skip
+                raise Refused(
+                    f"the cut {name} is {certificate.status}, not proven",
+                    expected="a proven cut",
+                    actual=str(story.models[name] / "certificate.json"),
+                )
     for name, path in {BASE: base.path, **story.models}.items():
         with _step("eval", seconds, progress) as tell:
-            evaluate(path, list(benches), story.log, name=name, limit=limit,
-                     progress=lambda d, t, note, name=name, tell=tell: tell(d, t, f"{name}: {note}"))  # type: ignore[misc]  # fmt: skip
+            evaluate(
+                path,
+                list(benches),
+                story.log,
+                name=name,
+                limit=limit,
+                progress=lambda d, t, note, name=name, tell=tell: tell(d, t, f"{name}: {note}"),
+            )  # type: ignore[misc]
     with _step("compare", seconds, progress):
         story.comparison = compare_runs(story.log, BASE, list(methods))
     return story
@@ -129,8 +138,11 @@ def passing_traces(base: Checkpoint, domain: str, count: int) -> list[dict[str, 
     }
     passed = [i for i, item in enumerate(items) if bench.score(replies[i], item.check).correct]
     if not passed:
-        raise Refused(f"the model passes none of {count} {domain} items", expected="a trained model",
-                      remedy="targeted classes are made of passing replies only")  # fmt: skip
+        raise Refused(
+            f"the model passes none of {count} {domain} items",
+            expected="a trained model",
+            remedy="targeted classes are made of passing replies only",
+        )
     return [{"prompt": items[i].prompt, "completion": replies[i]} for i in passed]
 
 
@@ -146,7 +158,9 @@ def pruned(base: Checkpoint, drop_map: DropMap, out: Path) -> Path:
 
 
 @contextmanager
-def _step(name: str, seconds: dict[str, float], progress: Callable[[str, int, int, str], None] | None) -> Iterator[Progress]:
+def _step(
+    name: str, seconds: dict[str, float], progress: Callable[[str, int, int, str], None] | None
+) -> Iterator[Progress]:
     """Times a step and names it in the progress."""
 
     def tell(done: int, total: int, note: str = "") -> None:

@@ -6,13 +6,27 @@ from pathlib import Path
 import pytest
 
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe
-from trimoe.choose.select import layer_floors, make_map, rescale
 from trimoe.choose.score import raw_scores
+from trimoe.choose.select import layer_floors, make_map, rescale
 from trimoe.measure.stats import ExpertStats, import_reference
 
 SHAPES = ("small", "gemma4-shape")
-CASES = ("v4", "v5-coder", "c11", "outlier-median", "outlier-drop", "floor-clamp", "agg-mean", "agg-geomean", "agg-sum",
-         "agg-lp4", "agg-softmax_t4", "agg-second", "agg-top3mean", "v3")  # fmt: skip
+CASES = (
+    "v4",
+    "v5-coder",
+    "c11",
+    "outlier-median",
+    "outlier-drop",
+    "floor-clamp",
+    "agg-mean",
+    "agg-geomean",
+    "agg-sum",
+    "agg-lp4",
+    "agg-softmax_t4",
+    "agg-second",
+    "agg-top3mean",
+    "v3",
+)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -28,12 +42,17 @@ def from_case(case: dict, stats: ExpertStats) -> Recipe:
         return load_recipe("v3").model_copy(update={"protect_top": case["protect_top"]})
     outliers = case.get("outliers")
     return Recipe(
-        name="case", alpha=case["alpha"], normalize=case["normalize"], aggregate=case["aggregate"],
+        name="case",
+        alpha=case["alpha"],
+        normalize=case["normalize"],
+        aggregate=case["aggregate"],
         class_weights=dict(zip(stats.classes, case["class_weights"], strict=True)),
-        breadth_bonus=case["breadth_bonus"], protect_top=case["protect_top"], class_min=case.get("class_min", {}),
+        breadth_bonus=case["breadth_bonus"],
+        protect_top=case["protect_top"],
+        class_min=case.get("class_min", {}),
         floor=Floor(clamp=(0, 0)) if "floor" in case else None,
         outliers=Outliers(mode=outliers["mode"], limit=outliers["wnorm_above"]) if outliers else None,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -53,7 +72,9 @@ def test_golden_map(reference: tuple[Path, dict, dict[str, ExpertStats]], name: 
 
 
 @pytest.mark.parametrize("name", ["v3", "v4", "v5-coder", "c11"])
-def test_shipped_recipe_scales_to_the_golden_map(reference: tuple[Path, dict, dict[str, ExpertStats]], name: str) -> None:
+def test_shipped_recipe_scales_to_the_golden_map(
+    reference: tuple[Path, dict, dict[str, ExpertStats]], name: str
+) -> None:
     folder, cases, stats = reference
     used = stats[cases["cases"][name]["stats"]]
     made = make_map(used, load_recipe(name), base_stats=stats["base.json.gz"], keep=cases["keep"])

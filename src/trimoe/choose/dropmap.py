@@ -35,35 +35,60 @@ class DropMap:
         """Raise `MapError` unless this map can cut a model of this shape (and fingerprint, when both are known)."""
         made_for = self.metadata.get("model")
         if fingerprint and made_for and made_for != fingerprint:
-            raise MapError("the map was made for another model", expected=f"model {fingerprint[:16]}",
-                           actual=f"model {made_for[:16]}", remedy="make the map from statistics of this model")  # fmt: skip
+            raise MapError(
+                "the map was made for another model",
+                expected=f"model {fingerprint[:16]}",
+                actual=f"model {made_for[:16]}",
+                remedy="make the map from statistics of this model",
+            )
         if self.num_experts not in (None, num_experts):
-            raise MapError("the map is for another number of experts", expected=str(num_experts),
-                           actual=str(self.num_experts), remedy="use the map of this model")  # fmt: skip
+            raise MapError(
+                "the map is for another number of experts",
+                expected=str(num_experts),
+                actual=str(self.num_experts),
+                remedy="use the map of this model",
+            )
         if sorted(self.drop) != list(range(num_layers)):
             missing = sorted(set(range(num_layers)) - set(self.drop))
-            raise MapError("the map does not cover exactly the layers of the model", expected=f"layers 0..{num_layers - 1}",
-                           actual=f"missing {missing}" if missing else f"extra {sorted(set(self.drop) - set(range(num_layers)))}",
-                           remedy="use the map of this model")  # fmt: skip
+            raise MapError(
+                "the map does not cover exactly the layers of the model",
+                expected=f"layers 0..{num_layers - 1}",
+                actual=f"missing {missing}" if missing else f"extra {sorted(set(self.drop) - set(range(num_layers)))}",
+                remedy="use the map of this model",
+            )
         for layer, ids in self.drop.items():
             if len(set(ids)) != len(ids):
                 twice = min(i for i in ids if ids.count(i) > 1)
                 raise MapError(f"layer {layer} of the map names an expert twice", actual=f"expert {twice}")
             if ids and (min(ids) < 0 or max(ids) >= num_experts):
-                raise MapError(f"layer {layer} of the map names an expert that does not exist",
-                               expected=f"0..{num_experts - 1}", actual=str([i for i in ids if not 0 <= i < num_experts]))  # fmt: skip
+                raise MapError(
+                    f"layer {layer} of the map names an expert that does not exist",
+                    expected=f"0..{num_experts - 1}",
+                    actual=str([i for i in ids if not 0 <= i < num_experts]),
+                )
         counts = {len(ids) for ids in self.drop.values()}
         if len(counts) > 1:
-            raise MapError("the map drops unequal counts", expected="the same number in every layer",
-                           actual=f"{min(counts)} to {max(counts)}", remedy="config.json has one count for all layers")  # fmt: skip
+            raise MapError(
+                "the map drops unequal counts",
+                expected="the same number in every layer",
+                actual=f"{min(counts)} to {max(counts)}",
+                remedy="config.json has one count for all layers",
+            )
         if num_experts - max(counts) < top_k:
-            raise MapError("the map keeps fewer experts than the router selects", expected=f"at least {top_k} kept",
-                           actual=f"{num_experts - max(counts)} kept", remedy="drop fewer experts")  # fmt: skip
+            raise MapError(
+                "the map keeps fewer experts than the router selects",
+                expected=f"at least {top_k} kept",
+                actual=f"{num_experts - max(counts)} kept",
+                remedy="drop fewer experts",
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The file's content."""
-        return {"drop": {str(layer): list(ids) for layer, ids in sorted(self.drop.items())},
-                "num_experts": self.num_experts, "metadata": self.metadata}  # fmt: skip
+        return {
+            "drop": {str(layer): list(ids) for layer, ids in sorted(self.drop.items())},
+            "num_experts": self.num_experts,
+            "metadata": self.metadata,
+        }
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Publish the map as JSON."""
@@ -86,8 +111,15 @@ class DropMap:
 def _layers(body: Mapping[str, Any], source: str) -> dict[int, tuple[int, ...]]:
     drop: dict[int, tuple[int, ...]] = {}
     for key, ids in body.items():
-        if not (key.isdecimal() and str(int(key)) == key) or not isinstance(ids, list) or any(type(i) is not int for i in ids):
-            raise MapError(f"{source} has a malformed entry {str(key)[:40]!r}", expected='"layer number": [expert ids]',
-                           actual=repr(ids)[:100])  # fmt: skip
+        if (
+            not (key.isdecimal() and str(int(key)) == key)
+            or not isinstance(ids, list)
+            or any(type(i) is not int for i in ids)
+        ):
+            raise MapError(
+                f"{source} has a malformed entry {str(key)[:40]!r}",
+                expected='"layer number": [expert ids]',
+                actual=repr(ids)[:100],
+            )
         drop[int(key)] = tuple(sorted(ids))
     return dict(sorted(drop.items()))

@@ -86,9 +86,11 @@ def parse_recipe(text: str, source: str) -> Recipe:
     except ValidationError as exc:
         first = exc.errors()[0]
         raise RecipeError(
-            f"recipe {source}: {'.'.join(map(str, first['loc']))}", expected="a known key with a possible value",
-            actual=first["msg"], remedy="see docs/reference/recipes.md",
-        ) from exc  # fmt: skip
+            f"recipe {source}: {'.'.join(map(str, first['loc']))}",
+            expected="a known key with a possible value",
+            actual=first["msg"],
+            remedy="see docs/reference/recipes.md",
+        ) from exc
 
 
 def names() -> list[str]:
@@ -108,5 +110,9 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
         return parse_recipe(path.read_text(), name)
-    raise RecipeError(f"unknown recipe {name}", expected=", ".join(names()), actual=name,
-                      remedy="name a shipped recipe or give a .toml file")  # fmt: skip
+    raise RecipeError(
+        f"unknown recipe {name}",
+        expected=", ".join(names()),
+        actual=name,
+        remedy="name a shipped recipe or give a .toml file",
+    )

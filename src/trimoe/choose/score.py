@@ -5,13 +5,14 @@ section 5 (the recipes), REAP (arXiv 2510.13999: mean of w_t |o_t| over the expe
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from trimoe.errors import RecipeError, StatsError
 from trimoe.measure.stats import ExpertStats
 
-Array = np.ndarray
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def _per_token(total: Array, count: Array) -> Array:
@@ -46,13 +47,16 @@ def impute(scores: Array, bad: Array, mode: str) -> Array:
     for c, layer in np.argwhere(bad.any(-1)):
         broken = bad[c, layer]
         sound = scores[c, layer][~broken]
-        values = {"median": np.median, "drop": lambda x: x.min() - 1.0, "zero": lambda _: 0.0}
-        fixed[c, layer][broken] = values[mode](sound) if sound.size else 0.0
+        if not sound.size or mode == "zero":
+            fixed[c, layer][broken] = 0.0
+        else:
+            fixed[c, layer][broken] = np.median(sound) if mode == "median" else sound.min() - 1.0
     return fixed
 
 
-def raw_scores(stats: ExpertStats, criterion: str, alpha: float, outliers: tuple[str, float] | None = None,
-               seed: int = 0) -> tuple[Array, int]:  # fmt: skip
+def raw_scores(
+    stats: ExpertStats, criterion: str, alpha: float, outliers: tuple[str, float] | None = None, seed: int = 0
+) -> tuple[Array, int]:
     """[C, L, E] scores and the number of imputed cells. Refuses fields that are absent, all zero or not finite.
 
     `outliers` is (mode, limit of wnorm); None keeps every finite value. `random` draws per layer from (seed, layer).
@@ -65,15 +69,21 @@ def raw_scores(stats: ExpertStats, criterion: str, alpha: float, outliers: tuple
     needed, function = CRITERIA[criterion]
     for name in needed:
         if not np.any(stats.field(name)):
-            raise StatsError(f"field {name} is zero everywhere: it was never measured", expected=f"measured {name}",
-                             remedy="calibrate again or use --criterion frequency")  # fmt: skip
+            raise StatsError(
+                f"field {name} is zero everywhere: it was never measured",
+                expected=f"measured {name}",
+                remedy="calibrate again or use --criterion frequency",
+            )
     scores, imputed = function(stats, alpha), 0
     if outliers is not None and "wnorm" in needed:
         bad = outlier_cells(stats, outliers[1])
         scores, imputed = impute(scores, bad, outliers[0]), int(bad.sum())
     if not np.isfinite(scores).all():
-        raise StatsError(f"{int((~np.isfinite(scores)).sum())} scores are not finite", expected="finite statistics",
-                         remedy="impute them with --outliers median:1e4")  # fmt: skip
+        raise StatsError(
+            f"{int((~np.isfinite(scores)).sum())} scores are not finite",
+            expected="finite statistics",
+            remedy="impute them with --outliers median:1e4",
+        )
     return scores, imputed
 
 

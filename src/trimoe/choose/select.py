@@ -36,13 +36,17 @@ def make_map(
     pooled = np.zeros((layers, experts))
     if recipe.floor is not None or floors is not None:
         if base.shape[1:] != (layers, experts):
-            raise StatsError("base statistics are of another shape", expected=str((layers, experts)), actual=str(base.shape[1:]))
+            raise StatsError(
+                "base statistics are of another shape", expected=str((layers, experts)), actual=str(base.shape[1:])
+            )
         pooled, more = _pooled(base, recipe)
         imputed += more
         if floors is None and recipe.floor is not None:
             floors = layer_floors(pooled, keep, _clamp(recipe.floor, keep))
     if floors is not None and len(floors) != layers:
-        raise RecipeError("the floor does not name every layer once", expected=f"{layers} layers", actual=str(len(floors)))
+        raise RecipeError(
+            "the floor does not name every layer once", expected=f"{layers} layers", actual=str(len(floors))
+        )
     protect = resolve(recipe.protect_top, experts)
     owners = _owners(base, recipe) if recipe.class_min else None
     drop: dict[int, tuple[int, ...]] = {}
@@ -59,9 +63,13 @@ def make_map(
         gone = _forced(gone, score[layer], (force_keep or {}).get(layer, []), experts, layer)
         drop[layer] = tuple(sorted(int(e) for e in gone))
     metadata: dict[str, Any] = {
-        "recipe": recipe.model_dump(mode="json"), "keep": keep, "classes": classes, "imputed_cells": imputed,
-        "stats": stats.content_hash, "model": stats.metadata.get("model"),
-    }  # fmt: skip
+        "recipe": recipe.model_dump(mode="json"),
+        "keep": keep,
+        "classes": classes,
+        "imputed_cells": imputed,
+        "stats": stats.content_hash,
+        "model": stats.metadata.get("model"),
+    }
     if floors is not None:
         metadata |= {"floors": floors, "base_stats": base.content_hash}
     if force_keep:
@@ -87,9 +95,12 @@ def _aggregated(stats: ExpertStats, recipe: Recipe) -> tuple[Array, int, dict[st
     """[L, E] aggregate score, imputed cells, and the weight each used class had."""
     weights = {c: w for c in stats.classes if (w := recipe.weight_of(c)) is not None}
     if not weights or not any(weights.values()):
-        raise RecipeError(f"recipe {recipe.name} gives no class of the statistics any weight",
-                          expected=", ".join(recipe.class_weights), actual=", ".join(stats.classes),
-                          remedy="calibrate with such classes or override --class-weights")  # fmt: skip
+        raise RecipeError(
+            f"recipe {recipe.name} gives no class of the statistics any weight",
+            expected=", ".join(recipe.class_weights),
+            actual=", ".join(stats.classes),
+            remedy="calibrate with such classes or override --class-weights",
+        )
     used = stats.select(list(weights))
     if recipe.pooled:
         if recipe.outliers is not None:
@@ -98,7 +109,11 @@ def _aggregated(stats: ExpertStats, recipe: Recipe) -> tuple[Array, int, dict[st
         used = ExpertStats(("all",), {n: a.sum(0, keepdims=True) for n, a in used.fields.items()}, used.metadata)
     scores, imputed = raw_scores(used, recipe.criterion, recipe.alpha, _outliers(recipe), recipe.seed)
     vector = np.ones(len(scores)) if len(scores) == 1 else np.array(list(weights.values()))
-    return aggregate(normalise(scores, recipe.normalize), vector, recipe.aggregate, recipe.breadth_bonus), imputed, weights
+    return (
+        aggregate(normalise(scores, recipe.normalize), vector, recipe.aggregate, recipe.breadth_bonus),
+        imputed,
+        weights,
+    )
 
 
 def _pooled(base: ExpertStats, recipe: Recipe) -> tuple[Array, int]:
@@ -138,13 +153,16 @@ def _owners(base: ExpertStats, recipe: Recipe) -> dict[str, Array]:
     for pattern in recipe.class_min:
         wanted = [i for i, c in enumerate(base.classes) if fnmatchcase(c, pattern) or c == f"generic_{pattern}"]
         if not wanted:
-            raise RecipeError(f"class_min names no class of the statistics: {pattern}", expected=", ".join(base.classes))
+            raise RecipeError(
+                f"class_min names no class of the statistics: {pattern}", expected=", ".join(base.classes)
+            )
         result[pattern] = np.isin(best, wanted)
     return result
 
 
-def _class_minimum(gone: set[int], pinned: set[int], score: Array, owners: dict[str, Array], layer: int,
-                   recipe: Recipe, experts: int) -> set[int]:  # fmt: skip
+def _class_minimum(
+    gone: set[int], pinned: set[int], score: Array, owners: dict[str, Array], layer: int, recipe: Recipe, experts: int
+) -> set[int]:
     """Swap until each class keeps its minimum: its best dropped expert in, the lowest unpinned one out that does not
     bring another class below its own minimum."""
     gone = set(gone)
@@ -170,8 +188,11 @@ def _class_minimum(gone: set[int], pinned: set[int], score: Array, owners: dict[
 def _forced(gone: set[int], score: Array, forced: list[int], experts: int, layer: int) -> set[int]:
     """The final override: each forced expert that was dropped takes the place of the lowest kept, unforced one."""
     if any(not 0 <= e < experts for e in forced):
-        raise MapError(f"layer {layer}: force-keep names an expert that does not exist", expected=f"0..{experts - 1}",
-                       actual=str(forced))  # fmt: skip
+        raise MapError(
+            f"layer {layer}: force-keep names an expert that does not exist",
+            expected=f"0..{experts - 1}",
+            actual=str(forced),
+        )
     gone = set(gone)
     for expert in forced:
         if expert in gone:

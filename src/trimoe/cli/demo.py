@@ -9,10 +9,21 @@ from trimoe.cli.common import emit, json_option, progress
 
 
 @click.command()
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True,
-              help="Work directory; a rerun continues there.")  # fmt: skip
-@click.option("--drop-fraction", type=click.FloatRange(0, 0.85, min_open=True), default=0.25, show_default=True,
-              help="Share of each layer's experts to drop.")  # fmt: skip
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Work directory; a rerun continues there.",
+)
+@click.option(
+    "--drop-fraction",
+    type=click.FloatRange(0, 0.85, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of each layer's experts to drop.",
+)
 @click.option("--methods", default="", help="Recipes to compare, separated by commas; default: the seven of the demo.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items of each bench, for a quick look.")
 @json_option
@@ -34,9 +45,12 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
     chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(pipeline.METHODS)
     with progress("demo") as tell:
         story = pipeline.run_story(
-            out, methods=chosen, drop_fraction=drop_fraction, limit=limit,
+            out,
+            methods=chosen,
+            drop_fraction=drop_fraction,
+            limit=limit,
             progress=lambda step, done, total, note: tell(done, total, f"{step} {note}"),
-        )  # fmt: skip
+        )
     report = out / "report.html"
     data = page_data(story)
     page.write_page(data, report)
@@ -48,9 +62,14 @@ def _as_json(story: Any, report: Path) -> dict[str, Any]:
     certificates = {
         n: {"status": c.status, "max_logit_difference": c.max_logit_difference} for n, c in story.certificates.items()
     }
-    return {"keep": story.keep, "experts": story.model.num_experts, "certificates": certificates,
-            "comparison": story.comparison.as_json(), "report": str(report),
-            "seconds": {k: round(v, 1) for k, v in story.seconds.items()}}  # fmt: skip
+    return {
+        "keep": story.keep,
+        "experts": story.model.num_experts,
+        "certificates": certificates,
+        "comparison": story.comparison.as_json(),
+        "report": str(report),
+        "seconds": {k: round(v, 1) for k, v in story.seconds.items()},
+    }
 
 
 def _as_text(story: Any, report: Path) -> str:
@@ -74,8 +93,10 @@ def _as_text(story: Any, report: Path) -> str:
         if name == comparison.base:
             row.append("")
         else:
-            row.append(f"{100 * total.difference:+.1f} [{100 * total.difference_low:+.1f},"
-                       f"{100 * total.difference_high:+.1f}] p={total.p:.1g}")  # fmt: skip
+            row.append(
+                f"{100 * total.difference:+.1f} [{100 * total.difference_low:+.1f},"
+                f"{100 * total.difference_high:+.1f}] p={total.p:.1g}"
+            )
         path = story.models.get(name, story.model.path)
         row.append(f"{sum(f.stat().st_size for f in path.glob('*.safetensors')) / 1e6:.2f} MB")
         table.add_row(*row)
@@ -84,8 +105,10 @@ def _as_text(story: Any, report: Path) -> str:
         console.print(table)
     worst = max(c.max_logit_difference or 0.0 for c in story.certificates.values())
     times = ", ".join(f"{k} {v:.0f} s" for k, v in story.seconds.items())
-    return (f"{capture.get()}All {len(story.certificates)} cuts proven: largest logit difference to the masked original "
-            f"{worst:.1e}.\nTimes: {times}.\nLook at {report}")  # fmt: skip
+    return (
+        f"{capture.get()}All {len(story.certificates)} cuts proven: largest logit difference to the masked original "
+        f"{worst:.1e}.\nTimes: {times}.\nLook at {report}"
+    )
 
 
 COMMANDS = [demo]

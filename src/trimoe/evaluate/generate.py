@@ -21,7 +21,9 @@ class Reply:
 
 def render(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of a user turn through the chat template, ready for the reply."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
 
@@ -33,7 +35,9 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
     return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
-def generate(model: Any, tokenizer: Any, prompts: list[str], cap: int, batch: int = 64) -> Iterator[list[tuple[int, Reply]]]:
+def generate(
+    model: Any, tokenizer: Any, prompts: list[str], cap: int, batch: int = 64
+) -> Iterator[list[tuple[int, Reply]]]:
     """Greedy replies, a batch at a time, as (index of the prompt, reply); shortest prompts first."""
     encoded = [render(tokenizer, p) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
@@ -62,8 +66,14 @@ def _greedy(model: Any, prompts: list[list[int]], cap: int, stops: set[int]) -> 
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         for _ in range(cap):
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                        logits_to_keep=1)  # fmt: skip
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             chosen = out.logits[:, -1].argmax(-1).tolist()
             stay = []
             for place, (row, token) in enumerate(zip(alive, chosen, strict=True)):

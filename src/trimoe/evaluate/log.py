@@ -71,14 +71,20 @@ class RunLog:
             self._db.execute("PRAGMA synchronous=FULL")
             self._migrate(path)
         except sqlite3.DatabaseError as exc:
-            raise RunLogError(f"{path} is not a run log", expected="a file made by `trimoe eval --log`", actual=str(exc),
-                              remedy="choose another --log") from exc  # fmt: skip
+            raise RunLogError(
+                f"{path} is not a run log",
+                expected="a file made by `trimoe eval --log`",
+                actual=str(exc),
+                remedy="choose another --log",
+            ) from exc
 
     def _migrate(self, path: Path) -> None:
         kind = self._db.execute("PRAGMA application_id").fetchone()[0]
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if kind != APPLICATION_ID and tables:
-            raise RunLogError(f"{path} is a database of another program", expected="a run log", remedy="choose another --log")
+            raise RunLogError(
+                f"{path} is a database of another program", expected="a run log", remedy="choose another --log"
+            )
         with self._transaction():
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._db.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")
@@ -105,7 +111,9 @@ class RunLog:
         """Close the file."""
         self._db.close()
 
-    def open_run(self, bench: str, bench_identity: str, model: str, name: str, settings: dict[str, Any], expected: int) -> Run:
+    def open_run(
+        self, bench: str, bench_identity: str, model: str, name: str, settings: dict[str, Any], expected: int
+    ) -> Run:
         """The run with this identity, new or resumed; the name may change, the identity may not."""
         identity = sha256_json([bench_identity, model, settings])
         with self._transaction():
@@ -131,12 +139,25 @@ class RunLog:
                 self._db.execute("DELETE FROM samples WHERE run=? AND doc_id=? AND correct IS NULL", (run.id, r.doc_id))
                 self._db.execute(
                     "INSERT INTO samples VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                    (run.id, r.doc_id, r.prompt, r.reply, r.extracted, r.correct, r.cause, r.finish_reason,
-                     r.prompt_tokens, r.completion_tokens, r.scorer),
-                )  # fmt: skip
+                    (
+                        run.id,
+                        r.doc_id,
+                        r.prompt,
+                        r.reply,
+                        r.extracted,
+                        r.correct,
+                        r.cause,
+                        r.finish_reason,
+                        r.prompt_tokens,
+                        r.completion_tokens,
+                        r.scorer,
+                    ),
+                )
 
     def samples(self, run: Run) -> list[Row]:
         """Stored samples of a run, by doc_id."""
-        query = ("SELECT doc_id, prompt, reply, extracted, correct, cause, finish_reason, prompt_tokens, completion_tokens,"
-                 " scorer FROM samples WHERE run = ? ORDER BY doc_id")  # fmt: skip
+        query = (
+            "SELECT doc_id, prompt, reply, extracted, correct, cause, finish_reason, prompt_tokens, completion_tokens,"
+            " scorer FROM samples WHERE run = ? ORDER BY doc_id"
+        )
         return [Row(*r[:4], None if r[4] is None else bool(r[4]), *r[5:]) for r in self._db.execute(query, (run.id,))]

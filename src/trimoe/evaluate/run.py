@@ -57,8 +57,14 @@ def evaluate(
     try:
         for bench in specs:
             samples = bench.load()[:limit]
-            run = log.open_run(bench.name, bench.identity(samples), checkpoint.fingerprint, name or checkpoint.path.name,
-                               {"engine": "in-process", "dtype": "float32", "temperature": 0}, len(samples))  # fmt: skip
+            run = log.open_run(
+                bench.name,
+                bench.identity(samples),
+                checkpoint.fingerprint,
+                name or checkpoint.path.name,
+                {"engine": "in-process", "dtype": "float32", "temperature": 0},
+                len(samples),
+            )
             done = {row.doc_id for row in log.samples(run) if row.correct is not None}
             todo = [s for s in samples if s.doc_id not in done]
             if todo and not loaded:
@@ -74,14 +80,32 @@ def evaluate(
                         progress(count, len(samples), bench.name)
             rows = log.samples(run)
             correct, scored = sum(bool(r.correct) for r in rows), sum(r.correct is not None for r in rows)
-            summaries.append(RunSummary(bench.name, run.name, run.model, len(rows), correct,
-                                        correct / scored if scored == run.expected else None,
-                                        dict(sorted(Counter(r.cause for r in rows).items()))))  # fmt: skip
+            summaries.append(
+                RunSummary(
+                    bench.name,
+                    run.name,
+                    run.model,
+                    len(rows),
+                    correct,
+                    correct / scored if scored == run.expected else None,
+                    dict(sorted(Counter(r.cause for r in rows).items())),
+                )
+            )
     finally:
         log.close()
     return summaries
 
 
 def _row(sample: Sample, reply: Reply, verdict: Verdict, bench: Bench) -> Row:
-    return Row(sample.doc_id, sample.prompt, reply.text, verdict.extracted, verdict.correct, verdict.cause,
-               reply.finish_reason, reply.prompt_tokens, reply.completion_tokens, bench.version)  # fmt: skip
+    return Row(
+        sample.doc_id,
+        sample.prompt,
+        reply.text,
+        verdict.extracted,
+        verdict.correct,
+        verdict.cause,
+        reply.finish_reason,
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        bench.version,
+    )

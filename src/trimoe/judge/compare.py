@@ -94,13 +94,20 @@ def _rows(log: RunLog, runs: list[Run], name: str, bench: str, base: str) -> dic
     if run is None or reference is None:
         raise BadInput(f"{name} has no run of {bench}", expected=f"the benches of {base}", remedy="evaluate it first")
     if run.bench_identity != reference.bench_identity:
-        raise Refused(f"{name} and {base} ran different versions or rows of {bench}", expected="the same bench identity",
-                      remedy="evaluate both with the same --limit and version")  # fmt: skip
+        raise Refused(
+            f"{name} and {base} ran different versions or rows of {bench}",
+            expected="the same bench identity",
+            remedy="evaluate both with the same --limit and version",
+        )
     rows: list[Row] = log.samples(run)
     verdicts = {r.doc_id: r.correct for r in rows if r.correct is not None}
     if len(verdicts) != run.expected:
-        raise Refused(f"the run of {bench} on {name} is not complete", expected=f"{run.expected} scored samples",
-                      actual=f"{len(verdicts)}", remedy="run the same `trimoe eval` again; it continues")  # fmt: skip
+        raise Refused(
+            f"the run of {bench} on {name} is not complete",
+            expected=f"{run.expected} scored samples",
+            actual=f"{len(verdicts)}",
+            remedy="run the same `trimoe eval` again; it continues",
+        )
     return verdicts
 
 
@@ -110,5 +117,16 @@ def _cell(name: str, bench: str, before: dict[Any, bool], after: dict[Any, bool]
     lost = sum(before[d] and not after[d] for d in before)
     correct = both + gained
     d, low, high = paired_difference(both, gained, lost, len(before) - both - gained - lost)
-    return Cell(name, bench, len(after), correct, *wilson(correct, len(after)), d, low, high, gained, lost,
-                mcnemar_exact(gained, lost))  # fmt: skip
+    return Cell(
+        name,
+        bench,
+        len(after),
+        correct,
+        *wilson(correct, len(after)),
+        d,
+        low,
+        high,
+        gained,
+        lost,
+        mcnemar_exact(gained, lost),
+    )

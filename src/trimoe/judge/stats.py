@@ -25,7 +25,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     if n == 0:
         return 1.0
     tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2.0 * tail / 2.0**n) if n < 1000 else min(1.0, 2 * math.exp(math.log(tail) - n * math.log(2)))
 
 
 def paired_difference(both: int, gained: int, lost: int, neither: int) -> tuple[float, float, float]:

@@ -44,9 +44,11 @@ class ExpertStats:
         """One field, or `StatsError` when these statistics do not have it."""
         if name not in self.fields:
             raise StatsError(
-                f"the statistics have no field {name}", expected=name, actual=", ".join(sorted(self.fields)),
+                f"the statistics have no field {name}",
+                expected=name,
+                actual=", ".join(sorted(self.fields)),
                 remedy="calibrate again, or choose a recipe that does not need it",
-            )  # fmt: skip
+            )
         return self.fields[name]
 
     def select(self, patterns: list[str]) -> "ExpertStats":
@@ -54,9 +56,11 @@ class ExpertStats:
         chosen = [i for i, c in enumerate(self.classes) if any(fnmatchcase(c, p) for p in patterns)]
         if not chosen:
             raise StatsError(
-                f"no class matches {', '.join(patterns) or 'the recipe'}", expected="classes of the recipe",
-                actual=", ".join(self.classes), remedy="calibrate with such classes or use another recipe",
-            )  # fmt: skip
+                f"no class matches {', '.join(patterns) or 'the recipe'}",
+                expected="classes of the recipe",
+                actual=", ".join(self.classes),
+                remedy="calibrate with such classes or use another recipe",
+            )
         fields = {name: array[chosen] for name, array in self.fields.items()}
         return ExpertStats(tuple(self.classes[i] for i in chosen), fields, self.metadata)
 
@@ -71,9 +75,12 @@ class ExpertStats:
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write one safetensors file; the same statistics give the same bytes."""
         names = sorted(self.fields)
-        meta = {"trimoe": "stats/1", "classes": json.dumps(list(self.classes)),
-                "metadata": canonical_json(self.metadata).decode()}  # fmt: skip
-        header = header_bytes({name: ("F64", self.shape) for name in names}, meta)
+        meta = {
+            "trimoe": "stats/1",
+            "classes": json.dumps(list(self.classes)),
+            "metadata": canonical_json(self.metadata).decode(),
+        }
+        header = header_bytes(dict.fromkeys(names, ("F64", self.shape)), meta)
         with publish_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as out:
             out.write(header)
             for name in names:
@@ -89,9 +96,11 @@ class ExpertStats:
             fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
         except (CheckpointError, KeyError, ValueError, TypeError) as exc:
             raise StatsError(
-                f"{path} is not a statistics file", expected="a file made by `trimoe calibrate` or `stats import`",
-                actual=str(exc).splitlines()[0][:200], remedy="reference JSON goes through `trimoe stats import`",
-            ) from exc  # fmt: skip
+                f"{path} is not a statistics file",
+                expected="a file made by `trimoe calibrate` or `stats import`",
+                actual=str(exc).splitlines()[0][:200],
+                remedy="reference JSON goes through `trimoe stats import`",
+            ) from exc
         shapes = {array.shape for array in fields.values()}
         if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
             raise StatsError(f"{path} has fields of unequal shape", actual=str(sorted(shapes))[:200])
@@ -123,9 +132,11 @@ def import_reference(path: Path) -> ExpertStats:
         raise StatsError(f"{path} not found", remedy="check the path") from exc
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as exc:
         raise StatsError(
-            f"{path} is not in the reference layout", expected="categories{class{layer[{id, wnorm, tc, ...}]}}",
-            actual=f"{type(exc).__name__}: {str(exc)[:200]}", remedy="see docs/reference/stats.md",
-        ) from exc  # fmt: skip
+            f"{path} is not in the reference layout",
+            expected="categories{class{layer[{id, wnorm, tc, ...}]}}",
+            actual=f"{type(exc).__name__}: {str(exc)[:200]}",
+            remedy="see docs/reference/stats.md",
+        ) from exc
     return ExpertStats(classes, fields, {"source": "reference", "source_sha256": sha256_bytes(raw)})
 
 
@@ -142,18 +153,24 @@ def export_reference(stats: ExpertStats) -> dict[str, Any]:
         name: {str(layer): [entry(i, layer, e) for e in range(experts)] for layer in range(layers)}
         for i, name in enumerate(stats.classes)
     }
-    return {"metadata": {"num_layers": layers, "num_experts": experts, "categories": list(stats.classes)},
-            "categories": categories}  # fmt: skip
+    return {
+        "metadata": {"num_layers": layers, "num_experts": experts, "categories": list(stats.classes)},
+        "categories": categories,
+    }
 
 
 def merge(parts: list[ExpertStats]) -> ExpertStats:
     """Sum of runs of one model over disjoint documents; every field is additive. Raises `StatsError` on a mismatch."""
     first = parts[0]
     for part in parts[1:]:
-        for what, one, other in (("classes", first.classes, part.classes), ("shape", first.shape, part.shape),
-                                 ("model", first.metadata.get("model"), part.metadata.get("model"))):  # fmt: skip
+        for what, one, other in (
+            ("classes", first.classes, part.classes),
+            ("shape", first.shape, part.shape),
+            ("model", first.metadata.get("model"), part.metadata.get("model")),
+        ):
             if one != other:
-                raise StatsError(f"statistics of different {what} cannot be merged", expected=str(one)[:200],
-                                 actual=str(other)[:200])  # fmt: skip
-    fields = {f: sum((p.field(f) for p in parts[1:]), first.field(f).copy()) for f in first.fields}
+                raise StatsError(
+                    f"statistics of different {what} cannot be merged", expected=str(one)[:200], actual=str(other)[:200]
+                )
+    fields = {f: np.sum([p.field(f) for p in parts], axis=0) for f in first.fields}
     return ExpertStats(first.classes, fields, {**first.metadata, "merged": [p.content_hash for p in parts]})

@@ -12,9 +12,10 @@ def require_torch() -> None:
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise MissingPrerequisite(
-                f"{name} is not installed", expected="the torch extra",
+                f"{name} is not installed",
+                expected="the torch extra",
                 remedy='pip install "torch==2.13.0", then pip install "trimoe[torch]"',
-            )  # fmt: skip
+            )
 
 
 def load_model(path: Path, device: str = "cpu") -> Any:
@@ -31,10 +32,11 @@ def load_model(path: Path, device: str = "cpu") -> Any:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
             raise CheckpointError(
-                f"{path} does not load exactly: {kind}", expected="none",
+                f"{path} does not load exactly: {kind}",
+                expected="none",
                 actual=", ".join(map(str, sorted(info[kind], key=str)[:5])),
                 remedy="the architecture and the weights do not belong together",
-            )  # fmt: skip
+            )
     return model.eval().to(device)
 
 
@@ -46,5 +48,9 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} has no usable tokenizer", expected="tokenizer.json and tokenizer_config.json",
-                              actual=str(exc).splitlines()[0][:200], remedy="copy the base model's tokenizer files") from exc  # fmt: skip
+        raise CheckpointError(
+            f"{path} has no usable tokenizer",
+            expected="tokenizer.json and tokenizer_config.json",
+            actual=str(exc).splitlines()[0][:200],
+            remedy="copy the base model's tokenizer files",
+        ) from exc

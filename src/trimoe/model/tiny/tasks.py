@@ -198,7 +198,7 @@ _FACTS = _facts()
 def _choice(rng: random.Random) -> Item:
     (name, attr), truth = rng.choice(list(_FACTS.items()))
     question, options = _ATTRIBUTES[attr]
-    shown = rng.sample([option for option in options if option != truth], 3) + [truth]
+    shown = [*rng.sample([option for option in options if option != truth], 3), truth]
     rng.shuffle(shown)
     letter = "ABCD"[shown.index(truth)]
     listed = "\n".join(f"({mark}) {option}" for mark, option in zip("ABCD", shown, strict=True))
@@ -207,13 +207,102 @@ def _choice(rng: random.Random) -> Item:
 
 # ---------------------------------------------------------------- format: any reply that obeys the form passes
 
-_WORDS = (
-    "apple arrow badge beach bench bird bowl bread cabin candle chair cloud coat corn crown desk door drum eagle earth "
-    "fence field flag flute fork forest garden ghost glass grape hammer harbor hat honey horse island jacket jar kettle "
-    "kite ladder lake lamp leaf lemon map market mirror moon mouse nest night oak ocean olive paint paper pearl piano "
-    "pond queen rabbit rain ribbon river road rope sail salt school shadow silk snow spoon stone storm sugar table tent "
-    "tiger tower train tree valley violin wagon water whale wheel window winter wolf wood yard"
-).split()
+_WORDS = [
+    "apple",
+    "arrow",
+    "badge",
+    "beach",
+    "bench",
+    "bird",
+    "bowl",
+    "bread",
+    "cabin",
+    "candle",
+    "chair",
+    "cloud",
+    "coat",
+    "corn",
+    "crown",
+    "desk",
+    "door",
+    "drum",
+    "eagle",
+    "earth",
+    "fence",
+    "field",
+    "flag",
+    "flute",
+    "fork",
+    "forest",
+    "garden",
+    "ghost",
+    "glass",
+    "grape",
+    "hammer",
+    "harbor",
+    "hat",
+    "honey",
+    "horse",
+    "island",
+    "jacket",
+    "jar",
+    "kettle",
+    "kite",
+    "ladder",
+    "lake",
+    "lamp",
+    "leaf",
+    "lemon",
+    "map",
+    "market",
+    "mirror",
+    "moon",
+    "mouse",
+    "nest",
+    "night",
+    "oak",
+    "ocean",
+    "olive",
+    "paint",
+    "paper",
+    "pearl",
+    "piano",
+    "pond",
+    "queen",
+    "rabbit",
+    "rain",
+    "ribbon",
+    "river",
+    "road",
+    "rope",
+    "sail",
+    "salt",
+    "school",
+    "shadow",
+    "silk",
+    "snow",
+    "spoon",
+    "stone",
+    "storm",
+    "sugar",
+    "table",
+    "tent",
+    "tiger",
+    "tower",
+    "train",
+    "tree",
+    "valley",
+    "violin",
+    "wagon",
+    "water",
+    "whale",
+    "wheel",
+    "window",
+    "winter",
+    "wolf",
+    "wood",
+    "yard",
+]
 
 
 def _format(rng: random.Random) -> Item:
@@ -266,8 +355,14 @@ def _format(rng: random.Random) -> Item:
 
 def _dictionary() -> dict[str, str]:
     rng = random.Random("dictionary")
-    forms = rng.sample([a + b for a in ("ba", "do", "ke", "li", "mu", "pa", "ro", "su", "ti", "ve", "xo", "ya")
-                        for b in ("nak", "rim", "sel", "tov", "ush", "yar", "zed", "bik", "lon", "gap")], len(_WORDS))
+    forms = rng.sample(
+        [
+            a + b
+            for a in ("ba", "do", "ke", "li", "mu", "pa", "ro", "su", "ti", "ve", "xo", "ya")
+            for b in ("nak", "rim", "sel", "tov", "ush", "yar", "zed", "bik", "lon", "gap")
+        ],
+        len(_WORDS),
+    )
     return dict(zip(_WORDS, forms, strict=True))
 
 
@@ -316,7 +411,7 @@ def _story(rng: random.Random) -> Item:
     people, objects, places = rng.sample(_NAMES, 3), rng.sample(_OBJECTS, 3), rng.sample(_PLACES, 4)
     lines = [f"{p} took the {o} to the {place}." for p, o, place in zip(people, objects, places, strict=False)]
     i = rng.randrange(3)
-    place = {o: pl for o, pl in zip(objects, places, strict=False)}
+    place = dict(zip(objects, places, strict=False))
     kind = rng.randrange(4)
     if kind == 0:
         question, answer = f"Where is the {objects[i]}?", f"The {objects[i]} is in the {place[objects[i]]}."
@@ -332,5 +427,10 @@ def _story(rng: random.Random) -> Item:
 
 
 _MAKERS: dict[str, Callable[[random.Random], Item]] = {
-    "code": _code, "math": _math, "choice": _choice, "format": _format, "text": _text, "story": _story,
+    "code": _code,
+    "math": _math,
+    "choice": _choice,
+    "format": _format,
+    "text": _text,
+    "story": _story,
 }
