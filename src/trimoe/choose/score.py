@@ -34,7 +34,8 @@ def outlier_cells(stats: ExpertStats, above: float) -> Array:
     if "wnorm" not in stats.fields:
         return np.zeros(stats.shape, bool)
     wnorm = stats.fields["wnorm"]
-    return ~np.isfinite(wnorm) | (np.abs(wnorm) > above)
+    out: Array = ~np.isfinite(wnorm) | (np.abs(wnorm) > above)
+    return out
 
 
 def impute(scores: Array, bad: Array, mode: str) -> Array:
@@ -92,7 +93,8 @@ def ranks(scores: Array) -> Array:
     order = np.argsort(scores, axis=-1, kind="stable")
     result = np.empty(scores.shape)
     np.put_along_axis(result, order, np.broadcast_to(np.arange(scores.shape[-1]) * 1.0, scores.shape), -1)
-    return result / max(scores.shape[-1] - 1, 1)
+    out: Array = result / max(scores.shape[-1] - 1, 1)
+    return out
 
 
 def normalise(scores: Array, how: str) -> Array:
@@ -103,7 +105,8 @@ def normalise(scores: Array, how: str) -> Array:
         return ranks(scores)
     if how == "mean":
         mean = scores.mean(-1, keepdims=True)
-        return np.divide(scores, mean, out=np.zeros_like(scores), where=mean > 0)
+        out: Array = np.divide(scores, mean, out=np.zeros_like(scores), where=mean > 0)
+        return out
     raise RecipeError(f"unknown normalisation {how}", expected="none, mean or rank")
 
 
@@ -128,4 +131,5 @@ def aggregate(normalised: Array, weights: Array, how: str, breadth: float) -> Ar
     """[L, E]: the aggregate of the weighted classes plus `breadth` times their unweighted mean."""
     if how not in AGGREGATES:
         raise RecipeError(f"unknown aggregate {how}", expected=", ".join(AGGREGATES), actual=how)
-    return AGGREGATES[how](normalised, weights[:, None, None]) + breadth * normalised.mean(0)
+    out: Array = AGGREGATES[how](normalised, weights[:, None, None]) + breadth * normalised.mean(0)
+    return out

@@ -1,1 +1,1 @@
-"""Model + bench -> run log."""
+"""Model + bench -> run log: generation, extraction, scoring, every sample kept."""

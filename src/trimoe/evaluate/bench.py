@@ -1,23 +1,31 @@
-"""What a bench is, and where the benches are found: every module of `benches/` that defines BENCH.
+"""What a benchmark is: rows, a prompt per row, extraction and an exact scorer; and the list of those there are.
 
-Verdict causes: correct, wrong, empty, truncated, extraction failed, code error, code timeout, harness error. Only a
-harness error leaves `correct` unset: it says nothing about the model and never becomes a score.
+Invariants: a bench's identity is the hash of its name, version, caps and every row, so two scores with the same hash
+answered the same questions. The scorer has a version of its own: replies can be scored again without being generated
+again. A bench is a file in `benches/` with a module-level `BENCH`.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from trimoe.artifact import sha256_json
+from trimoe.artifact import canonical_json, sha256_bytes
 from trimoe.errors import UsageError
+from trimoe.model.tiny.tasks import generate
+
+Cause = Literal[
+    "correct", "wrong", "empty", "truncated", "extraction failed", "code error", "code timeout", "harness error"
+]
+HELD_OUT_SEED = 20  # the bundled benches' draw of held-out items; another seed would be another bench
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One item: the user turn, a reply that passes, and what the scorer needs."""
+class Doc:
+    """One row: what is asked, a reference reply that passes, and what the scorer needs (`check`)."""
 
     doc_id: str
     prompt: str
@@ -27,41 +35,110 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`correct` is None when the sample could not be scored. `extracted` is what was judged."""
+    """`correct` None means not scored: a fault of the harness is never a wrong answer."""
 
     correct: bool | None
-    cause: str
+    cause: Cause
     extracted: str | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """`score(reply, check)` judges a complete reply; `version` changes whenever rows, prompts or scoring do."""
+    """A benchmark as data and two functions.
+
+    `extract` returns None when the reply holds no answer in the asked form. `score` judges a list of extracted answers
+    at once, because code is cheaper to run in batches.
+    """
 
     name: str
     version: int
+    rows: int
     max_new_tokens: int
-    load: Callable[[], list[Sample]]
-    score: Callable[[str, dict[str, Any]], Verdict]
+    load: Callable[[int, Path | None], list[Doc]]
+    extract: Callable[[str], str | None]
+    score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]
+    scorer: int = 1
 
-    def identity(self, samples: list[Sample]) -> str:
-        """Hash of everything that decides a score: name, version, cap, and each row."""
-        rows = [[s.doc_id, s.prompt, s.check] for s in samples]
-        return sha256_json([self.name, self.version, self.max_new_tokens, rows])
+    def docs(self, data: Path | None = None) -> list[Doc]:
+        """All rows in their fixed order; `data` is a folder of local dataset files for benches that need one."""
+        return self.load(self.rows, data)
+
+    def spec(self, docs: Sequence[Doc]) -> dict[str, Any]:
+        """Everything that decides which questions are asked and how long a reply may be."""
+        rows = sha256_bytes(canonical_json([[doc.doc_id, doc.prompt, doc.check] for doc in docs]))
+        return {"name": self.name, "version": self.version, "rows": self.rows, "max_new_tokens": self.max_new_tokens,
+                "dataset": rows}  # fmt: skip
+
+    def judge(self, replies: Sequence[tuple[str, str, Doc]]) -> list[Verdict]:
+        """Verdict and cause of each (reply, finish_reason, doc). A reply cut off at the cap may still be right."""
+        verdicts: list[Verdict | None] = [None] * len(replies)
+        pending: list[tuple[int, str, Doc]] = []
+        for i, (reply, _, doc) in enumerate(replies):
+            answer = self.extract(reply) if reply.strip() else None
+            if answer is not None:
+                pending.append((i, answer, doc))
+            else:
+                verdicts[i] = Verdict(False, "extraction failed" if reply.strip() else "empty")
+        for (i, _, _), verdict in zip(pending, self.score([(a, d) for _, a, d in pending]), strict=True):
+            verdicts[i] = verdict
+        return [_blame_cap(v, finish) for v, (_, finish, _) in zip(verdicts, replies, strict=True) if v is not None]
+
+
+def _blame_cap(verdict: Verdict, finish_reason: str) -> Verdict:
+    if verdict.correct is False and finish_reason == "length":
+        return Verdict(False, "truncated", verdict.extracted, verdict.detail or verdict.cause)
+    return verdict
+
+
+def exact(check: Callable[[str, dict[str, Any]], bool]) -> Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]:
+    """A scorer from a yes/no question about one answer and the row's `check`."""
+
+    def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
+        passed = [check(answer, doc.check) for answer, doc in pairs]
+        return [Verdict(ok, "correct" if ok else "wrong", answer)
+                for ok, (answer, _) in zip(passed, pairs, strict=True)]  # fmt: skip
+
+    return score
+
+
+def whole_reply(reply: str) -> str | None:
+    """Extraction for benches whose answer is the whole reply."""
+    return reply.strip() or None
+
+
+def held_out(domain: str) -> Callable[[int, Path | None], list[Doc]]:
+    """Rows of a bundled bench: held-out items of one domain. They are generated, so no data folder is needed."""
+
+    def load(rows: int, _data: Path | None) -> list[Doc]:
+        return [Doc(item.item_id, item.prompt, item.answer, item.check)
+                for item in generate(domain, "heldout", rows, HELD_OUT_SEED)]  # fmt: skip
+
+    return load
 
 
 @cache
-def all_benches() -> dict[str, Bench]:
-    """Every bench by name."""
-    from trimoe.evaluate import benches
+def benches() -> dict[str, Bench]:
+    """Every bench by name, in the order of the names."""
+    from trimoe.evaluate import benches as folder
 
-    modules = [importlib.import_module(f"{benches.__name__}.{m.name}") for m in pkgutil.iter_modules(benches.__path__)]
-    found = [m.BENCH for m in modules if hasattr(m, "BENCH")]
-    return {bench.name: bench for bench in sorted(found, key=lambda b: b.name)}
+    modules = [importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)]
+    found = [module.BENCH for module in modules if isinstance(getattr(module, "BENCH", None), Bench)]
+    return {bench.name: bench for bench in sorted(found, key=lambda bench: bench.name)}
 
 
-def get_bench(name: str) -> Bench:
-    """A bench by name; `UsageError` lists the known ones."""
-    if name not in all_benches():
-        raise UsageError(f"unknown bench {name}", expected=", ".join(all_benches()), actual=name)
-    return all_benches()[name]
+def find(names: Sequence[str]) -> list[Bench]:
+    """Benches by name; `UsageError` lists the known ones. Repeated names count once."""
+    known = benches()
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise UsageError(
+            f"unknown bench {', '.join(unknown)}" if unknown else "no bench named", expected="one or more of "
+            + ", ".join(known), actual=", ".join(names) or "none", remedy="correct --bench, or use --suite tiny",
+        )  # fmt: skip
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "tiny": ("tiny-code", "tiny-math", "tiny-choice", "tiny-format", "tiny-text", "tiny-story"),
+}

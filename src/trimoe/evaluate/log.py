@@ -118,7 +118,8 @@ class RunLog:
         identity = sha256_json([bench_identity, model, settings])
         with self._transaction():
             self._db.execute(
-                "INSERT INTO runs (identity, bench, bench_identity, model, name, settings, expected) VALUES (?,?,?,?,?,?,?)"
+                "INSERT INTO runs (identity, bench, bench_identity, model, name, settings, expected)"
+                " VALUES (?,?,?,?,?,?,?)"
                 " ON CONFLICT (identity) DO UPDATE SET name = excluded.name",
                 (identity, bench, bench_identity, model, name, json.dumps(settings, sort_keys=True), expected),
             )

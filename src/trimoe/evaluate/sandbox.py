@@ -1,70 +1,102 @@
-"""Runs generated Python in a child process with limits.
+"""Runs generated Python functions in child processes with limits.
 
-Contained: CPU time, address space, file size, number of open files, core dumps, wall time, output size; an empty
-scratch directory as cwd and home; a clean environment; its own session, killed as a group; isolated mode without user
-packages. NOT contained (until namespaces are used): reading world-readable files, the network, other processes of the
-same user. Run models you do not trust on a machine you can lose.
+Contained: each candidate runs in its own forked process, in a session and an empty scratch folder of its own, with a
+clean environment, no inherited files, limits on CPU time, address space, file size, open files, processes (none may be
+started) and core dumps, a wall clock, and bounded output; it and whatever it left behind is killed afterwards. Started
+by root, it becomes `nobody` first. Expected values are never in the child: a candidate cannot pass by reading them,
+by overloading equality, or by printing a verdict. A candidate that breaks the runner is a harness error, not a score.
+
+Not contained: the network, reading of files that everyone may read, and, when not started by root, reading (and
+signalling, within its user) whatever the user may. A memory limit holds per process. That is enough for the replies of
+the bundled model, not for code you have reason to fear.
 """
 
-import contextlib
+import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
-CPU_SECONDS, WALL_SECONDS, MEMORY, FILE_SIZE = 4, 10.0, 512 << 20, 1 << 20
+_CHILD = Path(__file__).with_name("sandbox_child.py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate: source text, the function to call, and one call per argument (each a Python literal)."""
+
+    source: str
+    entry: str
+    args: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`passed` is None when the harness itself failed."""
+    """`results` holds the repr of each call's value when `status` is ok. `harness` means: nothing was learned."""
 
-    passed: bool | None
-    cause: str
+    status: Literal["ok", "error", "timeout", "harness"]
+    results: tuple[str, ...] = ()
     detail: str = ""
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+@dataclass(frozen=True)
+class Limits:
+    """Per candidate. Seconds and bytes."""
+
+    cpu: float = 2
+    wall: float = 6
+    memory: int = 512 << 20
+    file: int = 1 << 20
+    output: int = 256 << 10
 
 
-def run_python(source: str) -> Outcome:
-    """Run a program; it passes when it reaches its end. An exit before that is not a pass, whatever its status."""
-    done = f"done-{os.urandom(8).hex()}"
-    with tempfile.TemporaryDirectory(prefix="trimoe-") as scratch:
-        program = f"{source}\nimport sys as _s\n_s.__stdout__.write({done!r})\n_s.__stdout__.flush()\n"
+def run_jobs(jobs: Sequence[Job], limits: Limits | None = None) -> list[Outcome]:
+    """Run every job, in order; one outcome each, whatever the candidates do."""
+    if not jobs:
+        return []
+    limits = limits or Limits()
+    request = json.dumps({"jobs": [asdict(job) for job in jobs], "limits": asdict(limits)})
+    lines = _child(request, timeout=20 + len(jobs) * (limits.wall + 2))
+    outcomes = [_outcome(line, job) for line, job in zip(lines, jobs, strict=False)]
+    missing = Outcome("harness", detail="the sandbox ended before it reported this candidate")
+    return outcomes + [missing] * (len(jobs) - len(outcomes))
+
+
+def _child(request: str, timeout: float) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix="trimoe-sandbox-") as scratch:
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(_CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=scratch,
+            stderr=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True, text=True,
+        )  # fmt: skip
         try:
-            child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program], cwd=scratch, env={"HOME": scratch, "PATH": "/usr/bin:/bin"},
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                preexec_fn=_limit,
-            )  # fmt: skip
-        except (OSError, ValueError, subprocess.SubprocessError) as exc:
-            if isinstance(exc, ValueError):  # an embedded NUL: such a program cannot run anywhere
-                return Outcome(False, "code error", str(exc))
-            return Outcome(None, "harness error", str(exc))
-        try:
-            out, err = child.communicate(timeout=WALL_SECONDS)
+            output, _ = process.communicate(request, timeout=timeout)
         except subprocess.TimeoutExpired:
-            return Outcome(False, "code timeout")
+            process.kill()
+            output, _ = process.communicate()
         finally:
-            _kill_group(child)
-    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return Outcome(False, "code timeout")
-    if child.returncode == 0 and out.endswith(done.encode()):
-        return Outcome(True, "correct")
-    last = err.decode(errors="replace").strip().splitlines()[-1:] or [""]
-    return Outcome(False, "wrong" if last[0].startswith("AssertionError") else "code error", last[0][:200])
+            _end(process)
+    return output.splitlines()
 
 
-def _kill_group(child: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Also on an exception here (Ctrl-C): nothing of the child's group may live on."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # the usual case: the whole group has ended
+    process.wait()
+
+
+def _outcome(line: str, job: Job) -> Outcome:
+    try:
+        record = json.loads(line)
+        status, results = record["status"], tuple(record.get("results", ()))
+    except (ValueError, KeyError, TypeError):
+        return Outcome("harness", detail=f"unreadable report: {line[:100]}")
+    if status not in ("ok", "error", "timeout", "harness") or (status == "ok" and len(results) != len(job.args)):
+        return Outcome("error", detail="the reply wrote to the sandbox's report")
+    return Outcome(status, results, str(record.get("detail", "")))

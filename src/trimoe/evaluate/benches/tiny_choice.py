@@ -1,19 +1,25 @@
-"""tiny-choice: multiple choice. Extraction: the last letter in brackets."""
+"""Multiple choice about facts only the weights know; the stated letter counts."""
 
 import re
 from typing import Any
 
-from trimoe.evaluate.bench import Bench, Verdict
-from trimoe.evaluate.benches import heldout
+from trimoe.evaluate.bench import Bench, exact, held_out
+
+_STATED = re.compile(r"answer is \(?([A-D])\b")
+_ALONE = re.compile(r"\(?([A-D])\)?\.?")
 
 
-def score(reply: str, check: dict[str, Any]) -> Verdict:
-    """Equality of letters."""
-    found = re.findall(r"\(([A-D])\)", reply)
-    if not found:
-        return Verdict(False, "extraction failed")
-    correct = found[-1] == check["letter"]
-    return Verdict(correct, "correct" if correct else "wrong", found[-1])
+def letter(reply: str) -> str | None:
+    """The letter of the last "answer is (X)", or of a reply that is nothing but a letter."""
+    stated = _STATED.findall(reply)
+    alone = _ALONE.fullmatch(reply.strip())
+    return stated[-1] if stated else alone.group(1) if alone else None
 
 
-BENCH = Bench("tiny-choice", 1, 16, lambda: heldout("choice", 100), score)
+def right(answer: str, check: dict[str, Any]) -> bool:
+    """The same letter."""
+    return bool(answer == check["letter"])
+
+
+BENCH = Bench(name="tiny-choice", version=1, rows=100, max_new_tokens=24, load=held_out("choice"), extract=letter,
+              score=exact(right))  # fmt: skip

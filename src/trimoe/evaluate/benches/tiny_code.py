@@ -1,23 +1,45 @@
-"""tiny-code: a Python function, executed against four calls. Extraction: the last complete fenced block."""
+"""Python functions, executed against tests in the sandbox."""
 
+import ast
 import re
-from typing import Any
+from collections.abc import Sequence
 
-from trimoe.evaluate.bench import Bench, Verdict
-from trimoe.evaluate.benches import heldout
-from trimoe.evaluate.sandbox import run_python
+from trimoe.evaluate.bench import Bench, Doc, Verdict, held_out
+from trimoe.evaluate.sandbox import Job, Outcome, run_jobs
 
-_BLOCK = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n?```", re.DOTALL)
-
-
-def score(reply: str, check: dict[str, Any]) -> Verdict:
-    """Every call must return the expected value (compared by repr, so 1 is not 1.0 and not True)."""
-    blocks = _BLOCK.findall(reply)
-    if not blocks:
-        return Verdict(False, "extraction failed")
-    calls = "".join(f"assert repr({check['entry_point']}({call})) == {expected!r}\n" for call, expected in check["tests"])
-    outcome = run_python(f"{blocks[-1]}\n{calls}")
-    return Verdict(outcome.passed, outcome.cause, blocks[-1])
+_FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-BENCH = Bench("tiny-code", 1, 80, lambda: heldout("code", 200), score)
+def last_block(reply: str) -> str | None:
+    """Source of the last closed ```python block."""
+    blocks = _FENCE.findall(reply)
+    return blocks[-1] if blocks and blocks[-1].strip() else None
+
+
+def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
+    """Run every candidate; the expected values never enter the child."""
+    jobs = [Job(source, doc.check["entry_point"], tuple(arg for arg, _ in doc.check["tests"])) for source, doc in pairs]
+    return [_verdict(source, doc, outcome) for (source, doc), outcome in zip(pairs, run_jobs(jobs), strict=True)]
+
+
+def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
+    if outcome.status == "harness":
+        return Verdict(None, "harness error", source, outcome.detail)
+    if outcome.status != "ok":
+        return Verdict(False, "code timeout" if outcome.status == "timeout" else "code error", source, outcome.detail)
+    for result, (arg, expected) in zip(outcome.results, doc.check["tests"], strict=True):
+        if result != expected and not _same(result, expected):
+            return Verdict(False, "wrong", source, f"solve({arg}) gave {result[:80]}, expected {expected[:80]}")
+    return Verdict(True, "correct", source)
+
+
+def _same(result: str, expected: str) -> bool:
+    """Equal values count as equal whatever their repr (a set's order, 2 and 2.0); anything but a literal does not."""
+    try:
+        return bool(ast.literal_eval(result) == ast.literal_eval(expected))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+
+
+BENCH = Bench(name="tiny-code", version=1, rows=200, max_new_tokens=96, load=held_out("code"), extract=last_block,
+              score=score)  # fmt: skip

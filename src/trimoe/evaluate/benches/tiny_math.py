@@ -1,19 +1,24 @@
-"""tiny-math: arithmetic with a final number. Extraction: the integer after the last "Answer:"."""
+"""Arithmetic; the number after the last "Answer:" counts."""
 
 import re
 from typing import Any
 
-from trimoe.evaluate.bench import Bench, Verdict
-from trimoe.evaluate.benches import heldout
+from trimoe.evaluate.bench import Bench, exact, held_out
+
+_NUMBER = re.compile(r"\s*(-?\d+(?:\.\d+)?)(?!\w|\.\d)", re.ASCII)
 
 
-def score(reply: str, check: dict[str, Any]) -> Verdict:
-    """Equality of whole numbers."""
-    found = re.findall(r"Answer:\s*(-?\d+)", reply)
-    if not found:
-        return Verdict(False, "extraction failed")
-    correct = int(found[-1]) == check["number"]
-    return Verdict(correct, "correct" if correct else "wrong", found[-1])
+def final_number(reply: str) -> str | None:
+    """The number directly after the last "Answer:"."""
+    _, mark, tail = reply.rpartition("Answer:")
+    match = _NUMBER.match(tail) if mark else None
+    return match.group(1) if match else None
 
 
-BENCH = Bench("tiny-math", 1, 64, lambda: heldout("math", 100), score)
+def right(answer: str, check: dict[str, Any]) -> bool:
+    """Equal as numbers."""
+    return float(answer) == check["number"]
+
+
+BENCH = Bench(name="tiny-math", version=1, rows=100, max_new_tokens=64, load=held_out("math"), extract=final_number,
+              score=exact(right))  # fmt: skip

@@ -1,7 +1,6 @@
-"""tiny-story: what happened to whom; the reply must be exactly the sentence asked for."""
+"""Short narrative recall; the whole reply must equal the answer."""
 
-from trimoe.evaluate.bench import Bench
-from trimoe.evaluate.benches import heldout
-from trimoe.evaluate.benches.tiny_text import score
+from trimoe.evaluate.bench import Bench, exact, held_out, whole_reply
 
-BENCH = Bench("tiny-story", 1, 32, lambda: heldout("story", 100), score)
+BENCH = Bench(name="tiny-story", version=1, rows=100, max_new_tokens=48, load=held_out("story"), extract=whole_reply,
+              score=exact(lambda answer, check: bool(answer == check["text"])))  # fmt: skip

@@ -1,15 +1,6 @@
-"""tiny-text: a transformation of given words; the reply must be exactly the result."""
+"""Transformations of given words; the whole reply must equal the answer."""
 
-from typing import Any
+from trimoe.evaluate.bench import Bench, exact, held_out, whole_reply
 
-from trimoe.evaluate.bench import Bench, Verdict
-from trimoe.evaluate.benches import heldout
-
-
-def score(reply: str, check: dict[str, Any]) -> Verdict:
-    """Equality after stripping."""
-    correct = reply.strip() == check["text"]
-    return Verdict(correct, "correct" if correct else "wrong", reply.strip())
-
-
-BENCH = Bench("tiny-text", 1, 40, lambda: heldout("text", 100), score)
+BENCH = Bench(name="tiny-text", version=1, rows=100, max_new_tokens=48, load=held_out("text"), extract=whole_reply,
+              score=exact(lambda answer, check: bool(answer == check["text"])))  # fmt: skip
