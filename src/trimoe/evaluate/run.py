@@ -1,111 +1,155 @@
-"""Run benches on a model into a run log; an interrupted run continues where it stopped."""
+"""Evaluates a model on benches and keeps every sample.
+
+Invariants: what was stored is never generated again; batches are cut from the bench's whole list, so a resumed run
+generates the very batches an undisturbed one does and ends with the same log except timings; a sample the harness could
+not score is tried again and is never a wrong answer.
+"""
 
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimoe.evaluate.bench import Bench, Sample, Verdict, get_bench
-from trimoe.evaluate.generate import Reply, generate
-from trimoe.evaluate.log import Row, RunLog
+from trimoe.errors import UsageError
+from trimoe.evaluate.bench import Bench, Doc, Verdict, find
+from trimoe.evaluate.generate import SAMPLER, Generator, Reply
+from trimoe.evaluate.log import Run, RunLog, Sample
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.load import load_model, load_tokenizer
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Counts of one run. `score` is None while any sample is missing or unscored."""
+    """One run's result over its first `n` rows. `score` is correct / scored, None when nothing could be scored."""
 
+    run_id: int
     bench: str
-    name: str
     model: str
+    name: str
     n: int
     correct: int
+    unscored: int
     score: float | None
-    causes: dict[str, int] = field(default_factory=dict)
+    causes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
 
 
-def judge(bench: Bench, sample: Sample, reply: Reply) -> Verdict:
-    """Score a reply, naming empty and truncated ones as such."""
-    if not reply.text.strip():
-        return Verdict(False, "empty")
-    verdict = bench.score(reply.text, sample.check)
-    if verdict.correct is False and reply.finish_reason == "length":
-        return Verdict(False, "truncated", verdict.extracted)
-    return verdict
+@dataclass(frozen=True)
+class _Job:
+    bench: Bench
+    docs: list[Doc]
+    run: Run
 
 
 def evaluate(
     model_dir: Path | str,
-    benches: list[str],
-    log_path: Path,
+    benches: Sequence[str],
+    log_path: Path | str,
     *,
     limit: int | None = None,
     name: str | None = None,
     progress: Progress | None = None,
+    batch_size: int = 128,
+    device: str = "cpu",
+    data: Path | None = None,
 ) -> list[RunSummary]:
-    """Greedy, in process, fp32. `limit` takes the first rows and is part of the run's identity."""
-    specs = [get_bench(b) for b in benches]
+    """Generate, score and store what is missing of each bench; one summary per bench, in the order asked for.
+
+    `limit` takes the first rows of each bench (the same run continues when it is raised); `name` labels the model in
+    tables (default: its folder's name). Raises `UsageError`, `CheckpointError`, `RunLogError`, `MissingPrerequisite`.
+    """
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise UsageError("limit and batch size must be positive", actual=f"limit {limit}, batch size {batch_size}")
+    wanted = find(benches)
     checkpoint = open_checkpoint(model_dir)
-    loaded: list[Any] = []
-    log = RunLog(log_path)
-    summaries = []
-    try:
-        for bench in specs:
-            samples = bench.load()[:limit]
-            run = log.open_run(
-                bench.name,
-                bench.identity(samples),
-                checkpoint.fingerprint,
-                name or checkpoint.path.name,
-                {"engine": "in-process", "dtype": "float32", "temperature": 0},
-                len(samples),
-            )
-            done = {row.doc_id for row in log.samples(run) if row.correct is not None}
-            todo = [s for s in samples if s.doc_id not in done]
-            if todo and not loaded:
-                loaded = [load_model(checkpoint.path), load_tokenizer(checkpoint.path)]
-            count = len(samples) - len(todo)
-            with ThreadPoolExecutor(2) as pool:
-                for batch in generate(*loaded, [s.prompt for s in todo], bench.max_new_tokens) if todo else ():
-                    pairs = [(todo[i], reply) for i, reply in batch]
-                    verdicts = list(pool.map(lambda pair, bench=bench: judge(bench, *pair), pairs))  # type: ignore[misc]
-                    log.store(run, [_row(s, r, v, bench) for (s, r), v in zip(pairs, verdicts, strict=True)])
-                    count += len(batch)
-                    if progress is not None:
-                        progress(count, len(samples), bench.name)
-            rows = log.samples(run)
-            correct, scored = sum(bool(r.correct) for r in rows), sum(r.correct is not None for r in rows)
-            summaries.append(
-                RunSummary(
-                    bench.name,
-                    run.name,
-                    run.model,
-                    len(rows),
-                    correct,
-                    correct / scored if scored == run.expected else None,
-                    dict(sorted(Counter(r.cause for r in rows).items())),
-                )
-            )
-    finally:
-        log.close()
-    return summaries
+    label = name or checkpoint.path.resolve().name
+    settings = {"batch_size": batch_size, "device": device, "path": str(model_dir)}
+    with RunLog(log_path) as log:
+        jobs = []
+        for bench in wanted:
+            docs = bench.docs(data)
+            run = log.start(label, bench.name, bench.spec(docs), checkpoint.fingerprint, SAMPLER, settings)
+            jobs.append(_Job(bench, docs[:limit], run))
+        total = sum(len(job.docs) for job in jobs)
+        done = 0
+        model: Generator | None = None  # loaded once, and only if something is missing
+        for job in jobs:
+            missing = _rescore(log, job)
+            if missing:
+                model = model or Generator(checkpoint.path, device)
+                log.event(job.run, "generating", missing=len(missing), of=len(job.docs), **settings)
+                for count in _generate(log, job, missing, model, batch_size):
+                    if progress:
+                        progress(done + count, total, job.bench.name)
+            done += len(job.docs)
+            if progress:
+                progress(done, total, job.bench.name)
+        return [summarize(log, job.run, [doc.doc_id for doc in job.docs]) for job in jobs]
 
 
-def _row(sample: Sample, reply: Reply, verdict: Verdict, bench: Bench) -> Row:
-    return Row(
-        sample.doc_id,
-        sample.prompt,
-        reply.text,
-        verdict.extracted,
-        verdict.correct,
-        verdict.cause,
-        reply.finish_reason,
-        reply.prompt_tokens,
-        reply.completion_tokens,
-        bench.version,
-    )
+def _rescore(log: RunLog, job: _Job) -> set[str]:
+    """Score stored replies that have no verdict of this scorer; returns the ids that were never generated."""
+    stored = {scored.sample.doc_id: scored for scored in log.samples(job.run)}
+    here = [doc for doc in job.docs if doc.doc_id in stored]
+    known = log.scored_by(job.run, job.bench.scorer)
+    unscored = [doc for doc in here if doc.doc_id not in known]
+    verdicts = job.bench.judge([(stored[d.doc_id].sample.reply, stored[d.doc_id].sample.finish_reason, d)
+                                for d in unscored])  # fmt: skip
+    if unscored:
+        log.score(job.run, list(zip([d.doc_id for d in unscored], verdicts, strict=True)), job.bench.scorer)
+    return {doc.doc_id for doc in job.docs} - stored.keys()
+
+
+def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch_size: int) -> Iterator[int]:
+    """Generate, score and store batch by batch; yields the number of rows that are there after each."""
+    encoded = {doc.doc_id: model.encode(doc.prompt) for doc in job.docs}
+    model.require_room(list(encoded.values()), job.bench.max_new_tokens)
+    places = {doc.doc_id: i for i, doc in enumerate(job.docs)}
+    # similar lengths together; cut from the whole list, so that a resumed run makes the same batches
+    order = sorted(job.docs, key=lambda doc: (-len(encoded[doc.doc_id]), doc.doc_id))
+    count = len(job.docs) - len(missing)
+    for start in range(0, len(order), batch_size):
+        batch = [doc for doc in order[start : start + batch_size] if doc.doc_id in missing]
+        if not batch:
+            continue
+        replies = model.reply([encoded[doc.doc_id] for doc in batch], job.bench.max_new_tokens)
+        verdicts = job.bench.judge([(r.text, r.finish_reason, doc) for r, doc in zip(replies, batch, strict=True)])
+        samples = [_sample(doc, places[doc.doc_id], reply) for doc, reply in zip(batch, replies, strict=True)]
+        log.add(job.run, list(zip(samples, verdicts, strict=True)), job.bench.scorer)
+        count += len(batch)
+        yield count
+
+
+def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
+    return Sample(doc.doc_id, position, doc.prompt, reply.text, reply.finish_reason, reply.prompt_tokens,
+                  reply.reply_tokens)  # fmt: skip
+
+
+def summarize(log: RunLog, run: Run, doc_ids: Sequence[str] | None = None) -> RunSummary:
+    """Counts of a run, over some rows or all that are stored."""
+    chosen = set(doc_ids) if doc_ids is not None else None
+    verdicts: list[Verdict] = [s.verdict for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
+    scored = [v for v in verdicts if v.correct is not None]
+    correct = sum(v.correct is True for v in scored)
+    causes = Counter(v.cause for v in verdicts)
+    return RunSummary(run.run_id, run.bench, run.model, run.name, len(verdicts), correct, len(verdicts) - len(scored),
+                      correct / len(scored) if scored else None, dict(sorted(causes.items())))  # fmt: skip
+
+
+def rescore(log_path: Path | str, data: Path | None = None) -> list[RunSummary]:
+    """Judge every stored reply again with the scorers of this version, offline; replaces verdicts of the same version."""
+    with RunLog(log_path, create=False) as log:
+        summaries = []
+        for run in log.runs():
+            bench = find([run.bench])[0]
+            docs = {doc.doc_id: doc for doc in bench.docs(data)}
+            samples = [scored.sample for scored in log.samples(run) if scored.sample.doc_id in docs]
+            verdicts = bench.judge([(s.reply, s.finish_reason, docs[s.doc_id]) for s in samples])
+            log.score(run, list(zip([s.doc_id for s in samples], verdicts, strict=True)), bench.scorer)
+            summaries.append(summarize(log, run))
+        return summaries

@@ -1,132 +1,121 @@
-"""Paired comparison of runs on the same items: accuracy, intervals, flips, exact p.
+"""Compares runs question by question.
 
-Invariants: only runs with the same bench identity and settings are paired; a run with unscored or missing samples is
-refused, because its accuracy is not a fact about the model.
+Invariants: only runs of the same bench spec and the same engine and sampler are compared, over the rows that both have
+scored; a row that was not scored counts for nobody and is shown. p values are exact and adjusted (Holm) over the whole table.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimoe.errors import BadInput, Refused
-from trimoe.evaluate.log import Row, Run, RunLog
+from trimoe.errors import RunLogError, UsageError
+from trimoe.evaluate.log import Run, RunLog
 from trimoe.judge.stats import holm, mcnemar_exact, paired_difference, wilson
-
-ALL = "all"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One model on one bench (or on all): accuracy with Wilson interval, and the paired difference against base."""
+class Row:
+    """One model on one bench, against the base. Shares are in [0, 1]; the base's own rows have no difference.
 
-    name: str
+    `n` rows were scored, `correct` of them right; `pairs` rows are scored in both runs, `lost` and `gained` are flips.
+    """
+
     bench: str
+    name: str
     n: int
     correct: int
+    unscored: int
+    accuracy: float | None
     low: float
     high: float
-    difference: float = 0.0
-    difference_low: float = 0.0
-    difference_high: float = 0.0
-    gained: int = 0
+    causes: dict[str, int]
+    pairs: int = 0
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
     lost: int = 0
-    p: float = 1.0
-    p_holm: float = 1.0
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct samples."""
-        return self.correct / self.n
+    gained: int = 0
+    p: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells; `benches` and `names` give the order of rows and columns. Holm's correction is over benches."""
+    """All rows: per bench the base first, then the others in the order asked for."""
 
     base: str
-    names: list[str]
-    benches: list[str]
-    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON-ready."""
-        rows = [asdict(c) | {"accuracy": c.accuracy} for c in self.cells.values()]
-        return {"base": self.base, "names": self.names, "benches": self.benches, "cells": rows}
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json` and the report page."""
+        return {"base": self.base, "names": list(self.names), "rows": [asdict(row) for row in self.rows]}
 
 
-def compare_runs(log_path: Path, base: str | None = None, names: list[str] | None = None) -> Comparison:
-    """Compare runs of a log by name; `base` defaults to the first run's name."""
-    if not log_path.exists():
-        raise BadInput(f"run log {log_path} not found", remedy="run `trimoe eval ... --log` first")
-    log = RunLog(log_path)
-    try:
-        runs = log.runs()
-        if not runs:
-            raise BadInput(f"run log {log_path} has no runs", remedy="run `trimoe eval ... --log` first")
-        known = list(dict.fromkeys(r.name for r in runs))
-        base = base or known[0]
-        for name in [base, *(names or [])]:
-            if name not in known:
-                raise BadInput(f"no run is named {name}", expected=", ".join(known), actual=name)
-        chosen = [base, *[n for n in (names or known) if n != base]]
-        benches = [b for b in dict.fromkeys(r.bench for r in runs) if _of(runs, base, b)]
-        tables = {(n, b): _rows(log, runs, n, b, base) for n in chosen for b in benches}
-    finally:
-        log.close()
-    cells: dict[tuple[str, str], Cell] = {}
-    for name in chosen:
-        own = [_cell(name, b, tables[base, b], tables[name, b]) for b in benches]
-        merged = [{(b, d): ok for b in benches for d, ok in tables[n, b].items()} for n in (base, name)]
-        adjusted = holm([c.p for c in own])
-        for cell, p in zip(own, adjusted, strict=True):
-            cells[name, cell.bench] = Cell(**{**asdict(cell), "p_holm": p})
-        total = _cell(name, ALL, *merged)
-        cells[name, ALL] = Cell(**{**asdict(total), "p_holm": total.p})
-    return Comparison(base, chosen, benches, cells)
+def compare_runs(log_path: Path | str, base: str | None = None, others: Sequence[str] | None = None) -> Comparison:
+    """Per bench of the base: accuracy with 95 % interval and the paired difference of each other model.
+
+    `base` defaults to the first name in the log, `others` to all other names. Raises `UsageError` for an unknown name,
+    `RunLogError` when two runs did not answer the same questions under the same conditions.
+    """
+    with RunLog(log_path, create=False) as log:
+        runs = {(run.name, run.bench): run for run in log.runs()}
+        known = list(dict.fromkeys(name for name, _ in runs))
+        if not known:
+            raise RunLogError(f"{log_path} holds no runs", expected="a log with evaluated models",
+                              remedy="run `trimoe eval MODEL --log ...` first")  # fmt: skip
+        base = base if base is not None else known[0]
+        names = [name for name in (others if others is not None else known) if name != base]
+        unknown = [name for name in (base, *names) if name not in known]
+        if unknown:
+            raise UsageError(f"no run named {', '.join(unknown)} in {log_path}", expected="one of " + ", ".join(known),
+                             remedy="correct --base or the names")  # fmt: skip
+        rows: list[Row] = []
+        for bench in [bench for name, bench in runs if name == base]:
+            before = runs[base, bench]
+            answers = _answers(log, before)
+            rows.append(_plain(log, before))
+            for name in names:
+                if now := runs.get((name, bench)):
+                    _require_same(before, now)
+                    rows.append(_paired(_plain(log, now), answers, _answers(log, now)))
+    tested = [i for i, row in enumerate(rows) if row.p is not None]
+    for i, adjusted in zip(tested, holm([rows[i].p or 0.0 for i in tested]), strict=True):
+        rows[i] = replace(rows[i], p_holm=adjusted)
+    return Comparison(base, tuple(names), tuple(rows))
 
 
-def _of(runs: list[Run], name: str, bench: str) -> Run | None:
-    return next((r for r in reversed(runs) if (r.name, r.bench) == (name, bench)), None)
+def _require_same(before: Run, now: Run) -> None:
+    for what, one, two in (("bench", before.spec, now.spec), ("engine or sampler", before.sampler, now.sampler)):
+        if one != two:
+            keys = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
+            raise RunLogError(
+                f"{now.name} and {before.name} differ in {what} on {now.bench}", expected="the same for both",
+                actual=", ".join(f"{key} {one.get(key)} against {two.get(key)}" for key in keys),
+                remedy="evaluate both again with this version",
+            )  # fmt: skip
 
 
-def _rows(log: RunLog, runs: list[Run], name: str, bench: str, base: str) -> dict[str, bool]:
-    run, reference = _of(runs, name, bench), _of(runs, base, bench)
-    if run is None or reference is None:
-        raise BadInput(f"{name} has no run of {bench}", expected=f"the benches of {base}", remedy="evaluate it first")
-    if run.bench_identity != reference.bench_identity:
-        raise Refused(
-            f"{name} and {base} ran different versions or rows of {bench}",
-            expected="the same bench identity",
-            remedy="evaluate both with the same --limit and version",
-        )
-    rows: list[Row] = log.samples(run)
-    verdicts = {r.doc_id: r.correct for r in rows if r.correct is not None}
-    if len(verdicts) != run.expected:
-        raise Refused(
-            f"the run of {bench} on {name} is not complete",
-            expected=f"{run.expected} scored samples",
-            actual=f"{len(verdicts)}",
-            remedy="run the same `trimoe eval` again; it continues",
-        )
-    return verdicts
+def _answers(log: RunLog, run: Run) -> dict[str, bool]:
+    return {s.sample.doc_id: s.verdict.correct for s in log.samples(run) if s.verdict.correct is not None}
 
 
-def _cell(name: str, bench: str, before: dict[Any, bool], after: dict[Any, bool]) -> Cell:
-    both = sum(before[d] and after[d] for d in before)
-    gained = sum(not before[d] and after[d] for d in before)
-    lost = sum(before[d] and not after[d] for d in before)
-    correct = both + gained
-    d, low, high = paired_difference(both, gained, lost, len(before) - both - gained - lost)
-    return Cell(
-        name,
-        bench,
-        len(after),
-        correct,
-        *wilson(correct, len(after)),
-        d,
-        low,
-        high,
-        gained,
-        lost,
-        mcnemar_exact(gained, lost),
-    )
+def _plain(log: RunLog, run: Run) -> Row:
+    samples = log.samples(run)
+    scored = [s.verdict.correct for s in samples if s.verdict.correct is not None]
+    correct, n = sum(scored), len(scored)
+    low, high = wilson(correct, n)
+    causes = dict(sorted(Counter(s.verdict.cause for s in samples).items()))
+    return Row(run.bench, run.name, n, correct, len(samples) - n, correct / n if n else None, low, high, causes)
+
+
+def _paired(row: Row, before: dict[str, bool], now: dict[str, bool]) -> Row:
+    pairs = Counter((before[doc], now[doc]) for doc in before.keys() & now.keys())
+    if not pairs:
+        return row
+    lost, gained = pairs[True, False], pairs[False, True]
+    difference, low, high = paired_difference(pairs[True, True], lost, gained, pairs[False, False])
+    return replace(row, pairs=sum(pairs.values()), difference=difference, difference_low=low, difference_high=high,
+                   lost=lost, gained=gained, p=mcnemar_exact(lost, gained))  # fmt: skip

@@ -1,60 +1,81 @@
-"""Statistics of accuracies: intervals, exact paired tests, corrections. Pure functions, no dependencies.
+"""The statistics of paired right-or-wrong answers. Pure; no dependency beyond the standard library.
 
-Sources: Wilson (1927); McNemar's test in its exact two-sided binomial form; Newcombe (1998), method 10, for the
-difference of paired proportions; Holm (1979).
+`b` and `c` are the two kinds of flips everywhere: b = right before and wrong now, c = wrong before and right now.
 """
 
-import math
+from collections.abc import Sequence
+from math import comb, sqrt
+from statistics import NormalDist
 
-Z95 = 1.959963984540054
 
-
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion, in [0, 1]; (0, 1) when n is 0."""
+def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of k right answers out of n. (0, 1) when n is 0: nothing is known."""
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} right answers out of {n}")
     if n == 0:
         return 0.0, 1.0
-    p = correct / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, weight = k / n, z * z / n
+    centre = share + weight / 2
+    spread = z * sqrt(share * (1 - share) / n + weight / (4 * n))
+    low, high = (centre - spread) / (1 + weight), (centre + spread) / (1 + weight)
+    return (0.0 if k == 0 else low), (1.0 if k == n else high)
 
 
-def mcnemar_exact(gained: int, lost: int) -> float:
-    """Two-sided exact p of `gained` against `lost` flips: twice the smaller binomial tail at 1/2, at most 1."""
-    n, k = gained + lost, min(gained, lost)
-    if n == 0:
-        return 1.0
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, 2.0 * tail / 2.0**n) if n < 1000 else min(1.0, 2 * math.exp(math.log(tail) - n * math.log(2)))
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided exact McNemar test: how probable flips at least this uneven are when both ways are equally likely."""
+    if b < 0 or c < 0:
+        raise ValueError(f"counts of flips cannot be negative: {b}, {c}")
+    n = b + c
+    tail = sum(comb(n, i) for i in range(min(b, c) + 1))
+    return min(1.0, 2 * tail / 2**n)  # integers of any size; the division rounds once
 
 
-def paired_difference(both: int, gained: int, lost: int, neither: int) -> tuple[float, float, float]:
-    """Second minus first accuracy with its 95 % interval (Newcombe's method 10), from a paired 2 x 2 table.
-
-    `gained`: wrong before, right after; `lost`: right before, wrong after.
-    """
-    n = both + gained + lost + neither
-    if n == 0:
-        return 0.0, -1.0, 1.0
-    first, second = (both + lost) / n, (both + gained) / n
-    l1, u1 = wilson(both + lost, n)
-    l2, u2 = wilson(both + gained, n)
-    product = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
-    phi = 0.0
-    if product > 0:
-        cross = both * neither - gained * lost
-        phi = (max(cross - n / 2, 0.0) if cross > 0 else cross) / math.sqrt(product)
-    d = second - first
-    low = d - math.sqrt(max(0.0, (second - l2) ** 2 - 2 * phi * (second - l2) * (u1 - first) + (u1 - first) ** 2))
-    high = d + math.sqrt(max(0.0, (u2 - second) ** 2 - 2 * phi * (u2 - second) * (first - l1) + (first - l1) ** 2))
-    return d, max(-1.0, low), min(1.0, high)
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the given order."""
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment, in the order given. Controls the chance of any false claim in the family."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, running = [0.0] * len(p_values), 0.0
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = running
     return adjusted
+
+
+def paired_difference(
+    both: int, b: int, c: int, neither: int, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Now minus before, with its interval: (difference, low, high), as shares of all pairs.
+
+    Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17, 1998, method 10): two Wilson
+    intervals, combined with the correlation of the pairs. It stays inside [-1, 1] and works with zero flips.
+    """
+    counts = (both, b, c, neither)
+    if min(counts) < 0:
+        raise ValueError(f"counts cannot be negative: {counts}")
+    n = sum(counts)
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    before, now = (both + b) / n, (both + c) / n
+    low_before, high_before = wilson(both + b, n, confidence)
+    low_now, high_now = wilson(both + c, n, confidence)
+    phi = _correlation(both, b, c, neither)
+    difference = now - before
+    down = _combine(now - low_now, high_before - before, phi)
+    up = _combine(high_now - now, before - low_before, phi)
+    return difference, max(-1.0, difference - down), min(1.0, difference + up)
+
+
+def _combine(first: float, second: float, phi: float) -> float:
+    return sqrt(max(0.0, first * first - 2 * phi * first * second + second * second))
+
+
+def _correlation(both: int, b: int, c: int, neither: int) -> float:
+    """Phi of the 2 x 2 table, its numerator continuity-corrected towards zero as the method asks; 0 if undefined."""
+    scale = (both + b) * (c + neither) * (both + c) * (b + neither)
+    if scale == 0:
+        return 0.0
+    covariance: float = both * neither - b * c
+    if covariance > 0:
+        covariance = max(0.0, covariance - (both + b + c + neither) / 2)
+    return covariance / sqrt(scale)

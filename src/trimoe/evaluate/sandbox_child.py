@@ -1,0 +1,140 @@
+"""The child of sandbox.py: forks once per candidate, limits the fork, runs it, reports the repr of its results.
+
+Run as `python -I sandbox_child.py`; standard library only, never imported by trimoe. Reads one JSON document from
+standard input, writes one JSON line per candidate to standard output. Knows the arguments, not the expected values.
+"""
+
+import ast
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_NOBODY = 65534
+
+
+def main() -> None:
+    """One fork per job, in order."""
+    request = json.load(sys.stdin)
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of a candidate come back to us
+    for number, job in enumerate(request["jobs"]):
+        print(json.dumps(_run(job, request["limits"], Path(f"job-{number}"))), flush=True)
+
+
+def _run(job: dict[str, Any], limits: dict[str, float], scratch: Path) -> dict[str, Any]:
+    scratch.mkdir()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _candidate(job, limits, scratch, writer)
+    os.close(writer)
+    data, stopped = _read(reader, time.monotonic() + limits["wall"], int(limits["output"]))
+    os.close(reader)
+    status = _reap(pid, kill=stopped is not None)
+    if stopped is not None:
+        return stopped
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU:
+            return {"status": "timeout", "detail": f"more than {limits['cpu']:g} s of CPU"}
+        return {"status": "error", "detail": f"killed by {signal.Signals(number).name}"}
+    try:
+        answer = json.loads(data)
+        return {"status": str(answer["status"]), "results": list(map(str, answer.get("results", []))),
+                "detail": str(answer.get("detail", ""))}  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {"status": "error", "detail": f"ended early with exit status {os.waitstatus_to_exitcode(status)}"}
+
+
+def _read(reader: int, deadline: float, most: int) -> tuple[bytes, dict[str, Any] | None]:
+    """Everything until end of file, or why reading stopped."""
+    data = b""
+    while len(data) <= most:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([reader], [], [], left)[0]:
+            return data, {"status": "timeout", "detail": "more wall time than allowed"}
+        block = os.read(reader, 65536)
+        if not block:
+            return data, None
+        data += block
+    return data, {"status": "error", "detail": f"more than {most} bytes of results"}
+
+
+def _reap(pid: int, *, kill: bool) -> int:
+    """End the candidate and everything it started; returns the candidate's wait status."""
+    deadline = time.monotonic() + (0 if kill else 1.0)  # a normal exit needs a moment after its pipe closes
+    done, status = os.waitpid(pid, os.WNOHANG)
+    while not done and time.monotonic() < deadline:
+        time.sleep(0.001)
+        done, status = os.waitpid(pid, os.WNOHANG)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # the group is the candidate's own: it called setsid
+    if not done:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    while orphans := children.read_text().split() if children.exists() else []:
+        for orphan in map(int, orphans):
+            os.kill(orphan, signal.SIGKILL)
+            os.waitpid(orphan, 0)
+    return status
+
+
+def _candidate(job: dict[str, Any], limits: dict[str, float], scratch: Path, writer: int) -> None:
+    """Never returns. Confines itself, runs the source, writes the results."""
+    try:
+        os.setsid()
+        os.chdir(scratch)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.dup2(writer, 3)
+        os.closerange(4, 1024)
+        memory, cpu = int(limits["memory"]), int(limits["cpu"])
+        wanted = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: int(limits["file"]),
+                  resource.RLIMIT_NPROC: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 64}  # fmt: skip
+        if os.geteuid() == 0:  # root is exempt from RLIMIT_NPROC and may read everything
+            os.chown(".", _NOBODY, _NOBODY)
+            os.setgroups([])
+            os.setgid(_NOBODY)
+            os.setuid(_NOBODY)
+        for kind, value in wanted.items():
+            # a soft CPU limit below the hard one: SIGXCPU tells a timeout from any other kill
+            resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU else value))
+    except BaseException as exc:
+        _finish({"status": "harness", "detail": f"could not confine: {exc!r}"[:300]})
+    try:
+        space: dict[str, Any] = {"__name__": "reply"}
+        exec(compile(job["source"], "reply.py", "exec"), space)
+        results = [repr(space[job["entry"]](ast.literal_eval(arg))) for arg in job["args"]]
+        answer = {"status": "ok", "results": results}
+    except BaseException as exc:
+        answer = {"status": "error", "detail": f"{type(exc).__name__}: {_text(exc)}"[:300]}
+    _finish(answer)
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except BaseException:
+        return "unprintable"
+
+
+def _finish(answer: dict[str, Any]) -> None:
+    data = json.dumps(answer).encode()
+    while data:
+        data = data[os.write(3, data) :]
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
