@@ -174,3 +174,11 @@ def merge(parts: list[ExpertStats]) -> ExpertStats:
                 )
     fields = {f: np.sum([p.field(f) for p in parts], axis=0) for f in first.fields}
     return ExpertStats(first.classes, fields, {**first.metadata, "merged": [p.content_hash for p in parts]})
+
+
+def gini(values: np.ndarray) -> float:
+    """Gini coefficient of non-negative values: 0 when all are equal, towards 1 when one has everything."""
+    ordered = np.sort(values)
+    total = float(ordered.sum())
+    n = len(ordered)
+    return 0.0 if total == 0 else float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
