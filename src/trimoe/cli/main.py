@@ -32,6 +32,7 @@ VERBS: dict[str, str] = {
     "map": "choose",
     "prune": "cut",
     "certify": "certify",
+    "infer-map": "certify",
     "eval": "evaluate",
     "compare": "judge",
     "demo": "demo",

@@ -1,0 +1,1 @@
+"""Not built yet: checkpoint -> files people run (GGUF, NVFP4)."""
