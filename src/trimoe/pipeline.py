@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -19,15 +20,14 @@ from trimoe.cut.certify import certify
 from trimoe.cut.certify_data import Certificate
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused
-from trimoe.evaluate.bench import get_bench
-from trimoe.evaluate.generate import generate
+from trimoe.evaluate.bench import Doc, find
+from trimoe.evaluate.generate import Generator
 from trimoe.evaluate.run import evaluate
-from trimoe.judge.compare import Comparison, compare_runs
+from trimoe.judge.compare import Comparison, Row, compare_runs, overall
 from trimoe.measure.engine import calibrate
 from trimoe.measure.stats import ExpertStats
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
-from trimoe.model.load import load_model, load_tokenizer
 from trimoe.model.tiny import tasks
 
 Progress = Callable[[int, int, str], None]
@@ -48,13 +48,24 @@ class Story:
     maps: dict[str, DropMap] = field(default_factory=dict)
     models: dict[str, Path] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
-    comparison: Comparison | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    comparison: Comparison = field(default_factory=lambda: Comparison(BASE, (), ()))
 
     @property
     def log(self) -> Path:
         """The run log."""
         return self.work / "runs.db"
+
+    @property
+    def overall(self) -> dict[str, Row]:
+        """Base and every method over all items of all benches."""
+        names = dict.fromkeys(row.name for row in self.comparison.rows)
+        return {name: overall([row for row in self.comparison.rows if row.name == name]) for name in names}
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a model's weight files; base or a method."""
+        path = self.models.get(name, self.model.path)
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 def run_story(
@@ -94,14 +105,7 @@ def run_story(
                 )
     for name, path in {BASE: base.path, **story.models}.items():
         with _step("eval", seconds, progress) as tell:
-            evaluate(
-                path,
-                list(benches),
-                story.log,
-                name=name,
-                limit=limit,
-                progress=lambda d, t, note, name=name, tell=tell: tell(d, t, f"{name}: {note}"),
-            )  # type: ignore[misc]
+            evaluate(path, list(benches), story.log, name=name, limit=limit, progress=partial(_named, tell, name))
     with _step("compare", seconds, progress):
         story.comparison = compare_runs(story.log, BASE, list(methods))
     return story
@@ -129,21 +133,23 @@ def measured(base: Checkpoint, work: Path, tell: Progress) -> ExpertStats:
 def passing_traces(base: Checkpoint, domain: str, count: int) -> list[dict[str, str]]:
     """The model's own replies to train-split items that pass their scorer: a targeted class (protocol, tier B)."""
     items = tasks.generate(domain, "train", count, seed=1)
-    bench = get_bench(f"tiny-{domain}")
-    model, tokenizer = load_model(base.path), load_tokenizer(base.path)
-    replies = {
-        i: reply.text
-        for batch in generate(model, tokenizer, [item.prompt for item in items], bench.max_new_tokens)
-        for i, reply in batch
-    }
-    passed = [i for i, item in enumerate(items) if bench.score(replies[i], item.check).correct]
+    docs = [Doc(item.item_id, item.prompt, item.answer, item.check) for item in items]
+    bench = find([f"tiny-{domain}"])[0]
+    model = Generator(base.path)
+    replies = model.reply([model.encode(doc.prompt) for doc in docs], bench.max_new_tokens)
+    verdicts = bench.judge([(r.text, r.finish_reason, doc) for r, doc in zip(replies, docs, strict=True)])
+    passed = [
+        {"prompt": doc.prompt, "completion": reply.text}
+        for doc, reply, verdict in zip(docs, replies, verdicts, strict=True)
+        if verdict.correct
+    ]
     if not passed:
         raise Refused(
             f"the model passes none of {count} {domain} items",
             expected="a trained model",
             remedy="targeted classes are made of passing replies only",
         )
-    return [{"prompt": items[i].prompt, "completion": replies[i]} for i in passed]
+    return passed
 
 
 def pruned(base: Checkpoint, drop_map: DropMap, out: Path) -> Path:
@@ -155,6 +161,10 @@ def pruned(base: Checkpoint, drop_map: DropMap, out: Path) -> Path:
     if (manifest.get("base"), manifest.get("map")) != (base.fingerprint, drop_map.content_hash):
         raise BadInput(f"{out} was cut from another model or by another map", remedy="give another --out, or remove it")
     return out
+
+
+def _named(tell: Progress, name: str, done: int, total: int, note: str = "") -> None:
+    tell(done, total, f"{name}: {note}")
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """`trimoe demo`: the whole story on the bundled model, a table, and a page to look at."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimoe.cli.common import emit, json_option, progress
+
+if TYPE_CHECKING:
+    from trimoe.pipeline import Story
 
 
 @click.command()
@@ -58,7 +62,7 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
     return 0
 
 
-def _as_json(story: Any, report: Path) -> dict[str, Any]:
+def _as_json(story: "Story", report: Path) -> dict[str, Any]:
     certificates = {
         n: {"status": c.status, "max_logit_difference": c.max_logit_difference} for n, c in story.certificates.items()
     }
@@ -66,49 +70,41 @@ def _as_json(story: Any, report: Path) -> dict[str, Any]:
         "keep": story.keep,
         "experts": story.model.num_experts,
         "certificates": certificates,
-        "comparison": story.comparison.as_json(),
+        "comparison": story.comparison.as_dict(),
+        "overall": [asdict(row) for row in story.overall.values()],
         "report": str(report),
         "seconds": {k: round(v, 1) for k, v in story.seconds.items()},
     }
 
 
-def _as_text(story: Any, report: Path) -> str:
+def _as_text(story: "Story", report: Path) -> str:
     """The table: accuracy in percent with its 95 % interval, and the paired difference over all items."""
     from rich.console import Console
     from rich.table import Table
 
-    comparison = story.comparison
     table = Table(title=f"{story.keep} of {story.model.num_experts} experts kept; accuracy in % with 95 % interval")
-    table.add_column("method")
-    for bench in comparison.benches:
+    table.add_column("method", no_wrap=True)
+    benches = list(dict.fromkeys(row.bench for row in story.comparison.rows))
+    for bench in benches:
         table.add_column(bench.removeprefix("tiny-"), justify="right")
-    for title in ("all", "paired difference, all", "size"):
-        table.add_column(title, justify="right")
-    for name in comparison.names:
-        row = [name]
-        for bench in [*comparison.benches, "all"]:
-            cell = comparison.cells[name, bench]
-            row.append(f"{100 * cell.accuracy:.1f} [{100 * cell.low:.0f},{100 * cell.high:.0f}]")
-        total = comparison.cells[name, "all"]
-        if name == comparison.base:
-            row.append("")
-        else:
-            row.append(
-                f"{100 * total.difference:+.1f} [{100 * total.difference_low:+.1f},"
-                f"{100 * total.difference_high:+.1f}] p={total.p:.1g}"
-            )
-        path = story.models.get(name, story.model.path)
-        row.append(f"{sum(f.stat().st_size for f in path.glob('*.safetensors')) / 1e6:.2f} MB")
-        table.add_row(*row)
-    console = Console(width=170, no_color=True)
+    for title in ("all", "against base, all items", "MB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    cells = {(row.name, row.bench): row for row in story.comparison.rows}
+    for name, total in story.overall.items():
+        shown = [*(cells[name, bench] for bench in benches), total]
+        row = [f"{100 * (c.accuracy or 0):.1f} [{100 * c.low:.0f},{100 * c.high:.0f}]" for c in shown]
+        against = ""
+        if total.difference is not None and total.difference_low is not None and total.difference_high is not None:
+            low, high = 100 * total.difference_low, 100 * total.difference_high
+            against = f"{100 * total.difference:+.1f} [{low:+.1f},{high:+.1f}] p={total.p:.1g}"
+        table.add_row(name, *row, against, f"{story.size_of(name) / 1e6:.2f}")
+    console = Console(width=178, no_color=True)
     with console.capture() as capture:
         console.print(table)
-    worst = max(c.max_logit_difference or 0.0 for c in story.certificates.values())
+    worst = max((c.max_logit_difference or 0.0 for c in story.certificates.values()), default=0.0)
     times = ", ".join(f"{k} {v:.0f} s" for k, v in story.seconds.items())
-    return (
-        f"{capture.get()}All {len(story.certificates)} cuts proven: largest logit difference to the masked original "
-        f"{worst:.1e}.\nTimes: {times}.\nLook at {report}"
-    )
+    proof = f"All {len(story.certificates)} cuts proven; largest logit difference to the masked original {worst:.1e}."
+    return f"{capture.get()}{proof}\nTimes: {times}.\nLook at {report}"
 
 
 COMMANDS = [demo]

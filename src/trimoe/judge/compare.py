@@ -1,7 +1,7 @@
 """Compares runs question by question.
 
 Invariants: only runs of the same bench spec and the same engine and sampler are compared, over the rows that both have
-scored; a row that was not scored counts for nobody and is shown. p values are exact and adjusted (Holm) over the whole table.
+scored; a row that was not scored counts for nobody and is shown. p values are exact, and adjusted over the table.
 """
 
 from collections import Counter
@@ -64,14 +64,20 @@ def compare_runs(log_path: Path | str, base: str | None = None, others: Sequence
         runs = {(run.name, run.bench): run for run in log.runs()}
         known = list(dict.fromkeys(name for name, _ in runs))
         if not known:
-            raise RunLogError(f"{log_path} holds no runs", expected="a log with evaluated models",
-                              remedy="run `trimoe eval MODEL --log ...` first")  # fmt: skip
+            raise RunLogError(
+                f"{log_path} holds no runs",
+                expected="a log with evaluated models",
+                remedy="run `trimoe eval MODEL --log ...` first",
+            )
         base = base if base is not None else known[0]
         names = [name for name in (others if others is not None else known) if name != base]
         unknown = [name for name in (base, *names) if name not in known]
         if unknown:
-            raise UsageError(f"no run named {', '.join(unknown)} in {log_path}", expected="one of " + ", ".join(known),
-                             remedy="correct --base or the names")  # fmt: skip
+            raise UsageError(
+                f"no run named {', '.join(unknown)} in {log_path}",
+                expected="one of " + ", ".join(known),
+                remedy="correct --base or the names",
+            )
         rows: list[Row] = []
         for bench in [bench for name, bench in runs if name == base]:
             before = runs[base, bench]
@@ -92,10 +98,11 @@ def _require_same(before: Run, now: Run) -> None:
         if one != two:
             keys = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
             raise RunLogError(
-                f"{now.name} and {before.name} differ in {what} on {now.bench}", expected="the same for both",
+                f"{now.name} and {before.name} differ in {what} on {now.bench}",
+                expected="the same for both",
                 actual=", ".join(f"{key} {one.get(key)} against {two.get(key)}" for key in keys),
                 remedy="evaluate both again with this version",
-            )  # fmt: skip
+            )
 
 
 def _answers(log: RunLog, run: Run) -> dict[str, bool]:
@@ -107,7 +114,7 @@ def _plain(log: RunLog, run: Run) -> Row:
     scored = [s.verdict.correct for s in samples if s.verdict.correct is not None]
     correct, n = sum(scored), len(scored)
     low, high = wilson(correct, n)
-    causes = dict(sorted(Counter(s.verdict.cause for s in samples).items()))
+    causes = dict(sorted(Counter[str](s.verdict.cause for s in samples).items()))
     return Row(run.bench, run.name, n, correct, len(samples) - n, correct / n if n else None, low, high, causes)
 
 
@@ -117,5 +124,30 @@ def _paired(row: Row, before: dict[str, bool], now: dict[str, bool]) -> Row:
         return row
     lost, gained = pairs[True, False], pairs[False, True]
     difference, low, high = paired_difference(pairs[True, True], lost, gained, pairs[False, False])
-    return replace(row, pairs=sum(pairs.values()), difference=difference, difference_low=low, difference_high=high,
-                   lost=lost, gained=gained, p=mcnemar_exact(lost, gained))  # fmt: skip
+    return replace(
+        row,
+        pairs=sum(pairs.values()),
+        difference=difference,
+        difference_low=low,
+        difference_high=high,
+        lost=lost,
+        gained=gained,
+        p=mcnemar_exact(lost, gained),
+    )
+
+
+def overall(rows: Sequence[Row]) -> Row:
+    """All benches of one model as one row: every item counts once, flips are summed. No Holm: it is one test."""
+    n, correct = sum(r.n for r in rows), sum(r.correct for r in rows)
+    low, high = wilson(correct, n)
+    causes = sum((Counter(r.causes) for r in rows), Counter[str]())
+    row = Row("all", rows[0].name, n, correct, sum(r.unscored for r in rows), correct / n if n else None, low, high,
+              dict(sorted(causes.items())))  # fmt: skip
+    if any(r.difference is None for r in rows):
+        return row
+    lost, gained, pairs = (sum(getattr(r, f) for r in rows) for f in ("lost", "gained", "pairs"))
+    # Both right = right now minus gained, on the paired items; complete runs pair every item.
+    both = correct - gained
+    difference, d_low, d_high = paired_difference(both, lost, gained, pairs - both - lost - gained)
+    return replace(row, pairs=pairs, difference=difference, difference_low=d_low, difference_high=d_high, lost=lost,
+                   gained=gained, p=mcnemar_exact(lost, gained))  # fmt: skip
