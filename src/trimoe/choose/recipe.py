@@ -1,7 +1,8 @@
 """Recipes as data: one TOML file each, unknown keys refused. How a recipe becomes numbers for a model of any size.
 
 Counts are written as a whole number, or as a share "a/b" which is scaled to the model and rounded down: "16/128"
-protects 16 of 128, 4 of 32 experts. Shares of `floor.clamp` are of the kept experts, all others of all experts.
+protects 16 of 128, 4 of 32 experts. Shares of `floor.clamp` are of the kept experts, all others of all experts. `drop`
+is the one count that is rounded up, because the kept share is rounded down: "30/128" keeps 98 of 128, 24 of 32.
 """
 
 import tomllib
@@ -17,14 +18,24 @@ from trimoe.errors import RecipeError
 
 
 def _count(value: Any) -> Any:
-    if isinstance(value, str):
-        share = Fraction(value)
-        if "/" not in value or not 0 <= share <= 1:
-            raise ValueError('a share is written "a/b", between 0 and 1')
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError('a count is a whole number or a share "a/b"')
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError("a count is not negative")
+        return value
+    numerator, slash, denominator = value.partition("/")
+    if not (slash and numerator.isdecimal() and denominator.isdecimal() and int(denominator)):
+        raise ValueError('a share is written "a/b"')
+    if int(numerator) > int(denominator):
+        raise ValueError("a share is at most 1")
     return value
 
 
 Count = Annotated[int | str, BeforeValidator(_count)]
+Criterion = Literal["contribution", "wnorm", "frequency", "reap", "ean", "random"]
+Aggregate = Literal["max", "sum", "mean", "lp4", "softmax_t4", "second", "top3mean", "geomean"]
+Weight = Annotated[float, Field(ge=0)]
 
 
 def resolve(count: int | str, whole: int) -> int:
@@ -32,8 +43,18 @@ def resolve(count: int | str, whole: int) -> int:
     return count if isinstance(count, int) else int(Fraction(count) * whole)
 
 
+def kept(drop: int | str | Fraction, experts: int) -> int:
+    """Experts that remain of `experts`; a share to drop leaves the rest of them, rounded down."""
+    return experts - drop if isinstance(drop, int) else int((1 - Fraction(drop)) * experts)
+
+
+def class_matches(class_name: str, pattern: str) -> bool:
+    """Whether a class is meant by a shell-style pattern; `code` also means `generic_code`."""
+    return fnmatchcase(class_name, pattern) or class_name == f"generic_{pattern}"
+
+
 class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Floor(_Data):
@@ -44,9 +65,13 @@ class Floor(_Data):
 
 
 class Outliers(_Data):
-    """Impute cells whose wnorm is not finite or above `limit`."""
+    """What is done with cells whose wnorm is not finite or above `limit`: imputed, or with `keep` ranked as they are.
 
-    mode: Literal["median", "zero", "drop"]
+    `keep` exists to reproduce maps of the reference implementation. It still refuses what is not finite, and the map
+    says how many cells it let through.
+    """
+
+    mode: Literal["median", "zero", "drop", "keep"]
     limit: float = Field(gt=0)
 
 
@@ -55,34 +80,40 @@ class Recipe(_Data):
 
     name: str
     description: str = ""
-    criterion: str = "contribution"
+    criterion: Criterion = "contribution"
     alpha: float = 2.0
     pooled: bool = False
     normalize: Literal["none", "mean", "rank"] = "rank"
-    aggregate: str = "max"
+    aggregate: Aggregate = "max"
     exclude: list[str] = []
-    class_weights: dict[str, float] = {"*": 1.0}
-    breadth_bonus: float = 0.0
+    class_weights: dict[str, Weight] = {"*": 1.0}
+    breadth_bonus: float = Field(0.0, ge=0)
     drop: Count = "30/128"
     protect_top: Count = 0
     floor: Floor | None = None
     outliers: Outliers | None = None
     class_min: dict[str, Count] = {}
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     def weight_of(self, class_name: str) -> float | None:
         """Weight of a class, or None when it is excluded or no pattern matches it."""
-        if any(fnmatchcase(class_name, p) for p in self.exclude):
+        if any(class_matches(class_name, p) for p in self.exclude):
             return None
-        return next((w for p, w in self.class_weights.items() if fnmatchcase(class_name, p)), None)
+        return next((w for p, w in self.class_weights.items() if class_matches(class_name, p)), None)
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
     """A recipe from TOML text; `RecipeError` names the file and key."""
     try:
-        return Recipe.model_validate(tomllib.loads(text))
+        return validated(tomllib.loads(text), source)
     except tomllib.TOMLDecodeError as exc:
         raise RecipeError(f"recipe {source} is not valid TOML", actual=str(exc)) from exc
+
+
+def validated(data: dict[str, Any], source: str) -> Recipe:
+    """A recipe from plain data; `RecipeError` names `source` and the key."""
+    try:
+        return Recipe.model_validate(data)
     except ValidationError as exc:
         first = exc.errors()[0]
         raise RecipeError(
@@ -109,7 +140,10 @@ def load_recipe(name: str) -> Recipe:
         return parse_recipe(file.read_text(), name)
     path = Path(name)
     if path.suffix == ".toml" and path.is_file():
-        return parse_recipe(path.read_text(), name)
+        try:
+            return parse_recipe(path.read_text(encoding="utf-8"), name)
+        except UnicodeDecodeError as exc:
+            raise RecipeError(f"recipe {name} is not text", actual=str(exc)) from exc
     raise RecipeError(
         f"unknown recipe {name}",
         expected=", ".join(names()),

@@ -29,13 +29,36 @@ CRITERIA: dict[str, tuple[tuple[str, ...], Callable[[ExpertStats, float], Array]
 }
 
 
-def outlier_cells(stats: ExpertStats, above: float) -> Array:
-    """[C, L, E] bool: wnorm not finite, or larger than `above` in absolute value."""
-    if "wnorm" not in stats.fields:
-        return np.zeros(stats.shape, bool)
-    wnorm = stats.fields["wnorm"]
-    out: Array = ~np.isfinite(wnorm) | (np.abs(wnorm) > above)
+def outlier_cells(stats: ExpertStats, above: float, needed: tuple[str, ...] = ("wnorm",)) -> Array:
+    """[C, L, E] bool: a needed norm is not finite, or wnorm is larger than `above` in absolute value.
+
+    Counts (`tc`) are exact and never make an outlier.
+    """
+    out: Array = np.zeros(stats.shape, bool)
+    for name in needed:
+        if name != "tc":
+            out |= ~np.isfinite(stats.field(name))
+            if "wnorm" in stats.fields:
+                out |= ~(np.abs(stats.fields["wnorm"]) <= above)
     return out
+
+
+def require_measured(stats: ExpertStats, criterion: str) -> tuple[str, ...]:
+    """The fields a criterion needs. Refuses one that is absent, or zero in all of a class: files with routing counts
+    only carry zero-filled norms, so presence proves nothing."""
+    if criterion not in CRITERIA:
+        raise RecipeError(f"unknown criterion {criterion}", expected=", ".join([*CRITERIA, "random"]), actual=criterion)
+    needed = CRITERIA[criterion][0]
+    for name in needed:
+        values = stats.field(name)
+        for i, class_name in enumerate(stats.classes):
+            if not np.any(values[i]):
+                raise StatsError(
+                    f"field {name} of class {class_name} is zero everywhere: it was never measured",
+                    expected=f"measured {name}",
+                    remedy="calibrate again, leave the class out, or use --criterion frequency",
+                )
+    return needed
 
 
 def impute(scores: Array, bad: Array, mode: str) -> Array:
@@ -65,19 +88,10 @@ def raw_scores(
     if criterion == "random":
         _, layers, experts = stats.shape
         return np.stack([np.random.default_rng([seed, layer]).random(experts) for layer in range(layers)])[None], 0
-    if criterion not in CRITERIA:
-        raise RecipeError(f"unknown criterion {criterion}", expected=", ".join([*CRITERIA, "random"]), actual=criterion)
-    needed, function = CRITERIA[criterion]
-    for name in needed:
-        if not np.any(stats.field(name)):
-            raise StatsError(
-                f"field {name} is zero everywhere: it was never measured",
-                expected=f"measured {name}",
-                remedy="calibrate again or use --criterion frequency",
-            )
-    scores, imputed = function(stats, alpha), 0
-    if outliers is not None and "wnorm" in needed:
-        bad = outlier_cells(stats, outliers[1])
+    needed = require_measured(stats, criterion)
+    scores, imputed = CRITERIA[criterion][1](stats, alpha), 0
+    if outliers is not None and outliers[0] != "keep":
+        bad = outlier_cells(stats, outliers[1], needed)
         scores, imputed = impute(scores, bad, outliers[0]), int(bad.sum())
     if not np.isfinite(scores).all():
         raise StatsError(
