@@ -18,18 +18,39 @@ from trimoe.evaluate.run import RunSummary, evaluate, rescore
 @click.argument("model")
 @click.option("--bench", "names", help="Benches, with commas between.")
 @click.option("--suite", type=click.Choice(sorted(SUITES)), help="A named set of benches, instead of --bench.")
-@click.option("--log", "log_path", metavar="RUNS.db", type=click.Path(path_type=Path),
-              help="Run log to write or continue (SQLite). Not needed for --dry-run.")  # fmt: skip
+@click.option(
+    "--log",
+    "log_path",
+    metavar="RUNS.db",
+    type=click.Path(path_type=Path),
+    help="Run log to write or continue (SQLite). Not needed for --dry-run.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of each bench.")
 @click.option("--name", help="Label of the model in tables (default: its folder's name).")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="Folder of local dataset files, for benches that need one (the tiny benches generate theirs).")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Replies generated at once.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of local dataset files, for benches that need one (the tiny benches generate theirs).",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Replies generated at once."
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--dry-run", is_flag=True, help="Print the first prompts and stop; nothing is loaded or written.")
 @json_option
-def eval_(model: str, names: str | None, suite: str | None, log_path: Path | None, limit: int | None, name: str | None,
-          data: Path | None, batch_size: int, device: str, dry_run: bool, as_json: bool) -> None:  # fmt: skip
+def eval_(
+    model: str,
+    names: str | None,
+    suite: str | None,
+    log_path: Path | None,
+    limit: int | None,
+    name: str | None,
+    data: Path | None,
+    batch_size: int,
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Evaluate a checkpoint on benches; every sample is stored as it is made, and the same command continues.
 
     \b
@@ -40,8 +61,12 @@ def eval_(model: str, names: str | None, suite: str | None, log_path: Path | Non
     """
     wanted = _wanted(names, suite)
     if "://" in model:
-        raise UsageError("a running server cannot be evaluated yet", expected="a checkpoint directory", actual=model,
-                         remedy="pass the directory the server was started from")  # fmt: skip
+        raise UsageError(
+            "a running server cannot be evaluated yet",
+            expected="a checkpoint directory",
+            actual=model,
+            remedy="pass the directory the server was started from",
+        )
     if dry_run:
         plan = [_plan(bench_name, limit, data) for bench_name in wanted]
         emit({"model": model, "benches": plan}, "\n\n".join(map(_plan_text, plan)), as_json)
@@ -49,15 +74,25 @@ def eval_(model: str, names: str | None, suite: str | None, log_path: Path | Non
     if log_path is None:
         raise UsageError("no run log named", expected="--log RUNS.db", remedy="add --log, or --dry-run to look only")
     with progress("eval") as report:
-        results = evaluate(model, wanted, log_path, limit=limit, name=name, progress=report, batch_size=batch_size,
-                           device=device, data=data)  # fmt: skip
+        results = evaluate(
+            model,
+            wanted,
+            log_path,
+            limit=limit,
+            name=name,
+            progress=report,
+            batch_size=batch_size,
+            device=device,
+            data=data,
+        )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
 
 
 def _wanted(names: str | None, suite: str | None) -> list[str]:
     if (names is None) == (suite is None):
-        raise UsageError("which benches?", expected="--bench or --suite, one of them",
-                         actual="both" if names else "neither")  # fmt: skip
+        raise UsageError(
+            "which benches?", expected="--bench or --suite, one of them", actual="both" if names else "neither"
+        )
     wanted = list(SUITES[suite]) if suite else [part.strip() for part in (names or "").split(",") if part.strip()]
     return [bench.name for bench in find(wanted)]
 
@@ -65,13 +100,20 @@ def _wanted(names: str | None, suite: str | None) -> list[str]:
 def _plan(name: str, limit: int | None, data: Path | None) -> dict[str, Any]:
     bench = find([name])[0]
     docs = bench.docs(data)[:limit]
-    return {"bench": name, "rows": len(docs), "max_new_tokens": bench.max_new_tokens,
-            "most_reply_tokens": len(docs) * bench.max_new_tokens, "first_prompts": [d.prompt for d in docs[:2]]}  # fmt: skip
+    return {
+        "bench": name,
+        "rows": len(docs),
+        "max_new_tokens": bench.max_new_tokens,
+        "most_reply_tokens": len(docs) * bench.max_new_tokens,
+        "first_prompts": [d.prompt for d in docs[:2]],
+    }
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
-    head = (f"{plan['bench']}: {plan['rows']} rows, replies of at most {plan['max_new_tokens']} tokens "
-            f"({plan['most_reply_tokens']:,} in all)")  # fmt: skip
+    head = (
+        f"{plan['bench']}: {plan['rows']} rows, replies of at most {plan['max_new_tokens']} tokens "
+        f"({plan['most_reply_tokens']:,} in all)"
+    )
     return "\n".join([head, *("  " + prompt.replace("\n", "\n  ") for prompt in plan["first_prompts"])])
 
 
@@ -81,7 +123,9 @@ def _results(results: list[RunSummary]) -> str:
     lines = []
     for r in results:
         low, high = wilson(r.correct, r.n - r.unscored)
-        score = "not scored" if r.score is None else f"{100 * r.score:5.1f} %  (95 %: {100 * low:.1f} to {100 * high:.1f})"
+        score = (
+            "not scored" if r.score is None else f"{100 * r.score:5.1f} %  (95 %: {100 * low:.1f} to {100 * high:.1f})"
+        )
         misses = ", ".join(f"{count} {cause}" for cause, count in r.causes.items() if cause != "correct")
         lines.append(f"{r.bench:<12} {r.correct:>4}/{r.n - r.unscored:<4} {score}  {misses}".rstrip())
     return "\n".join(lines)
@@ -117,7 +161,9 @@ def log_verify(db: Path, as_json: bool) -> int:
 
 @log_group.command("export")
 @click.argument("db", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["jsonl"]), default="jsonl", show_default=True, help="One row per sample.")
+@click.option(
+    "--format", "form", type=click.Choice(["jsonl"]), default="jsonl", show_default=True, help="One row per sample."
+)
 @json_option
 def log_export(db: Path, form: str, as_json: bool) -> None:
     """Print every sample: bench, doc_id, correct (null = not scored), cause, model, name, reply and more.
@@ -139,11 +185,24 @@ def _rows(log: RunLog) -> Iterator[dict[str, Any]]:
     for run in log.runs():
         for scored in log.samples(run):
             s, v = scored.sample, scored.verdict
-            yield {"bench": run.bench, "doc_id": s.doc_id, "correct": v.correct, "cause": v.cause, "name": run.name,
-                   "model": run.model, "run": run.identity, "spec": run.spec_hash, "sampler": run.sampler,
-                   "prompt": s.prompt, "reply": s.reply, "extracted": v.extracted, "detail": v.detail,
-                   "finish_reason": s.finish_reason, "prompt_tokens": s.prompt_tokens,
-                   "reply_tokens": s.reply_tokens}  # fmt: skip
+            yield {
+                "bench": run.bench,
+                "doc_id": s.doc_id,
+                "correct": v.correct,
+                "cause": v.cause,
+                "name": run.name,
+                "model": run.model,
+                "run": run.identity,
+                "spec": run.spec_hash,
+                "sampler": run.sampler,
+                "prompt": s.prompt,
+                "reply": s.reply,
+                "extracted": v.extracted,
+                "detail": v.detail,
+                "finish_reason": s.finish_reason,
+                "prompt_tokens": s.prompt_tokens,
+                "reply_tokens": s.reply_tokens,
+            }
 
 
 @click.command("rescore")

@@ -16,8 +16,8 @@ from trimoe.judge.compare import Comparison, Row, compare_runs
 def compare(log: Path, names: tuple[str, ...], base: str | None, as_json: bool) -> None:
     """Compare evaluated models question by question against a base.
 
-    Accuracy has a 95 % Wilson interval, the difference is paired (Newcombe), p is an exact McNemar test, adjusted for the
-    number of rows in the table (Holm).
+    Accuracy has a 95 % Wilson interval, the difference is paired (Newcombe), p is an exact McNemar test,
+    adjusted for the number of rows in the table (Holm).
 
     \b
     Examples:

@@ -67,8 +67,13 @@ class Bench:
     def spec(self, docs: Sequence[Doc]) -> dict[str, Any]:
         """Everything that decides which questions are asked and how long a reply may be."""
         rows = sha256_bytes(canonical_json([[doc.doc_id, doc.prompt, doc.check] for doc in docs]))
-        return {"name": self.name, "version": self.version, "rows": self.rows, "max_new_tokens": self.max_new_tokens,
-                "dataset": rows}  # fmt: skip
+        return {
+            "name": self.name,
+            "version": self.version,
+            "rows": self.rows,
+            "max_new_tokens": self.max_new_tokens,
+            "dataset": rows,
+        }
 
     def judge(self, replies: Sequence[tuple[str, str, Doc]]) -> list[Verdict]:
         """Verdict and cause of each (reply, finish_reason, doc). A reply cut off at the cap may still be right."""
@@ -96,8 +101,9 @@ def exact(check: Callable[[str, dict[str, Any]], bool]) -> Callable[[Sequence[tu
 
     def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
         passed = [check(answer, doc.check) for answer, doc in pairs]
-        return [Verdict(ok, "correct" if ok else "wrong", answer)
-                for ok, (answer, _) in zip(passed, pairs, strict=True)]  # fmt: skip
+        return [
+            Verdict(ok, "correct" if ok else "wrong", answer) for ok, (answer, _) in zip(passed, pairs, strict=True)
+        ]
 
     return score
 
@@ -111,8 +117,10 @@ def held_out(domain: str) -> Callable[[int, Path | None], list[Doc]]:
     """Rows of a bundled bench: held-out items of one domain. They are generated, so no data folder is needed."""
 
     def load(rows: int, _data: Path | None) -> list[Doc]:
-        return [Doc(item.item_id, item.prompt, item.answer, item.check)
-                for item in generate(domain, "heldout", rows, HELD_OUT_SEED)]  # fmt: skip
+        return [
+            Doc(item.item_id, item.prompt, item.answer, item.check)
+            for item in generate(domain, "heldout", rows, HELD_OUT_SEED)
+        ]
 
     return load
 
@@ -122,7 +130,9 @@ def benches() -> dict[str, Bench]:
     """Every bench by name, in the order of the names."""
     from trimoe.evaluate import benches as folder
 
-    modules = [importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)]
+    modules = [
+        importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)
+    ]
     found = [module.BENCH for module in modules if isinstance(getattr(module, "BENCH", None), Bench)]
     return {bench.name: bench for bench in sorted(found, key=lambda bench: bench.name)}
 
@@ -133,9 +143,11 @@ def find(names: Sequence[str]) -> list[Bench]:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise UsageError(
-            f"unknown bench {', '.join(unknown)}" if unknown else "no bench named", expected="one or more of "
-            + ", ".join(known), actual=", ".join(names) or "none", remedy="correct --bench, or use --suite tiny",
-        )  # fmt: skip
+            f"unknown bench {', '.join(unknown)}" if unknown else "no bench named",
+            expected="one or more of " + ", ".join(known),
+            actual=", ".join(names) or "none",
+            remedy="correct --bench, or use --suite tiny",
+        )
     return [known[name] for name in dict.fromkeys(names)]
 
 

@@ -33,13 +33,17 @@ class Generator:
             import torch
             from transformers import AutoTokenizer
         except ImportError as exc:
-            raise MissingPrerequisite("generation needs torch and transformers", actual=str(exc),
-                                      remedy="pip install 'trimoe[torch]'") from exc  # fmt: skip
+            raise MissingPrerequisite(
+                "generation needs torch and transformers", actual=str(exc), remedy="pip install 'trimoe[torch]'"
+            ) from exc
         self._torch = torch
         self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, padding_side="left")
         if not self._tokenizer.chat_template:
-            raise BadInput(f"{model_dir} has no chat template", expected="chat_template.jinja beside the tokenizer",
-                           remedy="copy it from the original model")  # fmt: skip
+            raise BadInput(
+                f"{model_dir} has no chat template",
+                expected="chat_template.jinja beside the tokenizer",
+                remedy="copy it from the original model",
+            )
         self._model = _load(model_dir).to(device)
         self._device = device
         self._stops = torch.tensor(sorted(self._stop_ids()), device=device)
@@ -53,8 +57,9 @@ class Generator:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of the rendered chat, up to and including the marker that opens the reply."""
-        text = self._tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
-                                                   add_generation_prompt=True)  # fmt: skip
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def require_room(self, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
@@ -62,19 +67,26 @@ class Generator:
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         longest = max(map(len, prompts), default=0)
         if context is not None and longest + max_new_tokens > context:
-            raise BadInput("a prompt does not fit the model's context", expected=f"at most {context} tokens",
-                           actual=f"{longest} of prompt and up to {max_new_tokens} of reply",
-                           remedy="use a model with a longer context")  # fmt: skip
+            raise BadInput(
+                "a prompt does not fit the model's context",
+                expected=f"at most {context} tokens",
+                actual=f"{longest} of prompt and up to {max_new_tokens} of reply",
+                remedy="use a model with a longer context",
+            )
 
     def reply(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Reply]:
         """Greedy replies to one batch of encoded prompts, in their order. Peak memory grows with the batch."""
         with self._torch.inference_mode():
             rows, stopped = self._decode(prompts, max_new_tokens)
         return [
-            Reply(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
-                  "stop" if stop else "length", len(prompt), len(ids) + stop)
+            Reply(
+                str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)),
+                "stop" if stop else "length",
+                len(prompt),
+                len(ids) + stop,
+            )
             for prompt, ids, stop in zip(prompts, rows, stopped, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _decode(self, prompts: Sequence[list[int]], max_new_tokens: int) -> tuple[list[list[int]], list[bool]]:
         torch = self._torch
@@ -89,12 +101,21 @@ class Generator:
         rows: list[list[int]] = [[] for _ in prompts]
         stopped = [False] * len(prompts)
         for _ in range(max_new_tokens):
-            out = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                              use_cache=True, logits_to_keep=1)  # fmt: skip
+            out = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             logits = out.logits[:, -1]  # [rows alive, vocabulary]
             if not bool(torch.isfinite(logits).all()):
-                raise CheckpointError("the model's logits are not finite", expected="finite numbers",
-                                      remedy="the weights hold NaN or overflow: check the checkpoint")  # fmt: skip
+                raise CheckpointError(
+                    "the model's logits are not finite",
+                    expected="finite numbers",
+                    remedy="the weights hold NaN or overflow: check the checkpoint",
+                )
             chosen = logits.argmax(-1)
             ended = torch.isin(chosen, self._stops)
             for row, token, end in zip(alive, chosen.tolist(), ended.tolist(), strict=True):
@@ -120,12 +141,17 @@ def _load(model_dir: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    model, info = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, output_loading_info=True,
-                                                       local_files_only=True)  # fmt: skip
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
-            raise CheckpointError(f"{model_dir} does not load exactly: {kind}", expected="none",
-                                  actual=", ".join(sorted(map(str, info[kind]))[:5]),
-                                  remedy="architecture and weights do not belong together")  # fmt: skip
+            raise CheckpointError(
+                f"{model_dir} does not load exactly: {kind}",
+                expected="none",
+                actual=", ".join(sorted(map(str, info[kind]))[:5]),
+                remedy="architecture and weights do not belong together",
+            )
     return model.eval()

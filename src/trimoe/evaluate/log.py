@@ -28,7 +28,8 @@ _MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             """CREATE TABLE runs (
                 id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, bench TEXT NOT NULL, spec_hash TEXT NOT NULL,
-                spec TEXT NOT NULL, model TEXT NOT NULL, sampler TEXT NOT NULL, settings TEXT NOT NULL, created TEXT NOT NULL)""",
+                spec TEXT NOT NULL, model TEXT NOT NULL, sampler TEXT NOT NULL, settings TEXT NOT NULL,
+                created TEXT NOT NULL)""",
             """CREATE TABLE names (
                 name TEXT NOT NULL, bench TEXT NOT NULL, run_id INTEGER NOT NULL REFERENCES runs(id),
                 PRIMARY KEY (name, bench))""",
@@ -39,7 +40,8 @@ _MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             """CREATE TABLE scores (
                 run_id INTEGER NOT NULL, doc_id TEXT NOT NULL, scorer INTEGER NOT NULL, extracted TEXT,
                 correct INTEGER CHECK (correct IN (0, 1)), cause TEXT NOT NULL, detail TEXT NOT NULL,
-                PRIMARY KEY (run_id, doc_id, scorer), FOREIGN KEY (run_id, doc_id) REFERENCES samples(run_id, doc_id))""",
+                PRIMARY KEY (run_id, doc_id, scorer),
+                FOREIGN KEY (run_id, doc_id) REFERENCES samples(run_id, doc_id))""",
             """CREATE TABLE events (
                 id INTEGER PRIMARY KEY, run_id INTEGER REFERENCES runs(id), created TEXT NOT NULL, kind TEXT NOT NULL,
                 detail TEXT NOT NULL)""",
@@ -98,8 +100,11 @@ class RunLog:
     def __init__(self, path: Path | str, *, create: bool = True) -> None:
         self.path = Path(path)
         if not create and not self.path.is_file():
-            raise RunLogError(f"run log {self.path} not found", expected="a file written by `trimoe eval --log`",
-                              remedy="check the path")  # fmt: skip
+            raise RunLogError(
+                f"run log {self.path} not found",
+                expected="a file written by `trimoe eval --log`",
+                remedy="check the path",
+            )
         if create:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open()
@@ -116,8 +121,12 @@ class RunLog:
         except sqlite3.Error as exc:
             if db is not None:
                 db.close()
-            raise RunLogError(f"{self.path} is not a readable run log", expected="an SQLite file written by trimoe",
-                              actual=str(exc), remedy="choose another --log") from exc  # fmt: skip
+            raise RunLogError(
+                f"{self.path} is not a readable run log",
+                expected="an SQLite file written by trimoe",
+                actual=str(exc),
+                remedy="choose another --log",
+            ) from exc
         except RunLogError:
             if db is not None:
                 db.close()
@@ -128,18 +137,30 @@ class RunLog:
         tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         (application,) = db.execute("PRAGMA application_id").fetchone()
         if tables and application != _APPLICATION_ID:
-            raise RunLogError(f"{self.path} is an SQLite file of something else", expected="a run log of trimoe",
-                              actual=f"tables {', '.join(sorted(tables)[:5])}", remedy="choose another --log")  # fmt: skip
+            raise RunLogError(
+                f"{self.path} is an SQLite file of something else",
+                expected="a run log of trimoe",
+                actual=f"tables {', '.join(sorted(tables)[:5])}",
+                remedy="choose another --log",
+            )
         if tables:
-            unknown = {name for (name,) in db.execute("SELECT name FROM migrations")} - {name for name, _ in _MIGRATIONS}
+            unknown = {name for (name,) in db.execute("SELECT name FROM migrations")} - {
+                name for name, _ in _MIGRATIONS
+            }
             if unknown:
-                raise RunLogError(f"{self.path} was written by a newer trimoe", expected="schema known to this version",
-                                  actual=f"migration {', '.join(sorted(unknown))}", remedy="upgrade trimoe")  # fmt: skip
+                raise RunLogError(
+                    f"{self.path} was written by a newer trimoe",
+                    expected="schema known to this version",
+                    actual=f"migration {', '.join(sorted(unknown))}",
+                    remedy="upgrade trimoe",
+                )
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -154,8 +175,9 @@ class RunLog:
 
     # ------------------------------------------------------------ writing
 
-    def start(self, name: str, bench: str, spec: dict[str, Any], model: str, sampler: dict[str, Any],
-              settings: dict[str, Any]) -> Run:  # fmt: skip
+    def start(
+        self, name: str, bench: str, spec: dict[str, Any], model: str, sampler: dict[str, Any], settings: dict[str, Any]
+    ) -> Run:
         """The run of this identity, new or continued, labelled `name`; refuses a label that means another run."""
         spec_hash = sha256_bytes(canonical_json(spec))
         identity = identity_of(spec_hash, model, sampler)
@@ -167,12 +189,16 @@ class RunLog:
             )
             (run_id,) = self._db.execute("SELECT id FROM runs WHERE identity = ?", (identity,)).fetchone()
             self._db.execute("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", (name, bench, run_id))
-            (taken,) = self._db.execute("SELECT run_id FROM names WHERE name = ? AND bench = ?", (name, bench)).fetchone()
+            (taken,) = self._db.execute(
+                "SELECT run_id FROM names WHERE name = ? AND bench = ?", (name, bench)
+            ).fetchone()
             if taken != run_id:
                 raise RunLogError(
-                    f"{self.path} has another run of {bench} named {name}", expected="one model and spec per name",
-                    actual="the model, the bench or the sampler changed", remedy="choose another --name or --log",
-                )  # fmt: skip
+                    f"{self.path} has another run of {bench} named {name}",
+                    expected="one model and spec per name",
+                    actual="the model, the bench or the sampler changed",
+                    remedy="choose another --name or --log",
+                )
         return next(run for run in self.runs() if run.run_id == run_id and run.name == name)
 
     def add(self, run: Run, rows: Sequence[tuple[Sample, Verdict]], scorer: int) -> None:
@@ -181,9 +207,18 @@ class RunLog:
             for sample, _ in rows:
                 self._db.execute(
                     "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (run.run_id, sample.doc_id, sample.position, sample.prompt, sample.reply, sample.finish_reason,
-                     sample.prompt_tokens, sample.reply_tokens, _now()),
-                )  # fmt: skip
+                    (
+                        run.run_id,
+                        sample.doc_id,
+                        sample.position,
+                        sample.prompt,
+                        sample.reply,
+                        sample.finish_reason,
+                        sample.prompt_tokens,
+                        sample.reply_tokens,
+                        _now(),
+                    ),
+                )
             self._score(run, [(sample.doc_id, verdict) for sample, verdict in rows], scorer)
 
     def score(self, run: Run, verdicts: Sequence[tuple[str, Verdict]], scorer: int) -> None:
@@ -193,14 +228,18 @@ class RunLog:
 
     def _score(self, run: Run, verdicts: Sequence[tuple[str, Verdict]], scorer: int) -> None:
         for doc_id, v in verdicts:
-            self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)",
-                             (run.run_id, doc_id, scorer, v.extracted, v.correct, v.cause, v.detail))  # fmt: skip
+            self._db.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (run.run_id, doc_id, scorer, v.extracted, v.correct, v.cause, v.detail),
+            )
 
     def event(self, run: Run | None, kind: str, **detail: Any) -> None:
         """Note something that happened: started, continued, finished."""
         with self.transaction():
-            self._db.execute("INSERT INTO events (run_id, created, kind, detail) VALUES (?, ?, ?, ?)",
-                             (run.run_id if run else None, _now(), kind, _text(detail)))  # fmt: skip
+            self._db.execute(
+                "INSERT INTO events (run_id, created, kind, detail) VALUES (?, ?, ?, ?)",
+                (run.run_id if run else None, _now(), kind, _text(detail)),
+            )
 
     # ------------------------------------------------------------ reading
 
@@ -210,21 +249,28 @@ class RunLog:
             "SELECT r.id, n.name, r.bench, r.model, r.identity, r.spec_hash, r.spec, r.sampler "
             "FROM runs r JOIN names n ON n.run_id = r.id ORDER BY n.rowid"
         )
-        return [Run(*row[:6], spec=json.loads(row[6]), sampler=json.loads(row[7])) for row in rows]
+        return [Run(*row[:6], *map(json.loads, row[6:])) for row in rows]
 
     def samples(self, run: Run) -> list[Scored]:
         """The run's samples in the bench's order, each with its newest verdict."""
         rows = self._db.execute(
             "SELECT s.doc_id, s.position, s.prompt, s.reply, s.finish_reason, s.prompt_tokens, s.reply_tokens, "
-            f"c.correct, c.cause, c.extracted, c.detail {_LATEST} WHERE s.run_id = ? ORDER BY s.position", (run.run_id,),
-        )  # fmt: skip
-        return [Scored(Sample(*row[:7]), Verdict(None if row[7] is None else bool(row[7]), row[8] or "harness error",
-                                                 row[9], row[10] or "")) for row in rows]  # fmt: skip
+            f"c.correct, c.cause, c.extracted, c.detail {_LATEST} WHERE s.run_id = ? ORDER BY s.position",
+            (run.run_id,),
+        )
+        return [
+            Scored(
+                Sample(*row[:7]),
+                Verdict(None if row[7] is None else bool(row[7]), row[8] or "harness error", row[9], row[10] or ""),
+            )
+            for row in rows
+        ]
 
     def scored_by(self, run: Run, scorer: int) -> set[str]:
         """Ids of the run's samples that this scorer version could judge."""
-        rows = self._db.execute("SELECT doc_id FROM scores WHERE run_id = ? AND scorer = ? AND correct IS NOT NULL",
-                                (run.run_id, scorer))  # fmt: skip
+        rows = self._db.execute(
+            "SELECT doc_id FROM scores WHERE run_id = ? AND scorer = ? AND correct IS NOT NULL", (run.run_id, scorer)
+        )
         return {doc_id for (doc_id,) in rows}
 
     def verify(self) -> list[str]:
@@ -239,8 +285,10 @@ class RunLog:
                 faults.append(f"{label}: model or sampler do not have the stored identity")
             for scored in self.samples(run):
                 if (scored.verdict.correct is True) != (scored.verdict.cause == "correct"):
-                    faults.append(f"{label}: {scored.sample.doc_id} says correct={scored.verdict.correct}, "
-                                  f"cause {scored.verdict.cause}")  # fmt: skip
+                    faults.append(
+                        f"{label}: {scored.sample.doc_id} says correct={scored.verdict.correct}, "
+                        f"cause {scored.verdict.cause}"
+                    )
         return faults
 
 

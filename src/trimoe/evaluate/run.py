@@ -98,8 +98,9 @@ def _rescore(log: RunLog, job: _Job) -> set[str]:
     here = [doc for doc in job.docs if doc.doc_id in stored]
     known = log.scored_by(job.run, job.bench.scorer)
     unscored = [doc for doc in here if doc.doc_id not in known]
-    verdicts = job.bench.judge([(stored[d.doc_id].sample.reply, stored[d.doc_id].sample.finish_reason, d)
-                                for d in unscored])  # fmt: skip
+    verdicts = job.bench.judge(
+        [(stored[d.doc_id].sample.reply, stored[d.doc_id].sample.finish_reason, d) for d in unscored]
+    )
     if unscored:
         log.score(job.run, list(zip([d.doc_id for d in unscored], verdicts, strict=True)), job.bench.scorer)
     return {doc.doc_id for doc in job.docs} - stored.keys()
@@ -126,8 +127,9 @@ def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch
 
 
 def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
-    return Sample(doc.doc_id, position, doc.prompt, reply.text, reply.finish_reason, reply.prompt_tokens,
-                  reply.reply_tokens)  # fmt: skip
+    return Sample(
+        doc.doc_id, position, doc.prompt, reply.text, reply.finish_reason, reply.prompt_tokens, reply.reply_tokens
+    )
 
 
 def summarize(log: RunLog, run: Run, doc_ids: Sequence[str] | None = None) -> RunSummary:
@@ -136,13 +138,22 @@ def summarize(log: RunLog, run: Run, doc_ids: Sequence[str] | None = None) -> Ru
     verdicts: list[Verdict] = [s.verdict for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
     scored = [v for v in verdicts if v.correct is not None]
     correct = sum(v.correct is True for v in scored)
-    causes = Counter(v.cause for v in verdicts)
-    return RunSummary(run.run_id, run.bench, run.model, run.name, len(verdicts), correct, len(verdicts) - len(scored),
-                      correct / len(scored) if scored else None, dict(sorted(causes.items())))  # fmt: skip
+    causes = Counter[str](v.cause for v in verdicts)
+    return RunSummary(
+        run.run_id,
+        run.bench,
+        run.model,
+        run.name,
+        len(verdicts),
+        correct,
+        len(verdicts) - len(scored),
+        correct / len(scored) if scored else None,
+        dict(sorted(causes.items())),
+    )
 
 
 def rescore(log_path: Path | str, data: Path | None = None) -> list[RunSummary]:
-    """Judge every stored reply again with the scorers of this version, offline; replaces verdicts of the same version."""
+    """Judge every stored reply again with the scorers of this version, offline."""
     with RunLog(log_path, create=False) as log:
         summaries = []
         for run in log.runs():

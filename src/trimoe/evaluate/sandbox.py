@@ -69,9 +69,15 @@ def run_jobs(jobs: Sequence[Job], limits: Limits | None = None) -> list[Outcome]
 def _child(request: str, timeout: float) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="trimoe-sandbox-") as scratch:
         process = subprocess.Popen(
-            [sys.executable, "-I", str(_CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=scratch,
-            stderr=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True, text=True,
-        )  # fmt: skip
+            [sys.executable, "-I", str(_CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=scratch,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            start_new_session=True,
+            text=True,
+        )
         try:
             output, _ = process.communicate(request, timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -25,7 +25,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of a candidate come back to us
     for number, job in enumerate(request["jobs"]):
-        print(json.dumps(_run(job, request["limits"], Path(f"job-{number}"))), flush=True)
+        sys.stdout.write(json.dumps(_run(job, request["limits"], Path(f"job-{number}"))) + "\n")
+        sys.stdout.flush()
 
 
 def _run(job: dict[str, Any], limits: dict[str, float], scratch: Path) -> dict[str, Any]:
@@ -48,8 +49,11 @@ def _run(job: dict[str, Any], limits: dict[str, float], scratch: Path) -> dict[s
         return {"status": "error", "detail": f"killed by {signal.Signals(number).name}"}
     try:
         answer = json.loads(data)
-        return {"status": str(answer["status"]), "results": list(map(str, answer.get("results", []))),
-                "detail": str(answer.get("detail", ""))}  # fmt: skip
+        return {
+            "status": str(answer["status"]),
+            "results": list(map(str, answer.get("results", []))),
+            "detail": str(answer.get("detail", "")),
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {"status": "error", "detail": f"ended early with exit status {os.waitstatus_to_exitcode(status)}"}
 
@@ -100,8 +104,14 @@ def _candidate(job: dict[str, Any], limits: dict[str, float], scratch: Path, wri
         os.dup2(writer, 3)
         os.closerange(4, 1024)
         memory, cpu = int(limits["memory"]), int(limits["cpu"])
-        wanted = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: int(limits["file"]),
-                  resource.RLIMIT_NPROC: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 64}  # fmt: skip
+        wanted = {
+            resource.RLIMIT_CPU: cpu,
+            resource.RLIMIT_AS: memory,
+            resource.RLIMIT_FSIZE: int(limits["file"]),
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_NOFILE: 64,
+        }
         if os.geteuid() == 0:  # root is exempt from RLIMIT_NPROC and may read everything
             os.chown(".", _NOBODY, _NOBODY)
             os.setgroups([])
@@ -110,14 +120,14 @@ def _candidate(job: dict[str, Any], limits: dict[str, float], scratch: Path, wri
         for kind, value in wanted.items():
             # a soft CPU limit below the hard one: SIGXCPU tells a timeout from any other kill
             resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU else value))
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001 this process must end in _finish, whatever happens
         _finish({"status": "harness", "detail": f"could not confine: {exc!r}"[:300]})
     try:
         space: dict[str, Any] = {"__name__": "reply"}
         exec(compile(job["source"], "reply.py", "exec"), space)
         results = [repr(space[job["entry"]](ast.literal_eval(arg))) for arg in job["args"]]
         answer = {"status": "ok", "results": results}
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001 the candidate may raise anything, SystemExit too
         answer = {"status": "error", "detail": f"{type(exc).__name__}: {_text(exc)}"[:300]}
     _finish(answer)
 
@@ -125,7 +135,7 @@ def _candidate(job: dict[str, Any], limits: dict[str, float], scratch: Path, wri
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 the candidate's own __str__
         return "unprintable"
 
 

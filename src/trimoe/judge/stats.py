@@ -28,7 +28,7 @@ def mcnemar_exact(b: int, c: int) -> float:
         raise ValueError(f"counts of flips cannot be negative: {b}, {c}")
     n = b + c
     tail = sum(comb(n, i) for i in range(min(b, c) + 1))
-    return min(1.0, 2 * tail / 2**n)  # integers of any size; the division rounds once
+    return float(min(1.0, 2 * tail / (1 << n)))  # integers of any size; the division rounds once
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -42,9 +42,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_difference(
-    both: int, b: int, c: int, neither: int, confidence: float = 0.95
-) -> tuple[float, float, float]:
+def paired_difference(both: int, b: int, c: int, neither: int, confidence: float = 0.95) -> tuple[float, float, float]:
     """Now minus before, with its interval: (difference, low, high), as shares of all pairs.
 
     Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17, 1998, method 10): two Wilson

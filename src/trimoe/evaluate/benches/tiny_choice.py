@@ -21,5 +21,12 @@ def right(answer: str, check: dict[str, Any]) -> bool:
     return bool(answer == check["letter"])
 
 
-BENCH = Bench(name="tiny-choice", version=1, rows=100, max_new_tokens=24, load=held_out("choice"), extract=letter,
-              score=exact(right))  # fmt: skip
+BENCH = Bench(
+    name="tiny-choice",
+    version=1,
+    rows=100,
+    max_new_tokens=24,
+    load=held_out("choice"),
+    extract=letter,
+    score=exact(right),
+)

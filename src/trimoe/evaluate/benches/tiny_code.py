@@ -41,5 +41,6 @@ def _same(result: str, expected: str) -> bool:
         return False
 
 
-BENCH = Bench(name="tiny-code", version=1, rows=200, max_new_tokens=96, load=held_out("code"), extract=last_block,
-              score=score)  # fmt: skip
+BENCH = Bench(
+    name="tiny-code", version=1, rows=200, max_new_tokens=96, load=held_out("code"), extract=last_block, score=score
+)

@@ -54,9 +54,15 @@ def _pairs(reply: str, check: dict[str, Any]) -> bool:
 
 
 KINDS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
-    "letter": _letter, "upper": _upper, "json": _json, "lines": _lines, "count": _count, "wrap": _wrap,
-    "numbered": _numbered, "pairs": _pairs,
-}  # fmt: skip
+    "letter": _letter,
+    "upper": _upper,
+    "json": _json,
+    "lines": _lines,
+    "count": _count,
+    "wrap": _wrap,
+    "numbered": _numbered,
+    "pairs": _pairs,
+}
 
 
 def obeys(reply: str, check: dict[str, Any]) -> bool:
@@ -64,5 +70,12 @@ def obeys(reply: str, check: dict[str, Any]) -> bool:
     return KINDS[check["kind"]](reply, check)
 
 
-BENCH = Bench(name="tiny-format", version=1, rows=100, max_new_tokens=48, load=held_out("format"), extract=whole_reply,
-              score=exact(obeys))  # fmt: skip
+BENCH = Bench(
+    name="tiny-format",
+    version=1,
+    rows=100,
+    max_new_tokens=48,
+    load=held_out("format"),
+    extract=whole_reply,
+    score=exact(obeys),
+)

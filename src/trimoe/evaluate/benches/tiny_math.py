@@ -17,8 +17,15 @@ def final_number(reply: str) -> str | None:
 
 def right(answer: str, check: dict[str, Any]) -> bool:
     """Equal as numbers."""
-    return float(answer) == check["number"]
+    return float(answer) == float(check["number"])
 
 
-BENCH = Bench(name="tiny-math", version=1, rows=100, max_new_tokens=64, load=held_out("math"), extract=final_number,
-              score=exact(right))  # fmt: skip
+BENCH = Bench(
+    name="tiny-math",
+    version=1,
+    rows=100,
+    max_new_tokens=64,
+    load=held_out("math"),
+    extract=final_number,
+    score=exact(right),
+)

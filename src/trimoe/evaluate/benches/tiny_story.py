@@ -2,5 +2,12 @@
 
 from trimoe.evaluate.bench import Bench, exact, held_out, whole_reply
 
-BENCH = Bench(name="tiny-story", version=1, rows=100, max_new_tokens=48, load=held_out("story"), extract=whole_reply,
-              score=exact(lambda answer, check: bool(answer == check["text"])))  # fmt: skip
+BENCH = Bench(
+    name="tiny-story",
+    version=1,
+    rows=100,
+    max_new_tokens=48,
+    load=held_out("story"),
+    extract=whole_reply,
+    score=exact(lambda answer, check: bool(answer == check["text"])),
+)
