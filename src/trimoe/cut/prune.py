@@ -166,10 +166,9 @@ def edited_config(checkpoint: Checkpoint, kept: int) -> bytes:
     scope = wanted
     for part in checkpoint.config_scope:
         scope = scope[part]
-    for key in (keys.num_experts, *keys.num_experts_also):
-        if key in scope:
-            scope[key] = kept
-            text = _with_number(text, key, kept, checkpoint.config_scope)
+    for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
+        scope[key] = kept
+        text = _with_number(text, key, kept, checkpoint.config_scope)
     if json.loads(text) != wanted:
         raise CheckpointError("config.json could not be edited exactly", expected=f"one {keys.num_experts} in it",
                               remedy="remove duplicate keys from config.json")  # fmt: skip

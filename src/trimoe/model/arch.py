@@ -64,7 +64,7 @@ class ConfigKeys(BaseModel):
     top_k: str
     hidden: str | None = None
     expert_width: str | None = None
-    num_experts_also: tuple[str, ...] = ()  # other names of the same count; those present are edited alike
+    num_experts_also: tuple[str, ...] = ()  # other names of the same count, as other versions of transformers wrote it
     ungrouped: tuple[str, ...] = ()  # keys that must be absent, null or 1: routing in groups cannot be cut exactly
 
 
@@ -89,6 +89,13 @@ class Arch(BaseModel):
         if loose or not any(not r.optional for r in self.roles.values()):
             raise ValueError(f"roles must lie inside scopes and one be required; outside: {loose}")
         return self
+
+    def for_config(self, config: dict[str, Any]) -> "Arch":
+        """This family with `num_experts` set to the name that this config.json uses for it."""
+        scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
+        names = (self.config.num_experts, *self.config.num_experts_also)
+        name = next((n for scope in scopes for n in names if n in scope), names[0])
+        return self.model_copy(update={"config": self.config.model_copy(update={"num_experts": name})})
 
     def prefix(self, forms: set[str]) -> str | None:
         """The layer prefix under which all required tensors exist in `forms` (see `form`), or None."""

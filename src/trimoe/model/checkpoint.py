@@ -169,6 +169,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 def bind(path: Path, config: dict[str, Any], index: dict[str, TensorInfo], arch: Arch, prefix: str) -> Checkpoint:
     """A checkpoint of a known family, validated. Raises `CheckpointError`."""
+    arch = arch.for_config(config)
     scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
     counts = []
     for key in (arch.config.num_layers, arch.config.num_experts, arch.config.top_k):
