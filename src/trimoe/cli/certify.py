@@ -6,6 +6,7 @@ import click
 
 from trimoe.cli.common import emit, json_option, progress
 from trimoe.cut.certify_data import CERTIFICATE, Certificate, Check
+from trimoe.cut.certify_files import kept_count
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 
@@ -129,7 +130,7 @@ def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
     lines = [f"no map: {problem}" for problem in result.problems]
     if result.map is not None:
         layers = result.map.drop
-        kept = len(result.map.keep(0))
+        kept = kept_count(result.map)
         lines.append(f"{len(layers)} layers, {result.map.num_experts} -> {kept} experts; wrote {output}")
         lines += [
             f"also changed: {finding}{_factor(result.scaled.get(finding.tensor or ''))}" for finding in result.changes

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from trimoe import __version__
 from trimoe.artifact import sha256_file
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.certify_bytes import Index, check_cut, check_tensors, check_untouched, expected_tensors
+from trimoe.cut.certify_bytes import Index, check_cut, check_tensors, check_untouched, expected_tensors, fit_map
 from trimoe.cut.certify_data import (
     CERTIFICATE,
     Certificate,
@@ -25,7 +25,7 @@ from trimoe.cut.certify_data import (
     make_check,
     verdict,
 )
-from trimoe.cut.certify_files import check_config, check_files, check_map, read_config, recorded_map
+from trimoe.cut.certify_files import check_config, check_files, check_map, kept_count, read_config, recorded_map
 from trimoe.cut.certify_logits import LogitProof, check_logits, missing_software, not_run
 from trimoe.cut.certify_prompts import Conversation, load_prompts
 from trimoe.cut.infer import recover
@@ -61,8 +61,7 @@ def certify(
         raise UsageError("the tolerance is impossible", expected="a number above 0", actual=str(tolerance))
     original, pruned = open_checkpoint(base), _directory(pruned)
     given = DropMap.load(map) if isinstance(map, Path) else map
-    if given is not None:
-        given.validate(original.num_layers, original.num_experts, original.top_k, original.fingerprint)
+    given = fit_map(original, given) if given is not None else None
     conversations = load_prompts(prompts)
 
     index, config, readable = _read(pruned)
@@ -70,7 +69,7 @@ def certify(
         checks, drop_map, source = [readable], given, _source(given)
     else:
         drop_map, source, map_check = _resolve_map(original, pruned, index, given, progress)
-        kept = None if drop_map is None else len(drop_map.keep(0, original.num_experts))
+        kept = None if drop_map is None else kept_count(drop_map)
         checks = [readable, map_check, check_config(original, config, kept), check_files(original.path, pruned, index)]
         checks += _byte_checks(original, index, drop_map, progress)
     proof = _logit_proof(
@@ -151,8 +150,7 @@ def _resolve_map(
     if recorded is not None:
         return recorded, "metadata", check
     try:
-        inferred = recover(base, index, progress).drop_map()
-        inferred.validate(base.num_layers, base.num_experts, base.top_k)
+        inferred = fit_map(base, recover(base, index, progress).drop_map())
     except MapError as exc:
         finding = Finding(subject=exc.subject, expected=exc.expected, actual=exc.actual)
         return None, "unknown", make_check("map", check.claim, "no map is known", [*check.findings, finding])

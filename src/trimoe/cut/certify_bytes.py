@@ -12,7 +12,7 @@ from math import prod
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, make_check
-from trimoe.errors import CheckpointError
+from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
@@ -42,6 +42,32 @@ class Expected:
         return self.layer is not None
 
 
+def fit_map(base: Checkpoint, drop_map: DropMap) -> DropMap:
+    """`drop_map` over exactly the layers that have experts. Raises `MapError` if it cannot cut `base`.
+
+    Layers without experts may be absent from a map or drop nothing.
+    """
+    layers = base.moe_layers
+    if wrong := [i for i, ids in drop_map.drop.items() if ids and i < base.num_layers and i not in layers]:
+        raise MapError(
+            f"the map drops experts in layer {wrong[0]}, which has none",
+            expected=f"layers {', '.join(map(str, layers))}",
+            actual=f"also {wrong}",
+            remedy="use the map of this model",
+        )
+    fitted = {layer: drop_map.drop[layer] for layer in sorted(drop_map.drop) if layer in layers}
+    dense = [layer for layer in range(base.num_layers) if layer not in layers]
+    common = next(iter(fitted.values()), ())
+    others = {i: ids for i, ids in drop_map.drop.items() if i not in layers and i not in dense}
+    complete = {**fitted, **others, **dict.fromkeys(dense, common)}
+    metadata = drop_map.metadata
+    fingerprint = base.fingerprint if metadata.get("model") else None
+    DropMap(complete, drop_map.num_experts, metadata).validate(
+        base.num_layers, base.num_experts, base.top_k, fingerprint
+    )
+    return DropMap(fitted, base.num_experts, metadata)
+
+
 def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]:
     """Every tensor of the pruned model by name: untouched, stacked and cut, or one expert's under its new number."""
     expected: dict[str, Expected] = {}
@@ -56,7 +82,7 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
             expected[info.name] = Expected(info.name, info.dtype, shape, info, tensor.layer, tensor.axis, kept)
         elif tensor.expert in kept:
             position = kept.index(tensor.expert)
-            name = base.role_name(tensor.role, tensor.layer).replace("{E}", str(position))
+            name = base.role_name(tensor.role, tensor.layer, position)
             expected[name] = Expected(
                 name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position
             )

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import read_json, sha256_file
+from trimoe.artifact import MANIFEST, read_json, sha256_file
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut.certify_bytes import fit_map
 from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
 from trimoe.errors import BadInput, CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from trimoe.model.safetensors import TensorInfo
 
 METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
-_OURS = {METADATA, CERTIFICATE, "trimoe.json"}
+_OURS = {METADATA, CERTIFICATE, MANIFEST}
 _READ_BY_LOADERS = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".merges"}
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz"}
 _CARDS = ("readme", "license", "notice", "use_policy")
@@ -32,18 +33,27 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def kept_count(drop_map: DropMap) -> int:
+    """Experts per layer after the cut (`drop_map.num_experts` must be known)."""
+    return len(drop_map.keep(min(drop_map.drop)))
+
+
 def check_config(base: Checkpoint, pruned: dict[str, Any], kept: int | None) -> Check:
     """The pruned config is the original's with one key changed: the expert count, which must be `kept`."""
     key = ".".join((*base.config_scope, base.arch.config.num_experts))
+    counts: set[str] = set()
     want = copy.deepcopy(base.config)
     scope = want
     for part in base.config_scope:
         scope = scope[part]
-    scope[base.arch.config.num_experts] = kept
+    for name in (base.arch.config.num_experts, *base.arch.config.num_experts_also):
+        if name in scope:
+            scope[name] = kept
+            counts.add(".".join((*base.config_scope, name)))
     findings = [
         Finding(subject=f"config.json: {path} is not what it should be", expected=expected, actual=actual)
         for path, expected, actual in _json_differences(want, pruned)
-        if not (path == key and kept is None)
+        if not (path in counts and kept is None)
     ]
     detail = (
         f"only {key} differs from the original: {base.num_experts} -> {kept}"
@@ -143,13 +153,13 @@ def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
         kept = {int(layer): [int(i) for i in ids] for layer, ids in keep.items()}
     except (TypeError, ValueError) as exc:
         raise MapError(f"{METADATA} has malformed expert ids", actual=str(exc)[:200]) from exc
-    result = DropMap(dict(sorted(layers.items())), base.num_experts)
-    result.validate(base.num_layers, base.num_experts, base.top_k)
-    counts = (data.get("original_experts", base.num_experts), data.get("target_experts", len(result.keep(0))))
-    if counts != (base.num_experts, len(result.keep(0))):
+    result = fit_map(base, DropMap(layers, base.num_experts))
+    target = kept_count(result)
+    counts = (data.get("original_experts", base.num_experts), data.get("target_experts", target))
+    if counts != (base.num_experts, target):
         raise MapError(
             f"{METADATA} has wrong expert counts",
-            expected=f"{base.num_experts} -> {len(result.keep(0))}",
+            expected=f"{base.num_experts} -> {target}",
             actual=f"{counts[0]} -> {counts[1]}",
         )
     for layer in result.drop:

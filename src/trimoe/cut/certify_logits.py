@@ -144,7 +144,7 @@ def _run_original(
                     progress(number + 1, 2 * len(ids), "logits of the masked original")
     except _LoadingFailed as exc:
         raise CannotCheck(f"the original itself does not load: {exc}") from exc
-    if unseen := sorted(set(range(base.num_layers)) - mask.seen):
+    if unseen := sorted(set(base.moe_layers) - mask.seen):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
     return mask.routing
 

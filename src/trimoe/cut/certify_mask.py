@@ -30,7 +30,7 @@ class Routing:
     def numbers(self, base: Checkpoint, drop_map: DropMap) -> dict[str, int | float]:
         """`masked_share`: part of the unmasked selections that would have gone to a dropped expert (0: the mask was
         never needed). `kept_routed`: kept (layer, expert) pairs that some token was routed to, of `kept_total`."""
-        kept = sum(len(drop_map.keep(layer, base.num_experts)) for layer in range(base.num_layers))
+        kept = sum(len(drop_map.keep(layer, base.num_experts)) for layer in base.moe_layers)
         share = self.selections_dropped / self.selections if self.selections else 0.0
         return {"masked_share": round(share, 6), "kept_routed": len(self.routed), "kept_total": kept}
 
@@ -42,7 +42,7 @@ def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
 
     layers: dict[int, int] = {}
     masks: dict[int, torch.Tensor] = {}
-    for layer in range(base.num_layers):
+    for layer in base.moe_layers:
         weight = _router_weight(base, layer, model)
         layers[weight.data_ptr()] = layer
         mask = torch.zeros(base.num_experts, dtype=torch.bool)

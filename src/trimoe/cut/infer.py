@@ -22,10 +22,11 @@ from trimoe.cut.certify_bytes import (
     check_tensors,
     check_untouched,
     expected_tensors,
+    fit_map,
     row_layout,
 )
 from trimoe.cut.certify_data import Check, Finding
-from trimoe.cut.certify_files import check_config, check_files, read_config
+from trimoe.cut.certify_files import check_config, check_files, kept_count, read_config
 from trimoe.errors import MapError
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.safetensors import TensorInfo, read_index
@@ -103,18 +104,26 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
         return Inference(None, recovery.problems, [])
     drop_map = recovery.drop_map()
     try:
-        drop_map.validate(original.num_layers, original.num_experts, original.top_k)
+        drop_map = fit_map(original, drop_map)
     except MapError as exc:
         return Inference(None, [f"{exc.subject}: {exc.actual}"], [])
     expected = expected_tensors(original, drop_map)
     checks: list[Check] = [
-        check_config(original, config, len(drop_map.keep(0))),
+        check_config(original, config, kept_count(drop_map)),
         check_files(original.path, pruned, index),
         check_tensors(expected, index),
         check_untouched(expected, index, progress),
         check_cut(expected, index, progress),
     ]
-    changes = [f for c in checks for f in c.findings if "could not be compared" not in f.subject]
+    changes = [
+        Finding(
+            subject=f"layer {layer}: the kept experts stand in another order",
+            actual=str(recovery.order[layer]),
+            layer=layer,
+        )
+        for layer in recovery.reordered
+    ]
+    changes += [f for c in checks for f in c.findings if "could not be compared" not in f.subject]
     scaled = {}
     for change in changes:
         want, have = expected.get(change.tensor or ""), index.get(change.tensor or "")
@@ -137,7 +146,7 @@ def recover(base: Checkpoint, pruned: Index, progress: Progress | None = None) -
     roles = base.arch.roles
     total = sum(t.info.nbytes for t in base.expert_tensors.values())
     done = 0
-    for layer in range(base.num_layers):
+    for layer in base.moe_layers:
         votes: list[dict[int, set[str]]] = []
         signatures: dict[int, list[bytes]] = {e: [] for e in range(base.num_experts)}
         for role in roles:
