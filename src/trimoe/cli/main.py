@@ -34,6 +34,8 @@ VERBS: dict[str, str] = {
     "certify": "certify",
     "infer-map": "certify",
     "eval": "evaluate",
+    "log": "evaluate",
+    "rescore": "evaluate",
     "compare": "judge",
     "demo": "demo",
     "doctor": "doctor",
