@@ -43,8 +43,9 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
       trimoe demo --out quick --limit 20 --methods v5-coder,random-0
     """
     from trimoe import pipeline
+    from trimoe.artifact import publish_file
     from trimoe.judge.report import page
-    from trimoe.judge.story_page import page_data
+    from trimoe.story_page import page_data
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(pipeline.METHODS)
     with progress("demo") as tell:
@@ -57,7 +58,8 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
         )
     report = out / "report.html"
     data = page_data(story)
-    page.write_page(data, report)
+    with publish_file(report, overwrite=True) as temporary:
+        temporary.write_text(page.render_page(data))
     emit(_as_json(story, report), _as_text(story, report), as_json)
     return 0
 
