@@ -1,8 +1,8 @@
 """Calibration sets as data: a YAML file of classes, each a list of sources, read into documents and windows.
 
-Invariants: unknown keys are refused; a document belongs to one class and carries a weight; windows never cross documents
-and never overlap, so no token is counted twice; the set's hash covers the token ids, classes, masks and weights that
-are measured and nothing else (moving the files does not change it).
+Invariants: unknown keys are refused; a document belongs to one class and carries a weight; windows never cross
+documents and never overlap, so no token is counted twice; the set's hash covers the token ids, classes, masks and
+weights that are measured and nothing else (moving the files does not change it).
 Not guaranteed: that the data resembles your work. Nothing is downloaded here.
 """
 

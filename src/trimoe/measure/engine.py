@@ -1,14 +1,14 @@
-"""Expert statistics from one forward pass: the values the model computes anyway, grouped per expert.
+"""`calibrate`: a checkpoint and a calibration set become expert statistics, one layer at a time.
 
-The model runs with its own code; only the function that applies the experts is replaced, through transformers'
-registry of experts implementations, by one that computes the same sum and also adds to the statistics. Each window is
-a row of a padded batch; padding is masked out, and every statistic is per window, so batch size changes nothing.
-w_t is the weight the model multiplies the expert's output with (for Gemma 4 including per_expert_scale).
-Invariants: reductions in float64; tokens with NaN, infinity or |h| > 1e6 are left out and counted.
-Not guaranteed here: bounded memory; the whole model is loaded.
+All windows go through layer 0, then layer 1, and so on; weights of one layer are in memory and the next one is read
+meanwhile. Hidden states between layers stay in memory or on disk. After each layer everything is durable: a killed run
+goes on with the layer it was in, and ends with the same bytes.
+Invariants: one forward pass, nothing is computed twice; statistics are per window whatever the batching.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,134 +16,129 @@ import numpy as np
 
 from trimoe.artifact import require_absent
 from trimoe.errors import CalibrationError
-from trimoe.measure.calibration import CalibrationSet, Document, set_hash
-from trimoe.measure.stats import FIELDS, ExpertStats
-from trimoe.model.checkpoint import check_finite, open_checkpoint
-from trimoe.model.load import load_model, load_tokenizer
+from trimoe.measure.accumulate import Batch, LayerRecorder, recording
+from trimoe.measure.calibration import CalibrationSet, Windows, documents_of, windows_of
+from trimoe.measure.layers import LayerModel, tokenizer_of
+from trimoe.measure.result import assemble
+from trimoe.measure.stats import ExpertStats
+from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 
 Progress = Callable[[int, int, str], None]
-LIMIT = 1e6
-_NAME = "trimoe_measured"
 
 
-class Accumulator:
-    """Sums per class, layer, expert. `begin` announces a batch: its classes per row and which positions are real."""
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run. Only `shards` and `dtype` belong to the result's identity; the others are operational."""
 
-    def __init__(self, classes: int, layers: int, experts: int) -> None:
-        self.sums = {name: np.zeros((classes, layers, experts)) for name in FIELDS}
-        self.skipped_tokens = 0
-        self.rows: np.ndarray = np.zeros(0, int)
-        self.mask: Any = None
-        self.layer = 0
-
-    def begin(self, rows: list[int], mask: Any) -> None:
-        """`rows[b]` is the class of window b; `mask` [B, S] is true on real tokens."""
-        self.rows, self.mask, self.layer = np.array(rows), mask, 0
-
-    def add(self, experts: int, expert_ids: Any, tokens: Any, weights: Any, norms: Any) -> None:
-        """One layer's routed pairs: expert id, flat token index, weight w_t, and |o_t|; all one-dimensional."""
-        import torch
-
-        sound = torch.isfinite(norms) & torch.isfinite(weights) & (norms <= LIMIT)
-        real = self.mask.reshape(-1)[tokens]
-        self.skipped_tokens += int((real & ~sound).sum())
-        use = real & sound
-        windows = len(self.rows)
-        cell = (tokens[use] // self.mask.shape[1]) * experts + expert_ids[use]
-        w, o = weights[use].double().abs(), norms[use].double()
-        count = torch.bincount(cell, minlength=windows * experts).double()
-
-        def total(values: Any) -> Any:
-            return torch.zeros(windows * experts, dtype=torch.float64).index_add_(0, cell, values)
-
-        wsq, rsq, wsum = total((w * o) ** 2), total(o**2), total(w)
-        parts = {
-            "tc": count, "cc": (count > 0).double(), "wnorm": wsq.sqrt(), "rnorm": rsq.sqrt(), "wnsq": wsq, "rnsq": rsq,
-            "wsum": wsum / count.clamp(min=1), "wsum_total": wsum, "reap_sum": total(w * o), "ean_sum": total(o),
-        }  # fmt: skip
-        for name, values in parts.items():
-            np.add.at(self.sums[name][:, self.layer], self.rows, values.reshape(windows, experts).numpy())
-        self.layer += 1
+    device: str = "cpu"
+    dtype: str = "auto"
+    """auto: float32 on a CPU and for float16 weights, otherwise the weights' own type."""
+    shards: int = 16
+    """Bootstrap shards; a document is in the shard that its content hash says."""
+    batch_tokens: int = 4096
+    """Tokens (with padding) per forward of one layer; a longer window makes a batch of its own."""
 
 
-def _measured_experts(accumulator: Accumulator) -> Callable[..., Any]:
-    """An experts implementation for modules with `gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I]."""
-    import torch
-    from torch.nn import functional
+def calibrate(
+    model_dir: Path | str,
+    calibration: Path | str | CalibrationSet,
+    out: Path | str,
+    *,
+    device: str = "cpu",
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> ExpertStats:
+    """Measure every expert on every class of a calibration set and write the statistics file `out`.
 
-    def forward(self: Any, hidden: Any, index: Any, weights: Any) -> Any:
-        out = torch.zeros_like(hidden)
-        top_k, experts = index.shape[-1], self.gate_up_proj.shape[0]
-        order = index.reshape(-1).argsort(stable=True)
-        tokens, sorted_ids = order // top_k, index.reshape(-1)[order]
-        sorted_weights = weights.reshape(-1)[order]
-        norms = torch.empty(len(order))
-        begin = 0
-        for expert, count in enumerate(torch.bincount(sorted_ids, minlength=experts).tolist()):
-            if count:
-                part = slice(begin, begin + count)
-                gate, up = functional.linear(hidden[tokens[part]], self.gate_up_proj[expert]).chunk(2, dim=-1)
-                result = functional.linear(self.act_fn(gate) * up, self.down_proj[expert])
-                norms[part] = torch.linalg.vector_norm(result.float(), dim=-1)
-                out.index_add_(0, tokens[part], (result * sorted_weights[part, None]).to(out.dtype))
-                begin += count
-        accumulator.add(experts, sorted_ids, tokens, sorted_weights.float(), norms)
-        return out
-
-    return forward
-
-
-def tokenise(documents: list[Document], tokenizer: Any, window: int) -> list[tuple[str, list[int]]]:
-    """(class, token ids) of every window, in document order; chats through the tokenizer's own template."""
-    windows = []
-    for document in documents:
-        if document.text is not None:
-            ids = tokenizer(document.text).input_ids
-        else:
-            if not tokenizer.chat_template:
-                raise CalibrationError("the tokenizer has no chat template", expected="chat_template.jinja",
-                                       remedy="use a chat model, or plain `text` sources")  # fmt: skip
-            turns = [{"role": "user", "content": document.prompt}, {"role": "assistant", "content": document.completion}]
-            ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False).input_ids
-        windows += [(document.class_name, ids[i : i + window]) for i in range(0, len(ids), window)]
-    return windows
-
-
-def calibrate(model_dir: Path | str, set_path: Path, out: Path, *, batch: int = 32, device: str = "cpu",
-              progress: Progress | None = None) -> ExpertStats:  # fmt: skip
-    """Measure every expert on the set and publish the statistics as `out`."""
-    import torch
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
+    Raises `CheckpointError`, `CalibrationError`, `BadInput` (out exists), `MissingPrerequisite` (torch, disk space).
+    """
+    out = Path(out)
+    options = options or Options(device=device)
     require_absent(out)
     checkpoint = open_checkpoint(model_dir)
-    chosen, documents = CalibrationSet.load(set_path)
-    check_finite(checkpoint)
-    tokenizer = load_tokenizer(checkpoint.path)
-    classes = tuple(chosen.classes)
-    windows = tokenise(documents, tokenizer, chosen.window)
-    order = sorted(range(len(windows)), key=lambda i: (len(windows[i][1]), i))
-    model = load_model(checkpoint.path, device)
-    accumulator = Accumulator(len(classes), checkpoint.num_layers, checkpoint.num_experts)
-    ALL_EXPERTS_FUNCTIONS.register(_NAME, _measured_experts(accumulator))
-    model.set_experts_implementation(_NAME)
-    done = 0
-    with torch.inference_mode():
-        for at in range(0, len(order), batch):
-            rows = [windows[i] for i in order[at : at + batch]]
-            width = max(len(ids) for _, ids in rows)
-            ids = torch.zeros(len(rows), width, dtype=torch.long)
-            mask = torch.zeros(len(rows), width, dtype=torch.bool)
-            for b, (_, tokens) in enumerate(rows):
-                ids[b, : len(tokens)], mask[b, : len(tokens)] = torch.tensor(tokens), True
-            accumulator.begin([classes.index(name) for name, _ in rows], mask)
-            model.model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(windows), "windows")
-    per_class = {c: sum(len(ids) for name, ids in windows if name == c) for c in classes}
-    metadata = {"model": checkpoint.fingerprint, "set": set_hash(documents, chosen.window), "set_name": chosen.name,
-                "tokens": per_class, "windows": len(windows), "skipped_tokens": accumulator.skipped_tokens}  # fmt: skip
-    stats = ExpertStats(classes, accumulator.sums, metadata)
+    chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
+    windows = tokenised(checkpoint, chosen, options.shards)
+    stats = measure(checkpoint, windows, options, chosen.name, progress)
     stats.save(out)
     return stats
+
+
+def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Windows:
+    """The set as windows of this checkpoint's tokens. Raises `CalibrationError` for tokens beyond the vocabulary."""
+    documents = documents_of(chosen.texts(), tokenizer_of(checkpoint.path))
+    scope = checkpoint.config.get("text_config") or checkpoint.config
+    vocabulary, largest = scope.get("vocab_size"), max(max(d.tokens) for d in documents)
+    if isinstance(vocabulary, int) and largest >= vocabulary:
+        raise CalibrationError(f"token {largest} is beyond the model's vocabulary", expected=f"below {vocabulary}",
+                               remedy="the tokenizer is of another model")  # fmt: skip
+    return windows_of(documents, chosen.window, shards)
+
+
+def batches_of(windows: Windows, batch_tokens: int) -> list[Batch]:
+    """Micro-batches of one class and weight, longest windows first so that little is padded."""
+    groups: dict[tuple[int, float], list[int]] = {}
+    for i, window in enumerate(windows.windows):
+        groups.setdefault((window.category, window.weight), []).append(i)
+    result = []
+    for category, weight in sorted(groups):
+        rest = sorted(groups[category, weight], key=lambda i: (-len(windows.windows[i].tokens), i))
+        while rest:
+            length = len(windows.windows[rest[0]].tokens)
+            chosen, rest = rest[: max(1, batch_tokens // length)], rest[max(1, batch_tokens // length) :]
+            real, counted = np.zeros((len(chosen), length), bool), np.zeros((len(chosen), length), bool)
+            for row, i in enumerate(chosen):
+                real[row, : len(windows.windows[i].tokens)] = True
+                counted[row, : len(windows.windows[i].tokens)] = windows.windows[i].counted
+            shards = np.array([windows.windows[i].shard for i in chosen])
+            result.append(Batch(category, length, tuple(chosen), shards, weight, counted, real))
+    return result
+
+
+def compute_dtype(checkpoint: Checkpoint, options: Options) -> str:
+    """The type of the forward pass: see `Options.dtype`."""
+    if options.dtype != "auto":
+        return options.dtype
+    stored = {t.info.dtype for t in checkpoint.expert_tensors.values()}
+    return "bfloat16" if stored == {"BF16"} and options.device != "cpu" else "float32"
+
+
+def measure(
+    checkpoint: Checkpoint, windows: Windows, options: Options, name: str, progress: Progress | None = None
+) -> ExpertStats:
+    """The statistics of `windows`; see the module's docstring for how."""
+    import torch
+
+    dtype = compute_dtype(checkpoint, options)
+    batches = batches_of(windows, options.batch_tokens)
+    model = LayerModel(checkpoint, options.device, dtype)
+    results: list[dict[str, np.ndarray]] = []
+    total = checkpoint.num_layers * len(batches)
+    with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
+        model.load_embedding()
+        hidden = [model.embed(_padded(windows, batch).to(model.device)) for batch in batches]
+        model.free_embedding()
+        ready: Future[None] = pool.submit(model.load, 0)
+        for layer in range(checkpoint.num_layers):
+            ready.result()
+            if layer + 1 < checkpoint.num_layers:
+                ready = pool.submit(model.load, layer + 1)
+            recorder = LayerRecorder(len(windows.classes), options.shards, checkpoint.num_experts, model.hidden_size)
+            with recording(model.experts(layer), model.router(layer), recorder):
+                for i, batch in enumerate(batches):
+                    recorder.begin(batch, hidden[i])
+                    hidden[i] = model.run(layer, hidden[i])
+                    if progress:
+                        progress(layer * len(batches) + i + 1, total, f"layer {layer}")
+            model.free(layer)
+            results.append(recorder.result())
+    about = {"set_name": name, "dtype": dtype, "shards": options.shards}
+    return assemble(results, windows, checkpoint.fingerprint, about)
+
+
+def _padded(windows: Windows, batch: Batch) -> Any:
+    import torch
+
+    tokens = np.zeros(batch.real.shape, np.int64)
+    for row, i in enumerate(batch.windows):
+        tokens[row, : len(windows.windows[i].tokens)] = windows.windows[i].tokens
+    return torch.from_numpy(tokens)

@@ -1,0 +1,270 @@
+"""A transformers model of which one decoder layer (and the next, being prefetched) has weights at a time.
+
+The model is built without weights; its own text forward runs as it is, with every decoder layer but the active one
+passing its input through. So masks, rotary embeddings and per-layer attention types are the model's own code, for any
+family. Weights come by byte range, through transformers' own renaming and stacking rules for checkpoints.
+
+Invariants: every tensor of a loaded layer came from the checkpoint (missing, unexpected and mismatched ones raise
+`CheckpointError`); weights that are not finite raise it with the tensor's name. Windows are padded on the right and
+attention is causal, so padding never reaches a token and no mask is needed.
+Not supported: families that pass state other than the hidden state from layer to layer.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trimoe.errors import CheckpointError
+from trimoe.measure.accumulate import IMPLEMENTATION
+from trimoe.measure.experts import register
+from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.safetensors import TensorInfo
+
+_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+                 "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
+
+
+class LazyTensor:
+    """Stands for a tensor in a state dict; reading it (`lazy[...]`) fetches its byte range and checks it."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self.info = info
+
+    def __getitem__(self, _: Any) -> Any:
+        import torch
+
+        info = self.info
+        if info.dtype not in _TORCH_DTYPES:
+            raise CheckpointError(f"tensor {info.name} has type {info.dtype}", expected="float32, float16 or bfloat16",
+                                  remedy="calibrate the unquantized checkpoint")  # fmt: skip
+        buffer = torch.empty(info.nbytes, dtype=torch.uint8)
+        view, at = memoryview(buffer.numpy().data), 0
+        with info.file.open("rb") as handle:
+            while at < info.nbytes:
+                got = os.preadv(handle.fileno(), [view[at : at + (1 << 30)]], info.start + at)
+                if not got:
+                    raise CheckpointError(f"tensor {info.name} in {info.file} ends early",
+                                          remedy="download or copy the file again")  # fmt: skip
+                at += got
+        tensor = buffer.view(getattr(torch, _TORCH_DTYPES[info.dtype])).reshape(info.shape)
+        # A sum needs no temporary copy; only if it is not finite each value is looked at.
+        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32)))
+        if suspect and not all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.reshape(-1), 1 << 22)):
+            raise CheckpointError(
+                f"tensor {info.name} holds NaN or infinite values", expected="finite weights",
+                remedy="the file is damaged or the model diverged; no statistic of it means anything",
+            )  # fmt: skip
+        return tensor
+
+
+class LayerModel:
+    """The text model of a checkpoint with weights loaded layer by layer onto `device` in `dtype`."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, initialization
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        register()
+        self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), getattr(torch, dtype)
+        config = AutoConfig.from_pretrained(str(checkpoint.path))
+        self._refuse_unsupported(config.get_text_config())
+        with torch.device("meta"), initialization.meta_device_safe_creation_ops():
+            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)  # type: ignore[no-untyped-call]
+        self.model.eval().requires_grad_(False)
+        self.model.set_experts_implementation(IMPLEMENTATION)
+        self.mapping: Any = get_model_conversion_mapping(self.model)
+        self._renamings = [m for m in self.mapping if isinstance(m, WeightRenaming)]
+        self._converters = [m for m in self.mapping if isinstance(m, WeightConverter)]
+        self._meta_state = self.model.state_dict()
+        self.layers_name, self.layers, self.text = self._find_layers()
+        self.hidden_size = int(config.get_text_config().hidden_size)
+        self.active, self.returns_tuple = -1, False
+        self._input: Any = None
+        self._output: Any = None
+        self._targets = self._map_names()
+        self._patch()
+        self._materialize_buffers()
+
+    @staticmethod
+    def _refuse_unsupported(text: Any) -> None:
+        for key in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
+            if getattr(text, key, None):
+                raise CheckpointError(
+                    f"config.json has {key} = {getattr(text, key)}", expected="0: layers that share only hidden states",
+                    remedy="this variant cannot be calibrated layer by layer",
+                )  # fmt: skip
+
+    def _find_layers(self) -> tuple[str, Any, Any]:
+        """(name, module list, text model): the list of decoder layers that holds the experts."""
+        from torch.nn import ModuleList
+
+        for name, module in self.model.named_modules():
+            long_enough = isinstance(module, ModuleList) and len(module) == self.checkpoint.num_layers
+            if long_enough and any(_experts_in(layer) is not None for layer in module.children()):
+                return name, module, self.model.get_submodule(name.rpartition(".")[0])
+        raise CheckpointError(
+            "transformers builds no expert layers from this config.json", expected="a mixture of experts",
+            actual=type(self.model).__name__, remedy="use the config.json that came with the weights",
+        )  # fmt: skip
+
+    def _map_names(self) -> dict[str, str]:
+        """Checkpoint tensor name -> parameter name; refuses tensors and text parameters without a partner."""
+        from transformers.core_model_loading import rename_source_key
+
+        targets, unknown = {}, []
+        for name in self.checkpoint.index:
+            target, _ = rename_source_key(
+                name, self._renamings, self._converters, self.model.base_model_prefix, self._meta_state
+            )
+            targets[name] = target
+            if target not in self._meta_state:
+                unknown.append(name)
+        ignored = [re.compile(p) for p in getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+        unknown = [n for n in unknown if not any(p.search(targets[n]) for p in ignored)]
+        if unknown:
+            raise CheckpointError(
+                f"tensor {unknown[0]} has no place in {type(self.model).__name__}", expected="a tensor of the model",
+                actual=f"{len(unknown)} such tensors", remedy="config and weights are of different models",
+            )  # fmt: skip
+        return targets
+
+    def _patch(self) -> None:
+        for number, layer in enumerate(self.layers):
+            layer.forward = self._hop(number, layer.forward)
+        self.text.norm.forward = lambda hidden, *args, **kwargs: hidden
+
+    def _hop(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            if number != self.active:
+                return (hidden_states,) if self.returns_tuple else hidden_states
+            result = original(hidden_states if self._input is None else self._input, *args, **kwargs)
+            self.returns_tuple = isinstance(result, tuple)
+            self._output = result[0] if self.returns_tuple else result
+            return result
+
+        return forward
+
+    def _materialize_buffers(self) -> None:
+        """Buffers that no checkpoint holds (rotary frequencies) are computed by the model's own initialiser."""
+        import torch
+
+        for module in self.text.modules():
+            names = [n for n in module._non_persistent_buffers_set if module._buffers.get(n) is not None]
+            for name in names:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)
+            if names:
+                self.text._init_weights(module)
+
+    def names_of(self, layer: int) -> list[str]:
+        """Checkpoint tensors of a layer."""
+        prefix = self.checkpoint.prefix.replace("{L}", str(layer))
+        return [name for name in self.checkpoint.index if name.startswith(prefix)]
+
+    def nbytes_of(self, layer: int) -> int:
+        """Bytes of a layer's weights in memory."""
+        prefix = f"{self.layers_name}.{layer}."
+        return sum(t.numel() * t.element_size() for name, t in self._meta_state.items() if name.startswith(prefix))
+
+    def _load(self, names: list[str], wanted: set[str]) -> None:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping)
+        lazy = {name: LazyTensor(self.checkpoint.index[name]) for name in names}
+        info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
+        wrong = sorted(str(mismatch[0]) for mismatch in info.mismatched_keys) + sorted(info.unexpected_keys)
+        wrong += sorted(info.conversion_errors) + sorted(info.missing_keys & wanted)
+        if wrong:
+            raise CheckpointError(
+                f"tensor {wrong[0]} could not be loaded", expected="every tensor of the layer in its shape",
+                actual=f"{len(wrong)} missing, mismatched or unexpected",
+                remedy="config.json and the weights are of different models",
+            )  # fmt: skip
+
+    def load(self, layer: int) -> None:
+        """Read the weights of one layer."""
+        prefix = f"{self.layers_name}.{layer}."
+        self._load(self.names_of(layer), {name for name in self._meta_state if name.startswith(prefix)})
+
+    def free(self, layer: int) -> None:
+        """Forget the weights of one layer."""
+        _to_meta(self.layers[layer])
+
+    def load_embedding(self) -> None:
+        """Read the input embedding, which only the first layer needs."""
+        module = self.text.get_input_embeddings()
+        target = next(n for n, m in self.model.named_modules() if m is module) + ".weight"
+        self._load([name for name, t in self._targets.items() if t == target], {target})
+
+    def free_embedding(self) -> None:
+        """Forget it again."""
+        _to_meta(self.text.get_input_embeddings())
+
+    def experts(self, layer: int) -> Any:
+        """The experts module of a layer, or None in a layer without."""
+        return _experts_in(self.layers[layer])
+
+    def router(self, layer: int) -> Any:
+        """The module that computes the router logits of a layer."""
+        name = self._targets[self.checkpoint.role_name("router", layer)]
+        return self.model.get_submodule(name.rpartition(".")[0])
+
+    def embed(self, tokens: Any) -> Any:
+        """Hidden states [windows, length, H] that enter layer 0 (whose weights need not be there)."""
+        self.active, self._input = -1, None
+        found: list[Any] = []
+        hook = self.layers[0].register_forward_pre_hook(
+            lambda module, args, kwargs: found.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        try:
+            self.text(input_ids=tokens, use_cache=False)
+        finally:
+            hook.remove()
+        return found[0]
+
+    def run(self, layer: int, hidden: Any) -> Any:
+        """Output of a loaded layer for `hidden` [windows, length, H]."""
+        import torch
+
+        self.active, self._input, self._output = layer, hidden, None
+        # The text model needs embeddings of the right shape to make masks and positions; their values are not used.
+        shape = torch.zeros(1, 1, 1, dtype=hidden.dtype, device=hidden.device).expand(hidden.shape)
+        try:
+            self.text(inputs_embeds=shape, use_cache=False)
+            return self._output
+        finally:
+            self.active, self._input, self._output = -1, None, None
+
+
+def _experts_in(layer: Any) -> Any:
+    return next((m for m in layer.modules() if hasattr(m, "_is_expert_parallel") and hasattr(m, "num_experts")), None)
+
+
+def _to_meta(root: Any) -> None:
+    import torch
+
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = torch.empty_like(buffer, device="meta")
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The checkpoint's tokenizer. Raises `CheckpointError` if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError) as exc:
+        raise CheckpointError(f"{path} has no usable tokenizer", expected="tokenizer.json beside the weights",
+                              actual=str(exc)[:200], remedy="copy the tokenizer files there") from exc  # fmt: skip

@@ -1,0 +1,70 @@
+"""Random checkpoints of the Gemma 4 architecture, small enough for the naive oracle."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TEMPLATE = (
+    "{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def save_tokenizer(path: Path, template: str | None = TEMPLATE) -> int:
+    """A character tokenizer with turn markers; returns the vocabulary's size."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "<end>", "\n", *(chr(c) for c in range(32, 127))]
+    made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.add_special_tokens(["<pad>", "<eos>", "<bos>", "<unk>", "<turn>", "<end>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+                                   unk_token="<unk>")  # fmt: skip
+    fast.chat_template = template
+    fast.save_pretrained(path)
+    return len(tokens)
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a random float32 Gemma 4 MoE (3 layers, 8 experts, top-2) with every scale away from 1."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    def make(seed: int = 5, template: str | None = TEMPLATE, **changes: Any) -> Path:
+        path = tmp_path_factory.mktemp("random") / "model"
+        vocabulary = save_tokenizer(path, template)
+        settings: dict[str, Any] = {
+            "vocab_size": vocabulary, "vocab_size_per_layer_input": vocabulary, "hidden_size": 64,
+            "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "num_experts": 8, "top_k_experts": 2, "intermediate_size": 32, "moe_intermediate_size": 16,
+            "enable_moe_block": True, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 16,
+            "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "max_position_embeddings": 512,
+            "tie_word_embeddings": True, "use_bidirectional_attention": None, "pad_token_id": 0, "eos_token_id": 1,
+            "bos_token_id": 2,
+        } | changes  # fmt: skip
+        torch.manual_seed(seed)
+        model = Gemma4ForCausalLM(Gemma4TextConfig(**settings)).float()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                around_one = "scale" in name or "norm" in name
+                parameter.copy_(torch.rand_like(parameter) + 0.5 if around_one else torch.randn_like(parameter) * 0.2)
+        model.save_pretrained(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_model(make_model: Callable[..., Path]) -> Path:
+    """One such checkpoint."""
+    return make_model()
