@@ -90,6 +90,9 @@ def raw_scores(
         return np.stack([np.random.default_rng([seed, layer]).random(experts) for layer in range(layers)])[None], 0
     needed = require_measured(stats, criterion)
     scores, imputed = CRITERIA[criterion][1](stats, alpha), 0
+    # a quotient can hide a broken field (NaN > 0 is false, so a guarded division gives 0)
+    for name in needed:
+        scores[~np.isfinite(stats.field(name))] = np.nan
     if outliers is not None and outliers[0] != "keep":
         bad = outlier_cells(stats, outliers[1], needed)
         scores, imputed = impute(scores, bad, outliers[0]), int(bad.sum())

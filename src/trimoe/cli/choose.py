@@ -1,4 +1,4 @@
-"""`trimoe map`: statistics and a recipe become a drop map; every field of the recipe can be overridden."""
+"""`trimoe map`: statistics and a recipe become a drop map."""
 
 from pathlib import Path
 from typing import Any
@@ -6,187 +6,167 @@ from typing import Any
 import click
 
 from trimoe.cli.common import emit, json_option
+from trimoe.errors import UsageError
+
+FILE = click.Path(path_type=Path)
 
 
-def _pairs(_ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, float] | None:
-    """`a=1,b=2` as a mapping."""
-    if value is None:
-        return None
-    try:
-        return {k.strip(): float(v) for k, v in (part.split("=") for part in value.split(","))}
-    except ValueError as exc:
-        raise click.BadParameter(f"{value!r} is not of the form name=number,name=number", param=param) from exc
-
-
-def _range(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """`LO:HI` as two whole numbers."""
-    if value is None:
-        return None
-    low, _, high = value.partition(":")
-    if not (low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
-        raise click.BadParameter(f"{value!r} is not of the form LO:HI with LO <= HI", param=param)
-    return int(low), int(high)
-
-
-def _outliers(_ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
-    """`MODE:LIMIT`."""
-    if value is None:
-        return None
-    mode, _, limit = value.partition(":")
-    try:
-        return {"mode": mode, "limit": float(limit or "1e4")}
-    except ValueError as exc:
-        raise click.BadParameter(f"{value!r} is not of the form median:1e4", param=param) from exc
-
-
-@click.command("map")
-@click.argument("stats", type=click.Path(path_type=Path))
-@click.option("--recipe", default="v5-coder", show_default=True, help="A shipped recipe, random-SEED, or a .toml file.")
+@click.command(name="map")
+@click.argument("stats", type=FILE)
+@click.option("--recipe", "-r", "recipe_name", default="v5-coder", show_default=True, metavar="NAME|FILE",
+              help="A shipped recipe (random-N is seed N) or a .toml file.")  # fmt: skip
+@click.option("--base-stats", type=FILE, help="Statistics of the generic classes, for the floor. Default: STATS.")
+@click.option("--keep", type=click.IntRange(1), help="Experts to keep in every layer.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="The map to write (JSON). Not needed with --dry-run."
+    "--drop-fraction", type=click.FloatRange(0, 1, max_open=True), help="Share of the experts to drop, 0 to 1."
 )
-@click.option("--base-stats", type=click.Path(path_type=Path), help="Statistics of the generic classes, for the floor.")
-@click.option("--keep", type=click.IntRange(1), help="Experts to keep in each layer.")
-@click.option("--drop-fraction", type=click.FloatRange(0, 1, max_open=True), help="Share of experts to drop instead.")
-@click.option("--criterion", help="contribution, wnorm, frequency, reap, ean or random.")
-@click.option("--alpha", type=float, help="Weight of wnorm in the contribution.")
-@click.option("--normalize", type=click.Choice(["none", "mean", "rank"]), help="Per class and layer.")
-@click.option("--aggregate", help="Over classes: max, sum, mean, lp4, softmax_t4, second, top3mean, geomean.")
-@click.option("--class-weights", callback=_pairs, help="math=1,code=3; shell patterns and generic_NAME match too.")
-@click.option("--protect-top", type=click.IntRange(0), help="Always keep this many of the best in each layer.")
-@click.option("--floor", callback=_range, help="LO:HI experts to protect per layer by pooled score.")
-@click.option("--floor-file", type=click.Path(path_type=Path), help='JSON with "floor_per_layer".')
-@click.option("--floor-clamp", callback=_range, help="Rescale the floor file's counts to LO:HI.")
-@click.option("--breadth-bonus", type=float, help="Weight of the unweighted mean over classes.")
-@click.option("--class-min", callback=_pairs, help="code=10: keep at least so many of the class's own experts.")
-@click.option("--force-keep", type=click.Path(path_type=Path), help='JSON {"layer": [experts]} kept in any case.')
-@click.option("--outliers", callback=_outliers, help="Impute wild cells: median:1e4, zero:1e4 or drop:1e4.")
-@click.option("--seed", type=int, help="Seed of criterion random.")
-@click.option("--dry-run", is_flag=True, help="Compute and summarise; write nothing.")
+@click.option("--criterion", help="Score of an expert: contribution, wnorm, frequency, reap, ean or random.")
+@click.option("--alpha", type=float, help="Weight of wnorm in the contribution score.")
+@click.option("--normalize", help="Within class and layer: rank, mean or none.")
+@click.option("--aggregate", help="Over classes: max, sum, mean, lp4, softmax_t4, second, top3mean or geomean.")
+@click.option("--class-weights", metavar="C=W,...",
+              help="Weights of classes or patterns; those not named keep the recipe's.")  # fmt: skip
+@click.option("--protect-top", metavar="N", help="Never drop the N best of a layer; a share 16/128 is scaled.")
+@click.option("--floor", metavar="LO:HI", help="Protect LO to HI experts per layer by pooled score, or `none`.")
+@click.option("--floor-file", type=FILE, help="The floor of every layer, from a JSON file.")
+@click.option("--floor-clamp", metavar="LO:HI", help="Rescale the floor, given or derived, to LO..HI.")
+@click.option("--breadth-bonus", type=float, help="Times the mean over classes, added to the aggregate.")
+@click.option("--class-min", metavar="C=N,...", help="Keep at least N experts whose best class is C.")
+@click.option("--force-keep", type=FILE, help="File of LAYER:EXPERT lines that stay whatever their score.")
+@click.option("--outliers", metavar="MODE:LIMIT",
+              help="Cells with wnorm above LIMIT: median, zero, drop, keep (as they are), or `none`.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Seed of the random criterion.")
+@click.option("-o", "--out", type=FILE, help="The map to write (JSON).")
+@click.option("--dry-run", is_flag=True, help="Make the map and report it; write nothing.")
+@click.option(
+    "--explain", "explained", metavar="LAYER:EXPERT", multiple=True, help="Say why this expert stays or goes."
+)
+@click.option("--diff", type=FILE, help="Compare with another map.")
 @json_option
-def map_command(
-    stats: Path,
-    recipe: str,
-    out: Path | None,
-    base_stats: Path | None,
-    keep: int | None,
-    drop_fraction: float | None,
-    floor: tuple[int, int] | None,
-    floor_file: Path | None,
-    floor_clamp: tuple[int, int] | None,
-    force_keep: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    **overrides: Any,
-) -> int:
-    """Decide which experts to drop: STATS and a recipe become a drop map.
+def drop_map(stats: Path, recipe_name: str, base_stats: Path | None, keep: int | None, drop_fraction: float | None,
+             class_weights: str | None, floor: str | None, floor_file: Path | None, floor_clamp: str | None,
+             class_min: str | None, force_keep: Path | None, outliers: str | None, protect_top: str | None,
+             out: Path | None, dry_run: bool, explained: tuple[str, ...], diff: Path | None, as_json: bool,
+             **fields: Any) -> None:  # fmt: skip
+    """Choose the experts to drop from the statistics STATS.
+
+    Every field of the recipe can be overridden; the map records the recipe as it was applied. The same statistics and
+    options give the same bytes. STATS may also be a JSON[.gz] file in the reference layout.
 
     \b
     Examples:
       trimoe map stats.safetensors --recipe v5-coder -o map.json
-      trimoe map stats.safetensors --recipe reap --keep 98 -o reap.json
-      trimoe map targeted.safetensors --base-stats base.safetensors --floor-file floor.json -o map.json
+      trimoe map stats.safetensors --recipe reap --drop-fraction 0.25 -o map.json
+      trimoe map targeted.safetensors --base-stats generic.safetensors --outliers median:1e4 -o map.json
+      trimoe map stats.safetensors --class-weights math=1,code=3 --floor none --dry-run --explain 0:17
     """
-    from trimoe.choose.select import make_map, rescale
-    from trimoe.errors import UsageError
-    from trimoe.measure.stats import ExpertStats
+    from trimoe.artifact import require_absent
+    from trimoe.choose import override as given
+    from trimoe.choose.dropmap import DropMap
+    from trimoe.choose.explain import difference, explain
+    from trimoe.choose.recipe import load_recipe, resolve
+    from trimoe.choose.select import budget, make_map, rescale
+    from trimoe.cli.stats import open_stats
 
-    if keep is not None and drop_fraction is not None:
-        raise UsageError("--keep and --drop-fraction exclude each other", remedy="give one of them")
     if out is None and not dry_run:
-        raise UsageError("no output given", expected="-o MAP", remedy="give -o, or --dry-run")
-    if floor is not None and floor_file is not None:
-        raise UsageError("--floor and --floor-file exclude each other", remedy="give one of them")
-    if floor_clamp is not None and floor_file is None:
-        raise UsageError("--floor-clamp rescales a --floor-file", remedy="give --floor-file, or use --floor LO:HI")
-    measured = ExpertStats.load(stats)
-    chosen = overridden(recipe, {**overrides, "floor": floor}, measured.classes)
-    if drop_fraction is not None:
-        keep = measured.shape[2] - int(drop_fraction * measured.shape[2])
-    floors = _floors(floor_file) if floor_file else None
-    if floors and floor_clamp:
-        floors = rescale([float(f) for f in floors], floor_clamp)
-    made = make_map(
-        measured,
-        chosen,
-        base_stats=ExpertStats.load(base_stats) if base_stats else None,
-        keep=keep,
-        floors=floors,
-        force_keep=_force(force_keep) if force_keep else None,
+        raise UsageError("nowhere to write the map", expected="-o MAP", remedy="add -o MAP or --dry-run")
+    if keep is not None and drop_fraction is not None:
+        raise UsageError("--keep and --drop-fraction contradict each other", expected="one of them")
+    if floor is not None and (floor_file is not None or (floor_clamp is not None and floor != "none")):
+        raise UsageError("--floor contradicts --floor-file and --floor-clamp", expected="--floor, or the others")
+    if floor == "none" and floor_clamp is not None:
+        raise UsageError("--floor none contradicts --floor-clamp", expected="one of them")
+    if out is not None and not dry_run:
+        require_absent(out)
+    wanted = [_cell(text) for text in explained]
+    measured = open_stats(stats)
+    base = open_stats(base_stats) if base_stats is not None else None
+    clamp = given.span(floor_clamp, "--floor-clamp") if floor_clamp is not None else None
+    derived = clamp if floor_file is None else None
+    if floor is not None and floor != "none":
+        derived = given.span(floor, "--floor")
+    recipe = given.override(
+        load_recipe(recipe_name),
+        measured.classes,
+        class_weights=given.pairs(class_weights, "--class-weights") if class_weights is not None else None,
+        class_min=given.pairs(class_min, "--class-min") if class_min is not None else None,
+        protect_top=given.count(protect_top) if protect_top is not None else None,
+        floor=derived,
+        no_floor=floor == "none",
+        outliers=outliers,
+        **fields,
     )
+    floors = given.read_floors(floor_file) if floor_file is not None else None
+    number = budget(recipe, measured.shape[2], keep, drop_fraction)
+    if floors is not None and clamp is not None:
+        low, high = (resolve(c, number) for c in _counts(clamp))
+        floors = rescale([float(f) for f in floors], (low, high))
+    pins = given.read_force_keep(force_keep) if force_keep is not None else None
+    made = make_map(measured, recipe, base_stats=base, keep=number, floors=floors, force_keep=pins)
+    data: dict[str, Any] = {
+        "map": str(out) if out is not None and not dry_run else None,
+        "map_sha256": made.content_hash,
+        "recipe": recipe.name,
+        "keep": number,
+        "num_experts": made.num_experts,
+        "num_layers": len(made.drop),
+        "classes": made.metadata["classes"],
+        "imputed_cells": made.metadata["imputed_cells"],
+        "extreme_cells_ranked": made.metadata["extreme_cells_ranked"],
+        "class_min_unmet": made.metadata.get("class_min_unmet", {}),
+    }
+    if wanted:
+        data["explain"] = [explain(measured, recipe, made, layer, expert, base) for layer, expert in wanted]
+    if diff is not None:
+        data["diff"] = difference(made, DropMap.load(diff))
     if out is not None and not dry_run:
         made.save(out)
-    dropped = len(made.drop[0])
-    summary = {
-        "recipe": chosen.name,
-        "layers": len(made.drop),
-        "experts": made.num_experts,
-        "keep": made.metadata["keep"],
-        "drop_per_layer": dropped,
-        "imputed_cells": made.metadata["imputed_cells"],
-        "map_hash": made.content_hash,
-        "classes": made.metadata["classes"],
-        "out": str(out) if out and not dry_run else None,
-    }
-    text = (
-        f"{chosen.name}: keep {made.metadata['keep']} of {made.num_experts} experts in each of {len(made.drop)} layers"
-        f" ({dropped} dropped); {made.metadata['imputed_cells']} cells imputed"
-        f"\n{'dry run: nothing written' if dry_run else f'written to {out}'}"
-    )
-    emit(summary, text, as_json)
-    return 0
+    emit(data, _text(data), as_json)
 
 
-def overridden(name: str, options: dict[str, Any], classes: tuple[str, ...]) -> Any:
-    """The recipe with the given options in place of its own fields, validated again."""
-    from pydantic import ValidationError
+def _counts(pair: tuple[str, str]) -> tuple[int | str, int | str]:
+    """Both ends as recipe counts; refuses what a recipe would refuse."""
+    from trimoe.choose.recipe import Floor, validated
 
-    from trimoe.choose.recipe import Recipe, load_recipe
-    from trimoe.errors import RecipeError
-
-    recipe = load_recipe(name)
-    changed = {k: v for k, v in options.items() if v is not None}
-    if "floor" in changed:
-        changed["floor"] = {"clamp": changed["floor"]}
-    if "criterion" in changed and changed["criterion"] != recipe.criterion:
-        changed["name"] = f"{recipe.name}+{changed['criterion']}"
-    if "class_weights" in changed:
-        # `code` alone means the class of that name or generic_code; unnamed classes are left out.
-        changed["class_weights"] = {
-            p: w
-            for k, w in changed["class_weights"].items()
-            for p in ((k,) if k in classes or "*" in k else (k, f"generic_{k}", f"targeted_{k}"))
-        }
-        changed["exclude"] = []
-    if "class_min" in changed:
-        changed["class_min"] = {k: int(v) for k, v in changed["class_min"].items()}
-    try:
-        return Recipe.model_validate({**recipe.model_dump(), **changed})
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        raise RecipeError(
-            f"option for {'.'.join(map(str, first['loc']))}", expected="a possible value", actual=first["msg"]
-        ) from exc
+    checked = validated({"name": "floor", "floor": {"clamp": [int(p) if p.isdecimal() else p for p in pair]}}, "floor")
+    assert isinstance(checked.floor, Floor)
+    return checked.floor.clamp
 
 
-def _floors(path: Path) -> list[int]:
-    from trimoe.artifact import read_json
-    from trimoe.errors import RecipeError
-
-    data = read_json(path, "floor file", RecipeError)
-    try:
-        table = data["floor_per_layer"]
-        return [int(table[str(i)]) for i in range(len(table))]
-    except (KeyError, TypeError, ValueError) as exc:
-        raise RecipeError(
-            f"{path} is not a floor file", expected='{"floor_per_layer": {"0": count, ...}}', actual=str(exc)
-        ) from exc
+def _cell(text: str) -> tuple[int, int]:
+    layer, _, expert = text.partition(":")
+    if not (layer.isdecimal() and expert.isdecimal()):
+        raise UsageError(f"--explain: cannot read {text!r}", expected="LAYER:EXPERT", remedy="for example 0:17")
+    return int(layer), int(expert)
 
 
-def _force(path: Path) -> dict[int, list[int]]:
-    from trimoe.choose.dropmap import DropMap
+def _text(data: dict[str, Any]) -> str:
+    lines = [
+        f"{data['recipe']}: keep {data['keep']} of {data['num_experts']} experts in {data['num_layers']} layers; "
+        f"classes {', '.join(f'{c}={w:g}' for c, w in data['classes'].items())}"
+    ]
+    if data["imputed_cells"]:
+        lines.append(f"{data['imputed_cells']} outlier cells imputed")
+    if data["extreme_cells_ranked"]:
+        lines.append(
+            f"warning: {data['extreme_cells_ranked']} cells with an implausibly large wnorm were ranked as they "
+            "are; repair them with --outliers median:1e4"
+        )
+    for layer, short in data["class_min_unmet"].items():
+        lines.append(f"warning: layer {layer} keeps fewer than the class minimum: {short}")
+    for e in data.get("explain", ()):
+        fate = "dropped" if e["dropped"] else "kept"
+        why = [n for n in ("rank", "floor") if e.get(f"protected_by_{n}")]
+        lines.append(
+            f"expert {e['layer']}:{e['expert']} is {fate}: score {e['score']:.4g}, place {e['rank']} of {e['of']}"
+            + (f", protected by {' and '.join(why)}" if why else "")
+            + f" (lowest kept {e['lowest_kept_score']:.4g})"
+        )
+        lines += [f"  {name}: {c['normalised']:.4g} x {c['weight']:g}" for name, c in e["classes"].items()]
+    if "diff" in data:
+        lines.append(f"{data['diff']['swaps']} swaps against the other map in {len(data['diff']['layers'])} layers")
+    lines.append(f"wrote {data['map']}" if data["map"] else "dry run: nothing written")
+    return "\n".join(lines)
 
-    return {layer: list(ids) for layer, ids in DropMap.load(path).drop.items()}
 
-
-COMMANDS = [map_command]
+COMMANDS = [drop_map]

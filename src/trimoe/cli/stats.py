@@ -1,128 +1,160 @@
-"""`trimoe stats show | import | export | merge`."""
+"""`trimoe stats`: look at, convert and merge statistics files."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimoe.cli.common import emit, json_option
 
-_STATS = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from trimoe.measure.stats import ExpertStats
+
+FILE = click.Path(path_type=Path)
+
+
+def open_stats(path: Path) -> "ExpertStats":
+    """A statistics file, or reference JSON by its name (.json, .json.gz)."""
+    from trimoe.measure.stats import ExpertStats, import_reference
+
+    return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
 
 
 @click.group()
 def stats() -> None:
-    """Look at expert statistics, and move them in and out of the reference layout.
+    """Look at, import, export and merge expert statistics.
 
     \b
     Examples:
       trimoe stats show stats.safetensors
-      trimoe stats import expert_neuron.json.gz -o stats.safetensors
+      trimoe stats import base.json.gz -o base.safetensors
     """
 
 
 @stats.command()
-@click.argument("path", type=_STATS)
+@click.argument("file", type=FILE)
 @json_option
-def show(path: Path, as_json: bool) -> int:
-    """Summarise a statistics file: classes, tokens, and how unevenly the layers use their experts.
+def show(file: Path, as_json: bool) -> None:
+    """Classes, fields, how much was measured, and what is wrong with it.
 
     \b
     Examples:
       trimoe stats show stats.safetensors
-      trimoe stats show stats.safetensors --json
+      trimoe stats show base.json.gz --json
     """
-    from trimoe.measure.stats import ExpertStats, gini
-
-    loaded = ExpertStats.load(path)
-    _, layers, experts = loaded.shape
-    tokens = loaded.field("tc").sum(0)
-    per_class = {c: int(loaded.field("tc")[i].sum()) for i, c in enumerate(loaded.classes)}
-    rows = [
-        {
-            "layer": i,
-            "gini": round(gini(tokens[i]), 4),
-            "idle": int((tokens[i] == 0).sum()),
-            "top": [int(e) for e in (-tokens[i]).argsort(kind="stable")[:5]],
-            "bottom": [int(e) for e in tokens[i].argsort(kind="stable")[:5]],
-        }
-        for i in range(layers)
-    ]
-    lines = [
-        f"{len(loaded.classes)} classes, {layers} layers, {experts} experts; fields {', '.join(sorted(loaded.fields))}"
-    ]
-    lines += [f"  {name}: {count:,} routed tokens" for name, count in per_class.items()]
-    lines += ["layer  gini   idle  most used / least used"]
-    lines += [f"{r['layer']:5d}  {r['gini']:.3f}  {r['idle']:4d}  {r['top']} / {r['bottom']}" for r in rows]
-    emit(
-        {"classes": per_class, "layers": rows, "experts": experts, "metadata": loaded.metadata},
-        "\n".join(lines),
-        as_json,
-    )
-    return 0
+    data = summary(open_stats(file))
+    lines = [f"{data['num_layers']} layers x {data['num_experts']} experts, fields {', '.join(data['fields'])}"]
+    lines += [f"model {data['model'] or 'not recorded'}, content {data['sha256'][:16]}"]
+    for name, row in data["classes"].items():
+        lines.append(f"  {name:<24} {row['routed_tokens']:>14,.0f} routed tokens, {row['never_used']} cells never used")
+    for name, row in data["fields"].items():
+        note = [f"{row['nonfinite']} not finite"] if row["nonfinite"] else []
+        note += ["zero everywhere: not measured"] if row["all_zero"] else []
+        note += [f"{row['extreme']} above 1e6"] if row["extreme"] else []
+        if note:
+            lines.append(f"warning: {name}: {', '.join(note)}")
+    emit(data, "\n".join(lines), as_json)
 
 
-@stats.command("import")
-@click.argument("path", type=_STATS)
-@click.option("-o", "--out", type=_STATS, required=True, help="The statistics file to write.")
+@stats.command(name="import")
+@click.argument("file", type=FILE)
+@click.option("-o", "--out", required=True, type=FILE, help="The statistics file to write.")
 @json_option
-def import_command(path: Path, out: Path, as_json: bool) -> int:
-    """Read the reference JSON layout (.json or .json.gz).
+def import_(file: Path, out: Path, as_json: bool) -> None:
+    """Read FILE in the reference JSON layout, plain or gzipped.
 
     \b
     Examples:
-      trimoe stats import expert_neuron.json.gz -o stats.safetensors
+      trimoe stats import base.json.gz -o base.safetensors
     """
+    from trimoe.artifact import require_absent
     from trimoe.measure.stats import import_reference
 
-    loaded = import_reference(path)
+    require_absent(out)
+    loaded = import_reference(file)
     loaded.save(out)
-    emit(
-        {"out": str(out), "classes": list(loaded.classes), "shape": list(loaded.shape)},
-        f"{len(loaded.classes)} classes, {loaded.shape[1]} layers, {loaded.shape[2]} experts written to {out}",
-        as_json,
-    )
-    return 0
+    data = {"stats": str(out), **summary(loaded)}
+    broken = sum(row["nonfinite"] for row in data["fields"].values())
+    text = f"{len(loaded.classes)} classes, {data['num_layers']} layers x {data['num_experts']} experts; wrote {out}"
+    emit(data, text + (f"\nwarning: {broken} values are not finite" if broken else ""), as_json)
 
 
-@stats.command("export")
-@click.argument("path", type=_STATS)
-@click.option("-o", "--out", type=_STATS, required=True, help="The JSON file to write.")
+@stats.command()
+@click.argument("file", type=FILE)
+@click.option("-o", "--out", required=True, type=FILE, help="The JSON to write; .gz compresses it.")
 @json_option
-def export_command(path: Path, out: Path, as_json: bool) -> int:
-    """Write the reference JSON layout.
+def export(file: Path, out: Path, as_json: bool) -> None:
+    """Write FILE in the reference JSON layout. Fields that layout does not have are left out and named.
 
     \b
     Examples:
-      trimoe stats export stats.safetensors -o expert_neuron.json
+      trimoe stats export stats.safetensors -o map.json.gz
     """
+    import gzip
+
     from trimoe.artifact import publish_file
-    from trimoe.measure.stats import ExpertStats, export_reference
+    from trimoe.measure.stats import REFERENCE_FIELDS, export_reference
 
-    data = export_reference(ExpertStats.load(path))
+    loaded = open_stats(file)
     with publish_file(out) as temporary:
-        temporary.write_text(json.dumps(data))
-    emit({"out": str(out)}, f"written to {out}", as_json)
-    return 0
+        # NaN and Infinity are no JSON, but the reference layout has them and they must not turn into numbers.
+        body = json.dumps(export_reference(loaded)).encode()
+        temporary.write_bytes(gzip.compress(body, mtime=0) if out.name.endswith(".gz") else body)
+    left = sorted(set(loaded.fields) - set(REFERENCE_FIELDS))
+    text = f"wrote {out}" + (f"\nleft out, not in the layout: {', '.join(left)}" if left else "")
+    emit({"file": str(out), "left_out": left}, text, as_json)
 
 
-@stats.command("merge")
-@click.argument("paths", type=_STATS, nargs=-1, required=True)
-@click.option("-o", "--out", type=_STATS, required=True, help="The merged file to write.")
+@stats.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--out", required=True, type=FILE, help="The statistics file to write.")
 @json_option
-def merge_command(paths: tuple[Path, ...], out: Path, as_json: bool) -> int:
-    """Add up runs of one model over disjoint documents.
+def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Add up statistics of one model over disjoint calibration sets.
 
     \b
     Examples:
       trimoe stats merge monday.safetensors tuesday.safetensors -o both.safetensors
     """
-    from trimoe.measure.stats import ExpertStats, merge
+    from trimoe.artifact import require_absent
+    from trimoe.measure.stats import merge as add
 
-    merged = merge([ExpertStats.load(p) for p in paths])
+    require_absent(out)
+    merged = add([open_stats(file) for file in files])
     merged.save(out)
-    emit({"out": str(out), "merged": len(paths)}, f"{len(paths)} files merged into {out}", as_json)
-    return 0
+    emit({"stats": str(out), **summary(merged)}, f"{len(files)} files merged; wrote {out}", as_json)
+
+
+def summary(loaded: "ExpertStats") -> dict[str, Any]:
+    """What `stats show` says, as plain data."""
+    import numpy as np
+
+    _, layers, experts = loaded.shape
+    tc = loaded.fields.get("tc")
+    classes = {}
+    for i, name in enumerate(loaded.classes):
+        used = np.nan_to_num(tc[i], nan=0.0, posinf=0.0, neginf=0.0) if tc is not None else np.zeros((layers, experts))
+        # every layer routes every token, so any layer's sum is tokens x top-k
+        classes[name] = {"routed_tokens": float(used[0].sum()), "never_used": int((used == 0).sum())}
+    fields = {
+        name: {
+            "nonfinite": int((~np.isfinite(a)).sum()),
+            "all_zero": not np.any(a),
+            "extreme": int((np.isfinite(a) & (np.abs(a) > 1e6)).sum()) if name in ("wnorm", "rnorm") else 0,
+        }
+        for name, a in sorted(loaded.fields.items())
+    }
+    return {
+        "num_layers": layers,
+        "num_experts": experts,
+        "classes": classes,
+        "fields": fields,
+        "model": loaded.metadata.get("model"),
+        "set": loaded.metadata.get("set"),
+        "metadata": loaded.metadata,
+        "sha256": loaded.content_hash,
+    }
 
 
 COMMANDS = [stats]

@@ -11,6 +11,7 @@ Invariants: float64; saving is deterministic; a file is never trusted beyond its
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +24,7 @@ from trimoe.errors import CheckpointError, StatsError
 from trimoe.model.safetensors import header_bytes, read_array, read_header
 
 FIELDS = ("tc", "cc", "wnorm", "rnorm", "wnsq", "rnsq", "wsum", "wsum_total", "reap_sum", "ean_sum")
-_REFERENCE = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
+REFERENCE_FIELDS = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ class ExpertStats:
             tensors, meta = read_header(path)
             classes = tuple(json.loads(meta["classes"]))
             metadata = json.loads(meta["metadata"])
+            if not all(isinstance(c, str) for c in classes) or len(set(classes)) != len(classes):
+                raise ValueError("class names are not distinct texts")
+            if not isinstance(metadata, dict):
+                raise ValueError("metadata is not an object")
             fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
         except (CheckpointError, KeyError, ValueError, TypeError) as exc:
             raise StatsError(
@@ -117,7 +122,12 @@ def import_reference(path: Path) -> ExpertStats:
         layers = len(categories[classes[0]])
         rows = {c: [categories[c][str(layer)] for layer in range(layers)] for c in classes}
         experts = len(rows[classes[0]][0])
-        present = [f for f in _REFERENCE if f in rows[classes[0]][0][0]]
+        present = [f for f in REFERENCE_FIELDS if f in rows[classes[0]][0][0]]
+        if not present:
+            raise ValueError("the entries have no known field")
+        for key, count in (("num_layers", layers), ("num_experts", experts)):
+            if data.get("metadata", {}).get(key, count) != count:
+                raise ValueError(f"metadata says {key} = {data['metadata'][key]}, the entries are {count}")
         fields = {f: np.full((len(classes), layers, experts), np.nan) for f in present}
         for i, name in enumerate(classes):
             if len(categories[name]) != layers:
@@ -130,7 +140,7 @@ def import_reference(path: Path) -> ExpertStats:
                         fields[f][i, layer, entry["id"]] = entry[f]
     except FileNotFoundError as exc:
         raise StatsError(f"{path} not found", remedy="check the path") from exc
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, zlib.error) as exc:
         raise StatsError(
             f"{path} is not in the reference layout",
             expected="categories{class{layer[{id, wnorm, tc, ...}]}}",
@@ -142,7 +152,7 @@ def import_reference(path: Path) -> ExpertStats:
 
 def export_reference(stats: ExpertStats) -> dict[str, Any]:
     """The reference layout as a JSON-ready object; counts stay whole numbers."""
-    present = [f for f in _REFERENCE if f in stats.fields]
+    present = [f for f in REFERENCE_FIELDS if f in stats.fields]
     _, layers, experts = stats.shape
 
     def entry(i: int, layer: int, expert: int) -> dict[str, Any]:
@@ -160,25 +170,45 @@ def export_reference(stats: ExpertStats) -> dict[str, Any]:
 
 
 def merge(parts: list[ExpertStats]) -> ExpertStats:
-    """Sum of runs of one model over disjoint documents; every field is additive. Raises `StatsError` on a mismatch."""
+    """Runs of one model over disjoint documents as one. Sums add up, `*_max` fields keep the larger value.
+
+    Raises `StatsError` on a mismatch, and for the same statistics given twice: their tokens would count double.
+    """
     first = parts[0]
     for part in parts[1:]:
         for what, one, other in (
             ("classes", first.classes, part.classes),
             ("shape", first.shape, part.shape),
+            ("fields", sorted(first.fields), sorted(part.fields)),
             ("model", first.metadata.get("model"), part.metadata.get("model")),
         ):
             if one != other:
                 raise StatsError(
                     f"statistics of different {what} cannot be merged", expected=str(one)[:200], actual=str(other)[:200]
                 )
-    fields = {f: np.sum([p.field(f) for p in parts], axis=0) for f in first.fields}
-    return ExpertStats(first.classes, fields, {**first.metadata, "merged": [p.content_hash for p in parts]})
+    hashes = [part.content_hash for part in parts]
+    if len(set(hashes)) < len(hashes):
+        raise StatsError("the same statistics are given twice", expected="runs over disjoint documents",
+                         remedy="name each file once")  # fmt: skip
+    fields = {f: (np.max if f.endswith("_max") else np.sum)([p.field(f) for p in parts], axis=0) for f in first.fields}
+    metadata = {**first.metadata, "merged": hashes}
+    if len(parts) > 1:
+        metadata |= _merged_metadata([part.metadata for part in parts])
+    return ExpertStats(first.classes, fields, metadata)
 
 
-def gini(values: np.ndarray) -> float:
-    """Gini coefficient of non-negative values: 0 when all are equal, towards 1 when one has everything."""
-    ordered = np.sort(values)
-    total = float(ordered.sum())
-    n = len(ordered)
-    return 0.0 if total == 0 else float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+def _merged_metadata(all_metadata: list[dict[str, Any]]) -> dict[str, Any]:
+    """What differs between runs: counts add up, the names and hashes of the sets become lists."""
+    result: dict[str, Any] = {}
+    for key in sorted({key for metadata in all_metadata for key in metadata}):
+        values = [m.get(key) for m in all_metadata]
+        if isinstance(values[0], dict) and all(
+            isinstance(v, dict) and all(type(n) is int for n in v.values()) for v in values
+        ):
+            names = sorted({name for v in values if v for name in v})
+            result[key] = {name: sum(v.get(name, 0) for v in values if v) for name in names}
+        elif key in ("windows", "skipped_tokens", "documents") and all(type(v) is int for v in values):
+            result[key] = sum(v for v in values if type(v) is int)
+        elif any(v != values[0] for v in values):
+            result[key] = values
+    return result
