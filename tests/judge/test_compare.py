@@ -1,0 +1,86 @@
+"""Comparisons read from a log: pairs, flips, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from trimoe.cli.judge import compare
+from trimoe.errors import RunLogError, UsageError
+from trimoe.evaluate.bench import Verdict
+from trimoe.evaluate.log import RunLog, Sample
+from trimoe.judge.compare import compare_runs
+from trimoe.judge.stats import mcnemar_exact, wilson
+
+VERDICTS = {"1": Verdict(True, "correct"), "0": Verdict(False, "wrong"), "?": Verdict(None, "harness error")}
+
+
+def put(
+    log: RunLog, name: str, answers: str, bench: str = "b", spec: dict[str, Any] | None = None, **sampler: Any
+) -> None:
+    """A run whose row i is right (1), wrong (0) or not scored (?)."""
+    run = log.start(name, bench, spec or {"name": bench}, f"hash of {name}", sampler, {})
+    log.add(run, [(Sample(f"d{i}", i, "", "", "stop", 1, 1), VERDICTS[a]) for i, a in enumerate(answers)], 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "runs.db"
+    with RunLog(path) as log:
+        put(log, "base", "1111111100")
+        put(log, "cut", "1111000?10")
+        put(log, "cut", "01", bench="only-cut")
+        put(log, "same", "1111111100")
+    return path
+
+
+def test_pairs_and_flips(path: Path) -> None:
+    comparison = compare_runs(path, "base", ["cut", "same"])
+    base, cut, same = comparison.rows
+    assert (base.n, base.correct, base.accuracy, base.p) == (10, 8, 0.8, None)
+    assert (base.low, base.high) == wilson(8, 10)
+    assert (cut.n, cut.correct, cut.unscored, cut.pairs, cut.lost, cut.gained) == (9, 5, 1, 9, 3, 1)
+    assert cut.difference == pytest.approx(-2 / 9)
+    assert cut.difference_low is not None
+    assert cut.difference_low < -2 / 9
+    assert cut.p == mcnemar_exact(3, 1)
+    assert cut.p_holm == min(1.0, 2 * mcnemar_exact(3, 1))
+    assert (same.lost, same.gained, same.difference, same.p) == (0, 0, 0.0, 1.0)
+    assert cut.causes == {"correct": 5, "harness error": 1, "wrong": 4}
+
+
+def test_defaults_are_the_first_name_against_all(path: Path) -> None:
+    comparison = compare_runs(path)
+    assert (comparison.base, comparison.names) == ("base", ("cut", "same"))
+
+
+def test_refusals(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run named none"):
+        compare_runs(path, "none")
+    with pytest.raises(UsageError, match="no run named none"):
+        compare_runs(path, "base", ["none"])
+    with RunLog(path) as log:
+        put(log, "new", "11", spec={"name": "b", "version": 2})
+        put(log, "hot", "11", temperature=1)
+    with pytest.raises(RunLogError, match="differ in bench") as error:
+        compare_runs(path, "base", ["new"])
+    assert "version" in error.value.actual
+    with pytest.raises(RunLogError, match="engine or sampler"):
+        compare_runs(path, "base", ["hot"])
+    RunLog(tmp_path / "empty.db").close()
+    with pytest.raises(RunLogError, match="no runs"):
+        compare_runs(tmp_path / "empty.db")
+    with pytest.raises(RunLogError, match="not found"):
+        compare_runs(tmp_path / "missing.db")
+
+
+def test_command_line(path: Path) -> None:
+    runner = CliRunner()
+    text = runner.invoke(compare, [str(path)]).stdout
+    assert "3/1" in text
+    assert "-22.2" in text
+    assert "could not be scored" in text
+    data = json.loads(runner.invoke(compare, [str(path), "--base", "base", "same", "--json"]).stdout)
+    assert [row["name"] for row in data["rows"]] == ["base", "same"]
