@@ -1,0 +1,158 @@
+"""Headers, indexes and reads: what is accepted is exact, and everything else is refused by name."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_made import gemma_arrays, gemma_config, write_checkpoint, write_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trimoe.errors import CheckpointError, TrimoeError
+from trimoe.model.safetensors import header_bytes, read_array, read_bytes, read_header, read_index
+
+
+def _raw(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_our_writing_is_read_by_the_library_and_back(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy", reason="the torch extra is not installed")
+    arrays = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b.c": np.arange(5, dtype="u1")}
+    write_file(tmp_path / "ours.safetensors", arrays)
+    read = safetensors.load_file(tmp_path / "ours.safetensors")
+    assert all((read[name] == arrays[name]).all() for name in arrays)
+    safetensors.save_file(arrays, tmp_path / "theirs.safetensors", metadata={"format": "np"})
+    tensors, metadata = read_header(tmp_path / "theirs.safetensors")
+    assert metadata == {"format": "np"}
+    assert all((read_array(tensors[name]) == arrays[name]).all() for name in arrays)
+
+
+def test_bf16_and_f16_become_float32(tmp_path: Path) -> None:
+    values = np.array([1.0, -2.5, 0.0, 3e38], np.float32)
+    bits = (values.view(np.uint32) >> 16).astype("<u2")
+    half = np.array([0.5, -7.0], "<f2")
+    header = header_bytes({"x": ("BF16", (2, 2)), "y": ("F16", (2,))}, {})
+    (tmp_path / "f.safetensors").write_bytes(header + bits.tobytes() + half.tobytes())
+    tensors, _ = read_header(tmp_path / "f.safetensors")
+    x, y = read_array(tensors["x"]), read_array(tensors["y"])
+    assert x.dtype == y.dtype == np.float32
+    assert x.shape == (2, 2)
+    np.testing.assert_allclose(x.ravel(), values, rtol=1e-2)
+    np.testing.assert_array_equal(y, [0.5, -7.0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a safetensors file or is truncated"),
+        (b"\x00" * 7, "not a safetensors file or is truncated"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "not a safetensors file or is truncated"),
+        (_raw(b"{nope"), "unreadable header"),
+        (_raw(b"\xff\xfe"), "unreadable header"),
+        (_raw(b"[" * 50_000), "unreadable header"),
+        (_raw([1]), "not a JSON object"),
+        (_raw({"x": 3}), "'x'.*malformed entry"),
+        (_raw({"x": _entry("F99")}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"x": _entry(["F32"])}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"x": _entry(shape=[-2])}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"x": _entry(shape=[True, 2])}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"x": _entry(shape=[1 << 61] * 5000)}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"x": _entry(offsets=[8, 0])}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"x": _entry(offsets=[0])}, b"0" * 8), "'x'.*malformed entry"),
+        (_raw({"\ud800": _entry()}, b"0" * 8), "malformed entry"),
+        (_raw({"x": _entry()}, b"0" * 7), "tensor x .*truncated"),
+        (_raw({"x": _entry(shape=[3])}, b"0" * 8), "tensor x .*size that is not its shape's"),
+        (_raw({"x": _entry()}, b"0" * 9), "does not end with its last tensor"),
+        (_raw({"x": _entry(offsets=[8, 16])}, b"0" * 16), "tensor x .*gap"),
+        (_raw({"x": _entry(), "y": _entry(offsets=[4, 12])}, b"0" * 12), "tensor y .*overlaps"),
+        (_raw(b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],'
+              b'"data_offsets":[0,1]}}', b"0"), "stands twice"),
+        (_raw({"__metadata__": {"a": 1}}), "malformed metadata"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "f.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_header(file)
+    assert caught.value.remedy
+    assert str(file) in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6), cut=st.integers(0, 50)
+)
+def test_any_mutated_header_is_read_or_refused(tmp_path: Path, edits: list[tuple[int, int]], cut: int) -> None:
+    file = tmp_path / "f.safetensors"
+    write_file(file, {"a.weight": np.arange(6, dtype="<f4"), "b": np.zeros((2, 3), "u2")})
+    data = bytearray(file.read_bytes())
+    for at, value in edits:
+        data[at % len(data)] = value
+    file.write_bytes(data[: len(data) - cut])
+    try:
+        tensors, _ = read_header(file)
+    except TrimoeError:
+        return
+    for info in tensors.values():
+        assert len(read_bytes(info)) == info.nbytes
+
+
+def test_sharded_index(tmp_path: Path) -> None:
+    arrays = gemma_arrays()
+    shards = [i % 3 for i in range(len(arrays))]
+    folder = write_checkpoint(tmp_path / "m", arrays, gemma_config(), shards)
+    index = read_index(folder)
+    assert index.keys() == arrays.keys()
+    assert all(read_bytes(index[name]) == arrays[name].tobytes() for name in arrays)
+
+    shard = folder / "model-00002-of-00003.safetensors"
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors is missing"):
+        read_index(folder)
+    shard.write_bytes(content[:-5])
+    with pytest.raises(CheckpointError, match=r"tensor model\.\S+ .*truncated"):
+        read_index(folder)
+
+
+def test_index_that_contradicts_the_shards(tmp_path: Path) -> None:
+    arrays = gemma_arrays()
+    folder = write_checkpoint(tmp_path / "m", arrays, gemma_config(), [i % 2 for i in range(len(arrays))])
+    file = folder / "model.safetensors.index.json"
+    good = json.loads(file.read_text())
+    first = next(iter(arrays))
+
+    def refused(change: object, message: str) -> None:
+        file.write_text(json.dumps(change))
+        with pytest.raises(CheckpointError, match=message):
+            read_index(folder)
+
+    other = {"model-00001-of-00002.safetensors": "model-00002-of-00002.safetensors"}
+    moved = {**good["weight_map"], first: other[good["weight_map"][first]]}
+    refused({"weight_map": moved}, f"tensor {first} is not in shard")
+    refused(
+        {"weight_map": {k: v for k, v in good["weight_map"].items() if k != first}}, f"tensor {first} is in a shard but"
+    )
+    refused({"weight_map": {**good["weight_map"], "ghost": good["weight_map"][first]}}, "tensor ghost is not in")
+    refused({"weight_map": {**good["weight_map"], first: "../evil.safetensors"}}, "outside its directory")
+    refused({"weight_map": {**good["weight_map"], first: 7}}, "shard 7 is missing")
+    refused({"weight_map": {}}, "no weight_map")
+    refused([], "no weight_map")
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    arrays = gemma_arrays()
+    folder = write_checkpoint(tmp_path / "m", arrays, gemma_config(), [i % 2 for i in range(len(arrays))])
+    first = next(iter(arrays))
+    write_file(folder / "model-00002-of-00002.safetensors", {first: arrays[first]})
+    with pytest.raises(CheckpointError, match=f"tensor {first} stands in two shards"):
+        read_index(folder)
