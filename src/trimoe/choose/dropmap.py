@@ -102,7 +102,7 @@ class DropMap:
         if not isinstance(body, dict) or not body:
             raise MapError(f"{path} is not a drop map", expected='{"drop": {"0": [ids], ...}} or {"0": [ids], ...}')
         extra = data if "drop" in data else {}
-        number, metadata = extra.get("num_experts"), extra.get("metadata") or {}
+        number, metadata = extra.get("num_experts"), extra.get("metadata", {})
         if not isinstance(metadata, dict) or not (number is None or type(number) is int):
             raise MapError(f"{path} has malformed num_experts or metadata", expected="a number and an object")
         return cls(_layers(body, str(path)), number, metadata)
