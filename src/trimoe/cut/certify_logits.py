@@ -146,7 +146,8 @@ def _run_original(
         raise CannotCheck(f"the original itself does not load: {exc}") from exc
     if unseen := sorted(set(base.moe_layers) - mask.seen):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
-    return mask.routing
+    routing: Routing = mask.routing
+    return routing
 
 
 def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:

@@ -141,7 +141,7 @@ def _load(model_dir: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )

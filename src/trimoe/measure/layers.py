@@ -73,7 +73,7 @@ class LayerModel:
         config = AutoConfig.from_pretrained(str(checkpoint.path))
         self._refuse_unsupported(config.get_text_config())
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)  # type: ignore[no-untyped-call]
+            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         self.model.eval().requires_grad_(False)
         self.model.set_experts_implementation(IMPLEMENTATION)
         self.mapping: Any = get_model_conversion_mapping(self.model)
@@ -174,7 +174,7 @@ class LayerModel:
         from transformers.modeling_utils import LoadStateDictConfig
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
         config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping)
         lazy = {name: LazyTensor(self.checkpoint.index[name]) for name in names}
         info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
