@@ -9,7 +9,7 @@ import pytest
 from trimoe.evaluate.bench import Doc, find
 from trimoe.evaluate.sandbox import Job, Limits, Outcome, run_jobs
 
-FAST = Limits(cpu=1, wall=3)
+FAST = Limits(cpu=1, wall=6)
 GOOD = Job("def solve(x):\n    return x + 1", "solve", ("1", "41"))
 
 
@@ -23,7 +23,7 @@ def around(source: str, limits: Limits = FAST) -> Outcome:
 @pytest.mark.parametrize(
     ("source", "status", "word"),
     [
-        ("def solve(x):\n    while True: pass", "timeout", "CPU"),
+        ("def solve(x):\n    while True: pass", "timeout", "more than"),
         ("import time\ndef solve(x):\n    time.sleep(60)", "timeout", "wall"),
         ("def solve(x):\n    return len(bytearray(10 << 30))", "error", "MemoryError"),
         ("def solve(x):\n    return 'x' * (1 << 20)", "error", "bytes of results"),
@@ -38,13 +38,14 @@ def around(source: str, limits: Limits = FAST) -> Outcome:
         ("def solve(x):\n    open('big', 'wb').write(b'x' * (64 << 20))", "error", "OSError"),
         ("def solve(x):\n    return solve(x)", "error", "RecursionError"),
         ("import signal\nfor s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)\ndef solve(x):\n    while 1: pass",
-         "error", "SIGKILL"),
+         "timeout", "more than"),
+        ("import math, re, collections\ndef solve(x):\n    return no_such_name", "error", "NameError"),
+        ("import no_such_module", "error", "ModuleNotFoundError"),
     ],
 )  # fmt: skip
 def test_misbehaviour_is_contained_and_named(source: str, status: str, word: str) -> None:
     outcome = around(source)
-    assert outcome.status in (status, "timeout") if "SIG_IGN" in source else outcome.status == status
-    assert word in outcome.detail or "SIG_IGN" in source
+    assert (outcome.status, word in outcome.detail) == (status, True)
 
 
 def test_a_candidate_sees_a_clean_empty_place(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def table(comparison: Comparison) -> str:
             view.add_section()
         view.add_row(*_cells(row, first=row.bench != previous))
         previous = row.bench
-    console = Console(width=max(110, Console().width))
+    console = Console(width=max(130, Console().width))
     with console.capture() as capture:
         console.print(view)
     missing = sum(row.unscored for row in comparison.rows)

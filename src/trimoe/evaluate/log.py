@@ -249,7 +249,10 @@ class RunLog:
             "SELECT r.id, n.name, r.bench, r.model, r.identity, r.spec_hash, r.spec, r.sampler "
             "FROM runs r JOIN names n ON n.run_id = r.id ORDER BY n.rowid"
         )
-        return [Run(*row[:6], *map(json.loads, row[6:])) for row in rows]
+        return [
+            Run(number, name, bench, model, identity, spec_hash, json.loads(spec), json.loads(sampler))
+            for number, name, bench, model, identity, spec_hash, spec, sampler in rows
+        ]
 
     def samples(self, run: Run) -> list[Scored]:
         """The run's samples in the bench's order, each with its newest verdict."""

@@ -48,7 +48,7 @@ class Limits:
     """Per candidate. Seconds and bytes."""
 
     cpu: float = 2
-    wall: float = 6
+    wall: float = 15  # generous: only sleepers should meet it, even on a busy machine
     memory: int = 512 << 20
     file: int = 1 << 20
     output: int = 256 << 10

@@ -6,6 +6,7 @@ standard input, writes one JSON line per candidate to standard output. Knows the
 
 import ast
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -18,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 _NOBODY = 65534
+_COMMON = (
+    "bisect collections.abc copy dataclasses datetime decimal enum fractions functools heapq itertools math operator "
+    "random re statistics string textwrap threading typing"
+).split()
 
 
 def main() -> None:
     """One fork per job, in order."""
     request = json.load(sys.stdin)
+    for name in _COMMON:
+        importlib.import_module(name)  # before the forks: once, and while the installation can still be read
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of a candidate come back to us
     for number, job in enumerate(request["jobs"]):
         sys.stdout.write(json.dumps(_run(job, request["limits"], Path(f"job-{number}"))) + "\n")
@@ -39,12 +46,13 @@ def _run(job: dict[str, Any], limits: dict[str, float], scratch: Path) -> dict[s
     os.close(writer)
     data, stopped = _read(reader, time.monotonic() + limits["wall"], int(limits["output"]))
     os.close(reader)
-    status = _reap(pid, kill=stopped is not None)
+    status, used = _reap(pid, kill=stopped is not None)
     if stopped is not None:
         return stopped
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        if number == signal.SIGXCPU:
+        # SIGKILL is the hard limit's, for a candidate that ignores SIGXCPU
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and used >= limits["cpu"]):
             return {"status": "timeout", "detail": f"more than {limits['cpu']:g} s of CPU"}
         return {"status": "error", "detail": f"killed by {signal.Signals(number).name}"}
     try:
@@ -72,25 +80,25 @@ def _read(reader: int, deadline: float, most: int) -> tuple[bytes, dict[str, Any
     return data, {"status": "error", "detail": f"more than {most} bytes of results"}
 
 
-def _reap(pid: int, *, kill: bool) -> int:
-    """End the candidate and everything it started; returns the candidate's wait status."""
+def _reap(pid: int, *, kill: bool) -> tuple[int, float]:
+    """End the candidate and everything it started; returns the candidate's wait status and CPU seconds."""
     deadline = time.monotonic() + (0 if kill else 1.0)  # a normal exit needs a moment after its pipe closes
-    done, status = os.waitpid(pid, os.WNOHANG)
+    done, status, usage = os.wait4(pid, os.WNOHANG)
     while not done and time.monotonic() < deadline:
         time.sleep(0.001)
-        done, status = os.waitpid(pid, os.WNOHANG)
+        done, status, usage = os.wait4(pid, os.WNOHANG)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # the group is the candidate's own: it called setsid
     if not done:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+        _, status, usage = os.wait4(pid, 0)
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     while orphans := children.read_text().split() if children.exists() else []:
         for orphan in map(int, orphans):
             os.kill(orphan, signal.SIGKILL)
             os.waitpid(orphan, 0)
-    return status
+    return status, usage.ru_utime + usage.ru_stime
 
 
 def _candidate(job: dict[str, Any], limits: dict[str, float], scratch: Path, writer: int) -> None:
@@ -127,6 +135,10 @@ def _candidate(job: dict[str, Any], limits: dict[str, float], scratch: Path, wri
         exec(compile(job["source"], "reply.py", "exec"), space)
         results = [repr(space[job["entry"]](ast.literal_eval(arg))) for arg in job["args"]]
         answer = {"status": "ok", "results": results}
+    except ModuleNotFoundError as exc:
+        # a module of the standard library that `nobody` may not read is our fault, any other is the candidate's
+        ours = exc.name is not None and exc.name.partition(".")[0] in sys.stdlib_module_names
+        answer = {"status": "harness" if ours else "error", "detail": f"ModuleNotFoundError: {exc}"[:300]}
     except BaseException as exc:  # noqa: BLE001 the candidate may raise anything, SystemExit too
         answer = {"status": "error", "detail": f"{type(exc).__name__}: {_text(exc)}"[:300]}
     _finish(answer)
