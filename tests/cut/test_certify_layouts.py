@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     recover(base, index)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 12 << 20
+    assert peak < 13 << 20
     assert untouched.status == "passed"
     assert [(f.position, f.offset) for f in cut.findings] == [(5, (48 << 20) - 1)]
 

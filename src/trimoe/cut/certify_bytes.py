@@ -1,6 +1,6 @@
 """Byte proof of a cut: what every tensor of the pruned model must be, and where it is not. Torch-free, streamed.
 
-Invariants: memory is two 4 MiB buffers whatever the model's size. The layout of the expected tensors is derived here
+Invariants: memory is three 4 MiB buffers whatever the model's size. The layout of the expected tensors is derived here
 from the family's data and the map alone, on purpose not with the code that made the cut: a mistake there must not
 confirm itself.
 """
@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+
+import numpy as np
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, make_check
@@ -275,7 +277,7 @@ def first_difference(a: TensorInfo, a_at: int, b: TensorInfo, b_at: int, length:
             _fill(file_a.fileno(), left, a, a_at + done)
             _fill(file_b.fileno(), right, b, b_at + done)
             if left != right:
-                return done + next(i for i in range(count) if left[i] != right[i])
+                return done + int(np.argmax(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))
             done += count
     return None
 
