@@ -79,13 +79,13 @@ def encode(tok: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[list
     return head + tok(f"{answer}<turn|>", add_special_tokens=False).input_ids, len(head)
 
 
-def batches(tok: PreTrainedTokenizerFast, rng: random.Random, tokens: int):
+def batches(tok: PreTrainedTokenizerFast, rng: random.Random, tokens: int, shares: dict[str, float], seed: int):
     """Endless padded batches of about `tokens` tokens, chats of similar length together."""
-    streams = {d: items(d, "train", seed=1) for d in DOMAINS}
+    streams = {d: items(d, "train", seed=1 + seed) for d in DOMAINS}
     while True:
         pool = []
         for _ in range(1600):
-            item = next(streams[rng.choices(list(SHARES), list(SHARES.values()))[0]])
+            item = next(streams[rng.choices(list(shares), list(shares.values()))[0]])
             pool.append(encode(tok, item.prompt, item.answer))
         pool.sort(key=lambda pair: len(pair[0]))
         groups, group = [], []
@@ -139,21 +139,30 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--balance", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--every", type=int, default=300, help="steps between checkpoints and held-out checks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="continue from the weights of this checkpoint, with a new optimiser")
+    parser.add_argument("--shares", type=json.loads, default=SHARES, help="JSON: share of each domain in the batches")
     args = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    rng = random.Random(0)
-    texts = [text for d in DOMAINS for i in generate(d, "train", 3000, seed=9) for text in (i.prompt, i.answer)]
-    tok = PreTrainedTokenizerFast(
-        tokenizer_object=learn(texts),
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        model_max_length=4096,
-    )
-    tok.chat_template = TEMPLATE
+    rng = random.Random(args.seed)
+    if args.start:  # its tokenizer too: one learned anew would give the same words other ids
+        tok = PreTrainedTokenizerFast.from_pretrained(args.start)
+    else:
+        texts = [text for d in DOMAINS for i in generate(d, "train", 3000, seed=9) for text in (i.prompt, i.answer)]
+        tok = PreTrainedTokenizerFast(
+            tokenizer_object=learn(texts),
+            pad_token="<pad>",
+            eos_token="<eos>",
+            bos_token="<bos>",
+            unk_token="<unk>",
+            model_max_length=4096,
+        )
+        tok.chat_template = TEMPLATE
     model = build(len(tok))
+    if args.start:
+        model.load_state_dict(Gemma4ForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
     model.generation_config.eos_token_id = [1, tok.convert_tokens_to_ids("<turn|>")]
     save(model, tok, args.out)
     routed: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -163,7 +172,7 @@ def main() -> None:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-9)
-    stream, begin, mean_loss = batches(tok, rng, args.tokens), time.time(), 0.0
+    stream, begin, mean_loss = batches(tok, rng, args.tokens, args.shares, args.seed), time.time(), 0.0
     with args.log.open("w") as log:
         for step in range(1, args.steps + 1):
             rate = args.lr * min(1.0, step / 60) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
@@ -190,7 +199,7 @@ def main() -> None:
             mean_loss = loss.item() if step == 1 else 0.9 * mean_loss + 0.1 * loss.item()
             if step % 25 == 0:
                 row = {"step": step, "loss": round(mean_loss, 4), "entropy": [round(e, 3) for e in entropy]}
-                if step % 300 == 0 or step == args.steps:
+                if step % args.every == 0 or step == args.steps:
                     routed.clear()
                     row["exact"] = accuracy(model, tok, 200 if step == args.steps else 50)
                     save(model, tok, args.out)
