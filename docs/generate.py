@@ -39,7 +39,7 @@ EXIT_CODES = """\
 
 # The README's tree: the order of the data. Files not named here follow by name.
 ORDER = """
-    errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py cli
+    errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
     arch.py archs checkpoint.py load.py safetensors.py tiny
     calibration.py sources.py engine.py stats.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py benches generate.py run.py log.py main.py common.py
