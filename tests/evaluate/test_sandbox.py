@@ -23,7 +23,7 @@ def around(source: str, limits: Limits = FAST) -> Outcome:
 @pytest.mark.parametrize(
     ("source", "status", "word"),
     [
-        ("def solve(x):\n    while True: pass", "timeout", "more than"),
+        ("def solve(x):\n    while True: pass", "timeout", "more"),
         ("import time\ndef solve(x):\n    time.sleep(60)", "timeout", "wall"),
         ("def solve(x):\n    return len(bytearray(10 << 30))", "error", "MemoryError"),
         ("def solve(x):\n    return 'x' * (1 << 20)", "error", "bytes of results"),
@@ -38,7 +38,7 @@ def around(source: str, limits: Limits = FAST) -> Outcome:
         ("def solve(x):\n    open('big', 'wb').write(b'x' * (64 << 20))", "error", "OSError"),
         ("def solve(x):\n    return solve(x)", "error", "RecursionError"),
         ("import signal\nfor s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)\ndef solve(x):\n    while 1: pass",
-         "timeout", "more than"),
+         "timeout", "more"),
         ("import math, re, collections\ndef solve(x):\n    return no_such_name", "error", "NameError"),
         ("import no_such_module", "error", "ModuleNotFoundError"),
     ],
