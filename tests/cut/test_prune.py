@@ -113,7 +113,8 @@ def test_config_is_edited_in_its_text(tmp_path: Path) -> None:
     text = (
         '{ "num_experts": 128,\n\t"text_config": {"model_type":"gemma4_text", "num_experts"  : 8, "top_k_experts": 2,\n'
         ' "note": "\\"num_experts\\": 8", "num_hidden_layers": 2, "rms_norm_eps": 1e-06, "big": 1.0E+2,\n'
-        '"u": "\\u00e9é", "hidden_size": 6, "moe_intermediate_size": 4, "vision": {"num_experts": 8}}, "model_type": "gemma4"}'
+        '"u": "\\u00e9é", "hidden_size": 6, "moe_intermediate_size": 4, "vision": {"num_experts": 8}}, '
+        '"model_type": "gemma4"}'
     )
     folder = write_checkpoint(tmp_path / "in", gemma_arrays(prefix="model.language_model."), {})
     (folder / "config.json").write_text(text, encoding="utf-8")
