@@ -169,6 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     root: Path = options.directory / "trimoe-bench"
+    shutil.rmtree(root, ignore_errors=True)  # a leftover of a killed run
     root.mkdir(parents=True)
     try:
         result = measure(root, int(options.gib * (1 << 30)), options.runs, options.cold)

@@ -8,7 +8,19 @@ import trimoe
 
 SOURCE = Path(trimoe.__file__).parent
 BELOW_ALL = ("errors", "artifact")
-ORDER = (*BELOW_ALL, "model", "measure", "choose", "cut", "quantize", "evaluate", "judge", "pipeline", "story_page", "cli")
+ORDER = (
+    *BELOW_ALL,
+    "model",
+    "measure",
+    "choose",
+    "cut",
+    "quantize",
+    "evaluate",
+    "judge",
+    "pipeline",
+    "story_page",
+    "cli",
+)
 ROOMS = ORDER[2:9]
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "matplotlib"}
 

@@ -1,35 +1,113 @@
-"""From the story to its page: collects the facts; draws nothing and computes nothing."""
+"""From the story to its page: collects the facts; draws nothing."""
 
 from trimoe import __version__
-from trimoe.judge.report.page import PageData
-from trimoe.pipeline import BASE, Story
+from trimoe.choose.recipe import load_recipe
+from trimoe.cut.certify_data import Certificate
+from trimoe.judge.compare import Row, compare_runs, overall
+from trimoe.judge.report.data import (
+    CalibrationFacts,
+    CertificateSummary,
+    CheckLine,
+    Difference,
+    Duel,
+    Method,
+    ModelFacts,
+    PageData,
+    Score,
+)
+from trimoe.pipeline import Story
 
 
 def page_data(story: Story) -> PageData:
     """The content of the demo's page."""
-    rows = story.comparison.rows
-    stats = story.stats
+    rows, stats, model = story.comparison.rows, story.stats, story.model
+    benches = list(dict.fromkeys(row.bench for row in rows))
+    table = {(row.name, row.bench): row for row in rows}
+    methods = {name: _method(story, name, [table[name, b] for b in benches]) for name in story.overall}
+    base = methods.pop(story.comparison.base)
     contribution = (2.0 * stats.field("wnorm") + stats.field("tc")).sum(0)
-    names = list(story.overall)
-    facts = {
-        "model": story.model.path.name if BASE not in story.models else BASE,
-        "layers x experts": f"{story.model.num_layers} x {story.model.num_experts}, {story.keep} kept",
-        "model fingerprint": story.model.fingerprint[:16],
-        "statistics": stats.content_hash[:16],
-        "calibration classes": ", ".join(stats.classes),
-        "made by": f"trimoe {__version__}",
-    }
+    tokens = stats.metadata.get("tokens") or {}
     return PageData(
-        title=f"{story.keep} of {story.model.num_experts} experts: what each way of choosing cost",
-        facts=facts,
-        benches=list(dict.fromkeys(row.bench for row in rows)),
-        rows={name: {row.bench: row for row in rows if row.name == name} for name in names},
-        overall=story.overall,
-        sizes={name: story.size_of(name) for name in names},
-        proofs={name: c.max_logit_difference for name, c in story.certificates.items()},
-        contribution=contribution,
-        dropped={name: [list(ids) for _, ids in sorted(m.drop.items())] for name, m in story.maps.items()},
-        caveats=[
-            "The bundled model is tiny and its tasks are made up: it compares methods, it does not praise a model."
-        ],
+        title=f"{story.keep} of {model.num_experts} experts: what each way of choosing cost",
+        model=ModelFacts(
+            "bundled model", model.num_layers, model.num_experts, story.keep, model.top_k, story.size_of(base.name)
+        ),
+        domains=tuple(b.removeprefix("tiny-") for b in benches),
+        base=base,
+        methods=tuple(methods.values()),
+        contribution=tuple(tuple(float(v) for v in row) for row in contribution),
+        contribution_label="2 x weighted output norm + routed tokens, summed over all classes",
+        calibration=CalibrationFacts(
+            str(stats.metadata.get("set") or stats.content_hash)[:16],
+            tuple((str(k), int(v)) for k, v in tokens.items()) if isinstance(tokens, dict) else (),
+            "prompts of the training split, and the model's own passing code replies; nothing held out is in it",
+        ),
+        focus="code" if "tiny-code" in benches else "",
+        duels=_duels(story, [m for m in methods if m.startswith("random")]),
+        caveats=("The bundled model is tiny and its tasks are made up: it compares methods, nothing more.",),
+        commands=("trimoe demo",),
+        versions=(("trimoe", __version__),),
+        timings=tuple(story.seconds.items()),
     )
+
+
+def _score(row: Row) -> Score:
+    return Score(row.n, row.correct, row.low, row.high)
+
+
+def _difference(row: Row) -> Difference | None:
+    if row.difference is None or row.difference_low is None or row.difference_high is None or row.p is None:
+        return None
+    return Difference(
+        row.difference,
+        row.difference_low,
+        row.difference_high,
+        row.p,
+        row.p_holm,
+        row.lost,
+        row.gained,
+        row.pairs,
+    )
+
+
+def _method(story: Story, name: str, rows: list[Row]) -> Method:
+    if name not in story.maps:
+        return Method(name, tuple(map(_score, rows)), _score(story.overall[name]), story.size_of(name))
+    return Method(
+        name,
+        tuple(map(_score, rows)),
+        _score(story.overall[name]),
+        story.size_of(name),
+        note=load_recipe(name).description,
+        differences=tuple(map(_difference, rows)),
+        overall_difference=_difference(story.overall[name]),
+        dropped=tuple(ids for _, ids in sorted(story.maps[name].drop.items())),
+        certificate=_certificate(story.certificates[name]),
+        control=name.startswith("random"),
+    )
+
+
+def _certificate(made: Certificate) -> CertificateSummary:
+    prompts = made.prompts
+    checks = tuple(CheckLine(c.name, c.claim, c.status, c.detail) for c in made.checks)
+    return CertificateSummary(
+        made.status,
+        made.max_logit_difference,
+        made.tolerance,
+        prompts.count if prompts else 0,
+        prompts.tokens if prompts else 0,
+        checks,
+    )
+
+
+def _duels(story: Story, controls: list[str]) -> tuple[Duel, ...]:
+    """The first method against each control, on the same items."""
+    first = next(iter(story.maps))
+    duels = []
+    for control in controls:
+        if control != first:
+            rows = compare_runs(story.log, control, [first]).rows
+            change = _difference(overall([row for row in rows if row.name == first]))
+            if change is not None:
+                duels.append(Duel(first, control, change))
+    return tuple(duels)

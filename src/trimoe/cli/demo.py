@@ -43,7 +43,6 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
       trimoe demo --out quick --limit 20 --methods v5-coder,random-0
     """
     from trimoe import pipeline
-    from trimoe.artifact import publish_file
     from trimoe.judge.report import page
     from trimoe.story_page import page_data
 
@@ -58,8 +57,7 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
         )
     report = out / "report.html"
     data = page_data(story)
-    with publish_file(report, overwrite=True) as temporary:
-        temporary.write_text(page.render_page(data))
+    page.write_page(data, report)
     emit(_as_json(story, report), _as_text(story, report), as_json)
     return 0
 

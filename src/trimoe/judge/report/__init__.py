@@ -1,1 +1,1 @@
-"""Reports as single files that open without a network."""
+"""The report: one self-contained HTML page and one picture, drawn from typed data and nothing else."""
