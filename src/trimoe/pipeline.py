@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from trimoe.artifact import publish_file, read_json
+from trimoe.artifact import MANIFEST, publish_file, read_json
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.recipe import load_recipe
 from trimoe.choose.select import make_map
@@ -157,14 +157,19 @@ def pruned(base: Checkpoint, drop_map: DropMap, out: Path) -> Path:
     if not out.exists():
         prune(base.path, drop_map, out)
         return out
-    manifest = read_json(out / "trimoe.json", "manifest")
-    if (manifest.get("base"), manifest.get("map")) != (base.fingerprint, drop_map.content_hash):
+    inputs = read_json(out / MANIFEST, "manifest").get("inputs") or {}
+    recorded = DropMap({int(k): tuple(v) for k, v in _recorded(out).items()})
+    if inputs.get("base") != base.fingerprint or recorded.drop != drop_map.drop:
         raise BadInput(f"{out} was cut from another model or by another map", remedy="give another --out, or remove it")
     return out
 
 
 def _named(tell: Progress, name: str, done: int, total: int, note: str = "") -> None:
     tell(done, total, f"{name}: {note}")
+
+
+def _recorded(out: Path) -> dict[str, list[int]]:
+    return dict(read_json(out / "expert_drop_metadata.json", "drop metadata")["per_layer_drop"])
 
 
 @contextmanager

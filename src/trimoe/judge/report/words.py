@@ -82,27 +82,25 @@ def listed(names: Sequence[str]) -> str:
 
 def verdict(data: PageData) -> str:
     """The first sentence of the page: which method won and what it cost, with interval and number of items."""
-    best, model = data.best, data.model
-    share = f"{model.dropped} of {model.experts} experts in every layer"
-    if len(best) > 1:
-        names = listed([m.name for m in best])
-        return (
-            f"Dropping {share}, {names} tie as the best choices: {percent(best[0].overall.accuracy)} % right, "
-            f"against {percent(data.base.overall.accuracy)} % for the full model."
-        )
-    change = best[0].overall_difference
-    if change is None:
-        return f"Dropping {share}, {best[0].name} kept the most: {percent(best[0].overall.accuracy)} % right."
-    return (
-        f"Dropping {share}, {best[0].name} kept the most: {percent(best[0].overall.accuracy)} % right, against "
-        f"{percent(data.base.overall.accuracy)} % for the full model: {_change(change)}"
+    best, base = data.best, data.base
+    right = (
+        f"{percent(best[0].overall.accuracy)} % right, against {percent(base.overall.accuracy)} % for the full model"
     )
+    share = f"Dropping {data.model.dropped} of {data.model.experts} experts in every layer"
+    change = best[0].overall_difference
+    if len(best) > 1:
+        sentence = f"{share}, {listed([m.name for m in best])} tie as the best choices: {right}."
+    elif change is None:
+        sentence = f"{share}, {best[0].name} kept the most: {right}."
+    else:
+        sentence = f"{share}, {best[0].name} kept the most: {right}: {_change(change)}"
+    return _unbroken(sentence)
 
 
 def support(data: PageData) -> list[str]:
     """The sentences below it: what chance would have cost, whether the lead over others is real, the focus domain."""
     best = data.best[0]
-    return [s for s in (_controls(data), _lead(data, best), _focus(data, best)) if s]
+    return [_unbroken(s) for s in (_lead(data, best), _controls(data), _focus(data, best)) if s]
 
 
 def caveats(data: PageData) -> list[str]:
@@ -119,7 +117,7 @@ def caveats(data: PageData) -> list[str]:
             f"The best of {len(data.methods)} methods was picked after looking at these same questions, so its lead is "
             "likely a little flattered."
         )
-    return found
+    return [_unbroken(c) for c in found]
 
 
 def proof(data: PageData) -> str:
@@ -180,12 +178,12 @@ def _lead(data: PageData, best: Method) -> str:
     drawn = [name for name in tested if name not in beaten]
     sentences = []
     if beaten:
-        sentences.append(f"On the same questions it is clearly ahead of {listed(beaten)}.")
+        sentences.append(f"On the same questions {best.name} is clearly ahead of {listed(beaten)}.")
     if drawn:
         first = duels[drawn[0]].difference
         sentences.append(
-            f"It cannot be told apart from {listed(drawn)}: ahead of {drawn[0]} by {points(first.points)} points "
-            f"({interval(first)})."
+            f"{best.name} cannot be told apart from {listed(drawn)}: ahead of {drawn[0]} by {percent(first.points)} points "
+            f"(95 % interval {interval(first)})."
         )
     return " ".join(sentences)
 
@@ -194,13 +192,21 @@ def _focus(data: PageData, best: Method) -> str:
     if not data.focus:
         return ""
     place = data.domains.index(data.focus)
-    change = best.differences[place]
-    if change is None:
+    change, own = best.differences[place], best.scores[place].accuracy
+    if change is None or own is None:
         return ""
+    first = max(data.methods, key=lambda m: m.scores[place].accuracy or 0.0)
+    there = first.scores[place].accuracy or 0.0
+    other = f" Best there is {first.name} with {percent(there)} %." if there > own else ""
     return (
-        f"In {data.focus}, which the calibration set targets, it answers {percent(best.scores[place].accuracy)} % right "
-        f"({points(change.points)} points against the full model, {interval(change)})."
+        f"In {data.focus}, which the calibration set targets, {best.name} answers {percent(own)} % right: "
+        f"{points(change.points)} points against the full model ({interval(change)}).{other}"
     )
+
+
+def _unbroken(sentence: str) -> str:
+    """A number and its percent sign stay on one line."""
+    return sentence.replace(" %", "\u00a0%")
 
 
 def _swapped(duel: Duel) -> Duel:
