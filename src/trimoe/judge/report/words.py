@@ -182,8 +182,8 @@ def _lead(data: PageData, best: Method) -> str:
     if drawn:
         first = duels[drawn[0]].difference
         sentences.append(
-            f"{best.name} cannot be told apart from {listed(drawn)}: ahead of {drawn[0]} by {percent(first.points)} points "
-            f"(95 % interval {interval(first)})."
+            f"{best.name} cannot be told apart from {listed(drawn)}: ahead of {drawn[0]} by "
+            f"{percent(first.points)} points (95 % interval {interval(first)})."
         )
     return " ".join(sentences)
 
