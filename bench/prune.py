@@ -4,8 +4,9 @@
 
 Each round deletes the output, waits for the disk, and runs alternately `trimoe prune` (the whole command in a child
 process, 30 of 128 experts dropped), the same with `--sync`, and `cp --reflink=never` of a file of the output's size
-(plain, and followed by `sync FILE`). Medians are compared; peak memory is the child's own maximum resident set.
-`--cold` drops the source from the page cache before every run. Everything below DIR/trimoe-bench is removed at the end.
+(plain, and followed by `sync FILE`). Medians are compared; peak memory is the child's own maximum resident set. The
+input is read before every run, or with `--cold` dropped from the page cache. Everything below DIR/trimoe-bench is
+removed at the end.
 """
 
 import argparse
@@ -99,6 +100,15 @@ def forget(folder: Path) -> None:
         os.close(fd)
 
 
+def recall(folder: Path) -> None:
+    """Read the files of a folder, so that a warm run does not depend on what else went through the page cache."""
+    buffer = bytearray(4 << 20)
+    for file in folder.iterdir():
+        with file.open("rb", buffering=0) as handle:
+            while handle.readinto(buffer):
+                pass
+
+
 def measure(root: Path, size: int, runs: int, cold: bool) -> dict[str, Any]:
     """All rounds; returns medians, ratios and the conditions."""
     source, reference = root / "source", root / "reference"
@@ -128,9 +138,7 @@ def measure(root: Path, size: int, runs: int, cold: bool) -> dict[str, Any]:
             shutil.rmtree(root / "out", ignore_errors=True)
             (root / "copy").unlink(missing_ok=True)
             os.sync()
-            if cold:
-                forget(source)
-                forget(reference)
+            (forget if cold else recall)(source if "prune" in name else reference)
             results[name].append(jobs[name]())
     median = {name: statistics.median(seconds for seconds, _ in values) for name, values in results.items()}
     return {
