@@ -113,11 +113,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Duel:
-    """Two methods on the same items: `first` minus `second`, over all domains."""
+    """Two methods on the same items: `first` minus `second`, over all domains or in one."""
 
     first: str
     second: str
     difference: Difference
+    domain: str = ""
 
 
 @dataclass(frozen=True)

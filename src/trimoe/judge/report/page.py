@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimoe.artifact import publish_file
-from trimoe.judge.report import plots, words
+from trimoe.judge.report import canvas, plots, words
 from trimoe.judge.report.data import Layers, Method, PageData, agreement, chance_agreement
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Likeness:
 
 def render_page(data: PageData) -> str:
     """The whole page as HTML. Raises `MissingPrerequisite` when matplotlib is not installed."""
-    with plots.drawing():
+    with canvas.drawing():
         figures = {
             "accuracy": _accuracy(data, None, "overall-accuracy"),
             "forest": _forest(data, None, "overall-forest"),
@@ -74,10 +74,10 @@ def write_page(data: PageData, path: Path) -> None:
 
 def render_png(data: PageData, path: Path) -> None:
     """The summary picture, for a README: accuracy of every method over all items, and the map of the best one."""
-    with plots.drawing():
+    with canvas.drawing():
         figure = _summary(data)
         with publish_file(path, overwrite=True) as temporary:
-            plots.to_png(figure, temporary)
+            canvas.to_png(figure, temporary)
 
 
 def removed(contribution: tuple[tuple[float, ...], ...], dropped: Layers) -> float | None:
@@ -127,7 +127,7 @@ def _accuracy(data: PageData, domain: int | None, name: str) -> Drawing:
     dots = _accuracy_dots(data, domain)
     axis = plots.limits(peers, step=5 if domain is None else 10, within=DOMAIN_AXIS)
     figure = plots.dot_chart(dots, axis=axis, unit="% right", reference=dots[0].value, width=_width(domain))
-    return Drawing(name, "All domains" if domain is None else data.domains[domain], Markup(plots.to_svg(figure, name)))
+    return Drawing(name, "All domains" if domain is None else data.domains[domain], Markup(canvas.to_svg(figure, name)))
 
 
 def _forest(data: PageData, domain: int | None, name: str) -> Drawing:
@@ -136,11 +136,11 @@ def _forest(data: PageData, domain: int | None, name: str) -> Drawing:
     axis = plots.limits([*peers, plots.Dot("", 0.0)], step=5 if domain is None else 10)
     figure = plots.dot_chart(_difference_dots(data, domain), axis=axis, unit="points, compared with the full model",
                              reference=0, width=_width(domain), signed=True)  # fmt: skip
-    return Drawing(name, "All domains" if domain is None else data.domains[domain], Markup(plots.to_svg(figure, name)))
+    return Drawing(name, "All domains" if domain is None else data.domains[domain], Markup(canvas.to_svg(figure, name)))
 
 
 def _width(domain: int | None) -> int:
-    return 470 if domain is None else 330
+    return 390 if domain is None else 330
 
 
 def _heat(data: PageData) -> Drawing:
@@ -148,7 +148,7 @@ def _heat(data: PageData) -> Drawing:
         max(640, min(1016, 60 + 26 * data.model.experts)) if data.model.experts <= 64 else 60 + 12 * data.model.experts
     )
     figure = plots.heatmap(data.contribution, [_cells(m) for m in data.methods], width=width)
-    return Drawing("heat", data.contribution_label, Markup(plots.to_svg(figure, "heat")))
+    return Drawing("heat", data.contribution_label, Markup(canvas.to_svg(figure, "heat")))
 
 
 def _cells(method: Method) -> plots.Cells:
@@ -172,23 +172,23 @@ def _summary(data: PageData) -> "Figure":
     cell = ((width - 80) / model.experts, min(24.0, max((width - 80) / model.experts, 5.0)))
     title, upper, gap, lower, bottom = 62, row * len(dots), 96, cell[1] * model.layers, 44
     height = title + upper + gap + lower + bottom
-    figure = Figure(figsize=(width / plots.PIXELS, height / plots.PIXELS), dpi=plots.PIXELS)
+    figure = Figure(figsize=(width / canvas.PIXELS, height / canvas.PIXELS), dpi=canvas.PIXELS)
 
     def place(left: float, top: float, wide: float, high: float) -> tuple[float, float, float, float]:
         return left / width, 1 - (top + high) / height, wide / width, high / height
 
-    ink, soft = plots.COLOURS["ink"], plots.COLOURS["soft"]
+    ink, soft = canvas.COLOURS["ink"], canvas.COLOURS["soft"]
     heading = (
         f"{model.dropped} of {model.experts} experts dropped in every layer: what it cost, by how they were chosen"
     )
     figure.text(24 / width, 1 - 30 / height, heading, weight="bold", fontsize=14, color=ink)
     asked = f"% right of {words.count(data.base.overall.n)} questions in {len(data.domains)} domains, 95 % interval"
     figure.text(24 / width, 1 - 50 / height, asked, fontsize=11.5, color=soft)
-    names = [plots.clean(d.label) for d in dots]
+    names = [canvas.clean(d.label) for d in dots]
     axes = figure.add_axes(place(150, title, width - 150 - 80, upper))
     plots.draw_dots(axes, dots, names, axis=plots.limits(dots, step=5, within=DOMAIN_AXIS), reference=dots[0].value)
     top = title + upper + gap
-    below = f"What each expert contributes (darker: more), and the ones {plots.clean(best.name)} drops (×)"
+    below = f"What each expert contributes (darker: more), and the ones {canvas.clean(best.name)} drops (×)"
     figure.text(24 / width, 1 - (top - 18) / height, below, weight="bold", fontsize=13, color=ink)
     axes = figure.add_axes(place(56, top, width - 80, lower))
     plots.draw_heatmap(axes, data.contribution, [_cells(best)], cell=cell)

@@ -1,22 +1,15 @@
-"""Charts as matplotlib figures, and figures as inline SVG or PNG. Reusable: nothing here knows what a report is.
+"""Charts as matplotlib figures: dots with intervals, and heatmaps. Reusable: nothing here knows what a report is.
 
-Invariants: same input, same bytes (fixed salt, no dates, no machine fonts); text from outside is never read as markup
-or mathematics. The SVG takes every colour from CSS variables of the page (`--ink`, `--accent`, ..., the light value
-as fallback), so one drawing serves light and dark mode. Marks differ in shape as well as colour.
-Not guaranteed: equal bytes across versions of matplotlib.
+Figures are made and saved inside `canvas.drawing()`, and written by `canvas.to_svg` and `canvas.to_png`. Invariants:
+text from outside is never read as markup or mathematics; marks differ in shape as well as colour.
 """
 
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO, StringIO
 from math import ceil, floor, isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimoe.errors import MissingPrerequisite
+from trimoe.judge.report.canvas import COLOURS, EMPTY, HEAT, PIXELS, clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,22 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["base", "best", "method", "control"]
 
-# Token -> colour in light mode. The blue and the vermilion of Okabe and Ito, darkened for contrast on white.
-COLOURS = {
-    "ink": "#1c2430",
-    "soft": "#5b6675",
-    "line": "#d5dae1",
-    "card": "#fffffe",
-    "accent": "#0b62a8",
-    "mark": "#b8430a",
-}
-# Contribution from low to high in ten steps of one hue; dark mode turns the order of lightness around.
-HEAT = ("#eef3f8", "#dde8f2", "#c9dcec", "#b0cde4", "#94bbda", "#76a6cd", "#5a90be", "#427aad", "#2c6397", "#1a4c7d")
-EMPTY = "#e4e4e3"
-
 MARKERS: dict[Kind, str] = {"base": "D", "best": "o", "method": "o", "control": "s"}
-PIXELS = 72  # one SVG unit is one CSS pixel when matplotlib draws at 72 dots per inch
-LABEL = 18  # characters of a name in a chart; the tables have the whole one
 
 
 @dataclass(frozen=True)
@@ -61,40 +39,6 @@ class Cells:
 
     name: str
     cells: tuple[tuple[int, int], ...]
-
-
-def require_matplotlib() -> None:
-    """Raises `MissingPrerequisite` naming the extra when matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as exc:
-        raise MissingPrerequisite(
-            "charts need matplotlib",
-            expected="the extra `report`",
-            actual=str(exc),
-            remedy='pip install "trimoe[report]"',
-        ) from exc
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """The look of all charts, restored afterwards. Figures must be made and saved inside."""
-    require_matplotlib()
-    from matplotlib import rc_context
-
-    settings: dict[str, Any] = {
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same measures on every machine
-        "font.size": 12.5,
-        "text.parse_math": False,
-        "text.color": COLOURS["ink"],
-        "svg.fonttype": "none",
-        "svg.hashsalt": "trimoe",
-        "path.simplify": False,
-        "lines.solid_capstyle": "round",
-    }
-    with rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
-        yield
 
 
 def limits(
@@ -253,62 +197,6 @@ def shades(row: Sequence[float]) -> list[int | None]:
     largest = max((v for v in row if isfinite(v)), default=0.0)
     scale = 10 / largest if largest > 0 else 0.0
     return [min(9, max(0, int(v * scale))) if isfinite(v) else None for v in row]
-
-
-def clean(text: str, limit: int = LABEL) -> str:
-    """One printable line of at most `limit` characters: control characters are not allowed in SVG."""
-    line = "".join(c if c.isprintable() else " " for c in text).strip()
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def to_svg(figure: "Figure", name: str) -> str:
-    """The figure as an `<svg>` element for a page: ids start with `name-`, colours are CSS variables."""
-    buffer = StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None,
-                   "Type": None})  # fmt: skip
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    # matplotlib's own style sheet would apply to the whole page; the page sets its two rules for figures only.
-    svg = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    if box is None:
-        raise AssertionError("matplotlib wrote an SVG without a viewBox")
-    width = float(box.group(1).split()[2])
-    opening = f'<svg viewBox="{box.group(1)}" style="--w:{width:g}px" role="img" aria-labelledby="{name}-caption">'
-    # Tags only: `>` is escaped in text, so what a user wrote is never rewritten.
-    body = re.sub(r"<[^>]*>", lambda tag: _tag(tag.group(), name), svg[svg.index(">") + 1 :])
-    body = re.sub(r">\s+<", "><", body)
-    return opening + body.replace("<g/>", "")
-
-
-def to_png(figure: "Figure", path: Path, *, scale: float = 2.0) -> None:
-    """The figure as a PNG of `scale` times its size, on a white background."""
-    figure.savefig(path, format="png", dpi=PIXELS * scale, facecolor=COLOURS["card"], metadata={"Software": None})
-
-
-def to_png_bytes(figure: "Figure", *, scale: float = 2.0) -> bytes:
-    """The same in memory."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=PIXELS * scale, facecolor=COLOURS["card"], metadata={"Software": None})
-    return buffer.getvalue()
-
-
-_TOKENS = {colour: token for token, colour in COLOURS.items()} | {c: f"heat-{i}" for i, c in enumerate(HEAT)}
-_TOKENS[EMPTY] = "empty"
-
-
-def _tag(tag: str, name: str) -> str:
-    """One tag of a figure: names of its own where several figures share a page, colours and fonts from the page."""
-    tag = re.sub(r'\s+id="(?!p[0-9a-f]{10}"|m[0-9a-f]{10}"|drop-|halo-)[^"]*"', "", tag)
-    tag = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', tag)
-    tag = re.sub(r'(href="|url\()#', rf"\1#{name}-", tag)
-    tag = re.sub(r"#[0-9a-f]{6}(?=[;\"])", lambda c: _variable(c.group()), tag)
-    tag = re.sub(r"font-family: [^;\"]*; |\s+transform=\"rotate\(-0 [^\"]*\"", "", tag)
-    return tag.replace("xlink:href", "href").replace("\n", " ")
-
-
-def _variable(colour: str) -> str:
-    return f"var(--{_TOKENS[colour]}, {colour})" if colour in _TOKENS else colour
 
 
 def _ticks(begin: float, end: float) -> list[float]:

@@ -49,7 +49,7 @@ def scientific(value: float | None) -> str:
         return "0"
     mantissa, exponent = f"{value:.1e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"10{raised}" if mantissa == "1.0" else f"{mantissa} × 10{raised}"
+    return f"10{raised}" if mantissa == "1.0" else f"{mantissa}\u00a0×\u00a010{raised}"
 
 
 def count(value: int) -> str:
@@ -130,8 +130,8 @@ def proof(data: PageData) -> str:
         return f"{len(proven)} of {len(data.methods)} cuts are proven exact. Do not trust the others."
     worst = worst_difference(found)
     return (
-        f"All {len(proven)} cuts are proven exact: every remaining byte is the original's, and the smaller model "
-        f"answers like the original with the dropped experts switched off (largest logit difference "
+        f"All {len(proven)} cuts are proven exact: every remaining weight is the original's byte for byte, and the "
+        f"smaller model answers like the original with the dropped experts switched off (largest logit difference "
         f"{scientific(worst)}, allowed {scientific(max(c.tolerance for c in found))})."
     )
 
@@ -169,23 +169,20 @@ def _lead(data: PageData, best: Method) -> str:
     rivals = [m for m in data.ranked if m is not best and not m.control]
     if not rivals or len(data.best) > 1:
         return ""
-    duels = {d.second: d for d in data.duels if d.first == best.name}
-    duels |= {d.first: _swapped(d) for d in data.duels if d.second == best.name and d.first not in duels}
+    over_all = [d for d in data.duels if not d.domain]
+    duels = {d.second: d for d in over_all if d.first == best.name}
+    duels |= {d.first: _swapped(d) for d in over_all if d.second == best.name and d.first not in duels}
     if rivals[0].name not in duels:
         return f"Its lead over {rivals[0].name} was not tested."
     tested = [m.name for m in rivals if m.name in duels]
     beaten = [name for name in tested if clear(duels[name].difference)]
     drawn = [name for name in tested if name not in beaten]
-    sentences = []
-    if beaten:
-        sentences.append(f"On the same questions {best.name} is clearly ahead of {listed(beaten)}.")
+    claims = [f"is clearly ahead of {listed(beaten)}"] if beaten else []
     if drawn:
         first = duels[drawn[0]].difference
-        sentences.append(
-            f"{best.name} cannot be told apart from {listed(drawn)}: ahead of {drawn[0]} by "
-            f"{percent(first.points)} points (95 % interval {interval(first)})."
-        )
-    return " ".join(sentences)
+        ahead = f"ahead of {drawn[0]} by {percent(first.points)} points (95 % interval {interval(first)})"
+        claims.append(f"cannot be told apart from {listed(drawn)}: {ahead}")
+    return f"On the same questions {best.name} {', but '.join(claims)}."
 
 
 def _focus(data: PageData, best: Method) -> str:
