@@ -1,5 +1,7 @@
 """From the story to its page: collects the facts; draws nothing."""
 
+from dataclasses import replace
+
 from trimoe import __version__
 from trimoe.choose.recipe import load_recipe
 from trimoe.cut.certify_data import Certificate
@@ -15,7 +17,11 @@ from trimoe.judge.report.data import (
     PageData,
     Score,
 )
+from trimoe.judge.stats import holm
 from trimoe.pipeline import Story
+
+FOCUS = "tiny-code"
+"""The bench of the domain that the demo's calibration set targets."""
 
 
 def page_data(story: Story) -> PageData:
@@ -42,8 +48,8 @@ def page_data(story: Story) -> PageData:
             tuple((str(k), int(v)) for k, v in tokens.items()) if isinstance(tokens, dict) else (),
             "prompts of the training split, and the model's own passing code replies; nothing held out is in it",
         ),
-        focus="code" if "tiny-code" in benches else "",
-        duels=_duels(story, [m for m in methods if m.startswith("random")]),
+        focus=FOCUS.removeprefix("tiny-") if FOCUS in benches else "",
+        duels=duels(story),
         caveats=("The bundled model is tiny and its tasks are made up: it compares methods, nothing more.",),
         commands=("trimoe demo",),
         versions=(("trimoe", __version__),),
@@ -100,14 +106,25 @@ def _certificate(made: Certificate) -> CertificateSummary:
     )
 
 
-def _duels(story: Story, controls: list[str]) -> tuple[Duel, ...]:
-    """The first method against each control, on the same items."""
-    first = next(iter(story.maps))
-    duels = []
-    for control in controls:
-        if control != first:
-            rows = compare_runs(story.log, control, [first]).rows
-            change = _difference(overall([row for row in rows if row.name == first]))
-            if change is not None:
-                duels.append(Duel(first, control, change))
-    return tuple(duels)
+def duels(story: Story) -> tuple[Duel, ...]:
+    """Methods against each other: the best against all others, and the first (the one whose calibration set has a
+    target) against each control, over all items and in its target domain. Holm over all of these tests."""
+    totals = {name: row.accuracy or 0.0 for name, row in story.overall.items() if name != story.comparison.base}
+    first, best = next(iter(story.maps)), max(totals, key=lambda name: totals[name])
+    controls = [name for name in story.maps if name.startswith("random") and name != first]
+    pairs = [(best, other, "") for other in story.maps if other != best]
+    pairs += [(first, control, "") for control in controls if first != best]
+    if FOCUS in {row.bench for row in story.comparison.rows}:
+        pairs += [(first, control, FOCUS) for control in controls]
+    made = []
+    for one, other, bench in pairs:
+        rows = [
+            row for row in compare_runs(story.log, other, [one]).rows if row.name == one and bench in ("", row.bench)
+        ]
+        change = _difference(overall(rows))
+        if change is not None:
+            made.append(Duel(one, other, change, bench.removeprefix("tiny-")))
+    adjusted = holm([duel.difference.p for duel in made])
+    return tuple(
+        replace(duel, difference=replace(duel.difference, p_holm=p)) for duel, p in zip(made, adjusted, strict=True)
+    )

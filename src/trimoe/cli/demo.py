@@ -9,6 +9,7 @@ import click
 from trimoe.cli.common import emit, json_option, progress
 
 if TYPE_CHECKING:
+    from trimoe.judge.report.data import Duel, PageData
     from trimoe.pipeline import Story
 
 
@@ -58,11 +59,11 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
     report = out / "report.html"
     data = page_data(story)
     page.write_page(data, report)
-    emit(_as_json(story, report), _as_text(story, report), as_json)
+    emit(_as_json(story, data, report), _as_text(story, data, report), as_json)
     return 0
 
 
-def _as_json(story: "Story", report: Path) -> dict[str, Any]:
+def _as_json(story: "Story", data: "PageData", report: Path) -> dict[str, Any]:
     certificates = {
         n: {"status": c.status, "max_logit_difference": c.max_logit_difference} for n, c in story.certificates.items()
     }
@@ -72,12 +73,13 @@ def _as_json(story: "Story", report: Path) -> dict[str, Any]:
         "certificates": certificates,
         "comparison": story.comparison.as_dict(),
         "overall": [asdict(row) for row in story.overall.values()],
+        "duels": [asdict(duel) for duel in data.duels],
         "report": str(report),
         "seconds": {k: round(v, 1) for k, v in story.seconds.items()},
     }
 
 
-def _as_text(story: "Story", report: Path) -> str:
+def _as_text(story: "Story", data: "PageData", report: Path) -> str:
     """The table: accuracy in percent with its 95 % interval, and the paired difference over all items."""
     from rich.console import Console
     from rich.table import Table
@@ -104,7 +106,17 @@ def _as_text(story: "Story", report: Path) -> str:
     worst = max((c.max_logit_difference or 0.0 for c in story.certificates.values()), default=0.0)
     times = ", ".join(f"{k} {v:.0f} s" for k, v in story.seconds.items())
     proof = f"All {len(story.certificates)} cuts proven; largest logit difference to the masked original {worst:.1e}."
-    return f"{capture.get()}{proof}\nTimes: {times}.\nLook at {report}"
+    tests = ["On the same items (exact McNemar; Holm over these tests):", *map(_duel, data.duels)]
+    return capture.get() + "\n".join([*tests, proof, f"Times: {times}.", f"Look at {report}"])
+
+
+def _duel(duel: "Duel") -> str:
+    d = duel.difference
+    where = f" in {duel.domain}" if duel.domain else ""
+    holm = "" if d.p_holm is None else f", Holm {d.p_holm:.1g}"
+    low, high = 100 * d.low, 100 * d.high
+    pair = f"{duel.first} minus {duel.second}{where}"
+    return f"  {pair:<36} {100 * d.points:+5.1f} [{low:+.1f},{high:+.1f}] p={d.p:.1g}{holm}"
 
 
 COMMANDS = [demo]
