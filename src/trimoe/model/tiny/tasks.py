@@ -150,28 +150,29 @@ _THINGS = ["apples", "books", "coins", "eggs", "pens", "shells", "stones", "stam
 
 def _math(rng: random.Random) -> Item:
     who, thing = rng.choice(_NAMES), rng.choice(_THINGS)
-    a, b, c, n = rng.randint(11, 99), rng.randint(11, 99), rng.randint(2, 30), rng.randint(2, 9)
+    a, b, c, n = rng.randint(2, 12), rng.randint(2, 12), rng.randint(2, 9), rng.randint(2, 9)
     kind = rng.randrange(6)
     if kind == 0:
+        c = rng.randint(2, min(9, a + b - 1))
         prompt = f"{who} has {a} {thing}, buys {b} and gives away {c}. How many {thing} are left?"
         steps = [(f"{a} + {b}", a + b), (f"{a + b} - {c}", a + b - c)]
     elif kind == 1:
-        prompt = f"{who} packs {n} boxes of {c} {thing} and finds {a} more. How many {thing} in all?"
-        steps = [(f"{n} * {c}", n * c), (f"{n * c} + {a}", n * c + a)]
+        prompt = f"{who} packs {n} boxes of {c} {thing} and finds {b} more. How many {thing} in all?"
+        steps = [(f"{n} * {c}", n * c), (f"{n * c} + {b}", n * c + b)]
     elif kind == 2:
-        total = n * c
-        prompt = f"{who} shares {total} {thing} among {n} friends. How many {thing} does each get?"
-        steps = [(f"{total} / {n}", c)]
+        prompt = f"{who} shares {n * c} {thing} among {n} friends. How many {thing} does each get?"
+        steps = [(f"{n * c} / {n}", c)]
     elif kind == 3:
         prompt = f"What is {a} + {b} + {c}?"
         steps = [(f"{a} + {b}", a + b), (f"{a + b} + {c}", a + b + c)]
     elif kind == 4:
-        hi, lo = max(a, b), min(a, b)
+        lo = rng.randint(2, 12)
+        hi = lo + c
         prompt = f"What is {hi} - {lo}, times {n}?"
         steps = [(f"{hi} - {lo}", hi - lo), (f"{hi - lo} * {n}", (hi - lo) * n)]
     else:
-        prompt = f"{who} reads {c} pages a day for {n} days. How many pages of {a + 300} remain?"
-        steps = [(f"{c} * {n}", c * n), (f"{a + 300} - {c * n}", a + 300 - c * n)]
+        prompt = f"{who} reads {c} pages a day for {n} days. How many pages of 100 remain?"
+        steps = [(f"{c} * {n}", c * n), (f"100 - {c * n}", 100 - c * n)]
     work = ". ".join(f"{term} = {value}" for term, value in steps)
     return Item("math", prompt, f"{work}. Answer: {steps[-1][1]}", {"number": steps[-1][1]})
 
@@ -202,7 +203,12 @@ def _choice(rng: random.Random) -> Item:
     rng.shuffle(shown)
     letter = "ABCD"[shown.index(truth)]
     listed = "\n".join(f"({mark}) {option}" for mark, option in zip("ABCD", shown, strict=True))
-    return Item("choice", f"{question.format(e=name)}\n{listed}", f"The answer is ({letter}).", {"letter": letter})
+    return Item(
+        "choice",
+        f"{question.format(e=name)}\n{listed}",
+        f"It is {truth}. The answer is ({letter}).",
+        {"letter": letter},
+    )
 
 
 # ---------------------------------------------------------------- format: any reply that obeys the form passes
