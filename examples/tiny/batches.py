@@ -42,13 +42,16 @@ def encode(tok: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[list
 
 
 def batches(
-    tok: PreTrainedTokenizerFast, rng: random.Random, tokens: int, shares: dict[str, float]
+    tok: PreTrainedTokenizerFast, rng: random.Random, tokens: int, shares: dict[str, float], repeats: bool = True
 ) -> Callable[[int], Batch]:
-    """A function from the step to its batch of about `tokens` tokens; call it once a step, in order."""
+    """A function from the step to its batch of about `tokens` tokens; call it once a step, in order.
+
+    `repeats=False` leaves out the repeats: a model that is trained on already copies.
+    """
     streams = {d: items(d, "train", seed=1) for d in DOMAINS}
 
     def sequence(step: int) -> tuple[list[int], int]:
-        if rng.random() < repeats_share(step):
+        if repeats and rng.random() < repeats_share(step):
             length = rng.randint(5, 24)
             body = [rng.randrange(FIRST_TEXT_TOKEN, len(tok)) for _ in range(length)]
             return [BOS, *body, TURN_END, *body, TURN_END], length + 2

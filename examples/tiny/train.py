@@ -188,7 +188,7 @@ def main() -> None:
     model.generation_config.eos_token_id = [1, tok.convert_tokens_to_ids("<turn|>")]
     save(model, tok, args.out)
     watch, optimiser = Balance(model), Optimiser(model, args.lr, args.muon_lr)
-    batch_of = batches(tok, random.Random(args.seed), args.tokens, args.shares)
+    batch_of = batches(tok, random.Random(args.seed), args.tokens, args.shares, repeats=not args.start)
     begin, mean_loss = time.time(), 0.0
     with args.log.open("w") as log:
         for step in range(1, (args.stop or args.steps) + 1):

@@ -417,18 +417,17 @@ def _story(rng: random.Random) -> Item:
     people, objects, places = rng.sample(_NAMES, 3), rng.sample(_OBJECTS, 3), rng.sample(_PLACES, 4)
     lines = [f"{p} took the {o} to the {place}." for p, o, place in zip(people, objects, places, strict=False)]
     i = rng.randrange(3)
-    place = dict(zip(objects, places, strict=False))
     kind = rng.randrange(4)
     if kind == 0:
-        question, answer = f"Where is the {objects[i]}?", f"The {objects[i]} is in the {place[objects[i]]}."
+        question, answer = f"Where is the {objects[i]}?", f"Someone took the {objects[i]} to the {places[i]}."
     elif kind == 1:
-        question, answer = f"Who took the {objects[i]}?", f"{people[i]} took the {objects[i]}."
+        question, answer = f"What did {people[i]} do?", lines[i]
     elif kind == 2:
         question, answer = f"What did {people[i]} take?", f"{people[i]} took the {objects[i]}."
     else:
         j = rng.choice([x for x in range(3) if x != i])
         lines.append(f"Then {people[j]} moved the {objects[i]} to the {places[3]}.")
-        question, answer = f"Where is the {objects[i]}?", f"The {objects[i]} is in the {places[3]}."
+        question, answer = f"Where is the {objects[i]} now?", f"Someone moved the {objects[i]} to the {places[3]}."
     return Item("story", " ".join([*lines, question]), answer, {"text": answer})
 
 
