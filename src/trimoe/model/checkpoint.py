@@ -16,7 +16,7 @@ import numpy as np
 
 from trimoe.artifact import canonical_json, read_json
 from trimoe.errors import CheckpointError
-from trimoe.model.arch import Arch, Role, detect
+from trimoe.model.arch import Arch, Role, Roles, detect
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
 _SAMPLE = 64 << 10
@@ -28,13 +28,21 @@ _EXPONENT = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7
 
 @dataclass(frozen=True)
 class ExpertTensor:
-    """One tensor on the expert axis: stacked (`expert` None, cut along `axis`) or of a single `expert`."""
+    """One tensor on the expert axis: stacked (`expert` None, cut along `axis`) or of a single `expert`.
+
+    `layer` is the layer whose drops apply: its own, or for a drafting block the last one with experts.
+    """
 
     role: str
     layer: int
     info: TensorInfo
     axis: int
     expert: int | None = None
+    template: str = ""
+
+    def renamed(self, position: int) -> str:
+        """The name of this expert's tensor when it stands at `position`."""
+        return self.template.replace("{E}", str(position))
 
 
 @dataclass(frozen=True)
@@ -64,29 +72,78 @@ class Checkpoint:
     def expert_tensors(self) -> dict[str, ExpertTensor]:
         """Every tensor on the expert axis, by name, validated. Raises `CheckpointError` naming the tensor."""
         found: dict[str, ExpertTensor] = {}
-        sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
-                 "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
         for layer in range(self.num_layers):
-            expected = [t for role in self.arch.roles for t in self._names(layer, role)]
-            if self.arch.dense_layers and not any(name in self.index for _, _, name in expected):
-                continue
-            for role_name, expert, name in expected:
-                role, info = self.arch.roles[role_name], self.index.get(name)
-                if info is not None:
-                    _check_shape(info, role, sizes)
-                    found[name] = ExpertTensor(role_name, layer, info, role.axis, expert)
-                elif not role.optional:
-                    raise CheckpointError(
-                        f"tensor {name} is missing", expected=f"{role_name} of layer {layer}, family {self.arch.name}",
-                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
-                    )  # fmt: skip
+            prefix, dense = self.prefix.replace("{L}", str(layer)), self.arch.dense_layer
+            if dense is None or prefix + dense not in self.index or self._has_any(prefix, self.arch.roles):
+                found |= self._claim(prefix, layer, self.arch.roles)
+        last = max((tensor.layer for tensor in found.values()), default=0)
+        for prefix in self.draft_blocks:
+            for roles in self.arch.variants():
+                if self._has_all(prefix, roles):
+                    found |= self._claim(prefix, last, roles)
+                    break
         self._refuse_strays(found)
         return found
+
+    def _claim(self, prefix: str, layer: int, roles: Roles) -> dict[str, ExpertTensor]:
+        """The expert tensors of one block, each checked."""
+        sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
+                 "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
+        found: dict[str, ExpertTensor] = {}
+        for role_name, role in roles.items():
+            template = prefix + role.tensor
+            names = self._names(template, role)
+            if role.optional and not any(name in self.index for name in names):
+                continue
+            for expert, name in enumerate(names):
+                info = self.index.get(name)
+                if info is None:
+                    raise CheckpointError(
+                        f"tensor {name} is missing", expected=f"{role_name} of {prefix[:-1]}, family {self.arch.name}",
+                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
+                    )  # fmt: skip
+                _check_shape(info, role, sizes)
+                only = expert if role.per_expert else None
+                found[name] = ExpertTensor(role_name, layer, info, role.axis, only, template)
+        return found
+
+    def _names(self, template: str, role: Role) -> list[str]:
+        if role.per_expert:
+            return [template.replace("{E}", str(expert)) for expert in range(self.num_experts)]
+        return [template]
+
+    def _has_all(self, prefix: str, roles: Roles) -> bool:
+        return all(self._names(prefix + r.tensor, r)[0] in self.index for r in roles.values() if not r.optional)
+
+    def _has_any(self, prefix: str, roles: Roles) -> bool:
+        return any(name in self.index for r in roles.values() for name in self._names(prefix + r.tensor, r))
+
+    @cached_property
+    def draft_blocks(self) -> tuple[str, ...]:
+        """Name prefixes of the multi-token-prediction blocks. No map covers them, because only speculative decoding
+        uses them; but config.json has one count for all blocks, so their experts are cut like the last layer's."""
+        template, found = self.arch.draft_prefix, list[str]()
+        if template is not None:
+            blocks = re.compile(re.escape(template).replace(r"\{L\}", r"(\d+)"))
+            numbers = {int(match[1]) for name in self.index if (match := blocks.match(name))}
+            first = self.num_layers if template in self.arch.layer_prefixes else 0
+            found = [template.replace("{L}", str(number)) for number in sorted(numbers) if number >= first]
+        return tuple(found)
 
     @cached_property
     def moe_layers(self) -> tuple[int, ...]:
         """Layers that have experts, ascending; all of them in most families."""
         return tuple(sorted({tensor.layer for tensor in self.expert_tensors.values()}))
+
+    @property
+    def cannot_cut(self) -> str | None:
+        """Why no cut of this checkpoint can be exact, or None."""
+        scopes = [scope for scope in (self.config.get("text_config"), self.config) if isinstance(scope, dict)]
+        for key, assumed in self.arch.config.groups.items():
+            groups = next((scope[key] for scope in scopes if key in scope), assumed)
+            if groups not in (None, 1):
+                return f"experts are routed in groups ({key} = {groups}): a cut would change which are chosen"
+        return None
 
     def setting(self, key: str | None) -> int | None:
         """An integer of config.json by its key, from text_config first; None if absent."""
@@ -95,19 +152,23 @@ class Checkpoint:
                 return int(scope[key])
         return None
 
+    def layer_of(self, name: str) -> int | None:
+        """The decoder layer that a tensor belongs to; None for everything else (embedding, vision, drafting blocks)."""
+        head, _, tail = self.prefix.partition("{L}")
+        number, dot, _ = name.removeprefix(head).partition(tail)
+        inside = name.startswith(head) and dot and number.isdecimal() and int(number) < self.num_layers
+        return int(number) if inside else None
+
     def role_name(self, role: str, layer: int, expert: int | None = None) -> str:
         """Tensor name of a role in a layer (and of one expert, for a per-expert role)."""
         name = self.prefix.replace("{L}", str(layer)) + self.arch.roles[role].tensor
         return name if expert is None else name.replace("{E}", str(expert))
 
-    def _names(self, layer: int, role: str) -> Iterable[tuple[str, int | None, str]]:
-        if self.arch.roles[role].per_expert:
-            return ((role, e, self.role_name(role, layer, e)) for e in range(self.num_experts))
-        return ((role, None, self.role_name(role, layer)),)
-
     def _refuse_strays(self, claimed: dict[str, ExpertTensor]) -> None:
         """The closed-world check: what looks like experts or router must have been explained."""
-        layer_name = re.compile(re.escape(self.prefix).replace(r"\{L\}", r"\d+") + "(.+)")
+        prefixes = (self.prefix, *((self.arch.draft_prefix,) if self.arch.draft_prefix else ()))
+        blocks = "|".join(re.escape(prefix).replace(r"\{L\}", r"\d+") for prefix in prefixes)
+        layer_name = re.compile(f"(?:{blocks})(.+)")
         for name in self.index:
             match = layer_name.fullmatch(name)
             stray = self.arch.stray(match[1]) if match else "experts" in name.split(".")
