@@ -7,14 +7,17 @@ lie in different files. `MADE` is the list; `write(made, folder)` writes one.
 """
 
 import json
+import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from byte_tokenizer import VOCABULARY, write_tokenizer
 
 EXPERTS = 8
+TEXT = 250
+"""Tokens from here on stand for images and sound in the multimodal checkpoints."""
 Settings = dict[str, Any]
 Tensors = dict[str, Any]
 
@@ -38,10 +41,16 @@ class Made:
     """Edits tensors and config.json to what the published checkpoints have."""
     bare: bool = True
     """AutoModelForCausalLM has a place for every tensor."""
-    calibrates: bool = True
+    quantized: bool = False
     shards: int = 1
-    biases: tuple[str, ...] = field(default=())
-    """Ends of names of small tensors that are peculiar to the family and carry the expert axis."""
+    peculiar: tuple[str, ...] = (".gate.weight",)
+    """Ends of names of tensors with an expert axis besides the experts' matrices: routers, biases, corrections."""
+
+    @property
+    def drop(self) -> dict[int, tuple[int, ...]]:
+        """Three random experts in each layer, different ones in each."""
+        rng = random.Random(self.name)
+        return {layer: tuple(sorted(rng.sample(range(EXPERTS), 3))) for layer in self.moe_layers}
 
 
 def _text(**changes: Any) -> Settings:
@@ -144,13 +153,13 @@ def _mxfp4(tensors: Tensors, settings: Settings) -> None:
     }
 
 
-CORRECTION = ("e_score_correction_bias",)
+CORRECTION = (".gate.weight", "e_score_correction_bias")
 MADE: tuple[Made, ...] = (
-    Made("gemma4", "gemma4", "Gemma4ForCausalLM", GEMMA4, (0, 1), biases=("per_expert_scale",)),
+    Made("gemma4", "gemma4", "Gemma4ForCausalLM", GEMMA4, (0, 1), peculiar=("router.proj.weight", "per_expert_scale")),
     Made("gemma4-multimodal", "gemma4", "Gemma4ForConditionalGeneration",
          {"text_config": GEMMA4, "vision_config": GEMMA_VISION, "audio_config": None, "image_token_id": 250,
           "boi_token_id": 251, "eoi_token_id": 252, "video_token_id": 253, "audio_token_id": 254, "boa_token_id": 255,
-          "eoa_token_id": 256}, (0, 1), shards=2, biases=("per_expert_scale",)),
+          "eoa_token_id": 256}, (0, 1), shards=2, peculiar=("router.proj.weight", "per_expert_scale")),
     Made("qwen3_moe", "qwen3_moe", "Qwen3MoeForCausalLM",
          _fine(num_experts=EXPERTS, num_experts_per_tok=2, norm_topk_prob=True, mlp_only_layers=[0]), (1, 2), shards=3,
          publish=_count_is("num_experts", "num_local_experts")),
@@ -165,28 +174,28 @@ MADE: tuple[Made, ...] = (
     Made("mixtral", "mixtral", "MixtralForCausalLM",
          _text(intermediate_size=16, num_local_experts=EXPERTS, num_experts_per_tok=2), (0, 1, 2)),
     Made("gpt_oss", "gpt_oss", "GptOssForCausalLM", GPT_OSS, (0, 1, 2),
-         biases=("router.bias", "gate_up_proj_bias", "down_proj_bias")),
-    Made("gpt_oss-mxfp4", "gpt_oss", "GptOssForCausalLM", GPT_OSS, (0, 1, 2), publish=_mxfp4, calibrates=False,
-         shards=2, biases=("gate_up_proj_scales", "down_proj_bias")),
+         peculiar=("router.weight", "router.bias", "gate_up_proj_bias", "down_proj_bias")),
+    Made("gpt_oss-mxfp4", "gpt_oss", "GptOssForCausalLM", GPT_OSS, (0, 1, 2), publish=_mxfp4, quantized=True,
+         shards=2, peculiar=("gate_up_proj_scales", "down_proj_bias")),
     Made("deepseek_v2", "deepseek_v2", "DeepseekV2ForCausalLM", DEEPSEEK, (1, 2)),
-    Made("deepseek_v3", "deepseek_v3", "DeepseekV3ForCausalLM", DEEPSEEK, (1, 2), shards=2, biases=CORRECTION,
+    Made("deepseek_v3", "deepseek_v3", "DeepseekV3ForCausalLM", DEEPSEEK, (1, 2), shards=2, peculiar=CORRECTION,
          publish=_numbered_draft, bare=False),
     Made("glm4_moe", "glm4_moe", "Glm4MoeForCausalLM",
          _fine(n_routed_experts=EXPERTS, num_experts_per_tok=3, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
                topk_group=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=0.7), (1, 2), top_k=3,
-         publish=_numbered_draft, bare=False, biases=CORRECTION),
+         publish=_numbered_draft, bare=False, peculiar=CORRECTION),
     Made("minimax_m2", "minimax_m2", "MiniMaxM2ForCausalLM",
-         _text(intermediate_size=16, num_local_experts=EXPERTS, num_experts_per_tok=2), (0, 1, 2), biases=CORRECTION),
+         _text(intermediate_size=16, num_local_experts=EXPERTS, num_experts_per_tok=2), (0, 1, 2), peculiar=CORRECTION),
     Made("ernie4_5_moe", "ernie4_5_moe", "Ernie4_5_MoeForCausalLM",
          _fine(moe_num_experts=EXPERTS, moe_k=2, moe_num_shared_experts=1, moe_layer_start_index=1,
-               tie_word_embeddings=True), (1, 2), biases=CORRECTION),
+               tie_word_embeddings=True), (1, 2), peculiar=CORRECTION),
     Made("granitemoe", "granitemoe", "GraniteMoeForCausalLM",
          _text(intermediate_size=16, num_local_experts=EXPERTS, num_experts_per_tok=2, embedding_multiplier=3.0,
-               residual_multiplier=0.5, logits_scaling=2.0, attention_multiplier=0.2), (0, 1, 2)),
-    Made("llama4", "llama4", "Llama4ForCausalLM", LLAMA4, (1, 2), top_k=1),
+               residual_multiplier=0.5, logits_scaling=2.0, attention_multiplier=0.2), (0, 1, 2), peculiar=("router.layer.weight",)),
+    Made("llama4", "llama4", "Llama4ForCausalLM", LLAMA4, (1, 2), top_k=1, peculiar=("router.weight",)),
     Made("llama4-multimodal", "llama4", "Llama4ForConditionalGeneration",
          {"text_config": LLAMA4 | {"num_experts_per_tok": 2, "moe_layers": [0, 1, 2]}, "vision_config": LLAMA_VISION},
-         (0, 1, 2), bare=False, shards=2),
+         (0, 1, 2), bare=False, shards=2, peculiar=("router.weight",)),
 )  # fmt: skip
 
 

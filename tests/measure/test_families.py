@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import EXPERTS, MADE, Made
+from families import EXPERTS, MADE, TEXT, Made
 from measure_oracle import oracle
 
 from trimoe.errors import CheckpointError
@@ -17,8 +17,7 @@ from trimoe.measure.layers import LayerModel
 from trimoe.model.checkpoint import open_checkpoint
 
 COUNTS = ("tc", "cc", "runner_up", "tokens")
-TEXT = 250  # tokens from here on stand for images and sound in the multimodal checkpoints
-MEASURED = [made for made in MADE if made.calibrates]
+MEASURED = [made for made in MADE if not made.quantized]
 Checkpoints = Callable[[Made], Path]
 
 
