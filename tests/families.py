@@ -79,8 +79,8 @@ HYBRID = {
 }  # fmt: skip
 DEEPSEEK = _fine(
     head_dim=8, num_key_value_heads=2, n_routed_experts=EXPERTS, num_experts_per_tok=2, n_shared_experts=1,
-    first_k_dense_replace=1, kv_lora_rank=16, q_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, n_group=1, topk_group=1,
-    routed_scaling_factor=1.5,
+    first_k_dense_replace=1, kv_lora_rank=16, q_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+    n_group=1, topk_group=1, routed_scaling_factor=1.5,
 )  # fmt: skip
 GPT_OSS = _text(
     intermediate_size=32, num_local_experts=EXPERTS, num_experts_per_tok=2, sliding_window=16, swiglu_limit=0.5,
@@ -191,7 +191,8 @@ MADE: tuple[Made, ...] = (
                tie_word_embeddings=True), (1, 2), peculiar=CORRECTION),
     Made("granitemoe", "granitemoe", "GraniteMoeForCausalLM",
          _text(intermediate_size=16, num_local_experts=EXPERTS, num_experts_per_tok=2, embedding_multiplier=3.0,
-               residual_multiplier=0.5, logits_scaling=2.0, attention_multiplier=0.2), (0, 1, 2), peculiar=("router.layer.weight",)),
+               residual_multiplier=0.5, logits_scaling=2.0, attention_multiplier=0.2), (0, 1, 2),
+         peculiar=("router.layer.weight",)),
     Made("llama4", "llama4", "Llama4ForCausalLM", LLAMA4, (1, 2), top_k=1, peculiar=("router.weight",)),
     Made("llama4-multimodal", "llama4", "Llama4ForConditionalGeneration",
          {"text_config": LLAMA4 | {"num_experts_per_tok": 2, "moe_layers": [0, 1, 2]}, "vision_config": LLAMA_VISION},

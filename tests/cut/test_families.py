@@ -1,6 +1,7 @@
 """Every family: cut, load, certify, recover the map; and what is peculiar to it, damaged, is found and named."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,13 @@ from certify_models import edit_json, flip_byte
 from families import EXPERTS, MADE, Made
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.recipe import load_recipe
+from trimoe.choose.select import make_map
 from trimoe.cut.certify import certify
 from trimoe.cut.infer import infer_map
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
+from trimoe.measure.engine import calibrate
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
@@ -195,12 +199,25 @@ def test_block_scales_go_with_their_experts(family_checkpoint: Checkpoints, tmp_
                 assert have == tensors[name.format(expert)].numpy()
     assert infer_map(base, tmp_path / "out").exact
 
-    del tensors["model.layers.1.block_sparse_moe.experts.5.w2.weight_scale_inv"]
+    missing = "model.layers.1.block_sparse_moe.experts.5.w2.weight_scale_inv"
+    del tensors[missing]
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"layers\.1\.block_sparse_moe\.experts\.5\.w2\.weight_scale_inv is missing"
-    ):
+    with pytest.raises(CheckpointError, match=f"{re.escape(missing)} is missing"):
         open_checkpoint(base)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "llama4"])
+def test_from_calibration_to_a_cut_with_dense_layers(name: str, family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    made = named(name)
+    base = family_checkpoint(made)
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "The quick brown fox jumps over 12 lazy dogs. " * 3}))
+    chosen = "name: s\nclasses:\n  generic_text:\n    - {kind: jsonl, path: texts.jsonl}\n"
+    (tmp_path / "set.yaml").write_text(chosen)
+    stats = calibrate(base, tmp_path / "set.yaml", tmp_path / "stats")
+    drop_map = make_map(stats, load_recipe("v4"), keep=5)
+    assert list(drop_map.drop) == list(made.moe_layers)
+    prune(base, drop_map, tmp_path / "out")
+    assert infer_map(base, tmp_path / "out").exact
 
 
 def test_a_layer_without_its_experts_is_not_taken_for_a_dense_one(

@@ -2,8 +2,8 @@
 
 Same values as transformers' own functions up to rounding; the row norms of the expert outputs are taken while those are
 at hand. Layout differences (biases, transposed weights, own gate, post norm) come from the flags that transformers puts
-on every experts module, never from class names. Experts outside that interface, which take tokens already scaled by their
-weight and every expert every token, are fitted to it by `adapt`.
+on every experts module, never from class names. Experts outside that interface, which take tokens already scaled by
+their weight and every expert every token, are fitted to it by `adapt`.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,9 @@ def _dispatch(module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: 
 def adapt(experts: Any, router: Router, transposed: bool) -> None:
     """Fit experts that take scaled tokens [E x T, H], all tokens for every expert, to the interface above.
 
-    Their block repeats the tokens once per column of the router's scores, scales them, and sums the experts' outputs over
-    these copies. Here the router's scores are narrowed to the k chosen columns, so that the block makes k copies instead
-    of E; the outputs, of which most would be zero, are the same.
+    Their block repeats the tokens once per column of the router's scores, scales them, and sums the experts' outputs
+    over these copies. Here the router's scores are narrowed to the k chosen columns, so that the block makes k copies
+    instead of E; the outputs left out would be zero.
     """
     experts.has_gate, experts.has_bias, experts.has_post_expert_norm = True, False, False
     experts.is_transposed, experts.is_concatenated = transposed, True
@@ -82,7 +82,8 @@ def _gated(activation: Callable[[Any], Any], inner: Any) -> Any:
 def run_experts(module: Any, x: Any, index: Any, weight: Any, use: Any = None) -> ExpertsResult:
     """Outputs for `x` [T, H] routed to `index` [T, k] with `weight` [T, k]; all work is grouped by expert.
 
-    `x` may be [T, k, H]: an input of its own for each chosen expert. `use` (bool [T] or None for all) says which tokens enter `vectors`.
+    `x` may be [T, k, H]: an input of its own for each chosen expert. `use` (bool [T] or None for all) says which tokens
+    enter `vectors`.
     """
     import torch
 

@@ -24,7 +24,7 @@ class Router:
         return output[self.routing.logits] if isinstance(output, tuple) else output
 
     def preference(self, logits: Any) -> Any:
-        """[tokens, E], larger for an expert that is chosen earlier: the scores, or the logits where they order alike."""
+        """[tokens, E], larger for an expert chosen earlier: the scores, or the logits where both order alike."""
         if not self.terms:
             return logits
         scores = logits.float().sigmoid() if self.routing.score == "sigmoid" else logits.float().softmax(-1)
