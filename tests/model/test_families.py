@@ -1,15 +1,21 @@
 """Every family is recognised by its tensor names, and `trimoe inspect` says what there is to cut."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from families import EXPERTS, MADE, Made
+from hand_made import per_expert_arrays, per_expert_config, write_checkpoint
 
+from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
+from trimoe.cut.infer import infer_map
+from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
+from trimoe.model import arch as arch_module
 from trimoe.model.arch import all_archs, detect, form
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import read_index
@@ -67,3 +73,29 @@ def test_no_two_families_answer_to_one_checkpoint(family_checkpoint: Checkpoints
         others = tuple(arch for arch in all_archs() if arch.name != made.arch)
         with pytest.raises(CheckpointError, match=r"no experts that trimoe knows|dense model"):
             detect(names, config, others)
+
+
+def test_the_example_of_the_howto_is_enough_to_cut_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "howto" / "add-a-family.md"
+    [text] = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    family = arch_module.parse_arch(text, "example_moe.toml")
+    monkeypatch.setattr(arch_module, "all_archs", lambda: (family,))
+    names = {"gate.e_score_correction_bias": "gate.bias", "layers.0.mlp.gate_proj": "layers.0.mlp.down_proj"}
+    arrays = per_expert_arrays()
+    for old in list(arrays):
+        for theirs, ours in names.items():
+            if theirs in old:
+                arrays[old.replace(theirs, ours)] = arrays.pop(old)
+    config = per_expert_config() | {"model_type": "example_moe", "num_experts": 6}
+    del config["n_routed_experts"]
+    base = write_checkpoint(tmp_path / "base", arrays, config)
+    drop = {1: (0, 4), 2: (3, 5)}
+    prune(base, DropMap(drop, 6), tmp_path / "out")
+    found = infer_map(base, tmp_path / "out")
+    assert found.exact
+    assert found.map is not None
+    assert found.map.drop == drop
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_experts"] == 4
+    cut = read_index(tmp_path / "out")
+    assert cut["model.layers.1.mlp.gate.bias"].shape == (4,)
+    assert "model.layers.1.mlp.experts.4.up_proj.weight" not in cut

@@ -53,6 +53,8 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
 def describe(checkpoint: Any) -> dict[str, Any]:
     """The facts of a `Checkpoint` as JSON values; sizes in bytes."""
     expert_bytes = sum(tensor.info.nbytes for tensor in checkpoint.expert_tensors.values())
+    first = checkpoint.moe_layers[0]
+    in_first = [t.info.nbytes for name, t in checkpoint.expert_tensors.items() if checkpoint.layer_of(name) == first]
     per_expert = any(role.per_expert for role in checkpoint.arch.roles.values())
     return {
         "path": str(checkpoint.path),
@@ -71,7 +73,7 @@ def describe(checkpoint: Any) -> dict[str, Any]:
         "shards": len({info.file for info in checkpoint.index.values()}),
         "bytes": checkpoint.nbytes,
         "expert_bytes": expert_bytes,
-        "bytes_per_expert": expert_bytes // (len(checkpoint.moe_layers) * checkpoint.num_experts),
+        "bytes_per_expert": sum(in_first) // checkpoint.num_experts,
         "fingerprint": checkpoint.fingerprint,
     }
 
