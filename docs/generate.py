@@ -179,7 +179,7 @@ FAMILIES = """\
 # Model families
 
 A family is one file in `src/trimoe/model/archs/` ([how to add one](../howto/add-a-family.md)). It is recognised by the
-names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` shows
+names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` says
 what was recognised. Listed is what a cut takes experts out of; everything else is copied byte for byte, and config.json
 changes in the count of experts alone. N is the layer, E an expert.
 

@@ -78,6 +78,23 @@ def test_layer_by_layer_equals_the_whole_model(made: Made, family_checkpoint: Ch
             torch.testing.assert_close(hidden, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("made", MEASURED, ids=lambda made: made.name)
+def test_weights_have_the_types_of_the_whole_model(made: Made, family_checkpoint: Checkpoints) -> None:
+    """Some families keep corrections or routers in float32 when the rest is in bfloat16; the choice depends on it."""
+    from transformers import AutoModelForCausalLM
+
+    path, layer = family_checkpoint(made), made.moe_layers[-1]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    layerwise = LayerModel(open_checkpoint(path), "cpu", "bfloat16")
+    layerwise.load(layer)
+    prefix = f"{layerwise.layers_name}.{layer}."
+    have, want = (
+        {n: t.dtype for n, t in m.state_dict().items() if n.startswith(prefix)} for m in (layerwise.model, model)
+    )
+    assert have == want
+    assert len(have) > 5
+
+
 def test_quantized_weights_are_refused(family_checkpoint: Checkpoints, windows: Windows) -> None:
     path = family_checkpoint(next(made for made in MADE if made.name == "gpt_oss-mxfp4"))
     with pytest.raises(CheckpointError, match="quantized"):

@@ -198,7 +198,9 @@ class LayerModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping)
+        # The plan names what a family keeps in float32 whatever the rest is in, such as corrections of the choice.
+        config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping,
+                                     dtype_plan=self.model._get_dtype_plan(self.dtype))  # fmt: skip
         lazy = {name: LazyTensor(self.checkpoint.index[name]) for name in names}
         info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
         wrong = sorted(str(mismatch[0]) for mismatch in info.mismatched_keys) + sorted(info.unexpected_keys)
