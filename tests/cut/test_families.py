@@ -39,7 +39,8 @@ def cut(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Checkpoints
     def pruned(made: Made) -> Path:
         out = folder / made.name
         if not out.exists():
-            prune(family_checkpoint(made), DropMap(made.drop, EXPERTS), out)
+            sharding = {"max_shard": None} if made.shards > 1 else {}
+            prune(family_checkpoint(made), DropMap(made.drop, EXPERTS), out, **sharding)
         return out
 
     return pruned
@@ -110,6 +111,41 @@ def test_damage_to_what_is_peculiar_is_found_and_named(
         assert result.map is not None
         assert result.map.drop == made.drop
         assert [change.tensor for change in result.changes] == [name]
+
+
+@EVERY
+def test_a_scaled_tensor_is_named_with_its_factor(
+    made: Made, family_checkpoint: Checkpoints, cut: Checkpoints, tmp_path: Path
+) -> None:
+    base, pruned = family_checkpoint(made), Path(shutil.copytree(cut(made), tmp_path / "pruned"))
+    untouched = read_index(base).keys() - open_checkpoint(base).expert_tensors.keys()
+    dense = [name for name in sorted(untouched) if name.endswith("down_proj.weight") and "layers" in name]
+    name = (dense or [name for name in sorted(untouched) if name.endswith("o_proj.weight")])[-1]
+    info = read_index(pruned)[name]
+    with info.file.open("r+b") as handle:
+        handle.seek(info.start)
+        handle.write((np.frombuffer(read_bytes(info), "<f4") * np.float32(1.2)).tobytes())
+    result = infer_map(base, pruned)
+    assert result.map is not None
+    assert result.map.drop == made.drop
+    assert [change.tensor for change in result.changes] == [name]
+    assert result.scaled == {name: pytest.approx(1.2, abs=5e-4)}
+
+
+def test_the_map_of_a_prune_that_lost_its_drafting_block(
+    family_checkpoint: Checkpoints, cut: Checkpoints, tmp_path: Path
+) -> None:
+    """Whoever prunes with transformers loses it, because it is not loaded."""
+    from safetensors.torch import load_file, save_file
+
+    made = named("qwen3_next")
+    pruned = Path(shutil.copytree(cut(made), tmp_path / "pruned"))
+    tensors = load_file(pruned / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if not n.startswith("mtp.")}, pruned / "model.safetensors")
+    result = infer_map(family_checkpoint(made), pruned)
+    assert result.map is not None
+    assert result.map.drop == made.drop
+    assert {str(change).split()[1].split(".")[0] for change in result.changes} == {"mtp"}
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "minimax_m2", "ernie4_5_moe", "glm4_moe"])
