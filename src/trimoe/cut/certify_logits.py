@@ -300,8 +300,9 @@ def _check_loading(keys: dict[str, Any], unused: set[str]) -> Check:
 
 
 def fp32_bytes(index: dict[str, TensorInfo]) -> int:
-    """Memory of these tensors as float32."""
-    return sum(info.nbytes * 8 // ITEM_BITS[info.dtype] * 4 for info in index.values())
+    """Memory of these tensors as float32. Whole bytes are taken for two packed 4-bit values each."""
+    bits = {**ITEM_BITS, "U8": 4}
+    return sum(info.nbytes * 8 // bits[info.dtype] * 4 for info in index.values())
 
 
 def _require_memory(nbytes: int, device: str) -> None:

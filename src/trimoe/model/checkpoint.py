@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,16 @@ class Checkpoint:
         found: dict[str, ExpertTensor] = {}
         for layer in range(self.num_layers):
             prefix, dense = self.prefix.replace("{L}", str(layer)), self.arch.dense_layer
-            if dense is None or prefix + dense not in self.index or self._has_any(prefix, self.arch.roles):
+            begun = [self._begins(prefix, role) for role in self.arch.roles.values()]
+            if dense is None or prefix + dense not in self.index or any(begun):
                 found |= self._claim(prefix, layer, self.arch.roles)
-        last = max((tensor.layer for tensor in found.values()), default=0)
+        if not found:
+            raise CheckpointError("no decoder layer of this checkpoint has experts", expected="a mixture of experts",
+                                  actual="a dense model", remedy="there is nothing to prune in it")  # fmt: skip
+        last = max(tensor.layer for tensor in found.values())
         for prefix in self.draft_blocks:
             for roles in self.arch.variants():
-                if self._has_all(prefix, roles):
+                if all(self._begins(prefix, role) for role in roles.values() if not role.optional):
                     found |= self._claim(prefix, last, roles)
                     break
         self._refuse_strays(found)
@@ -91,11 +95,11 @@ class Checkpoint:
                  "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
         found: dict[str, ExpertTensor] = {}
         for role_name, role in roles.items():
-            template = prefix + role.tensor
-            names = self._names(template, role)
-            if role.optional and not any(name in self.index for name in names):
+            if role.optional and not self._begins(prefix, role):
                 continue
-            for expert, name in enumerate(names):
+            template = prefix + role.tensor
+            for expert in range(self.num_experts if role.per_expert else 1):
+                name = template.replace("{E}", str(expert))
                 info = self.index.get(name)
                 if info is None:
                     raise CheckpointError(
@@ -107,16 +111,9 @@ class Checkpoint:
                 found[name] = ExpertTensor(role_name, layer, info, role.axis, only, template)
         return found
 
-    def _names(self, template: str, role: Role) -> list[str]:
-        if role.per_expert:
-            return [template.replace("{E}", str(expert)) for expert in range(self.num_experts)]
-        return [template]
-
-    def _has_all(self, prefix: str, roles: Roles) -> bool:
-        return all(self._names(prefix + r.tensor, r)[0] in self.index for r in roles.values() if not r.optional)
-
-    def _has_any(self, prefix: str, roles: Roles) -> bool:
-        return any(name in self.index for r in roles.values() for name in self._names(prefix + r.tensor, r))
+    def _begins(self, prefix: str, role: Role) -> bool:
+        """Whether a block has the (first) tensor of a role. One that lacks the first only is refused as a stray."""
+        return prefix + role.tensor.replace("{E}", "0") in self.index
 
     @cached_property
     def draft_blocks(self) -> tuple[str, ...]:
@@ -124,8 +121,8 @@ class Checkpoint:
         uses them; but config.json has one count for all blocks, so their experts are cut like the last layer's."""
         template, found = self.arch.draft_prefix, list[str]()
         if template is not None:
-            blocks = re.compile(re.escape(template).replace(r"\{L\}", r"(\d+)"))
-            numbers = {int(match[1]) for name in self.index if (match := blocks.match(name))}
+            block = _numbered(template)
+            numbers = {int(match[1]) for name in self.index if (match := block.match(name))}
             first = self.num_layers if template in self.arch.layer_prefixes else 0
             found = [template.replace("{L}", str(number)) for number in sorted(numbers) if number >= first]
         return tuple(found)
@@ -154,10 +151,8 @@ class Checkpoint:
 
     def layer_of(self, name: str) -> int | None:
         """The decoder layer that a tensor belongs to; None for everything else (embedding, vision, drafting blocks)."""
-        head, _, tail = self.prefix.partition("{L}")
-        number, dot, _ = name.removeprefix(head).partition(tail)
-        inside = name.startswith(head) and dot and number.isdecimal() and int(number) < self.num_layers
-        return int(number) if inside else None
+        match = _numbered(self.prefix).match(name)
+        return int(match[1]) if match and int(match[1]) < self.num_layers else None
 
     def role_name(self, role: str, layer: int, expert: int | None = None) -> str:
         """Tensor name of a role in a layer (and of one expert, for a per-expert role)."""
@@ -195,6 +190,12 @@ class Checkpoint:
                 for offset in (0, (info.nbytes - _SAMPLE) // 2, info.nbytes - _SAMPLE):
                     digest.update(read_bytes(info, offset, _SAMPLE))
         return digest.hexdigest()
+
+
+@cache
+def _numbered(template: str) -> re.Pattern[str]:
+    """A prefix with its layer number as the first group; no number that a model could not have."""
+    return re.compile(re.escape(template).replace(r"\{L\}", "(0|[1-9][0-9]{0,6})"))
 
 
 def _check_shape(info: TensorInfo, role: Role, sizes: dict[str, int | None]) -> None:

@@ -99,3 +99,53 @@ def test_the_example_of_the_howto_is_enough_to_cut_a_model(tmp_path: Path, monke
     cut = read_index(tmp_path / "out")
     assert cut["model.layers.1.mlp.gate.bias"].shape == (4,)
     assert "model.layers.1.mlp.experts.4.up_proj.weight" not in cut
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mtp.layers.0.mlp.experts.5.up_proj.weight", "mtp.layers.0.mlp.experts.5.up_proj.weight is missing"),
+        ("mtp.layers.0.mlp.experts.0.gate_proj.weight", "mtp.layers.0.mlp.experts.0.down_proj.weight belongs to"),
+        ("model.layers.1.mlp.experts.0.gate_proj.weight", "model.layers.1.mlp.experts.0.gate_proj.weight is missing"),
+        ("model.layers.2.mlp.gate.weight", "model.layers.2.mlp.gate.weight is missing"),
+    ],
+)
+def test_a_missing_tensor_is_refused_wherever_it_is(
+    change: str, message: str, family_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = Path(shutil.copytree(family_checkpoint(next(m for m in MADE if m.name == "qwen3_next")), tmp_path / "base"))
+    tensors = load_file(path / "model.safetensors")
+    del tensors[change]
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert message in str(caught.value)
+
+
+def test_names_with_impossible_numbers_are_refused(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = family_checkpoint(next(m for m in MADE if m.name == "deepseek_v3"))
+    for number, digits in enumerate(("9" * 5000, "٣", "03", "-1")):
+        path = Path(shutil.copytree(source, tmp_path / str(number)))
+        file = path / "model-00001-of-00002.safetensors"
+        name = f"model.layers.{digits}.mlp.experts.0.up_proj.weight"
+        tensors = load_file(file)
+        tensors[name] = next(iter(tensors.values())).clone()
+        save_file(tensors, file)
+        index = json.loads((path / "model.safetensors.index.json").read_text())
+        index["weight_map"][name] = file.name
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match="belongs to the experts"):
+            open_checkpoint(path)
+
+
+def test_experts_in_a_drafting_block_alone_are_nothing_to_prune(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    source = family_checkpoint(next(m for m in MADE if m.name == "deepseek_v3"))
+    path = Path(shutil.copytree(source, tmp_path / "base"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(CheckpointError, match="no decoder layer"):
+        open_checkpoint(path)
