@@ -198,6 +198,14 @@ def test_shipped_families_are_valid_and_forms_are_general() -> None:
         (('shape = ["E", "2I", "H"]', 'shape = ["I", "H"]'), "exactly one of E"),
         (('"model.layers.{L}."', '"model.layers."'), "layer_prefixes"),
         (('name = "gemma4"', "name ="), "not valid"),
+        (('score = "softmax"', 'score = "tanh"'), "'softmax' or 'sigmoid'"),
+        (('name = "gemma4"', 'name = "gemma4"\ndraft_prefix = "mtp."'), "draft_prefix needs {L}"),
+        (("[roles.down]", '[layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[roles.down]'), "inside scopes"),
+        (("[roles.down]", "[layouts.x]\n[roles.down]"), "a layout without a tensor of its own"),
+        (
+            ("[roles.down]", '[layouts.x.down]\ntensor = "experts.x"\nshape = ["E"]\n[roles.down]'),
+            "stands in the roles of",
+        ),
     ],
 )
 def test_a_family_file_with_a_mistake(change: tuple[str, str], message: str) -> None:

@@ -112,6 +112,10 @@ class Arch(BaseModel):
         prefixes = (*self.layer_prefixes, *((self.draft_prefix,) if self.draft_prefix else ()))
         if any(prefix.count("{L}") != 1 for prefix in prefixes):
             raise ValueError("each of layer_prefixes and draft_prefix needs {L} once")
+        if twice := sorted(self.roles.keys() & {name for roles in self.layouts.values() for name in roles}):
+            raise ValueError(f"{twice[0]} stands in the roles of every layout and of one")
+        if any(not any(not role.optional for role in roles.values()) for roles in self.layouts.values()):
+            raise ValueError("a layout without a tensor of its own that is required cannot be recognised")
         for roles in self.variants():
             loose = [r.tensor for r in roles.values() if not r.tensor.startswith(self.scopes)]
             if loose or all(r.optional for r in roles.values()):
