@@ -1,7 +1,7 @@
-"""Writes what the code already says into the documentation: commands and options, errors, recipes, the README's tree.
+"""Writes what the code already says into the documentation: commands, errors, recipes, families, the README's tree.
 
-`python docs/generate.py` rewrites docs/reference/{cli,errors,recipes}.md and the tree in README.md; with `--check` it
-writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
+`python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes}.md and the tree in README.md; with
+`--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import click
 from trimoe import errors
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe, names
 from trimoe.cli.main import VERBS, cli
+from trimoe.model.arch import all_archs
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -174,6 +175,55 @@ def recipes_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+FAMILIES = """\
+# Model families
+
+A family is one file in `src/trimoe/model/archs/` ([how to add one](../howto/add-a-family.md)). It is recognised by the
+names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` says
+what was recognised. Listed is what a cut takes experts out of; everything else is copied byte for byte, and config.json
+changes in the count of experts alone. N is the layer, E an expert.
+
+A checkpoint whose router chooses groups of experts first (`n_group` above 1: DeepSeek-V2, V3, R1) is refused by
+`trimoe prune`: with fewer experts the groups are others, and the cut model would not be the original minus experts.
+
+Blocks for multi-token prediction are used by speculative decoding only, and transformers does not load them, so nothing
+is measured there. Their experts are counted by the same key of config.json; they are cut like those of the last layer.
+"""
+
+
+def families_page() -> str:
+    """What is cut in each family, from its file."""
+    parts = [NOTE, FAMILIES]
+    for arch in all_archs():
+        prefixes = " or ".join(f"`{prefix.replace('{L}', 'N')}`" for prefix in arch.layer_prefixes)
+        score = "the sigmoid of each logit" if arch.routing.score == "sigmoid" else "softmax of the logits"
+        lines = [
+            f"Follows {', '.join(f'`{name}`' for name in arch.follows)}. Layers under {prefixes}; experts counted by "
+            f"`{arch.config.num_experts}`; scores are {score}"
+            + (", and scale the experts' input." if arch.routing.weight_on == "input" else "."),
+        ]
+        lines += [arch.note] if arch.note else []
+        lines += [f"Layers without experts are those with `{arch.dense_layer}`."] if arch.dense_layer else []
+        if arch.draft_prefix:
+            after = " after the last layer" if arch.draft_prefix in arch.layer_prefixes else ""
+            lines.append(f"Multi-token prediction under `{arch.draft_prefix.replace('{L}', 'N')}`{after}.")
+        parts.append(f"## {arch.name}\n\n" + " ".join(lines) + "\n")
+        rows = [(role, "", name) for name, role in arch.variants()[0].items() if name in arch.roles]
+        rows += [(role, layout, name) for layout, roles in arch.layouts.items() for name, role in roles.items()]
+        parts.append("| Cut | Tensor in the layer | Shape | |\n|---|---|---|---|")
+        for role, layout, name in rows:
+            shape = ", ".join(role.shape)
+            words = [f"layout {layout}"] if layout else []
+            words += [
+                w
+                for w, holds in (("may be absent", role.optional), ("takes part in the choice", role.selects))
+                if holds
+            ]
+            parts.append(f"| {name} | `{role.tensor.replace('{E}', 'E')}` | [{shape}] | {', '.join(words)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
 def tree(folder: Path = SOURCE, depth: int = 1) -> Iterator[str]:
     """The package as lines: each file or folder with the first sentence of its docstring."""
 
@@ -209,6 +259,7 @@ def pages() -> dict[Path, str]:
     return {
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "errors.md": errors_page(),
+        REFERENCE / "families.md": families_page(),
         REFERENCE / "recipes.md": recipes_page(),
         ROOT / "README.md": readme(),
     }

@@ -1,9 +1,11 @@
 """Shared fixtures. Reference data lies beside the checkout and is not part of the project."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from families import Made, write
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,3 +17,18 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("the reference data is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Made], Path]:
+    """The random checkpoint of a family, made when it is first asked for; not to be changed."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("families")
+
+    def checkpoint(made: Made) -> Path:
+        path = folder / made.name
+        return path if path.exists() else write(made, path)
+
+    return checkpoint

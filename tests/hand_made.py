@@ -20,7 +20,7 @@ name = "per_expert"
 model_types = ["per_expert"]
 layer_prefixes = ["model.layers.{L}."]
 scopes = ["mlp.experts.", "mlp.gate."]
-dense_layers = true
+dense_layer = "mlp.gate_proj.weight"
 [config]
 num_layers = "num_hidden_layers"
 num_experts = "n_routed_experts"
@@ -28,7 +28,7 @@ num_experts_also = ["num_local_experts"]
 top_k = "num_experts_per_tok"
 hidden = "hidden_size"
 expert_width = "moe_intermediate_size"
-ungrouped = ["n_group"]
+groups = {n_group = 1}
 [roles]
 gate = {tensor = "mlp.experts.{E}.gate_proj.weight", shape = ["I", "H"]}
 up = {tensor = "mlp.experts.{E}.up_proj.weight", shape = ["I", "H"]}

@@ -1,13 +1,16 @@
 """What holds for any statistics and any recipe."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimoe.choose.explain import explain
 from trimoe.choose.protect import class_minimum, forced
 from trimoe.choose.recipe import Recipe, class_matches, kept, load_recipe, names, resolve
 from trimoe.choose.score import AGGREGATES
 from trimoe.choose.select import descending, make_map, recipe_scores
+from trimoe.errors import MapError
 from trimoe.measure.stats import ExpertStats
 
 CLASSES = ("generic_code", "generic_math", "targeted_lcb")
@@ -116,6 +119,23 @@ def test_the_published_numbers_follow_from_the_shares() -> None:
         assert kept(recipe.drop, experts) == keep
         assert resolve(recipe.protect_top, experts) == protect
         assert [resolve(c, keep) for c in recipe.floor.clamp] == clamp
+
+
+@given(seeds, recipes, st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_a_layer_without_experts_is_not_in_the_map_and_changes_nothing(seed: int, name: str, dense: int) -> None:
+    stats, recipe, with_experts = stats_of(seed, layers=3), load_recipe(name), [i for i in range(4) if i != dense]
+    fields = {n: np.insert(a, dense, 0, axis=1) for n, a in stats.fields.items()}
+    made = make_map(ExpertStats(CLASSES, fields, {"moe_layers": with_experts}), recipe, keep=5)
+    plain = make_map(stats, recipe, keep=5)
+    assert list(made.drop) == with_experts
+    assert list(made.drop.values()) == list(plain.drop.values())
+    assert made.metadata["layers"] == plain.metadata["layers"]
+    row = explain(ExpertStats(CLASSES, fields, {"moe_layers": with_experts}), recipe, made, with_experts[2], 3)
+    assert {**row, "layer": 2} == explain(stats, recipe, plain, 2, 3)
+    with pytest.raises(MapError, match="no expert") as caught:
+        explain(ExpertStats(CLASSES, fields, {"moe_layers": with_experts}), recipe, made, dense, 3)
+    assert "has no experts" in str(caught.value)
 
 
 def test_random_depends_on_seed_and_layer_only() -> None:

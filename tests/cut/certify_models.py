@@ -4,28 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from byte_tokenizer import write_tokenizer
+
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes, read_index
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
-TEMPLATE = (
-    "{{- bos_token -}}{%- for m in messages -%}"
-    "{{- '<turn>' + m['role'] + '\\n' + m['content'] + '</turn>\\n' -}}{%- endfor -%}"
-)
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of 259 tokens with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
 
 
 def write_gemma4(folder: Path, *, dtype: str = "float32", max_shard: str = "5GB", seed: int = 0) -> Path:

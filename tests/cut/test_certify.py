@@ -262,7 +262,7 @@ def test_a_router_that_is_not_reached_is_incomplete(gemma: Path, pruned: Path, m
     from trimoe.cut import certify_mask
 
     unused = [torch.zeros(8, 32), torch.zeros(8, 32)]
-    monkeypatch.setattr(certify_mask, "_router_weight", lambda base, layer, model: unused[layer])
+    monkeypatch.setattr(certify_mask, "_loaded_tensor", lambda base, role, layer, model: unused[layer])
     certificate = certify(gemma, pruned)
     assert certificate.status == "incomplete"
     assert "router of layer 0 was never reached" in certificate.check("logits").detail

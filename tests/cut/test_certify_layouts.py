@@ -81,7 +81,7 @@ def test_one_tensor_per_expert_and_a_custom_router(qwen: Path, tmp_path: Path) -
 def test_a_family_whose_names_change_on_loading(qwen: Path, tmp_path: Path) -> None:
     """The router is found by its values when no parameter has its name."""
     from trimoe.cut.certify_logits import _loaded
-    from trimoe.cut.certify_mask import CannotCheck, _router_weight
+    from trimoe.cut.certify_mask import CannotCheck, _loaded_tensor
     from trimoe.model.checkpoint import open_checkpoint
 
     edit_tensors(qwen, lambda t: None)
@@ -90,10 +90,10 @@ def test_a_family_whose_names_change_on_loading(qwen: Path, tmp_path: Path) -> N
         wanted = dict(model.named_parameters())["model.layers.1.mlp.gate.weight"]
         parameters = list(model.parameters())
         model.named_parameters = lambda: [(f"renamed.{i}", p) for i, p in enumerate(parameters)]
-        assert _router_weight(base, 1, model) is wanted
+        assert _loaded_tensor(base, "router", 1, model) is wanted
         model.named_parameters = list
         with pytest.raises(CannotCheck, match=r"model\.layers\.1\.mlp\.gate\.weight"):
-            _router_weight(base, 1, model)
+            _loaded_tensor(base, "router", 1, model)
 
 
 def _hand_made(folder: Path, axis: int, rank: int = 3) -> Checkpoint:

@@ -182,7 +182,9 @@ def test_opening_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_shipped_families_are_valid_and_forms_are_general() -> None:
-    assert [a.name for a in all_archs()] == ["gemma4"]
+    families = all_archs()
+    assert {"gemma4", "qwen3_moe", "gpt_oss", "llama4"} <= {a.name for a in families}
+    assert all(a.follows and a.name in a.model_types for a in families)
     assert form("model.layers.{L}.mlp.experts.{E}.w1.weight") == form("model.layers.17.mlp.experts.3.w1.weight")
     assert form("model.layers.3.w1") != form("model.layers.x3.w1")
 
@@ -196,6 +198,14 @@ def test_shipped_families_are_valid_and_forms_are_general() -> None:
         (('shape = ["E", "2I", "H"]', 'shape = ["I", "H"]'), "exactly one of E"),
         (('"model.layers.{L}."', '"model.layers."'), "layer_prefixes"),
         (('name = "gemma4"', "name ="), "not valid"),
+        (('score = "softmax"', 'score = "tanh"'), "'softmax' or 'sigmoid'"),
+        (('name = "gemma4"', 'name = "gemma4"\ndraft_prefix = "mtp."'), "draft_prefix needs {L}"),
+        (("[roles.down]", '[layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[roles.down]'), "inside scopes"),
+        (("[roles.down]", "[layouts.x]\n[roles.down]"), "a layout without a tensor of its own"),
+        (
+            ("[roles.down]", '[layouts.x.down]\ntensor = "experts.x"\nshape = ["E"]\n[roles.down]'),
+            "stands in the roles of",
+        ),
     ],
 )
 def test_a_family_file_with_a_mistake(change: tuple[str, str], message: str) -> None:

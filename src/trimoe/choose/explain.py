@@ -14,30 +14,35 @@ def explain(
 ) -> dict[str, Any]:
     """Score, rank (1 is best) and protections of one expert in the map `made` with these statistics and recipe."""
     _, layers, experts = stats.shape
-    if not (0 <= layer < layers and 0 <= expert < experts):
-        raise MapError(f"there is no expert {layer}:{expert}", expected=f"0..{layers - 1}:0..{experts - 1}")
-    scores = recipe_scores(stats, recipe)
-    rank = descending(scores.aggregate[layer]).index(expert) + 1
+    numbers = stats.moe_layers
+    if not (layer in numbers and 0 <= expert < experts):
+        dense = 0 <= layer < layers and layer not in numbers
+        raise MapError(f"there is no expert {layer}:{expert}", expected=f"0..{layers - 1}:0..{experts - 1}",
+                       actual=f"layer {layer} has no experts" if dense else "")  # fmt: skip
+    row = numbers.index(layer)
+    scores = recipe_scores(stats.of_layers(numbers), recipe)
+    rank = descending(scores.aggregate[row]).index(expert) + 1
     names = list(scores.weights) if len(scores.normalised) == len(scores.weights) else ["all"]
     result: dict[str, Any] = {
         "layer": layer,
         "expert": expert,
         "dropped": expert in made.drop[layer],
-        "score": float(scores.aggregate[layer, expert]),
+        "score": float(scores.aggregate[row, expert]),
         "rank": rank,
         "of": experts,
         "protected_by_rank": rank <= resolve(recipe.protect_top, experts),
         "classes": {
-            name: {"normalised": float(scores.normalised[i, layer, expert]), "weight": scores.weights.get(name, 1.0)}
+            name: {"normalised": float(scores.normalised[i, row, expert]), "weight": scores.weights.get(name, 1.0)}
             for i, name in enumerate(names)
         },
-        "lowest_kept_score": made.metadata["layers"][layer]["lowest_kept"],
+        "lowest_kept_score": made.metadata["layers"][row]["lowest_kept"],
     }
     floors = made.metadata.get("floors")
     if floors:
-        pooled, _ = pooled_scores(base_stats if base_stats is not None else stats, recipe)
-        place = descending(pooled[layer]).index(expert) + 1
-        result |= {"pooled_rank": place, "floor": floors[layer], "protected_by_floor": place <= floors[layer]}
+        base = base_stats if base_stats is not None else stats
+        pooled, _ = pooled_scores(base.of_layers(numbers), recipe)
+        place = descending(pooled[row]).index(expert) + 1
+        result |= {"pooled_rank": place, "floor": floors[row], "protected_by_floor": place <= floors[row]}
     return result
 
 

@@ -48,13 +48,17 @@ def make_map(
     force_keep: dict[int, list[int]] | None = None,
 ) -> DropMap:
     """The map of a recipe. `base_stats` holds the generic classes for the floor (default: those of `stats`); `keep` or
-    `drop_fraction` overrides the recipe's budget; `floors` (one count per layer) overrides its floor.
+    `drop_fraction` overrides the recipe's budget; `floors` (one count per layer) overrides its floor. Layers without
+    experts are not in the map, and nothing is ranked or rescaled over them.
 
     Raises `StatsError`, `RecipeError` or `MapError` when the three do not fit together.
     """
-    _, layers, experts = stats.shape
     base = base_stats if base_stats is not None else stats
     _same_model(stats, base)
+    stats_hash, base_hash = stats.content_hash, base.content_hash
+    numbers = stats.moe_layers
+    stats, base = stats.of_layers(numbers), base.of_layers(numbers)
+    _, layers, experts = stats.shape
     keep = budget(recipe, experts, keep, drop_fraction)
     scores = recipe_scores(stats, recipe)
     score, imputed = scores.aggregate, scores.imputed
@@ -67,27 +71,27 @@ def make_map(
     if floors is not None and (len(floors) != layers or min(floors) < 0):
         raise RecipeError("the floor does not give every layer a count", expected=f"{layers} counts",
                           actual=f"{len(floors)} counts, lowest {min(floors, default=0)}")  # fmt: skip
-    strange = sorted(set(force_keep or {}) - set(range(layers)))
+    strange = sorted(set(force_keep or {}) - set(numbers))
     if strange:
-        raise MapError("force-keep names a layer that does not exist", expected=f"layers 0..{layers - 1}",
-                       actual=str(strange))  # fmt: skip
+        raise MapError("force-keep names a layer that does not exist or has no experts",
+                       expected=f"layers {_ranges(numbers)}", actual=str(strange))  # fmt: skip
     protect = resolve(recipe.protect_top, experts)
     owners = _owners(base, recipe) if recipe.class_min else None
     minimum = {p: resolve(n, experts) for p, n in recipe.class_min.items()}
     drop: dict[int, tuple[int, ...]] = {}
     details: list[dict[str, Any]] = []
     unmet: dict[str, dict[str, int]] = {}
-    for layer in range(layers):
-        pinned = protected(score[layer], pooled[layer], protect, None if floors is None else floors[layer], keep)
-        gone = set([e for e in ascending(score[layer]) if e not in pinned][: experts - keep])
+    for row, layer in enumerate(numbers):
+        pinned = protected(score[row], pooled[row], protect, None if floors is None else floors[row], keep)
+        gone = set([e for e in ascending(score[row]) if e not in pinned][: experts - keep])
         if owners is not None:
-            own = {p: mask[layer] for p, mask in owners.items()}
-            gone, short = class_minimum(gone, pinned, score[layer], own, minimum)
+            own = {p: mask[row] for p, mask in owners.items()}
+            gone, short = class_minimum(gone, pinned, score[row], own, minimum)
             if short:
                 unmet[str(layer)] = short
-        gone = forced(gone, score[layer], (force_keep or {}).get(layer, []), layer)
+        gone = forced(gone, score[row], (force_keep or {}).get(layer, []), layer)
         drop[layer] = tuple(sorted(gone))
-        details.append(_detail(score[layer], pinned, gone))
+        details.append(_detail(score[row], pinned, gone))
     metadata: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "resolved": {"keep": keep, "drop": experts - keep, "protect_top": protect, "class_min": minimum},
@@ -95,12 +99,12 @@ def make_map(
         "classes": scores.weights,
         "imputed_cells": imputed,
         "extreme_cells_ranked": scores.extreme,
-        "stats": stats.content_hash,
+        "stats": stats_hash,
         "model": stats.metadata.get("model"),
         "layers": details,
     }
     if floors is not None:
-        metadata |= {"floors": floors, "base_stats": base.content_hash}
+        metadata |= {"floors": floors, "base_stats": base_hash}
     if force_keep:
         metadata["force_keep"] = {str(k): v for k, v in sorted(force_keep.items())}
     if unmet:
@@ -210,6 +214,12 @@ def rescale(values: list[float], clamp: tuple[int, int]) -> list[int]:
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return [round(clamp[0] + (clamp[1] - clamp[0]) * (v - low) / span) for v in values]
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """0..29, or the numbers one by one where some are missing."""
+    whole = numbers == tuple(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}..{numbers[-1]}" if whole else ", ".join(map(str, numbers))
 
 
 def _outliers(recipe: Recipe) -> tuple[str, float] | None:

@@ -34,6 +34,7 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
         ("layers", f"{data['layers']} ({data['moe_layers']} with experts)"),
         ("experts", f"{data['experts']} per layer, {data['top_k']} active per token"),
         ("layout", f"{data['layout']}, prefix {data['prefix']}"),
+        ("cut along experts", ", ".join(data["roles"]) if data["cannot_cut"] is None else f"no: {data['cannot_cut']}"),
         ("size", f"{data['bytes']:,} bytes in {data['tensors']} tensors, {data['shards']} files"),
         (
             "experts' share",
@@ -42,6 +43,8 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
         ("one expert", f"{data['bytes_per_expert']:,} bytes in each layer"),
         ("fingerprint", str(data["fingerprint"])),
     ]
+    if data["draft_blocks"]:
+        rows.insert(4, ("drafting blocks", f"{', '.join(data['draft_blocks'])} (cut like the last layer with experts)"))
     rows += [("values", "all finite")] if finite else []
     width = max(len(label) for label, _ in rows) + 2
     emit(data, "\n".join(f"{label:<{width}}{value}" for label, value in rows), as_json)
@@ -50,12 +53,17 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
 def describe(checkpoint: Any) -> dict[str, Any]:
     """The facts of a `Checkpoint` as JSON values; sizes in bytes."""
     expert_bytes = sum(tensor.info.nbytes for tensor in checkpoint.expert_tensors.values())
+    first = checkpoint.moe_layers[0]
+    in_first = [t.info.nbytes for name, t in checkpoint.expert_tensors.items() if checkpoint.layer_of(name) == first]
     per_expert = any(role.per_expert for role in checkpoint.arch.roles.values())
     return {
         "path": str(checkpoint.path),
         "family": checkpoint.arch.name,
         "layout": "one tensor per expert" if per_expert else "stacked experts",
         "prefix": checkpoint.prefix,
+        "roles": sorted({tensor.role for tensor in checkpoint.expert_tensors.values()}),
+        "draft_blocks": [prefix.rstrip(".") for prefix in checkpoint.draft_blocks],
+        "cannot_cut": checkpoint.cannot_cut,
         "layers": checkpoint.num_layers,
         "moe_layers": len(checkpoint.moe_layers),
         "experts": checkpoint.num_experts,
@@ -65,7 +73,7 @@ def describe(checkpoint: Any) -> dict[str, Any]:
         "shards": len({info.file for info in checkpoint.index.values()}),
         "bytes": checkpoint.nbytes,
         "expert_bytes": expert_bytes,
-        "bytes_per_expert": expert_bytes // (len(checkpoint.moe_layers) * checkpoint.num_experts),
+        "bytes_per_expert": sum(in_first) // checkpoint.num_experts,
         "fingerprint": checkpoint.fingerprint,
     }
 

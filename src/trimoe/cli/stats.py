@@ -135,7 +135,8 @@ def summary(loaded: "ExpertStats") -> dict[str, Any]:
     classes = {}
     for i, name in enumerate(loaded.classes):
         used = np.nan_to_num(tc[i], nan=0.0, posinf=0.0, neginf=0.0) if tc is not None else np.zeros((layers, experts))
-        # every layer routes every token, so any layer's sum is tokens x top-k
+        # every layer with experts routes every token, so the sum of any of them is tokens x top-k
+        used = used[list(loaded.moe_layers)]
         classes[name] = {"routed_tokens": float(used[0].sum()), "never_used": int((used == 0).sum())}
     fields = {
         name: {

@@ -84,7 +84,7 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
             expected[info.name] = Expected(info.name, info.dtype, shape, info, tensor.layer, tensor.axis, kept)
         elif tensor.expert in kept:
             position = kept.index(tensor.expert)
-            name = base.role_name(tensor.role, tensor.layer, position)
+            name = tensor.renamed(position)
             expected[name] = Expected(
                 name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position
             )

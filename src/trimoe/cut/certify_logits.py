@@ -20,16 +20,21 @@ import numpy as np
 from trimoe.artifact import sha256_json
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, PromptIdentity, make_check
+from trimoe.cut.certify_files import read_config
 from trimoe.cut.certify_mask import CannotCheck, Routing, router_mask
 from trimoe.cut.certify_prompts import Conversation
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
 Progress = Callable[[int, int, str], None]
-LOADING = "AutoModelForCausalLM loads it with no missing, unexpected or mismatched key"
+LOADING = "AutoModelForCausalLM loads it like the original: no key missing, mismatched or newly unexpected"
 LOGITS = (
     "on every position of every prompt the logits equal the original's with the dropped experts' router logits at -inf"
 )
+
+
+class _RunFailed(Exception):
+    """Internal: a model's forward pass raises."""
 
 
 @dataclass
@@ -82,9 +87,9 @@ def check_logits(
         ids = _tokenize(base.path, prompts)
         identity = PromptIdentity(sha256=sha256_json(ids), count=len(ids), tokens=sum(map(len, ids)))
         with tempfile.TemporaryDirectory(prefix="trimoe-certify-") as folder:
-            routing = _run_original(base, drop_map, ids, Path(folder), device, progress)
+            routing, unused = _run_original(base, drop_map, ids, Path(folder), device, progress)
             with _loaded(pruned, device, fp32_bytes(pruned_index)) as (model, keys):
-                loading = _check_loading(keys)
+                loading = _check_loading(keys, unused)
                 logits, difference = _compare(model, ids, Path(folder), tolerance, device, progress)
                 logits = logits.model_copy(update={"numbers": {**logits.numbers, **routing.numbers(base, drop_map)}})
     except _LoadingFailed as exc:
@@ -122,17 +127,21 @@ def _tokenize(model: Path, prompts: list[Conversation]) -> list[list[int]]:
 
 def _run_original(
     base: Checkpoint, drop_map: DropMap, ids: list[list[int]], folder: Path, device: str, progress: Progress | None
-) -> Routing:
-    """Write the masked original's logits, one float32 [tokens, vocabulary] file per prompt."""
-    import torch
+) -> tuple[Routing, set[str]]:
+    """Write the masked original's logits, one float32 [tokens, vocabulary] file per prompt.
+
+    Also returns the keys outside the decoder layers that the class has no use for (a vision tower, a drafting block).
+    """
 
     try:
         with _loaded(base.path, device, fp32_bytes(base.index)) as (model, keys):
-            if findings := _loading_findings(keys):
+            unexpected = set(map(str, keys.get("unexpected_keys") or ()))
+            unused = {key for key in unexpected if _outside(base, key)}
+            if findings := _loading_findings(keys, unused):
                 raise CannotCheck(f"the original itself does not load cleanly: {findings[0]}")
             mask = router_mask(base, drop_map, model)
             for number, prompt in enumerate(ids):
-                with mask, torch.no_grad():
+                with mask:
                     logits = _forward(model, prompt, device)
                 if not np.isfinite(logits).all():
                     position = int(np.argmin(np.isfinite(logits).all(axis=1)))
@@ -144,17 +153,27 @@ def _run_original(
                     progress(number + 1, 2 * len(ids), "logits of the masked original")
     except _LoadingFailed as exc:
         raise CannotCheck(f"the original itself does not load: {exc}") from exc
+    except _RunFailed as exc:
+        raise CannotCheck(f"the original itself does not run: {exc}") from exc
     if unseen := sorted(set(base.moe_layers) - mask.seen):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
-    routing: Routing = mask.routing
-    return routing
+    return mask.routing, unused
+
+
+def _outside(base: Checkpoint, key: str) -> bool:
+    """Whether a key of the loading report is a tensor outside the decoder layers (drafting blocks may be restacked)."""
+    return key.startswith(base.draft_blocks) or (key in base.index and base.layer_of(key) is None)
 
 
 def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:
-    """Logits of one prompt, float32 [tokens, vocabulary]."""
+    """Logits of one prompt, float32 [tokens, vocabulary]. Raises `_RunFailed`."""
     import torch
 
-    logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
+    except Exception as exc:  # whatever a model's own code raises for weights and config that do not fit together
+        raise _RunFailed(_line(exc)) from exc
     result: np.ndarray = logits.float().cpu().numpy()
     return result
 
@@ -162,13 +181,14 @@ def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:
 def _compare(
     model: Any, ids: list[list[int]], folder: Path, tolerance: float, device: str, progress: Progress | None
 ) -> tuple[Check, float | None]:
-    import torch
-
     worst, where, argmax_equal, positions = 0.0, "", 0, 0
     findings: list[Finding] = []
     for number, prompt in enumerate(ids):
-        with torch.no_grad():
+        try:
             have = _forward(model, prompt, device)
+        except _RunFailed as exc:
+            findings.append(Finding(subject=f"the pruned model cannot be run on prompt {number}", actual=str(exc)))
+            break
         want = np.load(folder / f"{number}.npy")
         if have.shape != want.shape:
             findings.append(
@@ -222,6 +242,7 @@ def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[st
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
+        plain = _dequantized(path)
         # Mismatched sizes are let through so that they are reported by name instead of as a stack trace.
         model, keys = AutoModelForCausalLM.from_pretrained(
             path,
@@ -231,6 +252,7 @@ def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[st
             local_files_only=True,
             attn_implementation="eager",
             experts_implementation="eager",
+            **plain,
         )
         model = model.eval().to(device)
     except Exception as exc:  # loading damaged weights fails in every way there is; each means "does not load"
@@ -248,27 +270,39 @@ def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[st
         gc.collect()
 
 
-def _loading_findings(keys: dict[str, Any]) -> list[Finding]:
+def _dequantized(path: Path) -> dict[str, Any]:
+    """Loading options that turn MXFP4 weights, whose kernels not every machine has, into floats."""
+    from transformers import Mxfp4Config
+
+    quantization = read_config(path).get("quantization_config")
+    mxfp4 = isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
+    return {"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {}
+
+
+def _loading_findings(keys: dict[str, Any], unused: set[str]) -> list[Finding]:
     findings = []
     for kind, label in (
         ("missing_keys", "missing"),
         ("unexpected_keys", "unexpected"),
         ("mismatched_keys", "of the wrong size"),
     ):
-        for key in sorted(map(str, keys.get(kind) or ())):
+        for key in sorted(set(map(str, keys.get(kind) or ())) - (unused if label == "unexpected" else set())):
             findings.append(Finding(subject=f"key {key} is {label} when the model is loaded"))
     findings += [Finding(subject="loading reports an error", actual=str(m)[:300]) for m in keys.get("error_msgs") or ()]
     return findings
 
 
-def _check_loading(keys: dict[str, Any]) -> Check:
-    findings = _loading_findings(keys)
-    return make_check("loading", LOADING, f"{len(findings)} keys are wrong" if findings else "every key fits", findings)
+def _check_loading(keys: dict[str, Any], unused: set[str]) -> Check:
+    findings = _loading_findings(keys, unused)
+    left = f"every key fits but {len(unused)} outside the text model, which the original's loading leaves out too"
+    detail = f"{len(findings)} keys are wrong" if findings else left if unused else "every key fits"
+    return make_check("loading", LOADING, detail, findings)
 
 
 def fp32_bytes(index: dict[str, TensorInfo]) -> int:
-    """Memory of these tensors as float32."""
-    return sum(info.nbytes * 8 // ITEM_BITS[info.dtype] * 4 for info in index.values())
+    """Memory of these tensors as float32. Whole bytes are taken for two packed 4-bit values each."""
+    bits = {**ITEM_BITS, "U8": 4}
+    return sum(info.nbytes * 8 // bits[info.dtype] * 4 for info in index.values())
 
 
 def _require_memory(nbytes: int, device: str) -> None:

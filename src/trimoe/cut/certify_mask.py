@@ -1,8 +1,10 @@
 """The original with its dropped experts out of reach: -inf on their router logits, in every layer, while it runs.
 
 The router of a layer is the parameter loaded from the family's `router` tensor, and the mask is put on every linear map
-that uses it: this covers a `Linear` module and a router with its own parameter alike, without knowing class names.
-Not guaranteed: exclusion where selection is not monotone in these logits (none of the shipped families).
+that uses it: this covers a `Linear` module and a router with its own parameter alike, without knowing class names. What
+is added to the scores before the choice (roles that `select`) gets -inf at the same places, because a score of 0 plus a
+positive term could still be among the largest.
+Not guaranteed: exclusion where selection is not monotone in the scores (none of the shipped families).
 """
 
 from dataclasses import dataclass, field
@@ -35,19 +37,53 @@ class Routing:
         return {"masked_share": round(share, 6), "kept_routed": len(self.routed), "kept_total": kept}
 
 
+@dataclass(frozen=True)
+class _Router:
+    """The router of one layer in the loaded model, and which experts it must not choose."""
+
+    layer: int
+    score: str
+    dropped: Any
+    """bool [E]"""
+    terms: list[Any]
+    """The model's own tensors of E values that are added to the scores."""
+    loaded: list[Any]
+    """Their values as they were loaded."""
+
+    def close(self) -> None:
+        """-inf for the dropped experts in every term."""
+        for term in self.terms:
+            term.view(-1).masked_fill_(self.dropped, float("-inf"))
+
+    def open(self) -> None:
+        """The terms as they were loaded."""
+        for term, values in zip(self.terms, self.loaded, strict=True):
+            term.copy_(values)
+
+    def choice(self, logits: Any, top_k: int) -> Any:
+        """Ids [tokens, top_k] of the experts that these logits choose; -inf is never chosen."""
+        scores = logits.float().sigmoid() if self.score == "sigmoid" else logits.float().softmax(-1)
+        for values in self.loaded:
+            scores = scores + values.reshape(-1)
+        return scores.masked_fill(logits.isneginf(), float("-inf")).topk(top_k, dim=-1).indices
+
+
 def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
-    """A context manager under which every router's output has -inf at the layer's dropped experts."""
+    """A context manager under which no router can choose its layer's dropped experts."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    layers: dict[int, int] = {}
-    masks: dict[int, torch.Tensor] = {}
+    routers: dict[int, _Router] = {}
     for layer in base.moe_layers:
-        weight = _router_weight(base, layer, model)
-        layers[weight.data_ptr()] = layer
-        mask = torch.zeros(base.num_experts, dtype=torch.bool)
-        mask[list(drop_map.drop[layer])] = True
-        masks[layer] = mask.to(weight.device)
+        weight = _loaded_tensor(base, "router", layer, model)
+        dropped = torch.zeros(base.num_experts, dtype=torch.bool)
+        dropped[list(drop_map.drop[layer])] = True
+        selecting = [name for name, role in base.arch.roles.items() if role.selects]
+        present = [name for name in selecting if base.role_name(name, layer) in base.index]
+        terms = [_loaded_tensor(base, name, layer, model).detach() for name in present]
+        routers[weight.data_ptr()] = _Router(
+            layer, base.arch.routing.score, dropped.to(weight.device), terms, [term.clone() for term in terms]
+        )
 
     class RouterMask(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
@@ -55,40 +91,50 @@ def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
             self.seen: set[int] = set()
             self.routing = Routing()
 
+        def __enter__(self) -> Any:
+            for router in routers.values():
+                router.close()
+            return super().__enter__()
+
+        def __exit__(self, *exc: Any) -> None:
+            super().__exit__(*exc)
+            for router in routers.values():
+                router.open()
+
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             out = func(*args, **kwargs)
             if func is not torch.nn.functional.linear:
                 return out
             weight = args[1] if len(args) > 1 else kwargs["weight"]
-            layer = layers.get(weight.data_ptr())
-            if layer is None:
+            router = routers.get(weight.data_ptr())
+            if router is None:
                 return out
-            self.seen.add(layer)
-            masked = out.masked_fill(masks[layer], float("-inf"))
-            chosen = out.topk(base.top_k, dim=-1).indices
+            self.seen.add(router.layer)
+            masked = out.masked_fill(router.dropped, float("-inf"))
+            chosen = router.choice(out, base.top_k)
             self.routing.selections += chosen.numel()
-            self.routing.selections_dropped += int(masks[layer][chosen].sum())
-            self.routing.routed.update((layer, int(e)) for e in masked.topk(base.top_k, dim=-1).indices.unique())
+            self.routing.selections_dropped += int(router.dropped[chosen].sum())
+            self.routing.routed.update((router.layer, int(e)) for e in router.choice(masked, base.top_k).unique())
             return masked
 
     return RouterMask()
 
 
-def _router_weight(base: Checkpoint, layer: int, model: Any) -> Any:
-    """The model's parameter that was loaded from the layer's router tensor: by name, else by its values, because
+def _loaded_tensor(base: Checkpoint, role: str, layer: int, model: Any) -> Any:
+    """The model's parameter or buffer that was loaded from a tensor of a layer: by name, else by its values, because
     some families are renamed while they are loaded."""
     import torch
 
-    name = base.role_name("router", layer)
-    parameters = dict(model.named_parameters())
+    name = base.role_name(role, layer)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     suffix = "." + name[name.index("layers.") :] if "layers." in name else name
-    found = [name] if name in parameters else [n for n in parameters if n.endswith(suffix)]
+    found = [name] if name in tensors else [n for n in tensors if n.endswith(suffix)]
     if len(found) != 1:
         want = torch.from_numpy(np.array(read_array(base.index[name]), dtype=np.float32))
-        found = [
-            n for n, p in parameters.items() if p.shape == want.shape and torch.equal(p.detach().cpu().float(), want)
-        ]
+        found = [n for n, p in tensors.items() if p.shape == want.shape and torch.equal(p.detach().cpu().float(), want)]
+    if len(found) > 1:  # equal values in several layers, such as a correction that was never trained
+        found = [n for n in found if f".layers.{layer}." in n]
     if len(found) != 1:
         raise CannotCheck(f"the parameter of {name} was not found in the loaded model ({len(found)} candidates)")
-    return parameters[found[0]]
+    return tensors[found[0]]

@@ -84,18 +84,15 @@ def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> list[Piece]:
             pieces.append(_cut_stack(info, tensor, keeps[tensor.layer]))
         elif tensor.expert in keeps[tensor.layer]:
             position = keeps[tensor.layer].index(tensor.expert)
-            pieces.append(Piece(checkpoint.role_name(tensor.role, tensor.layer, position), info.shape, info))
+            pieces.append(Piece(tensor.renamed(position), info.shape, info))
     return pieces
 
 
 def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
     """Kept ids per layer with experts, after every check a map can fail."""
-    for key in checkpoint.arch.config.ungrouped:
-        if (checkpoint.setting(key) or 1) > 1:
-            raise CheckpointError(
-                f"this model routes experts in groups: {key} = {checkpoint.setting(key)}", expected="no groups",
-                actual="a cut would change which groups are chosen", remedy="it cannot be pruned exactly",
-            )  # fmt: skip
+    if reason := checkpoint.cannot_cut:
+        raise CheckpointError("this model cannot be pruned exactly", expected="routing over all experts at once",
+                              actual=reason, remedy="prune a model whose router chooses without groups")  # fmt: skip
     dense = sorted(set(range(checkpoint.num_layers)) - set(checkpoint.moe_layers))
     if wrong := [layer for layer in dense if drop_map.drop.get(layer)]:
         raise MapError(f"the map drops experts in layer {wrong[0]}, which has none",

@@ -2,7 +2,8 @@
 
 `LayerRecorder` stands in for the experts of one layer: it computes their output once and, from the same expert outputs,
 the sums of protocol section 4 for every window. w_t is the weight that is really applied to the expert's output: with
-Gemma 4 that is the renormalised router probability times `per_expert_scale`.
+Gemma 4 that is the renormalised router probability times `per_expert_scale`; where a family scales the expert's input
+instead (Llama 4) it is 1.
 
 Invariants: only row norms leave the device, every sum over tokens and windows is taken in float64 in token order, so
 the results do not depend on how windows were batched. A document's weight multiplies every sum as if the document had
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from trimoe.measure.routing import Router
 
 IMPLEMENTATION = "trimoe_recording"
 """Name under which the recording experts function is registered in transformers."""
@@ -78,6 +81,7 @@ class LayerRecorder:
         flat = layer_input.reshape(-1, layer_input.shape[-1])
         self._sane = _sane(flat if self._full else flat[self._real])
         self._logits: Any = None
+        self._preference: Any = None
 
     def result(self) -> dict[str, np.ndarray]:
         """Everything of this layer as arrays: sums [class, shard, expert], maxima [class, expert], masked [class]."""
@@ -87,12 +91,17 @@ class LayerRecorder:
         masked = {"masked_tokens": self.masked_tokens, "masked_outputs": self.masked_outputs}
         return {**self.sums, **self.maxima, MEAN_VECTOR: mean, **masked}
 
-    def logits(self, logits: Any) -> None:
-        """Router logits [tokens, experts] as the router made them (before top-k), padding included."""
+    def logits(self, logits: Any, preference: Any) -> None:
+        """Router logits [tokens, experts] as the router made them (before top-k), padding included, and the values by
+        which it prefers one expert to another."""
         self._logits = logits.detach().reshape(-1, self.experts)
+        self._preference = preference.detach().reshape(-1, self.experts)
 
     def forward(self, module: Any, hidden: Any, top_index: Any, top_weight: Any) -> Any:
-        """The experts' output for `hidden` [tokens, H]; padding rows give zeros. Statistics are added on the way."""
+        """The experts' output for `hidden` [tokens, H]; padding rows give zeros. Statistics are added on the way.
+
+        `hidden` is [tokens, k, H] where each chosen expert has an input of its own.
+        """
         import torch
 
         from trimoe.measure.experts import run_experts
@@ -110,7 +119,7 @@ class LayerRecorder:
         self._add(batch, index, weight, result, use.cpu().numpy())
         if self._full:
             return result.output
-        output = torch.zeros_like(hidden)
+        output = result.output.new_zeros((len(hidden), hidden.shape[-1]))
         output[self._real] = result.output
         return output
 
@@ -161,7 +170,8 @@ class LayerRecorder:
         if self._logits is None:
             return {}
         raw = self._logits if self._full else self._logits[self._real]
-        chosen = raw.scatter(1, index, float("-inf")).argmax(1).cpu().numpy()
+        preference = self._preference if self._full else self._preference[self._real]
+        chosen = preference.scatter(1, index, float("-inf")).argmax(1).cpu().numpy()
         logits = raw.double().cpu().numpy()
         good = use & np.isfinite(logits).all(1)
         sums, squares = np.zeros((count, self.experts)), np.zeros((count, self.experts))
@@ -175,18 +185,24 @@ class LayerRecorder:
 
 def _sane(rows: Any) -> Any:
     """Bool [tokens]: every value finite and at most MAX_ABS (a comparison with NaN is false)."""
-    return rows.abs().amax(-1) <= MAX_ABS
+    return rows.abs().flatten(1).amax(-1) <= MAX_ABS
 
 
 @contextmanager
-def recording(experts: Any, router: Any, recorder: LayerRecorder) -> Iterator[None]:
-    """While the block runs, the forward passes of this layer's experts and router are recorded."""
+def recording(experts: Any, router: Router | None, recorder: LayerRecorder) -> Iterator[None]:
+    """While the block runs, the forward passes of this layer's experts and router are recorded.
+
+    In a layer without experts (both None) nothing is, and the sums stay zero.
+    """
+    if experts is None or router is None:
+        yield
+        return
 
     def see(module: Any, args: Any, output: Any) -> None:
-        found = output[0] if isinstance(output, tuple) else output
-        recorder.logits(found)
+        logits = router.logits(output)
+        recorder.logits(logits, router.preference(logits))
 
-    hook = router.register_forward_hook(see)
+    hook = router.module.register_forward_hook(see)
     experts.trimoe_recorder = recorder
     try:
         yield

@@ -131,7 +131,7 @@ def measure(
                         progress(layer * len(batches) + i + 1, total, f"layer {layer}")
             model.free(layer)
             results.append(recorder.result())
-    about = {"set_name": name, "dtype": dtype, "shards": options.shards}
+    about = {"set_name": name, "dtype": dtype, "shards": options.shards, "moe_layers": list(checkpoint.moe_layers)}
     return assemble(results, windows, checkpoint.fingerprint, about)
 
 

@@ -11,14 +11,14 @@ Not supported: families that pass state other than the hidden state from layer t
 """
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trimoe.errors import CheckpointError
 from trimoe.measure.accumulate import IMPLEMENTATION
-from trimoe.measure.experts import register
+from trimoe.measure.experts import adapt, register
+from trimoe.measure.routing import Router
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import TensorInfo
 
@@ -71,7 +71,7 @@ class LayerModel:
         register()
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), getattr(torch, dtype)
         config = AutoConfig.from_pretrained(str(checkpoint.path))
-        self._refuse_unsupported(config.get_text_config())
+        self._refuse_unsupported(config)
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
             self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         self.model.eval().requires_grad_(False)
@@ -87,10 +87,18 @@ class LayerModel:
         self._output: Any = None
         self._targets = self._map_names()
         self._patch()
+        self._adapt_experts()
         self._materialize_buffers()
 
     @staticmethod
-    def _refuse_unsupported(text: Any) -> None:
+    def _refuse_unsupported(config: Any) -> None:
+        if getattr(config, "quantization_config", None):
+            raise CheckpointError(
+                "this checkpoint is quantized", expected="float32, float16 or bfloat16 weights",
+                actual=str(config.quantization_config.get("quant_method"))[:40],
+                remedy="calibrate the unquantized checkpoint",
+            )  # fmt: skip
+        text = config.get_text_config()
         for key in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
             if getattr(text, key, None):
                 raise CheckpointError(
@@ -112,7 +120,10 @@ class LayerModel:
         )  # fmt: skip
 
     def _map_names(self) -> dict[str, str]:
-        """Checkpoint tensor name -> parameter name; refuses tensors and text parameters without a partner."""
+        """Checkpoint tensor name -> parameter name; refuses tensors of the decoder layers without a partner.
+
+        Others may be without: parts of a multimodal model, or a drafting block, that this class has no use for.
+        """
         from transformers.core_model_loading import rename_source_key
 
         targets, unknown = {}, []
@@ -121,10 +132,8 @@ class LayerModel:
                 name, self._renamings, self._converters, self.model.base_model_prefix, self._meta_state
             )
             targets[name] = target
-            if target not in self._meta_state:
+            if target not in self._meta_state and self.checkpoint.layer_of(name) is not None:
                 unknown.append(name)
-        ignored = [re.compile(p) for p in getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-        unknown = [n for n in unknown if not any(p.search(targets[n]) for p in ignored)]
         if unknown:
             raise CheckpointError(
                 f"tensor {unknown[0]} has no place in {type(self.model).__name__}", expected="a tensor of the model",
@@ -136,6 +145,20 @@ class LayerModel:
         for number, layer in enumerate(self.layers):
             layer.forward = self._hop(number, layer.forward)
         self.text.norm.forward = lambda hidden, *args, **kwargs: hidden
+
+    def _adapt_experts(self) -> None:
+        """Experts that stand outside transformers' experts interface are fitted to it."""
+        arch = self.checkpoint.arch
+        for layer in self.checkpoint.moe_layers:
+            experts, router = self.experts(layer), self.router(layer)
+            if router is not None and not hasattr(experts, "has_gate"):
+                if arch.routing.weight_on != "input":
+                    raise CheckpointError(
+                        f"{type(experts).__name__} is outside transformers' experts interface",
+                        expected=f"an interface that family {arch.name} shares with the others",
+                        remedy="this version of transformers cannot be used to calibrate it",
+                    )
+                adapt(experts, router, arch.roles["down"].shape == ("E", "I", "H"))
 
     def _hop(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -175,7 +198,9 @@ class LayerModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping)
+        # The plan names what a family keeps in float32 whatever the rest is in, such as corrections of the choice.
+        config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping,
+                                     dtype_plan=self.model._get_dtype_plan(self.dtype))  # fmt: skip
         lazy = {name: LazyTensor(self.checkpoint.index[name]) for name in names}
         info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
         wrong = sorted(str(mismatch[0]) for mismatch in info.mismatched_keys) + sorted(info.unexpected_keys)
@@ -210,10 +235,20 @@ class LayerModel:
         """The experts module of a layer, or None in a layer without."""
         return _experts_in(self.layers[layer])
 
-    def router(self, layer: int) -> Any:
-        """The module that computes the router logits of a layer."""
-        name = self._targets[self.checkpoint.role_name("router", layer)]
-        return self.model.get_submodule(name.rpartition(".")[0])
+    def router(self, layer: int) -> Router | None:
+        """The router of a layer, or None in a layer without experts."""
+        if layer not in self.checkpoint.moe_layers:
+            return None
+        arch = self.checkpoint.arch
+        owner = self._owner(self.checkpoint.role_name("router", layer))[0]
+        names = [self.checkpoint.role_name(name, layer) for name, role in arch.roles.items() if role.selects]
+        owners = [self._owner(name) for name in names if name in self.checkpoint.index]
+        return Router(owner, arch.routing, [(module, attribute) for module, attribute in owners])
+
+    def _owner(self, name: str) -> tuple[Any, str]:
+        """The module and attribute that a checkpoint tensor is loaded into."""
+        path, _, attribute = self._targets[name].rpartition(".")
+        return self.model.get_submodule(path), attribute
 
     def embed(self, tokens: Any) -> Any:
         """Hidden states [windows, length, H] that enter layer 0 (whose weights need not be there)."""
@@ -243,7 +278,8 @@ class LayerModel:
 
 
 def _experts_in(layer: Any) -> Any:
-    return next((m for m in layer.modules() if hasattr(m, "_is_expert_parallel") and hasattr(m, "num_experts")), None)
+    """The module that holds the stacked matrices of all experts of a layer, or None."""
+    return next((m for m in layer.modules() if getattr(getattr(m, "down_proj", None), "ndim", 0) == 3), None)
 
 
 def _to_meta(root: Any) -> None:

@@ -52,6 +52,18 @@ class ExpertStats:
             )
         return self.fields[name]
 
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Layers that have experts; all of them unless the metadata says otherwise. The rows of others are zero."""
+        return tuple(self.metadata.get("moe_layers") or range(self.shape[1]))
+
+    def of_layers(self, layers: tuple[int, ...]) -> "ExpertStats":
+        """These statistics with the rows of `layers` alone, in this order."""
+        if layers == tuple(range(self.shape[1])):
+            return self
+        fields = {name: array[:, list(layers)] for name, array in self.fields.items()}
+        return ExpertStats(self.classes, fields, self.metadata)
+
     def select(self, patterns: list[str]) -> "ExpertStats":
         """Only the classes that match one of the shell-style patterns, in stored order."""
         chosen = [i for i, c in enumerate(self.classes) if any(fnmatchcase(c, p) for p in patterns)]
@@ -98,6 +110,7 @@ class ExpertStats:
                 raise ValueError("class names are not distinct texts")
             if not isinstance(metadata, dict):
                 raise ValueError("metadata is not an object")
+            moe_layers = metadata.get("moe_layers", [])
             fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
         except (CheckpointError, KeyError, ValueError, TypeError) as exc:
             raise StatsError(
@@ -109,6 +122,10 @@ class ExpertStats:
         shapes = {array.shape for array in fields.values()}
         if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
             raise StatsError(f"{path} has fields of unequal shape", actual=str(sorted(shapes))[:200])
+        layers = next(iter(shapes))[1]
+        if not isinstance(moe_layers, list) or moe_layers != [n for n in range(layers) if n in moe_layers]:
+            raise StatsError(f"{path} names layers with experts that it does not have", expected=f"0..{layers - 1}",
+                             actual=str(moe_layers)[:200])  # fmt: skip
         return cls(classes, fields, metadata)
 
 

@@ -1,7 +1,8 @@
 """Model families as data: one TOML file per family in `archs/`, validated on load, unknown keys refused.
 
-A family says where its layers are, which tensors carry the expert axis, in which form they lie on disk, and which
-config keys count experts. Nothing else in trimoe knows a family's name. Families are recognised by tensor names.
+A family says where its layers are, which tensors carry the expert axis, in which form they lie on disk, how its router
+chooses, and which config keys count experts. Nothing else in trimoe knows a family's name. Families are recognised by
+tensor names.
 Invariant: the scopes of a family are closed. A tensor inside one that is neither a role nor listed as untouched is
 refused, so an unknown companion (a scale, a packed weight) can never pass through a cut unsliced.
 """
@@ -10,7 +11,7 @@ import re
 import tomllib
 from functools import cache, cached_property
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -37,6 +38,9 @@ class Role(BaseModel):
     tensor: str
     shape: tuple[Dimension, ...]
     optional: bool = False
+    """May be absent (then for every expert of a layer)."""
+    selects: bool = False
+    """Added to the router's scores before the largest are chosen, not to the weights."""
 
     @property
     def per_expert(self) -> bool:
@@ -65,7 +69,24 @@ class ConfigKeys(BaseModel):
     hidden: str | None = None
     expert_width: str | None = None
     num_experts_also: tuple[str, ...] = ()  # other names of the same count, as other versions of transformers wrote it
-    ungrouped: tuple[str, ...] = ()  # keys that must be absent, null or 1: routing in groups cannot be cut exactly
+    groups: dict[str, int] = {}
+    """Keys that must be null or 1, because routing in groups cannot be cut exactly; each with the value that
+    transformers assumes where config.json does not have it."""
+
+
+class Routing(BaseModel):
+    """How the router gets from its logits to the chosen experts and their weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """Scores of the logits; the experts with the largest scores (plus the roles that select) are chosen."""
+    weight_on: Literal["output", "input"] = "output"
+    """What the weight multiplies: an expert's output, or the token before it enters the expert."""
+    logits: int = 0
+    """Place of the logits in what transformers' router module returns, where that is a tuple."""
+
+
+Roles = dict[str, Role]
 
 
 class Arch(BaseModel):
@@ -73,22 +94,39 @@ class Arch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
+    follows: tuple[str, ...] = ()
+    note: str = ""
     model_types: tuple[str, ...]
     layer_prefixes: tuple[str, ...]
+    draft_prefix: str | None = None
     scopes: tuple[str, ...]
     untouched: tuple[str, ...] = ()
-    dense_layers: bool = False
+    dense_layer: str | None = None
     config: ConfigKeys
-    roles: dict[str, Role]
+    routing: Routing = Routing()
+    roles: Roles = {}
+    layouts: dict[str, Roles] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Arch":
-        if any(prefix.count("{L}") != 1 for prefix in self.layer_prefixes):
-            raise ValueError("each of layer_prefixes needs {L} once")
-        loose = [r.tensor for r in self.roles.values() if not r.tensor.startswith(self.scopes)]
-        if loose or not any(not r.optional for r in self.roles.values()):
-            raise ValueError(f"roles must lie inside scopes and one be required; outside: {loose}")
+        prefixes = (*self.layer_prefixes, *((self.draft_prefix,) if self.draft_prefix else ()))
+        if any(prefix.count("{L}") != 1 for prefix in prefixes):
+            raise ValueError("each of layer_prefixes and draft_prefix needs {L} once")
+        if twice := sorted(self.roles.keys() & {name for roles in self.layouts.values() for name in roles}):
+            raise ValueError(f"{twice[0]} stands in the roles of every layout and of one")
+        if any(not any(not role.optional for role in roles.values()) for roles in self.layouts.values()):
+            raise ValueError("a layout without a tensor of its own that is required cannot be recognised")
+        for roles in self.variants():
+            loose = [r.tensor for r in roles.values() if not r.tensor.startswith(self.scopes)]
+            if loose or all(r.optional for r in roles.values()):
+                raise ValueError(f"roles must lie inside scopes and one be required; outside: {loose}")
         return self
+
+    def variants(self) -> list[Roles]:
+        """The roles of each way the family lies on disk: those common to all and those of one layout."""
+        of_layouts = {name for roles in self.layouts.values() for name in roles}
+        common = {name: role for name, role in self.roles.items() if name not in of_layouts}
+        return [{**common, **roles} for roles in self.layouts.values()] or [common]
 
     def for_config(self, config: dict[str, Any]) -> "Arch":
         """This family with `num_experts` set to the name that this config.json uses for it."""
@@ -97,12 +135,13 @@ class Arch(BaseModel):
         name = next((n for scope in scopes for n in names if n in scope), names[0])
         return self.model_copy(update={"config": self.config.model_copy(update={"num_experts": name})})
 
-    def prefix(self, forms: set[str]) -> str | None:
-        """The layer prefix under which all required tensors exist in `forms` (see `form`), or None."""
-        required = [role.tensor for role in self.roles.values() if not role.optional]
+    def recognise(self, forms: set[str]) -> tuple["Arch", str] | None:
+        """This family with the roles of the layout in `forms` (see `form`), and the layer prefix; None if it is
+        another family."""
         for prefix in self.layer_prefixes:
-            if all(form(prefix + tensor) in forms for tensor in required):
-                return prefix
+            for roles in self.variants():
+                if all(form(prefix + role.tensor) in forms for role in roles.values() if not role.optional):
+                    return self.model_copy(update={"roles": roles}), prefix
         return None
 
     @cached_property
@@ -149,9 +188,8 @@ def detect(names: set[str], config: dict[str, Any], archs: tuple[Arch, ...] | No
     scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
     kinds = [str(scope.get("model_type")) for scope in scopes]
     for arch in archs:
-        prefix = arch.prefix(forms)
-        if prefix is not None and set(kinds) & set(arch.model_types):
-            return arch, prefix
+        if set(kinds) & set(arch.model_types) and (found := arch.recognise(forms)) is not None:
+            return found
     routed = sorted(n for n in names if "expert" in n)
     raise CheckpointError(
         "this checkpoint has no experts that trimoe knows" if routed else "this is a dense model: no expert tensors",

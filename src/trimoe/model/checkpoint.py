@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from trimoe.artifact import canonical_json, read_json
 from trimoe.errors import CheckpointError
-from trimoe.model.arch import Arch, Role, detect
+from trimoe.model.arch import Arch, Role, Roles, detect
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
 _SAMPLE = 64 << 10
@@ -28,13 +28,21 @@ _EXPONENT = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7
 
 @dataclass(frozen=True)
 class ExpertTensor:
-    """One tensor on the expert axis: stacked (`expert` None, cut along `axis`) or of a single `expert`."""
+    """One tensor on the expert axis: stacked (`expert` None, cut along `axis`) or of a single `expert`.
+
+    `layer` is the layer whose drops apply: its own, or for a drafting block the last one with experts.
+    """
 
     role: str
     layer: int
     info: TensorInfo
     axis: int
     expert: int | None = None
+    template: str = ""
+
+    def renamed(self, position: int) -> str:
+        """The name of this expert's tensor when it stands at `position`."""
+        return self.template.replace("{E}", str(position))
 
 
 @dataclass(frozen=True)
@@ -64,29 +72,75 @@ class Checkpoint:
     def expert_tensors(self) -> dict[str, ExpertTensor]:
         """Every tensor on the expert axis, by name, validated. Raises `CheckpointError` naming the tensor."""
         found: dict[str, ExpertTensor] = {}
-        sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
-                 "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
         for layer in range(self.num_layers):
-            expected = [t for role in self.arch.roles for t in self._names(layer, role)]
-            if self.arch.dense_layers and not any(name in self.index for _, _, name in expected):
-                continue
-            for role_name, expert, name in expected:
-                role, info = self.arch.roles[role_name], self.index.get(name)
-                if info is not None:
-                    _check_shape(info, role, sizes)
-                    found[name] = ExpertTensor(role_name, layer, info, role.axis, expert)
-                elif not role.optional:
-                    raise CheckpointError(
-                        f"tensor {name} is missing", expected=f"{role_name} of layer {layer}, family {self.arch.name}",
-                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
-                    )  # fmt: skip
+            prefix, dense = self.prefix.replace("{L}", str(layer)), self.arch.dense_layer
+            begun = [self._begins(prefix, role) for role in self.arch.roles.values()]
+            if dense is None or prefix + dense not in self.index or any(begun):
+                found |= self._claim(prefix, layer, self.arch.roles)
+        if not found:
+            raise CheckpointError("no decoder layer of this checkpoint has experts", expected="a mixture of experts",
+                                  actual="a dense model", remedy="there is nothing to prune in it")  # fmt: skip
+        last = max(tensor.layer for tensor in found.values())
+        for prefix in self.draft_blocks:
+            for roles in self.arch.variants():
+                if all(self._begins(prefix, role) for role in roles.values() if not role.optional):
+                    found |= self._claim(prefix, last, roles)
+                    break
         self._refuse_strays(found)
         return found
+
+    def _claim(self, prefix: str, layer: int, roles: Roles) -> dict[str, ExpertTensor]:
+        """The expert tensors of one block, each checked."""
+        sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
+                 "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
+        found: dict[str, ExpertTensor] = {}
+        for role_name, role in roles.items():
+            if role.optional and not self._begins(prefix, role):
+                continue
+            template = prefix + role.tensor
+            for expert in range(self.num_experts if role.per_expert else 1):
+                name = template.replace("{E}", str(expert))
+                info = self.index.get(name)
+                if info is None:
+                    raise CheckpointError(
+                        f"tensor {name} is missing", expected=f"{role_name} of {prefix[:-1]}, family {self.arch.name}",
+                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
+                    )  # fmt: skip
+                _check_shape(info, role, sizes)
+                only = expert if role.per_expert else None
+                found[name] = ExpertTensor(role_name, layer, info, role.axis, only, template)
+        return found
+
+    def _begins(self, prefix: str, role: Role) -> bool:
+        """Whether a block has the (first) tensor of a role. One that lacks the first only is refused as a stray."""
+        return prefix + role.tensor.replace("{E}", "0") in self.index
+
+    @cached_property
+    def draft_blocks(self) -> tuple[str, ...]:
+        """Name prefixes of the multi-token-prediction blocks. No map covers them, because only speculative decoding
+        uses them; but config.json has one count for all blocks, so their experts are cut like the last layer's."""
+        template, found = self.arch.draft_prefix, list[str]()
+        if template is not None:
+            block = _numbered(template)
+            numbers = {int(match[1]) for name in self.index if (match := block.match(name))}
+            first = self.num_layers if template in self.arch.layer_prefixes else 0
+            found = [template.replace("{L}", str(number)) for number in sorted(numbers) if number >= first]
+        return tuple(found)
 
     @cached_property
     def moe_layers(self) -> tuple[int, ...]:
         """Layers that have experts, ascending; all of them in most families."""
         return tuple(sorted({tensor.layer for tensor in self.expert_tensors.values()}))
+
+    @property
+    def cannot_cut(self) -> str | None:
+        """Why no cut of this checkpoint can be exact, or None."""
+        scopes = [scope for scope in (self.config.get("text_config"), self.config) if isinstance(scope, dict)]
+        for key, assumed in self.arch.config.groups.items():
+            groups = next((scope[key] for scope in scopes if key in scope), assumed)
+            if groups not in (None, 1):
+                return f"experts are routed in groups ({key} = {groups}): a cut would change which are chosen"
+        return None
 
     def setting(self, key: str | None) -> int | None:
         """An integer of config.json by its key, from text_config first; None if absent."""
@@ -95,19 +149,21 @@ class Checkpoint:
                 return int(scope[key])
         return None
 
+    def layer_of(self, name: str) -> int | None:
+        """The decoder layer that a tensor belongs to; None for everything else (embedding, vision, drafting blocks)."""
+        match = _numbered(self.prefix).match(name)
+        return int(match[1]) if match and int(match[1]) < self.num_layers else None
+
     def role_name(self, role: str, layer: int, expert: int | None = None) -> str:
         """Tensor name of a role in a layer (and of one expert, for a per-expert role)."""
         name = self.prefix.replace("{L}", str(layer)) + self.arch.roles[role].tensor
         return name if expert is None else name.replace("{E}", str(expert))
 
-    def _names(self, layer: int, role: str) -> Iterable[tuple[str, int | None, str]]:
-        if self.arch.roles[role].per_expert:
-            return ((role, e, self.role_name(role, layer, e)) for e in range(self.num_experts))
-        return ((role, None, self.role_name(role, layer)),)
-
     def _refuse_strays(self, claimed: dict[str, ExpertTensor]) -> None:
         """The closed-world check: what looks like experts or router must have been explained."""
-        layer_name = re.compile(re.escape(self.prefix).replace(r"\{L\}", r"\d+") + "(.+)")
+        prefixes = (self.prefix, *((self.arch.draft_prefix,) if self.arch.draft_prefix else ()))
+        blocks = "|".join(re.escape(prefix).replace(r"\{L\}", r"\d+") for prefix in prefixes)
+        layer_name = re.compile(f"(?:{blocks})(.+)")
         for name in self.index:
             match = layer_name.fullmatch(name)
             stray = self.arch.stray(match[1]) if match else "experts" in name.split(".")
@@ -134,6 +190,12 @@ class Checkpoint:
                 for offset in (0, (info.nbytes - _SAMPLE) // 2, info.nbytes - _SAMPLE):
                     digest.update(read_bytes(info, offset, _SAMPLE))
         return digest.hexdigest()
+
+
+@cache
+def _numbered(template: str) -> re.Pattern[str]:
+    """A prefix with its layer number as the first group; no number that a model could not have."""
+    return re.compile(re.escape(template).replace(r"\{L\}", "(0|[1-9][0-9]{0,6})"))
 
 
 def _check_shape(info: TensorInfo, role: Role, sizes: dict[str, int | None]) -> None:

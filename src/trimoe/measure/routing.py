@@ -1,0 +1,33 @@
+"""What a layer's router tells: its logits, and the scores of which it takes the largest.
+
+The family's data says where the logits are in the router's output and what turns them into scores; no class names.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimoe.model.arch import Routing
+
+
+@dataclass(frozen=True)
+class Router:
+    """The router of one layer in a transformers model."""
+
+    module: Any
+    routing: Routing
+    terms: list[tuple[Any, str]] = field(default_factory=list)
+    """Module and attribute of each tensor of E values that is added to the scores before the choice. Not the tensors
+    themselves: they are replaced whenever a layer is loaded."""
+
+    def logits(self, output: Any) -> Any:
+        """The logits [tokens, E] in what the module returned."""
+        return output[self.routing.logits] if isinstance(output, tuple) else output
+
+    def preference(self, logits: Any) -> Any:
+        """[tokens, E], larger for an expert chosen earlier: the scores, or the logits where both order alike."""
+        if not self.terms:
+            return logits
+        scores = logits.float().sigmoid() if self.routing.score == "sigmoid" else logits.float().softmax(-1)
+        for module, attribute in self.terms:
+            scores = scores + getattr(module, attribute).reshape(-1)
+        return scores

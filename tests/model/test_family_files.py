@@ -1,0 +1,151 @@
+"""Every family is recognised by its tensor names, and `trimoe inspect` says what there is to cut."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from families import EXPERTS, MADE, Made
+from hand_made import per_expert_arrays, per_expert_config, write_checkpoint
+
+from trimoe.choose.dropmap import DropMap
+from trimoe.cli.main import main
+from trimoe.cut.infer import infer_map
+from trimoe.cut.prune import prune
+from trimoe.errors import CheckpointError
+from trimoe.model import arch as arch_module
+from trimoe.model.arch import all_archs, detect, form
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.safetensors import read_index
+
+Checkpoints = Callable[[Made], Path]
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: made.name)
+def test_inspect(made: Made, family_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
+    path = family_checkpoint(made)
+    assert main(["inspect", str(path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["family"], data["experts"], data["top_k"]) == (made.arch, EXPERTS, made.top_k)
+    assert data["moe_layers"] == len(made.moe_layers)
+    assert data["shards"] == made.shards
+    assert data["cannot_cut"] is None
+    # Whatever a feed-forward block has along the experts is among the roles: by names and shapes, without family data.
+    cut = open_checkpoint(path).expert_tensors
+    for name, info in read_index(path).items():
+        inside = any(part in name for part in ("mlp.", "feed_forward.", "block_sparse_moe.", "router.", ".experts."))
+        if inside and "vis" not in name and (EXPERTS in info.shape or ".experts." in name):
+            assert name in cut
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert f"family             {made.arch} (" in text
+    assert ("drafting blocks" in text) == bool(data["draft_blocks"])
+
+
+def test_inspect_says_why_a_model_cannot_be_cut(
+    family_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = family_checkpoint(next(m for m in MADE if m.name == "deepseek_v3"))
+    path = Path(shutil.copytree(source, tmp_path / "grouped"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"n_group": 4}))
+    assert main(["inspect", str(path)]) == 0
+    assert "no: experts are routed in groups (n_group = 4)" in capsys.readouterr().out
+
+
+def test_every_family_has_a_checkpoint_here() -> None:
+    assert {arch.name for arch in all_archs()} == {made.arch for made in MADE}
+    layouts = {layout for arch in all_archs() for layout in arch.layouts}
+    assert layouts == {"mxfp4", "transposed", "stacked", "per_expert"}
+
+
+def test_no_two_families_answer_to_one_checkpoint(family_checkpoint: Checkpoints) -> None:
+    """`model_type` tells apart families that share tensor names, so no type may be in two files."""
+    kinds = [kind for arch in all_archs() for kind in arch.model_types]
+    assert len(kinds) == len(set(kinds))
+    for made in MADE:
+        path = family_checkpoint(made)
+        names, config = set(read_index(path)), json.loads((path / "config.json").read_text())
+        found = [arch.name for arch in all_archs() if arch.recognise({form(n) for n in names})]
+        assert made.arch in found
+        others = tuple(arch for arch in all_archs() if arch.name != made.arch)
+        with pytest.raises(CheckpointError, match=r"no experts that trimoe knows|dense model"):
+            detect(names, config, others)
+
+
+def test_the_example_of_the_howto_is_enough_to_cut_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "howto" / "add-a-family.md"
+    [text] = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    family = arch_module.parse_arch(text, "example_moe.toml")
+    monkeypatch.setattr(arch_module, "all_archs", lambda: (family,))
+    names = {"gate.e_score_correction_bias": "gate.bias", "layers.0.mlp.gate_proj": "layers.0.mlp.down_proj"}
+    arrays = per_expert_arrays()
+    for old in list(arrays):
+        for theirs, ours in names.items():
+            if theirs in old:
+                arrays[old.replace(theirs, ours)] = arrays.pop(old)
+    config = per_expert_config() | {"model_type": "example_moe", "num_experts": 6}
+    del config["n_routed_experts"]
+    base = write_checkpoint(tmp_path / "base", arrays, config)
+    drop = {1: (0, 4), 2: (3, 5)}
+    prune(base, DropMap(drop, 6), tmp_path / "out")
+    found = infer_map(base, tmp_path / "out")
+    assert found.exact
+    assert found.map is not None
+    assert found.map.drop == drop
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_experts"] == 4
+    cut = read_index(tmp_path / "out")
+    assert cut["model.layers.1.mlp.gate.bias"].shape == (4,)
+    assert "model.layers.1.mlp.experts.4.up_proj.weight" not in cut
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mtp.layers.0.mlp.experts.5.up_proj.weight", "mtp.layers.0.mlp.experts.5.up_proj.weight is missing"),
+        ("mtp.layers.0.mlp.experts.0.gate_proj.weight", "mtp.layers.0.mlp.experts.0.down_proj.weight belongs to"),
+        ("model.layers.1.mlp.experts.0.gate_proj.weight", "model.layers.1.mlp.experts.0.gate_proj.weight is missing"),
+        ("model.layers.2.mlp.gate.weight", "model.layers.2.mlp.gate.weight is missing"),
+    ],
+)
+def test_a_missing_tensor_is_refused_wherever_it_is(
+    change: str, message: str, family_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = Path(shutil.copytree(family_checkpoint(next(m for m in MADE if m.name == "qwen3_next")), tmp_path / "base"))
+    tensors = load_file(path / "model.safetensors")
+    del tensors[change]
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert message in str(caught.value)
+
+
+def test_names_with_impossible_numbers_are_refused(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = family_checkpoint(next(m for m in MADE if m.name == "deepseek_v3"))
+    for number, digits in enumerate(("9" * 5000, "٣", "03", "-1")):
+        path = Path(shutil.copytree(source, tmp_path / str(number)))
+        file = path / "model-00001-of-00002.safetensors"
+        name = f"model.layers.{digits}.mlp.experts.0.up_proj.weight"
+        tensors = load_file(file)
+        tensors[name] = next(iter(tensors.values())).clone()
+        save_file(tensors, file)
+        index = json.loads((path / "model.safetensors.index.json").read_text())
+        index["weight_map"][name] = file.name
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match="belongs to the experts"):
+            open_checkpoint(path)
+
+
+def test_experts_in_a_drafting_block_alone_are_nothing_to_prune(family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    source = family_checkpoint(next(m for m in MADE if m.name == "deepseek_v3"))
+    path = Path(shutil.copytree(source, tmp_path / "base"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(CheckpointError, match="no decoder layer"):
+        open_checkpoint(path)
