@@ -10,6 +10,7 @@ from typing import Any
 
 from trimoe.errors import MissingPrerequisite
 from trimoe.evaluate.bench import Doc, Verdict, verbatim
+from trimoe.evaluate.punkt import provide
 from trimoe.evaluate.rows import Row, View, each, spec_bench
 
 # These two count with NLTK's tokenizers, whose data comes apart from the package.
@@ -38,8 +39,9 @@ def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
 
 
 def _verdict(reply: str, check: Mapping[str, Any]) -> Verdict:
-    if NEEDS_PUNKT & set(check["instructions"]) and not punkt_is_there():
-        return Verdict(None, "harness error", detail="NLTK's punkt_tab data is missing: see docs/howto/evaluate.md")
+    if NEEDS_PUNKT & set(check["instructions"]) and not has_punkt():
+        missing = "NLTK's punkt_tab data is missing: pip install 'trimoe[eval]', or nltk.download('punkt_tab')"
+        return Verdict(None, "harness error", detail=missing)
     found = obedience(reply, check)
     missed = [name for name, ok in zip(check["instructions"], found.strict, strict=True) if not ok]
     if not missed:
@@ -102,9 +104,16 @@ def _seeded() -> Iterator[None]:
 
 
 @cache
+def has_punkt() -> bool:
+    """Whether the counting checkers can work."""
+    return provide()
+
+
+@cache
 def registry() -> Mapping[str, Any]:
-    """Checkers by instruction id. Importing them tries to download punkt_tab, and says on standard output it did."""
+    """Checkers by instruction id. Importing them would download punkt_tab, and say on standard output that it did."""
     try:
+        has_punkt()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     except ImportError as exc:
@@ -112,19 +121,6 @@ def registry() -> Mapping[str, Any]:
             "IFEval needs lm-eval's checkers", actual=str(exc), remedy="pip install 'trimoe[eval]'"
         ) from exc
     return dict(INSTRUCTION_DICT)
-
-
-@cache
-def punkt_is_there() -> bool:
-    """Whether NLTK finds its sentence tokenizer data (folder `tokenizers/punkt_tab` in one of its data paths)."""
-    registry()
-    import nltk
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english")
-    except LookupError:
-        return False
-    return True
 
 
 BENCH = spec_bench("ifeval_100", each(view), score, extract=verbatim)
