@@ -18,11 +18,8 @@ Pairs = Sequence[tuple[str, Doc]]
 _RUN = "_trimoe_run"
 _FUNCTION_LIMITS = Limits(cpu=10, wall=30, memory=2 << 30)
 _METHOD_LIMITS = Limits(cpu=10, wall=30, memory=2 << 30)
-_PREAMBLE = (
-    "from typing import *\nimport collections, math, heapq, bisect, itertools, functools\n"
-    "from collections import *\nfrom math import *\nfrom heapq import *\nfrom bisect import *\nfrom itertools import *\n"
-    "from functools import *\n"
-)
+_MODULES = ("typing", "collections", "math", "heapq", "bisect", "itertools", "functools")
+_PREAMBLE = "".join(f"import {name}\nfrom {name} import *\n" for name in _MODULES)
 
 
 def check_function(pairs: Pairs) -> list[Verdict]:

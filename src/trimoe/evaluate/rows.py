@@ -206,10 +206,7 @@ def read_file(path: Path) -> Iterator[Row]:
 
     U+2028 is legal inside a JSON string, and `str.splitlines` would cut the row there.
     """
-    opened = (
-        gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8", newline="")
-    )
-    with cast(TextIO, opened) as handle:
+    with _opened(path) as handle:
         try:
             kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
             if kind == ".csv":
@@ -222,6 +219,12 @@ def read_file(path: Path) -> Iterator[Row]:
             raise BenchError(
                 f"{path} is not readable as {kind or 'JSON lines'}", expected="one row after the other", actual=str(exc)
             ) from exc
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
+    return path.open(encoding="utf-8", newline="")
 
 
 # ---------------------------------------------------------------- the hub

@@ -25,8 +25,8 @@ class _Data(BaseModel):
 class Rows(_Data):
     """Which rows, in which order: the first n, every stride-th, or pinned ids. None of them: all."""
 
-    first: int | None = Field(None, ge=1)
-    stride: int | None = Field(None, ge=2)
+    first: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=2)
     ids: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -51,7 +51,7 @@ class Dataset(_Data):
     gated: bool = False
     local: str
     where: dict[str, tuple[int, int]] = {}
-    rows: int | None = Field(None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
     part: str = ""
 
     @model_validator(mode="after")
@@ -93,16 +93,16 @@ class Prompt(_Data):
 class Sampler(_Data):
     """Greedy unless a cohort needs otherwise."""
 
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
 
 
 class Generation(_Data):
     """How long and by which rule a reply is made. `think_budget` is taken from `max_new_tokens`, not added to it."""
 
     max_new_tokens: int = Field(ge=1)
-    think_budget: int = Field(0, ge=0)
+    think_budget: int = Field(default=0, ge=0)
     thinking: Literal["on", "off"]
     stops: tuple[str, ...] = ()
     sampler: Sampler = Sampler()
@@ -118,8 +118,8 @@ class LlamaCpp(_Data):
     """llama-server: reasoning switched off, or split from the content (deepseek format) with a budget."""
 
     reasoning: Literal["off", "budget"]
-    context: int = Field(65536, ge=1024)
-    parallel: int = Field(2, ge=1)
+    context: int = Field(default=65536, ge=1024)
+    parallel: int = Field(default=2, ge=1)
     kv: Literal["q8_0", "f16"] = "q8_0"
 
 
@@ -133,8 +133,8 @@ class Vllm(_Data):
 class Serving(_Data):
     """What a server must be started with for this bench."""
 
-    parallel: int = Field(2, ge=1)
-    timeout_s: int = Field(1800, ge=1)
+    parallel: int = Field(default=2, ge=1)
+    timeout_s: int = Field(default=1800, ge=1)
     llamacpp: LlamaCpp
     vllm: Vllm | None = None
 
@@ -162,7 +162,7 @@ class BenchSpec(_Data):
     reads: Literal["content", "reasoning and content"] = "content"
     average: Literal["mean", "macro"] = "mean"
     id_field: str = ""
-    dataset_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    dataset_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     placeholder: str = ""
     options: dict[str, str | int | bool] = {}
     dataset: tuple[Dataset, ...] = Field(min_length=1)
@@ -189,6 +189,7 @@ class BenchSpec(_Data):
             "version": self.version,
             "metric": self.metric,
             "reads": self.reads,
+            "average": self.average,
             "generation": self.generation.model_dump(mode="json"),
         }
 

@@ -30,7 +30,7 @@ def view(row: Row) -> View:
 
 def right(answer: str, check: dict[str, Any]) -> bool:
     """Equal as text once normalised; 18 and 18.00 differ, as in the reference."""
-    return normal(answer) == check["answer"]
+    return bool(normal(answer) == check["answer"])
 
 
 BENCH = spec_bench("gsm8k_100", each(view), exact(right), extract=last_number)
