@@ -225,9 +225,12 @@ def brute(source: str, before: str) -> str | None:
 
 
 LINES = st.sampled_from(
-    ["def f(x):", "    return x", "  if x:", "\tpass", "class A:", "    '''", '"""', "x = (1,", ")", "]", "else:", "try:",
-     "    y = [", "@d", "foo bar", "x = 1 \\", "", "# c", "    ", "print 'a'", "for i in x: pass", "lambda:", "f'{x'", "}"]
-)  # fmt: skip
+    [
+        *("def f(x):", "    return x", "  if x:", "\tpass", "class A:", "    '''", '"""', "x = (1,", ")", "]", "else:"),
+        *("try:", "    y = [", "@d", "foo bar", "x = 1 \\", "", "# c", "    ", "print 'a'", "for i in x: pass"),
+        *("lambda:", "f'{x'", "}"),
+    ]
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -336,6 +339,7 @@ def test_mbpp(reply: str, code: str | None) -> None:
 RUST = "/// Doc\nfn strlen(string: String) -> isize {\n"
 JAVA = "import java.util.*;\nclass Problem {\n    // Doc\n    public static long strlen(String string) {\n"
 JS = "//Doc\nfunction strlen(string){\n"
+BRANCHES = "    if true {\n        1\n    } else {\n        2\n    }"
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ JS = "//Doc\nfunction strlen(string){\n"
         ("use std::x;\nfn strlen( string : String )->isize{\n    1\n}", RUST, "    1\n}"),  # white space apart
         ("fn strlen(s: String) -> usize {\n    1\n}", RUST, "    1\n}"),  # the name with other parameters
         ("    string.len() as isize", RUST, "    string.len() as isize"),  # a body already: its brace lines stay
-        ("    if true {\n        1\n    } else {\n        2\n    }", RUST, "    if true {\n        1\n    } else {\n        2\n    }"),
+        (BRANCHES, RUST, BRANCHES),
         ("class Problem {\n    public static long strlen(String string) {\n        return 1;\n    }\n}", JAVA,
          "        return 1;\n    }\n}"),
         ("function strlen(string){\n  return 1;\n}", JS, "  return 1;\n}"),
@@ -383,10 +387,15 @@ def balance(program: str) -> int:
 @pytest.mark.parametrize("language", ["rs", "java", "js"])
 def test_multipl_e_programs_are_balanced(language: str, shared: Path) -> None:
     """A reply that restates the whole function and one that gives the body alone make the same, balanced program."""
-    inner = {"rs": "    if true { todo!() }\n    todo!()", "java": "        if (true) { throw new RuntimeException(); }\n"
-             "        throw new RuntimeException();", "js": "  if (true) { return 1; }\n  return 2;"}[language]  # fmt: skip
+    inner = {
+        "rs": "    if true { todo!() }\n    todo!()",
+        "java": "        if (true) { throw new Error(); }\n        throw new Error();",
+        "js": "  if (true) { return 1; }\n  return 2;",
+    }[language]
     ends = {"rs": "\n}", "java": "\n    }\n}", "js": "\n}"}[language]
-    spec = next(part for part in find(["multipl-e-100"])[0].protocol.dataset if part.part == language)  # type: ignore[union-attr]
+    protocol = find(["multipl-e-100"])[0].protocol
+    assert protocol is not None
+    spec = next(part for part in protocol.dataset if part.part == language)
     for row in read_file(shared / "benchmarks" / spec.local):
         doc = Doc("0", "", "", {key: row[key] for key in ("name", "language", "prompt", "tests", "stop_tokens")})
         restated = multipl_e_100.program(f"```\n{row['prompt']}{inner}{ends}\n```", doc)
@@ -459,9 +468,12 @@ CHECKS: dict[str, dict[str, Any]] = {
     },
 }
 PIECES = st.sampled_from(
-    ["```", "```python\n", "\n", "def f(x):\n", "    return 1\n", "\\boxed{", "}", "{", "answer", " is ", ":", "(A)", "A", "12",
-     "$", "=", ".", ",", "#### ", "\x00", "\u2028", "é", "'''", '"', "\\", "class Solution:\n", " ", "\t"]
-)  # fmt: skip
+    [
+        *("```", "```python\n", "\n", "def f(x):\n", "    return 1\n", "\\boxed{", "}", "{", "answer", " is ", ":"),
+        *("(A)", "A", "12", "$", "=", ".", ",", "#### ", "\x00", "\u2028", "é", "'''", '"', "\\"),
+        *("class Solution:\n", " ", "\t"),
+    ]
+)
 
 
 @settings(max_examples=200, deadline=None)
