@@ -15,7 +15,8 @@ from typing import Any
 
 from trimoe.artifact import canonical_json, sha256_bytes
 from trimoe.errors import BenchError, UsageError
-from trimoe.evaluate.cause import Cause, Limits, Observed, attribute
+from trimoe.evaluate.cause import Cause as Cause
+from trimoe.evaluate.cause import Limits, Observed, attribute
 from trimoe.evaluate.spec import BenchSpec
 from trimoe.model.tiny.tasks import generate
 
