@@ -1,6 +1,7 @@
 """Writes what the code already says into the documentation: commands, errors, recipes, families, the README's tree.
 
 `python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes}.md and the tree in README.md; with
+`python docs/generate.py` rewrites docs/reference/{cli,errors,recipes,benches}.md and the tree in README.md; with
 `--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
 """
 
@@ -45,8 +46,8 @@ ORDER = """
     errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
     arch.py archs checkpoint.py load.py safetensors.py tiny
     calibration.py sources.py engine.py stats.py score.py recipe.py recipes select.py dropmap.py
-    plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py generate.py
-    run.py recorded.py log.py main.py common.py
+    plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
+    generate.py run.py recorded.py log.py main.py common.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
@@ -233,15 +234,15 @@ def benches_page() -> str:
     parts = [
         NOTE,
         "# Benches\n",
-        "A bench is a spec (`src/trimoe/evaluate/benches/NAME.toml`, unknown keys refused) and a thin Python file beside "
-        "it with the extraction. `NAME:VARIANT` is another bench, with the variant's changes; variants can be chained. "
-        "Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run them: "
+        "A bench is a spec (`src/trimoe/evaluate/benches/NAME.toml`, unknown keys refused) and a thin Python file "
+        "beside it with the extraction. `NAME:VARIANT` is another bench, with the variant's changes; variants can be "
+        "chained. Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run them: "
         "[evaluate a model](../howto/evaluate.md).\n",
         "| Bench | Rows | Cap / thinking | Thinking | Score |\n|---|---|---|---|---|",
         *(_bench_row(name, bench) for name, bench in specs.items()),
         "\nSuites: " + "; ".join(f"`{name}` = {', '.join(members)}" for name, members in SUITES.items()) + ".\n",
-        "All are greedy (temperature 0, top_p 1) unless a variant says otherwise. The cap counts every generated token; "
-        "the thinking budget is a part of it, so 16384/12288 leaves 4096 tokens for the answer.",
+        "All are greedy (temperature 0, top_p 1) unless a variant says otherwise. The cap counts every generated "
+        "token; the thinking budget is a part of it, so 16384/12288 leaves 4096 tokens for the answer.",
     ]
     for name, bench in specs.items():
         assert bench.protocol is not None
@@ -253,7 +254,8 @@ def _bench_row(name: str, bench: Bench) -> str:
     spec = bench.protocol
     assert spec is not None
     how = spec.generation
-    return f"| [`{name}`](#{name}) | {bench.rows} | {how.max_new_tokens} / {how.think_budget} | {how.thinking} | {spec.metric} |"
+    limits = f"{how.max_new_tokens} / {how.think_budget}"
+    return f"| [`{name}`](#{name}) | {bench.rows} | {limits} | {how.thinking} | {spec.metric} |"
 
 
 def _bench_section(name: str, spec: BenchSpec, variant: Callable[[list[str]], Bench]) -> list[str]:
@@ -272,8 +274,8 @@ def _bench_section(name: str, spec: BenchSpec, variant: Callable[[list[str]], Be
         f"- Examples: {f'{spec.few_shot.k}, {spec.few_shot.rule}' if spec.few_shot else 'none'}.",
         f"- Stops: {stops}. Reads: {spec.reads}. llama.cpp: reasoning {spec.serving.llamacpp.reasoning}, context "
         f"{spec.serving.llamacpp.context}, {spec.serving.llamacpp.parallel} at once.",
-        f"- Score: {spec.metric}, {'mean of the parts' if spec.average == 'macro' else 'mean over rows'}; scorer version "
-        f"{variant(['smoke']).scorer}, bench version {spec.version}.",
+        f"- Score: {spec.metric}, {'mean of the parts' if spec.average == 'macro' else 'mean over rows'}; scorer "
+        f"version {variant(['smoke']).scorer}, bench version {spec.version}.",
         "\nThe question:\n",
         "````text\n" + spec.prompt.user + "\n````\n",
         *(f"- {note}" for note in spec.notes),

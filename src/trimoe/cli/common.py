@@ -27,7 +27,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         "calibrate, eval, demo, and the logit part of certify",
     ),
     "eval": (
-        ("lm_eval", "math_verify", "langdetect", "datasets"),
+        ("datasets", "lm_eval", "math_verify"),
         "benchmarks: eval and log import of MATH-500 and IFEval, data sets from the hub",
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
