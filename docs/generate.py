@@ -236,8 +236,8 @@ def benches_page() -> str:
         "# Benches\n",
         "A bench is a spec (`src/trimoe/evaluate/benches/NAME.toml`, unknown keys refused) and a thin Python file "
         "beside it with the extraction. `NAME:VARIANT` is another bench, with the variant's changes; variants can be "
-        "chained. Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run them: "
-        "[evaluate a model](../howto/evaluate.md).\n",
+        "chained. Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run "
+        "them: [evaluate a model](../howto/evaluate.md).\n",
         "| Bench | Rows | Cap / thinking | Thinking | Score |\n|---|---|---|---|---|",
         *(_bench_row(name, bench) for name, bench in specs.items()),
         "\nSuites: " + "; ".join(f"`{name}` = {', '.join(members)}" for name, members in SUITES.items()) + ".\n",

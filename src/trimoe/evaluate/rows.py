@@ -11,7 +11,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO, cast
@@ -33,6 +33,7 @@ class View:
 
 
 Views = Callable[[Sequence[Row], BenchSpec], list[View]]
+Prepare = Callable[[Iterable[Row], BenchSpec], Iterable[Row]]
 
 
 def each(view: Callable[[Row], View]) -> Views:
@@ -48,7 +49,7 @@ def spec_bench(
     extract: Callable[[str], str | None] | None = None,
     extract_for: Callable[[str, Doc], str | None] | None = None,
     scorer: int = 1,
-    prepare: Callable[[Iterable[Row]], Iterable[Row]] = iter,
+    prepare: Prepare | None = None,
     row_id: Callable[[Row], str] | None = None,
 ) -> Bench:
     """The bench of a spec file. `prepare` passes over the raw rows before any is chosen; `row_id` names one."""
@@ -86,16 +87,23 @@ def _docs(
     spec: BenchSpec,
     views: Views,
     data: Path | None,
-    prepare: Callable[[Iterable[Row]], Iterable[Row]],
+    prepare: Prepare | None,
     row_id: Callable[[Row], str] | None,
 ) -> list[Doc]:
-    docs: list[Doc] = []
+    parts: list[list[Doc]] = []
     for part in spec.dataset:
-        chosen = choose(prepare(iter_rows(part, data)), part, spec, row_id)
+        source = iter_rows(part, data)
+        chosen = choose(prepare(source, spec) if prepare else source, part, spec, row_id)
         rows = [row for _, row in chosen]
         shots = few_shot(spec, len(rows), data)
-        for (doc_id, row), view, history in zip(chosen, views(rows, spec), shots, strict=True):
-            docs.append(_doc(spec, f"{part.part}::{doc_id}" if part.part else doc_id, row, view, history, part.part))
+        parts.append(
+            [
+                _doc(spec, f"{part.part}::{doc_id}" if part.part else doc_id, row, view, history, part.part)
+                for (doc_id, row), view, history in zip(chosen, views(rows, spec), shots, strict=True)
+            ]
+        )
+    # turn by turn, so that the first n rows of a bench in parts are of all parts
+    docs = [doc for turn in zip_longest(*parts) for doc in turn if doc is not None]
     found = rows_sha256(docs)
     if data is not None and spec.dataset_sha256 and found != spec.dataset_sha256:
         raise BenchError(

@@ -168,10 +168,12 @@ def summarize(log: RunLog, run: Run, doc_ids: Sequence[str] | None = None) -> Ru
 
 
 def _parts(samples: Sequence[Scored]) -> dict[str, float | None]:
-    """Score of each part; the part is what stands before "::" in a row's id."""
+    """Score of each part; the part is what stands before "::" in a row's id. Imported rows may have none."""
     parts: dict[str, list[Verdict]] = {}
     for scored in samples:
-        parts.setdefault(scored.sample.doc_id.partition("::")[0], []).append(scored.verdict)
+        part, mark, _ = scored.sample.doc_id.partition("::")
+        if mark:
+            parts.setdefault(part, []).append(scored.verdict)
     return {name: _share(verdicts) for name, verdicts in parts.items()}
 
 

@@ -12,7 +12,7 @@ import json
 import pickle
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from trimoe.errors import BenchError
@@ -44,9 +44,12 @@ def row_id(row: Row) -> str:
     return f"lcb/{row['platform']}/{row['question_id']}"
 
 
-def medium(rows: Iterable[Row]) -> Iterable[Row]:
-    """Rows of the platform the pinned ids are of, so that the others are not looked at further."""
-    return (row for row in rows if row["platform"] == "leetcode")
+def medium(rows: Iterable[Row], spec: BenchSpec) -> Iterator[Row]:
+    """Rows of the pinned ids' platform, without the private tests (up to 100 MB a row) unless they are to be run."""
+    private = bool(spec.options["private_tests"])
+    for row in rows:
+        if row["platform"] == "leetcode":
+            yield row if private else {key: value for key, value in row.items() if key != "private_test_cases"}
 
 
 def views(rows: Sequence[Row], spec: BenchSpec) -> list[View]:
