@@ -279,6 +279,7 @@ def _bench_section(name: str, spec: BenchSpec, variant: Callable[[list[str]], Be
         "\nThe question:\n",
         "````text\n" + spec.prompt.user + "\n````\n",
         *(f"- {note}" for note in spec.notes),
+        *(f"- Row {known.doc_id} may differ from a record: {known.reason}." for known in spec.exceptions),
         "\n| Variant | What changes |\n|---|---|",
         *(f"| `{name}:{key}` | {about} |" for key, about in sorted(spec.variant_about.items())),
     ]

@@ -140,7 +140,7 @@ class Serving(_Data):
 
 
 class Known(_Data):
-    """A row whose recorded verdict differs from ours, with the reason."""
+    """A row whose recorded verdict may differ from ours, with the reason."""
 
     doc_id: str
     reason: str
