@@ -72,6 +72,8 @@ def test_arc(reply: str, letter: str | None) -> None:
         ("y = 4\nThe sum equals **73**", "73"),
         ("so x = 73.\n\nHence 12 residents own all four.", "73"),  # an equation before the last number
         ("x = 3.5 and nothing else, 12", "12"),  # decimals are no whole numbers
+        ("x = 1,234.5 so 12", "12"),
+        (r"\boxed{000}", "0"),
         ("x = 25/8 and 12", "12"),
         ("I count 3 and 14", "14"),
         ("17" + " x" * 250, None),  # the last number counts near the end only
@@ -243,6 +245,30 @@ def test_the_valid_prefix_is_the_longest(lines: list[str], before: str) -> None:
 def test_a_long_broken_block_is_cut_in_time() -> None:
     source = "def f():\n    return 1\n" + "x = [1, 2]\n" * 4000 + "this is some prose\n" * 200
     assert valid_prefix(source, lambda tree: True) == "def f():\n    return 1\n" + "x = [1, 2]\n" * 3999 + "x = [1, 2]"
+
+
+SLOW = {
+    "boxes": "\\boxed{" * 20_000,
+    "digits": "= " + "1" * 60_000 + ".5",
+    "blank lines": "\n" * 60_000 + "```",
+    "statements": "```\n" + "x = 1\n" * 6_000 + "```",
+    "braces": "{" * 60_000,
+    "fences": "```\n" * 15_000,
+    "decorators": "```\n" + "@d\n" * 2_000 + "```",
+    "commas": "1," * 30_000,
+    "answers": "answer is \\boxed{" * 4_000,
+    "dots": "=5" + "." * 60_000,
+    "brackets": "```\n" + "(" * 30_000 + "\n```",
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+@pytest.mark.timeout(120)
+def test_degenerate_replies_are_read_in_time(kind: str) -> None:
+    """Replies as long as a cap allows that say one thing over and over: each quadratic for a careless pattern."""
+    for name, bench in benches().items():
+        answer = bench.answer(SLOW[kind], Doc("0", "", "", CHECKS.get(name, {})))
+        assert answer is None or isinstance(answer, str)
 
 
 def test_bodies() -> None:
@@ -418,6 +444,7 @@ def test_multipl_e_without_a_block() -> None:
 
 def test_boxes_and_integers() -> None:
     assert boxed(r"\boxed{a{b}} \boxed {c} \boxed{open") == ["a{b}", "c"]
+    assert boxed(r"} \boxed{a\boxed{b}c}") == [r"a\boxed{b}c", "b"]
     assert [last_integer(text) for text in ("1,234 x", "12,34", "a", "007")] == ["1234", "34", None, "007"]
 
 

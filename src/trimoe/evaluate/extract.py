@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 FENCE = "```"
+MOST_CUTS = 30
 
 
 def complete_blocks(text: str) -> list[str]:
@@ -70,21 +71,23 @@ def parse(source: str) -> ast.Module | SyntaxError | None:
 
 
 def valid_prefix(source: str, accept: Callable[[ast.Module], bool], before: str = "") -> str | None:
-    """The longest prefix of whole lines that parses (after `before`) and that `accept` takes; None without one.
+    """The longest prefix of whole lines that parses (after `before`), if `accept` takes it; None otherwise.
 
     A prefix that still holds the line of a syntax error fails in the same way, so the search goes on above that line.
+    What `accept` looks for must not go away when lines are added, so a shorter prefix need not be asked. After
+    `MOST_CUTS` cuts the text is given up: code needs a few.
     """
     lines = source.split("\n")
     skipped = before.count("\n")
     end = len(lines)
-    while end > 0:
+    for _ in range(MOST_CUTS):
+        if end <= 0:
+            return None
         prefix = "\n".join(lines[:end])
         tree = parse(before + prefix)
         if isinstance(tree, ast.Module):
-            if accept(tree):
-                return prefix
-            end -= 1
-        elif isinstance(tree, SyntaxError) and tree.lineno is not None:
+            return prefix if accept(tree) else None
+        if isinstance(tree, SyntaxError) and tree.lineno is not None:
             end = min(end - 1, max(tree.lineno - skipped - 1, 0))
         else:
             end -= 1
@@ -112,13 +115,12 @@ def last_integer(text: str) -> str | None:
 
 
 def boxed(text: str) -> list[str]:
-    r"""Contents of every \boxed{...}, braces balanced, in order; an unclosed one is left out."""
-    contents = []
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth = 1
-        for i in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                contents.append(text[match.end() : i])
-                break
-    return contents
+    r"""Contents of every \boxed{...}, braces balanced, in the order of their beginnings; unclosed ones are left out."""
+    found: list[tuple[int, str]] = []
+    opened: list[int | None] = []  # per open brace where its box's content begins, None for a brace of no box
+    for match in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if match.group() != "}":
+            opened.append(match.end() if match.group() != "{" else None)
+        elif opened and (begin := opened.pop()) is not None:
+            found.append((begin, text[begin : match.start()]))
+    return [content for _, content in sorted(found)]

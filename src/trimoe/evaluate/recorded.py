@@ -152,7 +152,8 @@ def _own(row: Mapping[str, Any]) -> Recorded:
 
 def _docs(samples: Sequence[Recorded], bench: Bench, data: Path | None) -> list[Doc | None]:
     """Each sample's row: from the record, or from local files where the record has none."""
-    known = {doc.doc_id: doc for doc in bench.docs(data)} if data and any(s.doc is None for s in samples) else {}
+    here = bench.protocol is None or (data is not None and any(sample.doc is None for sample in samples))
+    known = {doc.doc_id: doc for doc in bench.docs(data)} if here else {}
     return [_doc(sample, bench, known) for sample in samples]
 
 
@@ -161,7 +162,7 @@ def _doc(sample: Recorded, bench: Bench, known: Mapping[str, Doc]) -> Doc | None
         return known.get(sample.doc_id)
     try:
         return bench.record(sample.doc_id, sample.doc)
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise BenchError(
             f"document {sample.doc_id} is no row of {bench.name}",
             expected="the columns of that data set",

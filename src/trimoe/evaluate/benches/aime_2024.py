@@ -12,11 +12,11 @@ from trimoe.evaluate.extract import boxed, last_integer
 from trimoe.evaluate.rows import Row, View, each, spec_bench
 
 TAIL = 400  # characters
-_END = r"(?![\d,]*\d)(?!\.\d)"  # the number is over here: no further digit, no decimals
-_LINE = re.compile(rf"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer[*_\s]*:[*_\s$\\(]*(\d+){_END}", re.I | re.M)
+_END = r"(?!,?\d)(?!\.\d)"  # the number is over here: no further digits, no decimals
+_LINE = re.compile(rf"^[ \t*#>_-]*(?:the\s+)?(?:final\s+)?answer[*_\s]*:[*_\s$\\(]*(\d++){_END}", re.I | re.M)
 _PHRASE = re.compile(r"answer[^\n]{0,80}?(\\boxed\s*\{.*)", re.I)
-_LAST_LINE = re.compile(rf"(?:\bis|\bequals|=)[*_\s$\\(:]*(\d+){_END}[^\w\d]*$", re.I)
-_EQUALS = re.compile(rf"=[\s$]*(\d+){_END}(?!\s*[/^])")
+_LAST_LINE = re.compile(rf"(?:\bis|\bequals|=)[*_\s$\\(:]*(\d++){_END}[^\w\d]*$", re.I)
+_EQUALS = re.compile(rf"=[\s$]*(\d++){_END}(?!\s*[/^])")
 _DECORATION = re.compile(r"\\[,;:! ]|\\(?:text|mathbf|mathrm|displaystyle)\b|[{}$\s]|\^?\\circ")
 
 
@@ -24,7 +24,7 @@ def answer(reply: str) -> str | None:
     """The stated number without leading zeros, or None."""
     for find in (_from_box, _from_line, _from_phrase, _from_last_line, _from_equation, _from_tail):
         if (number := find(reply)) is not None:
-            return str(int(number))
+            return number.lstrip("0") or "0"
     return None
 
 

@@ -30,8 +30,7 @@ def candidate(reply: str, doc: Doc) -> str | None:
     rest = _after_fence(reply).partition(FENCE)[0]
 
     def continues(tree: ast.Module) -> bool:
-        named = [node for node in functions(tree) if node.name == doc.check["entry_point"]]
-        return bool(named) and has_body(named[-1])
+        return any(node.name == doc.check["entry_point"] and has_body(node) for node in functions(tree))
 
     code = valid_prefix(rest, continues, before)
     return str(before + code) if code is not None else None

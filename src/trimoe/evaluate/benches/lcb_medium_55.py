@@ -21,7 +21,7 @@ from trimoe.evaluate.extract import FENCE
 from trimoe.evaluate.rows import Row, View, spec_bench
 from trimoe.evaluate.spec import BenchSpec
 
-_CODE = re.compile(r"^\s*(?:class|def|import|from)\s", re.MULTILINE)
+_CODE = re.compile(r"^[ \t]*(?:class|def|import|from)\s", re.MULTILINE)
 _METHOD = re.compile(r"def\s+(\w+)\s*\(\s*self")
 
 
