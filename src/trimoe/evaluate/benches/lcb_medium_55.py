@@ -36,7 +36,7 @@ def between_fences(reply: str) -> str | None:
         text = before if _CODE.search(before) and not _CODE.search(after) else after
     else:
         text = reply
-    return text.strip() or None
+    return text if text.strip() else None
 
 
 def row_id(row: Row) -> str:
