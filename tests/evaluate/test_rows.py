@@ -17,6 +17,7 @@ from trimoe.evaluate.benches import gpqa_diamond
 from trimoe.evaluate.rows import choose, few_shot, iter_rows, read_file, render
 from trimoe.evaluate.run import evaluate
 from trimoe.evaluate.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
+from trimoe.model import tiny
 
 PIN = "0" * 40
 
@@ -263,11 +264,11 @@ def test_strided_rows_are_another_selection(shared: Path) -> None:
     assert [doc.doc_id for doc in docs] == [str(i) for i in range(0, 1288, 13)]
 
 
-def test_withheld_statements_are_scored_but_not_asked(shared: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_withheld_statements_are_scored_but_not_asked(shared: Path, tmp_path: Path) -> None:
     docs = find(["aime-2024"])[0].docs(shared / "benchmarks")
     assert {doc.doc_id for doc in docs} == {f"2024-{paper}-{n}" for paper in ("I", "II") for n in range(1, 16)}
     with pytest.raises(BenchError, match="30 of 30 rows hold no question"):
-        evaluate(model_dir, ["aime-2024"], tmp_path / "runs.db", data=shared / "benchmarks")
+        evaluate(tiny.path(), ["aime-2024"], tmp_path / "runs.db", data=shared / "benchmarks")
 
 
 def test_dry_run_of_all_benches(shared: Path) -> None:
