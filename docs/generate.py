@@ -1,7 +1,6 @@
-"""Writes what the code already says into the documentation: commands, errors, recipes, families, the README's tree.
+"""Writes what the code already says into the documentation: commands, errors, recipes, families, benches, the tree.
 
-`python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes}.md and the tree in README.md; with
-`python docs/generate.py` rewrites docs/reference/{cli,errors,recipes,benches}.md and the tree in README.md; with
+`python docs/generate.py` rewrites docs/reference/{benches,cli,errors,families,recipes}.md and the README's tree; with
 `--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
 """
 
@@ -18,9 +17,9 @@ import click
 from trimoe import errors
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe, names
 from trimoe.cli.main import VERBS, cli
-from trimoe.model.arch import all_archs
 from trimoe.evaluate.bench import SUITES, Bench, benches
 from trimoe.evaluate.spec import BenchSpec
+from trimoe.model.arch import all_archs
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
