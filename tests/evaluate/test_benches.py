@@ -7,7 +7,7 @@ from trimoe.evaluate.bench import SUITES, Bench, Doc, benches, find
 from trimoe.evaluate.benches import tiny_choice, tiny_code, tiny_format, tiny_math
 from trimoe.model.tiny.tasks import generate, split_of
 
-ALL = list(benches().values())
+ALL = [bench for bench in benches().values() if bench.protocol is None]  # the bundled model's
 
 
 def judge_all(bench: Bench, replies: list[tuple[str, Doc]]) -> list[str]:

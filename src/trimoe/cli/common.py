@@ -26,6 +26,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("torch", "transformers", "safetensors", "tokenizers"),
         "calibrate, eval, demo, and the logit part of certify",
     ),
+    "eval": (
+        ("datasets", "lm_eval", "math_verify"),
+        "benchmarks: eval and log import of MATH-500 and IFEval, data sets from the hub",
+    ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }

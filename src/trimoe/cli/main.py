@@ -34,7 +34,7 @@ VERBS: dict[str, str] = {
     "certify": "certify",
     "infer-map": "certify",
     "eval": "evaluate",
-    "log": "evaluate",
+    "log": "log",
     "rescore": "evaluate",
     "compare": "judge",
     "demo": "demo",
