@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "prune": "cut",
     "certify": "certify",
     "infer-map": "certify",
+    "llamacpp": "llamacpp",
     "eval": "evaluate",
     "log": "log",
     "rescore": "evaluate",
