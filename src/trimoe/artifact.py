@@ -90,6 +90,29 @@ def publish_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def publish_large_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """As `publish_file`, for files that take long: written inside a hidden folder that a living run holds a lock on.
+
+    A leftover of a killed run is emptied first. `sync` as in `publish_dir`.
+    """
+    require_absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = _temporary(path)
+    lock = _own_directory(folder)
+    try:
+        yield folder / path.name
+        if sync:
+            _sync(folder / path.name)
+        require_absent(path)
+        os.rename(folder / path.name, path)
+        _sync(path.parent)
+    finally:
+        if _same(folder, lock):
+            shutil.rmtree(folder)
+        os.close(lock)
+
+
+@contextmanager
 def publish_dir(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """The same for a directory. A leftover of a killed run is emptied first; a living run holds a lock on it.
 
