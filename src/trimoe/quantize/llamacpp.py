@@ -91,12 +91,16 @@ class Flavour:
         }
 
     @property
+    def kind(self) -> str:
+        """Version and kind, for people: 0.3.36-cpu, 0.3.36-cuda-native."""
+        return f"{pinned_release().version}-{self.backend}{'-native' if self.native else ''}"
+
+    @property
     def key(self) -> str:
         """Name of the build's directory in the cache: version, kind, and a hash over options and our own sources."""
         sources = {file.name: sha256_file(file) for file in sorted(native_folder().iterdir()) if file.is_file()}
         body = json.dumps([pinned_release().sha256, self.cmake_options(), sources, PROGRAMS], sort_keys=True)
-        native = "-native" if self.native else ""
-        return f"{pinned_release().version}-{self.backend}{native}-{sha256_bytes(body.encode())[:10]}"
+        return f"{self.kind}-{sha256_bytes(body.encode())[:10]}"
 
 
 FLAVOURS = tuple(Flavour(backend, native) for backend in ("cuda", "vulkan", "cpu") for native in (True, False))

@@ -61,12 +61,12 @@ def install(
     if (found := installed(target)) is not None:
         return found
     _require_compilers(flavour)
-    with _one_at_a_time(folder, flavour.key, report):
+    with _one_at_a_time(folder, flavour.kind, report):
         if (found := installed(target)) is not None:
             return found
         require_space(folder, _BUILD_SPACE)
         source_archive = _archive(folder, archive, report)
-        work = folder / f".{flavour.key}.work"
+        work = folder / f".{flavour.kind}.work"
         source = _extract(source_archive, work, report)
         _configure(flavour, source, work / "build")
         _compile(work / "build", jobs or _jobs(), report)
@@ -81,9 +81,9 @@ def install(
 
 
 @contextmanager
-def _one_at_a_time(folder: Path, key: str, report: Progress) -> Iterator[None]:
+def _one_at_a_time(folder: Path, kind: str, report: Progress) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / f".{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(folder / f".{kind}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,8 +8,13 @@
 //
 // The mask acts where every architecture passes: llama.cpp calls back for each node of the graph, and those named
 // ffn_moe_logits-N (and ffn_moe_probs_biased-N, where a selection bias could win over a probability of 0) are changed
-// before the rest of the graph reads them. Both models of a comparison are run by this program with the same
-// settings: one sequence per batch, no flash attention, float32 cache, no repacking of weights.
+// before the rest of the graph reads them.
+//
+// Two models that differ only in experts that are never chosen must give the same bits, but llama.cpp adds up a router
+// of 98 rows in another order than one of 128, and a last bit can decide which expert is chosen. So the two sums over or
+// beside experts, the router's product and its softmax, are recomputed here in double, experts in ascending order, for
+// every model that this program runs. Everything else is llama.cpp's: one sequence per batch, no flash attention, float32
+// cache, no repacking of weights.
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -37,6 +42,7 @@ namespace {
 
 struct Routing {
     std::map<int, std::vector<int>> mask;        // layer -> experts that must not be chosen
+    std::map<int, std::vector<float>> logits;    // layer -> what its softmax reads
     std::set<int> seen;                          // layers whose router passed through the callback
     std::map<int, std::set<int>> routed;         // layer -> experts that some token was routed to
     long long selections = 0;                    // token x expert choices
@@ -57,25 +63,94 @@ int layer_of(const char * name, const char * prefix) {
     return *end == '\0' && end != name + length + 1 ? int(layer) : -1;
 }
 
-void exclude(ggml_tensor * tensor, const std::vector<int> & experts, Routing & routing, int layer, bool count) {
-    if (tensor->type != GGML_TYPE_F32 || !ggml_is_contiguous(tensor)) {
-        throw std::runtime_error("the router of layer " + std::to_string(layer) + " is not a contiguous float32 tensor");
-    }
+// float32 values of a tensor's rows, as [rows, ne0]
+std::vector<float> read_rows(const ggml_tensor * tensor) {
     const size_t width = size_t(tensor->ne[0]);
-    const size_t tokens = size_t(ggml_nelements(tensor)) / width;
-    std::vector<float> values(width * tokens);
-    ggml_backend_tensor_get(tensor, values.data(), 0, values.size() * sizeof(float));
+    const size_t rows = size_t(ggml_nrows(tensor));
+    if (!ggml_is_contiguous(tensor)) {
+        throw std::runtime_error(std::string(tensor->name) + " is not contiguous");
+    }
+    std::vector<float> values(width * rows);
+    if (tensor->type == GGML_TYPE_F32) {
+        ggml_backend_tensor_get(tensor, values.data(), 0, values.size() * sizeof(float));
+        return values;
+    }
+    const ggml_to_float_t to_float = ggml_get_type_traits(tensor->type)->to_float;
+    if (to_float == nullptr) {
+        throw std::runtime_error(std::string(tensor->name) + " has a type that cannot be read");
+    }
+    std::vector<uint8_t> raw(ggml_nbytes(tensor));
+    ggml_backend_tensor_get(tensor, raw.data(), 0, raw.size());
+    for (size_t row = 0; row < rows; ++row) {
+        to_float(raw.data() + row * ggml_row_size(tensor->type, tensor->ne[0]), values.data() + row * width, tensor->ne[0]);
+    }
+    return values;
+}
+
+void write_rows(ggml_tensor * tensor, const std::vector<float> & values) {
+    if (tensor->type != GGML_TYPE_F32 || !ggml_is_contiguous(tensor)) {
+        throw std::runtime_error(std::string(tensor->name) + " is not a contiguous float32 tensor");
+    }
+    ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(float));
+}
+
+// logits [tokens, experts] = input [tokens, hidden] x router [experts, hidden], added up in double
+void multiply(ggml_tensor * tensor) {
+    if (tensor->op != GGML_OP_MUL_MAT || tensor->src[0]->ne[0] != tensor->src[1]->ne[0]) {
+        return;
+    }
+    const std::vector<float> router = read_rows(tensor->src[0]);
+    const std::vector<float> input = read_rows(tensor->src[1]);
+    const size_t hidden = size_t(tensor->src[0]->ne[0]);
+    const size_t experts = router.size() / hidden;
+    const size_t tokens = input.size() / hidden;
+    std::vector<float> logits(experts * tokens);
+    for (size_t token = 0; token < tokens; ++token) {
+        for (size_t expert = 0; expert < experts; ++expert) {
+            double sum = 0.0;
+            for (size_t i = 0; i < hidden; ++i) {
+                sum += double(router[expert * hidden + i]) * double(input[token * hidden + i]);
+            }
+            logits[token * experts + expert] = float(sum);
+        }
+    }
+    write_rows(tensor, logits);
+}
+
+// probabilities [tokens, experts] = softmax of the logits, those at -inf left out, added up in double
+void normalise(ggml_tensor * tensor, const std::vector<float> & logits) {
+    const size_t width = size_t(tensor->ne[0]);
+    if (logits.size() != size_t(ggml_nelements(tensor))) {
+        throw std::runtime_error(std::string(tensor->name) + " does not fit its logits");
+    }
+    std::vector<float> shares(logits.size(), 0.0f);
+    for (size_t start = 0; start < logits.size(); start += width) {
+        const double top = *std::max_element(logits.begin() + long(start), logits.begin() + long(start + width));
+        double sum = 0.0;
+        for (size_t i = start; i < start + width; ++i) {
+            sum += std::exp(double(logits[i]) - top);
+        }
+        for (size_t i = start; i < start + width; ++i) {
+            shares[i] = float(std::exp(double(logits[i]) - top) / sum);
+        }
+    }
+    write_rows(tensor, shares);
+}
+
+void exclude(ggml_tensor * tensor, const std::vector<int> & experts, Routing & routing, int layer, bool count) {
+    std::vector<float> values = read_rows(tensor);
+    const size_t width = size_t(tensor->ne[0]);
     for (const int expert : experts) {
         if (expert < 0 || size_t(expert) >= width) {
             throw std::runtime_error("layer " + std::to_string(layer) + " has no expert " + std::to_string(expert));
         }
     }
-    for (size_t token = 0; token < tokens; ++token) {
+    for (size_t token = 0; token < values.size() / width; ++token) {
         float * row = values.data() + token * width;
         if (count && routing.top_k > 0) {
             std::vector<float> sorted(row, row + width);
             std::nth_element(sorted.begin(), sorted.begin() + (routing.top_k - 1), sorted.end(), std::greater<float>());
-            const float least = sorted[routing.top_k - 1];
+            const float least = sorted[size_t(routing.top_k) - 1];
             for (const int expert : experts) {
                 routing.selections_masked += row[expert] >= least;
             }
@@ -84,7 +159,7 @@ void exclude(ggml_tensor * tensor, const std::vector<int> & experts, Routing & r
             row[expert] = -INFINITY;
         }
     }
-    ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(float));
+    write_rows(tensor, values);
 }
 
 // I32 [top_k, tokens], a view into a wider tensor
@@ -97,28 +172,45 @@ void record(const ggml_tensor * tensor, Routing & routing, int layer) {
     }
 }
 
+void change(ggml_tensor * tensor, Routing & routing) {
+    const int biased = layer_of(tensor->name, "ffn_moe_logits_biased");
+    const int shares = layer_of(tensor->name, "ffn_moe_probs");
+    const int selection = layer_of(tensor->name, "ffn_moe_probs_biased");
+    const int layer = std::max({layer_of(tensor->name, "ffn_moe_logits"), biased, shares, selection});
+    const auto found = routing.mask.find(layer);
+    const std::vector<int> none;
+    const std::vector<int> & masked = found == routing.mask.end() ? none : found->second;
+    if (shares >= 0 && tensor->op == GGML_OP_SOFT_MAX) {
+        normalise(tensor, routing.logits[layer]);
+    } else if (selection >= 0) {
+        routing.biased.insert(layer);
+        exclude(tensor, masked, routing, layer, false);
+    } else if (biased >= 0) {
+        routing.logits[layer] = read_rows(tensor);
+    } else if (shares < 0 || tensor->op == GGML_OP_MUL_MAT) {
+        // The router's product; where a softmax follows only the choice it is named as the probabilities.
+        multiply(tensor);
+        exclude(tensor, masked, routing, layer, true);
+        routing.logits[layer] = read_rows(tensor);
+        routing.seen.insert(layer);
+    }
+}
+
 bool on_node(ggml_tensor * tensor, bool ask, void * data) {
     Routing & routing = *static_cast<Routing *>(data);
-    const int logits = layer_of(tensor->name, "ffn_moe_logits");
-    const int biased = layer_of(tensor->name, "ffn_moe_probs_biased");
     const int chosen = layer_of(tensor->name, "ffn_moe_topk");
     if (ask) {
-        return logits >= 0 || biased >= 0 || chosen >= 0;
+        int layer = chosen;
+        for (const char * name : {"ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_probs", "ffn_moe_probs_biased"}) {
+            layer = std::max(layer, layer_of(tensor->name, name));
+        }
+        return layer >= 0;
     }
     try {
         if (chosen >= 0) {
             record(tensor, routing, chosen);
-            return true;
-        }
-        const int layer = std::max(logits, biased);
-        const auto found = routing.mask.find(layer);
-        if (logits >= 0) {
-            routing.seen.insert(layer);
         } else {
-            routing.biased.insert(layer);
-        }
-        if (found != routing.mask.end() && !found->second.empty()) {
-            exclude(tensor, found->second, routing, layer, logits >= 0);
+            change(tensor, routing);
         }
     } catch (const std::exception & problem) {
         routing.error = problem.what();
