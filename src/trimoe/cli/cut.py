@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from trimoe.cli.common import emit, json_option, progress
+from trimoe.cut.plan import DEFAULT_SHARD
 from trimoe.errors import UsageError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -32,31 +33,53 @@ def show_size(size: int) -> str:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to create.")
-@click.option("--max-shard", default="5GB", show_default=True, metavar="SIZE",
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path),
+              help="Directory to create; for a GGUF model a .gguf file, or a directory for several.")  # fmt: skip
+@click.option("--max-shard", metavar="SIZE", show_default="5GB; GGUF: source",
               help="Largest output file, or `source` for files as in MODEL.")  # fmt: skip
+@click.option("--imatrix", type=click.Path(path_type=Path), help="GGUF: cut this importance matrix too.")
+@click.option("--imatrix-out", type=click.Path(path_type=Path), help="GGUF: where the cut importance matrix goes.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written; write nothing.")
 @click.option("--sync", is_flag=True, help="Wait until the disk holds the output (a power cut loses nothing).")
 @json_option
-def prune(model: Path, map_file: Path, out: Path, max_shard: str, dry_run: bool, sync: bool, as_json: bool) -> None:
+def prune(
+    model: Path, map_file: Path, out: Path, max_shard: str | None, imatrix: Path | None, imatrix_out: Path | None,
+    dry_run: bool, sync: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Cut the experts that MAP drops out of the checkpoint MODEL.
 
     The bytes are copied by the kernel; torch is not needed and memory does not grow with the model. Weight values are
     not read: `trimoe calibrate` and `trimoe certify` refuse NaN. OUT appears only when it is complete.
+
+    MODEL can be a GGUF file in any quantization (for a split one, any part): nothing is converted, and no unquantized
+    weights are needed.
 
     \b
     Examples:
       trimoe prune gemma-4-26B-A4B-it map.json -o gemma-4-98e
       trimoe prune gemma-4-26B-A4B-it map.json -o gemma-4-98e --dry-run
       trimoe prune MODEL map.json -o OUT --max-shard source
+      trimoe prune base-Q4_K_M.gguf map.json -o pruned-Q4_K_M.gguf
+      trimoe prune base-Q4_K_M.gguf map.json -o pruned.gguf --imatrix imatrix.gguf --imatrix-out imatrix-pruned.gguf
     """
     from trimoe.choose.dropmap import DropMap
+    from trimoe.cut.gguf import prune_gguf
     from trimoe.cut.prune import prune as cut
+    from trimoe.model.gguf import find_gguf
 
-    limit = None if max_shard.strip().lower() == "source" else parse_size(max_shard)
+    as_source = max_shard is not None and max_shard.strip().lower() == "source"
+    limit = None if max_shard is None or as_source else parse_size(max_shard)
+    gguf = find_gguf(model)
+    if gguf is None and (imatrix is not None or imatrix_out is not None):
+        raise UsageError("--imatrix is for GGUF models", actual=f"{model} is none")
     drop_map = DropMap.load(map_file)
     with progress("prune") as update:
-        report = cut(model, drop_map, out, max_shard=limit, dry_run=dry_run, sync=sync, progress=update)
+        if gguf is not None:
+            report = prune_gguf(gguf, drop_map, out, max_shard=limit, imatrix=imatrix, imatrix_out=imatrix_out,
+                                dry_run=dry_run, sync=sync, progress=update)  # fmt: skip
+        else:
+            size = limit if as_source or limit is not None else DEFAULT_SHARD
+            report = cut(model, drop_map, out, max_shard=size, dry_run=dry_run, sync=sync, progress=update)
     verb = "would keep" if dry_run else "kept"
     text = (
         f"{out}: {verb} {report.experts_after} of {report.experts_before} experts in {report.layers} layers; "

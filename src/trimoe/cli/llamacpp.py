@@ -28,7 +28,9 @@ def llamacpp() -> None:
 @click.option("--native", is_flag=True, help="Every instruction of this processor; may not run on another.")
 @click.option("--archive", type=FILE, help="The source archive, where it cannot be downloaded.")
 @click.option("--cache", type=FILE, help="Cache folder. Default: $TRIMOE_CACHE/llamacpp or ~/.cache/trimoe/llamacpp.")
-@click.option("--jobs", "-j", type=click.IntRange(1), help="Compilers at a time. Default: one per core, as memory allows.")
+@click.option(
+    "--jobs", "-j", type=click.IntRange(1), help="Compilers at a time; default: one per core, if memory allows."
+)
 @json_option
 def install(
     cuda: bool, vulkan: bool, native: bool, archive: Path | None, cache: Path | None, jobs: int | None, as_json: bool

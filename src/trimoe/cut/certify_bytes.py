@@ -16,7 +16,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, make_check
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.safetensors import ITEM_BITS, TensorInfo
+from trimoe.model.gguf_model import GgufModel
+from trimoe.model.safetensors import TensorInfo
 
 Progress = Callable[[int, int, str], None]
 Index = dict[str, TensorInfo]
@@ -44,7 +45,7 @@ class Expected:
         return self.layer is not None
 
 
-def fit_map(base: Checkpoint, drop_map: DropMap) -> DropMap:
+def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
     """`drop_map` over exactly the layers that have experts. Raises `MapError` if it cannot cut `base`.
 
     Layers without experts may be absent from a map or drop nothing.
@@ -221,14 +222,14 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
 
 def row_layout(info: TensorInfo, axis: int) -> tuple[int, int]:
     """(outer, row bytes): an expert's slice is `outer` pieces of `row` bytes. Raises if a row is not whole bytes."""
-    outer, bits = prod(info.shape[:axis]), prod(info.shape[axis + 1 :]) * ITEM_BITS[info.dtype]
-    if bits % 8:
+    outer, rows = prod(info.shape[:axis]), prod(info.shape[: axis + 1])
+    if info.nbytes % max(rows, 1):
         raise CheckpointError(
             f"tensor {info.name} packs several experts into one byte",
             actual=f"{info.dtype} {list(info.shape)}",
             remedy="this layout cannot be cut or compared by rows",
         )
-    return outer, bits // 8
+    return outer, info.nbytes // max(rows, 1)
 
 
 def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from trimoe.cut.certify_bytes import fit_map
 from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
 from trimoe.errors import BadInput, CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.gguf_model import GgufModel
 from trimoe.model.safetensors import TensorInfo
 
 METADATA = "expert_drop_metadata.json"
@@ -141,7 +142,11 @@ def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
     file = pruned / METADATA
     if not file.exists():
         return None
-    data = read_json(file, "drop metadata", MapError)
+    return map_of_record(read_json(file, "drop metadata", MapError), base)
+
+
+def map_of_record(data: Any, base: Checkpoint | GgufModel) -> DropMap:
+    """The map in the content of expert_drop_metadata.json. Raises `MapError` as `recorded_map` does."""
     drop = data.get("per_layer_drop") if isinstance(data, dict) else None
     keep = data.get("per_layer_keep") if isinstance(data, dict) else None
     if not isinstance(drop, dict) or not isinstance(keep, dict):

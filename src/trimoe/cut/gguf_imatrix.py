@@ -52,7 +52,8 @@ def _kept(model: GgufModel, entry: Entry, keeps: dict[int, tuple[int, ...]]) -> 
     info = model.index.get(entry.name)
     if info is None:
         raise CheckpointError(f"the imatrix has an entry for {entry.name}, which the model does not have",
-                              expected=f"tensors of {model.path.name}", remedy="use the imatrix of this model")  # fmt: skip
+                              expected=f"tensors of {model.path.name}",
+                              remedy="use the imatrix of this model")  # fmt: skip
     values = entry.sums.nbytes // 4
     matrices = values // info.shape[-1]
     tensor = model.expert_tensors.get(entry.name)

@@ -86,14 +86,16 @@ def keeps_of(model: GgufModel, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
     Whose statistics made the map is not checked: a GGUF file does not say which checkpoint it was converted from.
     """
     layers = model.moe_layers
-    if wrong := [layer for layer, ids in drop_map.drop.items() if ids and layer < model.num_layers and layer not in layers]:
+    if wrong := [
+        layer for layer, ids in drop_map.drop.items() if ids and layer < model.num_layers and layer not in layers
+    ]:
         raise MapError(f"the map drops experts in layer {wrong[0]}, which has none",
                        expected=f"layers {', '.join(map(str, layers))}", actual=f"also {wrong}",
                        remedy="use the map of this model")  # fmt: skip
     predicting = model.gguf.integer(f"{model.architecture}.nextn_predict_layers") or 0
     absent = [layer for layer in layers if layer not in drop_map.drop]
     if absent and absent[0] >= model.num_layers - predicting:
-        raise MapError(f"layer {absent[0]} predicts further tokens and has experts of its own, which the map leaves out",
+        raise MapError(f"layer {absent[0]} predicts further tokens with experts of its own, and the map leaves it out",
                        expected="a list for it too: one expert_count serves all layers",
                        remedy="add the layer to the map")  # fmt: skip
     dense = set(range(model.num_layers)) - set(layers)
@@ -172,4 +174,3 @@ def _split_fields(part: int, parts: int, tensors: int) -> list[Field]:
         scalar_field("split.count", _U16, parts),
         scalar_field("split.tensors.count", _I32, tensors),
     ]
-

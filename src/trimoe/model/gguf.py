@@ -1,8 +1,8 @@
 """GGUF by our own hands: headers, tensors as byte ranges, split files, and the header of a file to write.
 
-Invariants: `read_gguf` accepts only files that llama.cpp would map: versions 2 and 3, little endian, tensors in the order
-of their data without gaps beyond alignment, no name twice, sizes that follow from type and shape and end with the file.
-Metadata are kept as the bytes they were. A hostile header costs at most `MAX_HEADER` bytes of memory.
+Invariants: `read_gguf` accepts only files that llama.cpp would map: versions 2 and 3, little endian, tensors in the
+order of their data without gaps beyond alignment, no name twice, sizes that follow from type and shape and end with the
+file. Metadata are kept as the bytes they were. A hostile header costs at most `MAX_HEADER` bytes of memory.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; checks as in ggml/src/gguf.cpp of the pinned release.
 """
 
@@ -121,6 +121,23 @@ def is_gguf(path: Path) -> bool:
             return handle.read(4) == MAGIC or path.suffix == ".gguf"
     except OSError:
         return path.suffix == ".gguf"
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only model (or first part) in a directory; None if it is none.
+
+    Raises `CheckpointError` if a directory holds several.
+    """
+    if not path.is_dir():
+        return path if is_gguf(path) else None
+    if (path / "config.json").exists():
+        return None
+    named = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith(".")]
+    first = [f for f in named if (m := _SPLIT_NAME.fullmatch(f.name)) is None or int(m[2]) == 1]
+    if len(first) > 1:
+        raise CheckpointError(f"{path} holds several models", expected="one",
+                              actual=", ".join(f.name for f in first[:5]), remedy="give the file itself")  # fmt: skip
+    return first[0] if first else None
 
 
 def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
@@ -254,8 +271,8 @@ def _read(header: _Header) -> GgufFile:
         if name in index:
             raise _bad(f"tensor {name} stands twice in {path}")
         if data_start + offset != at:
-            raise _bad(f"tensor {name} in {path} overlaps another or leaves a gap", expected=f"offset {at - data_start}",
-                       actual=f"offset {offset}")  # fmt: skip
+            raise _bad(f"tensor {name} in {path} overlaps another or leaves a gap",
+                       expected=f"offset {at - data_start}", actual=f"offset {offset}")  # fmt: skip
         end = at + nbytes_of(dtype, shape)
         if end > header.size:
             raise _bad(f"tensor {name} in {path} lies beyond the end of the file: the file is truncated",
@@ -310,7 +327,7 @@ def _read_tensor(header: _Header) -> tuple[str, str, tuple[int, ...], int]:
         raise _bad(f"tensor {name} in {header.path} is impossibly large", actual=str(list(shape)))
     if (shape[-1] if shape else 1) % block:
         raise _bad(f"tensor {name} in {header.path} has rows that are no whole blocks",
-                   expected=f"a multiple of {block} values for {dtype}", actual=str(shape[-1] if shape else 1))  # fmt: skip
+                   expected=f"a multiple of {block} values for {dtype}", actual=str(list(shape)))  # fmt: skip
     return name, dtype, shape, offset
 
 

@@ -142,18 +142,20 @@ class GgufModel:
                 raise self._stray(info, "its name says that it belongs to experts, and it is not known here")
         for layer in sorted({tensor.layer for tensor in found.values()}):
             if missing := [n for n in self.arch.required if f"blk.{layer}.{n}" not in found]:
-                raise CheckpointError(f"tensor blk.{layer}.{missing[0]} is missing", expected=f"{self.architecture}'s "
-                                      f"{', '.join(self.arch.required)}", actual=f"layer {layer} has other expert tensors",
+                raise CheckpointError(f"tensor blk.{layer}.{missing[0]} is missing",
+                                      expected=f"{self.architecture}'s {', '.join(self.arch.required)}",
+                                      actual=f"layer {layer} has other expert tensors",
                                       remedy="the file is incomplete")  # fmt: skip
         if not found:
-            raise CheckpointError(f"{self.path} has no expert tensors", expected="blk.N.ffn_down_exps.weight and others",
+            raise CheckpointError(f"{self.path} has no expert tensors",
+                                  expected="blk.N.ffn_down_exps.weight and others",
                                   remedy="there is nothing to prune in it")  # fmt: skip
         return found
 
     def _stray(self, info: TensorInfo, why: str) -> CheckpointError:
         return CheckpointError(
             f"tensor {info.name} cannot be cut: {why}", expected=f"the expert tensors of {self.architecture}",
-            actual=f"{info.dtype} {list(info.shape)}", remedy="add it to a file in model/archs_gguf if its cut is known",
+            actual=f"{info.dtype} {list(info.shape)}", remedy="add it to a file in model/archs_gguf",
         )  # fmt: skip
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Importance matrices of llama.cpp: per weight tensor the summed squares of its inputs, per expert where it has experts.
+"""Importance matrices of llama.cpp: for each weight tensor the summed squares of its inputs, for each of its experts.
 
-Two formats: GGUF (NAME.in_sum2 [matrices, inputs] and NAME.counts [matrices, 1], float32) and the older .dat, which holds
-one flat vector per tensor and no counts per expert. Both are read lazily and written whole.
+Two formats: GGUF (NAME.in_sum2 [matrices, inputs] and NAME.counts [matrices, 1], float32) and the older .dat, which
+holds one flat vector per tensor and no counts per expert. Both are read lazily and written whole.
 Formats: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp of the pinned llama.cpp.
 """
 
@@ -72,7 +72,8 @@ def _open_gguf(path: Path) -> Imatrix:
     for name in gguf.index:
         if not name.endswith((SUMS, COUNTS)):
             raise CheckpointError(f"{path} is not an imatrix: it holds the tensor {name}",
-                                  expected=f"tensors NAME{SUMS} and NAME{COUNTS}", remedy="give a file of llama-imatrix")  # fmt: skip
+                                  expected=f"tensors NAME{SUMS} and NAME{COUNTS}",
+                                  remedy="give a file of llama-imatrix")  # fmt: skip
     for name, sums in gguf.index.items():
         if not name.endswith(SUMS):
             continue
@@ -126,7 +127,7 @@ def write_gguf_imatrix(
     path: Path, version: int, fields: Iterable[Field], alignment: int, shapes: dict[str, tuple[int, int]],
     arrays: Iterable[np.ndarray],
 ) -> None:  # fmt: skip
-    """Write float32 tensors under their full names (NAME.in_sum2, NAME.counts); `arrays` follow the order of `shapes`."""
+    """Write float32 tensors under their full names (NAME.in_sum2, ...); `arrays` follow the order of `shapes`."""
     with path.open("wb") as out:
         out.write(header_bytes(version, fields, {name: ("F32", shape) for name, shape in shapes.items()}, alignment))
         for array, (name, shape) in zip(arrays, shapes.items(), strict=True):

@@ -225,6 +225,9 @@ def _compile(build: Path, jobs: int, report: Progress) -> None:
         process.terminate()  # ninja ends its compilers and keeps what is done; the next run goes on
         process.wait()
         raise
+    if status != 0 and any("No space left on device" in line for line in lines):
+        raise MissingPrerequisite("the disk became full while llama.cpp was built", expected=f"{_BUILD_SPACE:,} bytes",
+                                  remedy="free some space and run again; what is built already is kept")  # fmt: skip
     if status != 0:
         wrong = [line for line in lines if "error" in line.lower() or "FAILED" in line] or lines[-6:]
         raise BadInput(
