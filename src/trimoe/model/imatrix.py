@@ -107,7 +107,7 @@ def _open_dat(path: Path) -> Imatrix:
             calls, values = _number(handle, path), _number(handle, path)
             start = handle.tell()
             end = start + 4 * values
-            if len(raw) != length or "�" in name or name in entries or values < 1 or end > size:
+            if not raw or len(raw) != length or "�" in name or name in entries or values < 1 or end > size:
                 raise CheckpointError(f"{path} is not an imatrix or is truncated", expected="named vectors of float32",
                                       actual=f"entry {name[:80]!r} with {values} values at byte {start}")  # fmt: skip
             entries[name] = Entry(name, TensorInfo(name, "F32", (values,), path, start, end), None, calls)

@@ -152,7 +152,7 @@ class LlamaCpp:
 
     def version(self) -> str | None:
         """What a program says of itself, e.g. "0.5.0-dev (build 0, commit 0c1e57098)"; None if it does not answer."""
-        for name in ("llama-quantize", "llama-cli", "llama-server"):
+        for name in ("llama-cli", "llama-server", "llama-imatrix", "llama-gguf-split"):
             if name in self.programs:
                 return program_version(self.programs[name])
         return None
