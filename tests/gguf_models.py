@@ -115,8 +115,9 @@ def write_imatrix(path: Path, model: Path, seed: int = 0) -> dict[str, tuple[np.
         counts = rng.integers(0, 900, (matrices, 1)).astype(np.float32)
         entries[tensor.name] = (sums, counts)
     for name, (sums, counts) in sorted(entries.items()):
-        writer.add_tensor(name + ".in_sum2", sums)
-        writer.add_tensor(name + ".counts", counts)
+        # llama.cpp leaves away the axis of one matrix
+        writer.add_tensor(name + ".in_sum2", sums if len(sums) > 1 else sums[0])
+        writer.add_tensor(name + ".counts", counts if len(counts) > 1 else counts[0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

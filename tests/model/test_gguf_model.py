@@ -15,7 +15,7 @@ SCALES = ("ffn_down_exps.scale", "ffn_gate_exps.input_scale")
     ("arch", "options", "roles"),
     [
         ("qwen3moe", {}, {"ffn_gate_exps.weight", "ffn_up_exps.weight"}),
-        ("gemma4", {"fused": True, "extra": ("ffn_down_exps.scale",)}, {"ffn_gate_up_exps.weight", "ffn_down_exps.scale"}),
+        ("gemma4", {"fused": True, "extra": SCALES[:1]}, {"ffn_gate_up_exps.weight", "ffn_down_exps.scale"}),
         ("gpt-oss", {}, {"ffn_gate_inp.bias", "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias"}),
         ("deepseek2", {"shared": True, "dense": (0,), "extra": ("exp_probs_b.bias",)}, {"exp_probs_b.bias"}),
         ("glm4moe", {"shared": True, "dense": (0,), "extra": ("exp_probs_b.bias",)}, {"exp_probs_b.bias"}),

@@ -61,6 +61,7 @@ def certify_gguf(
     """
     if not 0 <= tolerance < float("inf"):
         raise UsageError("the tolerance is impossible", expected="a number from 0 on", actual=str(tolerance))
+    where = output or certificate_path(Path(pruned))
     original, pruned = open_gguf_model(gguf_file(Path(base))), gguf_file(Path(pruned))
     given = DropMap.load(map) if isinstance(map, Path) else map
     given = fit(original, given) if given is not None else None
@@ -101,7 +102,7 @@ def certify_gguf(
         prompts=proof.prompts,
         tools={"trimoe": __version__, **({"llama.cpp": run.version} if run is not None else {})},
     )
-    certificate.save(output or certificate_path(pruned))
+    certificate.save(where)
     return certificate
 
 

@@ -35,7 +35,7 @@ def cut_imatrix(model: GgufModel, imatrix: Imatrix, drop_map: DropMap, out: Path
     shapes = {}
     for name, info in imatrix.gguf.index.items():
         ids = kept[name.removesuffix(SUMS).removesuffix(COUNTS)]
-        shapes[name] = (info.shape[0] if ids is None else len(ids), info.shape[1])
+        shapes[name] = info.shape if ids is None else (len(ids), *info.shape[1:])
 
     def arrays() -> Iterator[np.ndarray]:
         for name in shapes:

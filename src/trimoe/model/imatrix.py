@@ -8,6 +8,7 @@ Formats: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp of the pinned l
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +33,8 @@ class Entry:
 
     def read_sums(self) -> np.ndarray:
         """float32 [matrices, inputs], or flat from a .dat file."""
-        return np.frombuffer(read_bytes(self.sums), "<f4").reshape(self.sums.shape)
+        flat = np.frombuffer(read_bytes(self.sums), "<f4")
+        return flat if self.counts is None else flat.reshape(self.counts.nbytes // 4, -1)
 
     def read_counts(self) -> np.ndarray:
         """float32 [matrices]; from a .dat file the number of calls, once."""
@@ -79,8 +81,10 @@ def _open_gguf(path: Path) -> Imatrix:
             continue
         of = name.removesuffix(SUMS)
         counts = gguf.index.get(of + COUNTS)
-        fits = counts is not None and (sums.dtype, counts.dtype) == ("F32", "F32") and len(sums.shape) == 2
-        if not fits or counts is None or counts.shape != (sums.shape[0], 1):
+        # llama.cpp leaves away an axis of length 1, so one matrix comes as a vector.
+        fits = counts is not None and (sums.dtype, counts.dtype) == ("F32", "F32") and len(sums.shape) in (1, 2)
+        matrices = sums.shape[0] if len(sums.shape) == 2 else 1
+        if not fits or counts is None or counts.shape not in ((matrices, 1), (1,) * (matrices == 1)):
             raise CheckpointError(f"the imatrix entry of {of} in {path} is malformed",
                                   expected=f"float32 {SUMS} [matrices, inputs] and {COUNTS} [matrices, 1]",
                                   actual=f"{sums.shape} and {counts.shape if counts else 'nothing'}")  # fmt: skip
@@ -124,7 +128,7 @@ def _number(handle: BinaryIO, path: Path) -> int:
 
 
 def write_gguf_imatrix(
-    path: Path, version: int, fields: Iterable[Field], alignment: int, shapes: dict[str, tuple[int, int]],
+    path: Path, version: int, fields: Iterable[Field], alignment: int, shapes: dict[str, tuple[int, ...]],
     arrays: Iterable[np.ndarray],
 ) -> None:  # fmt: skip
     """Write float32 tensors under their full names (NAME.in_sum2, ...); `arrays` follow the order of `shapes`."""
@@ -132,7 +136,7 @@ def write_gguf_imatrix(
         out.write(header_bytes(version, fields, {name: ("F32", shape) for name, shape in shapes.items()}, alignment))
         for array, (name, shape) in zip(arrays, shapes.items(), strict=True):
             raw = np.ascontiguousarray(array, "<f4").tobytes()
-            if len(raw) != 4 * shape[0] * shape[1]:
+            if len(raw) != 4 * prod(shape):
                 raise ValueError(f"{name} was announced as {shape} and has {len(raw)} bytes")
             out.write(raw + bytes(padded(len(raw), alignment) - len(raw)))
 
