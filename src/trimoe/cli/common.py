@@ -30,6 +30,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("datasets", "lm_eval", "math_verify"),
         "benchmarks: eval and log import of MATH-500 and IFEval, data sets from the hub",
     ),
+    "llamacpp": (
+        ("cmake", "ninja"),
+        "building llama.cpp (trimoe llamacpp install) where the system has neither",
+    ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }
