@@ -17,6 +17,7 @@ import pytest
 from gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut.certify_gguf import certify_gguf
 from trimoe.cut.gguf import prune_gguf
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
 from trimoe.model.gguf import TYPES, open_gguf, read_gguf
@@ -160,13 +161,22 @@ def test_a_map_that_does_not_fit_is_refused(drop: dict, message: str, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["before.gguf"]
 
 
-def test_dense_and_predicting_layers(tmp_path: Path) -> None:
-    before = write_model(tmp_path / "before.gguf", "glm4moe", dense=(0,), metadata={"glm4moe.nextn_predict_layers": 1})
+def test_dense_layers_drop_nothing(tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf", "glm4moe", dense=(0,))
     with pytest.raises(MapError, match="drops experts in layer 0, which has none"):
         prune_gguf(before, DropMap({0: (1,), 1: (1,), 2: (1,)}), tmp_path / "after.gguf")
-    with pytest.raises(MapError, match="layer 2 predicts further tokens"):
-        prune_gguf(before, DropMap({0: (), 1: (1,)}), tmp_path / "after.gguf")
     prune_gguf(before, DropMap({0: (), 1: (1,), 2: (6,)}), tmp_path / "after.gguf")
+    check_cut(before, tmp_path / "after.gguf", DropMap({1: (1,), 2: (6,)}, EXPERTS), "glm4moe")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_predicting_layer_follows_the_last_ordinary_one_unless_named(named: bool, tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf", "glm4moe", metadata={"glm4moe.nextn_predict_layers": 1})
+    drop = {0: (1, 2), 1: (4, 5)} | ({2: (0, 7)} if named else {})
+    prune_gguf(before, DropMap(drop), tmp_path / "after.gguf")
+    check_cut(before, tmp_path / "after.gguf", DropMap({**drop, 2: drop.get(2, (4, 5))}, EXPERTS), "glm4moe")
+    checks = certify_gguf(before, tmp_path / "after.gguf", map=DropMap(drop)).checks
+    assert {check.status for check in checks if check.name not in ("loading", "logits")} == {"passed"}
 
 
 def test_impossible_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,18 @@ Progress = Callable[[int, int, str], None]
 
 
 def fit(base: GgufModel, drop_map: DropMap) -> DropMap:
-    """`drop_map` over exactly the layers with experts. A GGUF does not say which checkpoint's statistics made it."""
+    """`drop_map` over exactly the layers with experts. Raises `MapError` if it cannot cut `base`.
+
+    A block that predicts further tokens and is not in the map must drop what the last ordinary layer drops. Whose
+    statistics made the map is not checked: a GGUF file does not say which checkpoint it was converted from.
+    """
     metadata = {key: value for key, value in drop_map.metadata.items() if key != "model"}
-    return fit_map(base, DropMap(drop_map.drop, drop_map.num_experts, metadata))
+    ordinary = [layer for layer in base.moe_layers if layer not in base.predicting_layers]
+    drop = dict(drop_map.drop)
+    for layer in base.predicting_layers:
+        if layer in base.moe_layers and layer not in drop and ordinary and ordinary[-1] in drop:
+            drop[layer] = drop[ordinary[-1]]
+    return fit_map(base, DropMap(drop, drop_map.num_experts, metadata))
 
 
 def gguf_file(path: Path) -> Path:

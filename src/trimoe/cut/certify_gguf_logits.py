@@ -99,9 +99,8 @@ def _run_original(
         record = run(base.path, job, out, progress)
     except BadInput as exc:
         raise CannotCheck(f"llama.cpp cannot run the original: {exc.actual or exc.subject}") from exc
-    predicting = base.gguf.integer(f"{base.architecture}.nextn_predict_layers") or 0
     # Layers that only predict further tokens take no part in ordinary decoding.
-    used = [layer for layer in base.moe_layers if layer < base.num_layers - predicting]
+    used = [layer for layer in base.moe_layers if layer not in base.predicting_layers]
     if unseen := sorted(set(used) - set(record["seen"])):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
     return out, record

@@ -13,7 +13,7 @@ from trimoe.artifact import publish_dir, publish_large_file, read_json, require_
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.copying import Copier
 from trimoe.cut.gguf_imatrix import cut_imatrix
-from trimoe.cut.gguf_plan import GgufPart, Layout, plan_gguf
+from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
 from trimoe.cut.prune import METADATA, Progress, PruneReport, _explained, _write_json
 from trimoe.errors import CheckpointError, UsageError
 from trimoe.model.gguf import Gguf, header_bytes, open_gguf, padded, split_stem
@@ -48,6 +48,7 @@ def prune_gguf(
     if (imatrix is None) != (imatrix_out is None):
         raise UsageError("--imatrix and --imatrix-out belong together", expected="both or neither")
     source = open_gguf_model(model)
+    drop_map = complete_map(source, drop_map)
     stem = split_stem(source.path.name)
     layout: Layout = "single" if single else max_shard or "source"
     parts = plan_gguf(source, drop_map, stem, layout)

@@ -80,29 +80,35 @@ class GgufPart:
         return sum(padded(piece.nbytes, self.alignment) for piece in self.pieces)
 
 
-def keeps_of(model: GgufModel, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
-    """Kept ids per layer with experts, after every check a map can fail. Raises `MapError`.
+def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
+    """The map over every layer of the file, dense ones dropping nothing, after every check a map can fail.
 
-    Whose statistics made the map is not checked: a GGUF file does not say which checkpoint it was converted from.
+    A layer that only predicts further tokens drops, unless the map names it, what the last ordinary layer with experts
+    drops, as in the cut of a checkpoint. Raises `MapError`. Whose statistics made the map is not checked: a GGUF file
+    does not say which checkpoint it was converted from.
     """
     layers = model.moe_layers
-    if wrong := [
-        layer for layer, ids in drop_map.drop.items() if ids and layer < model.num_layers and layer not in layers
-    ]:
+    dense = set(range(model.num_layers)) - set(layers)
+    if wrong := [layer for layer, ids in sorted(drop_map.drop.items()) if ids and layer in dense]:
         raise MapError(f"the map drops experts in layer {wrong[0]}, which has none",
                        expected=f"layers {', '.join(map(str, layers))}", actual=f"also {wrong}",
                        remedy="use the map of this model")  # fmt: skip
-    predicting = model.gguf.integer(f"{model.architecture}.nextn_predict_layers") or 0
-    absent = [layer for layer in layers if layer not in drop_map.drop]
-    if absent and absent[0] >= model.num_layers - predicting:
-        raise MapError(f"layer {absent[0]} predicts further tokens with experts of its own, and the map leaves it out",
-                       expected="a list for it too: one expert_count serves all layers",
-                       remedy="add the layer to the map")  # fmt: skip
-    dense = set(range(model.num_layers)) - set(layers)
-    common = next((ids for layer, ids in sorted(drop_map.drop.items()) if layer not in dense), ())
-    complete = DropMap({**drop_map.drop, **dict.fromkeys(dense, common)}, drop_map.num_experts)
-    complete.validate(model.num_layers, model.num_experts, model.top_k)
-    return {layer: tuple(drop_map.keep(layer, model.num_experts)) for layer in layers}
+    last = max((layer for layer in layers if layer not in model.predicting_layers), default=layers[-1])
+    drop = dict(drop_map.drop)
+    if last in drop:
+        drop |= {layer: drop[last] for layer in model.predicting_layers if layer in layers and layer not in drop}
+    # A dense layer may be absent; give it the common count so that the map's own checks see every layer.
+    common = next((ids for layer, ids in sorted(drop.items()) if layer not in dense), ())
+    DropMap({**drop, **dict.fromkeys(dense, common)}, drop_map.num_experts).validate(
+        model.num_layers, model.num_experts, model.top_k
+    )
+    return DropMap(dict(sorted({**drop, **dict.fromkeys(dense, ())}.items())), model.num_experts, drop_map.metadata)
+
+
+def keeps_of(model: GgufModel, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
+    """Kept ids per layer with experts. Raises `MapError` if the map does not fit."""
+    complete = complete_map(model, drop_map)
+    return {layer: tuple(complete.keep(layer)) for layer in model.moe_layers}
 
 
 def plan_gguf(model: GgufModel, drop_map: DropMap, stem: str, layout: Layout) -> list[GgufPart]:

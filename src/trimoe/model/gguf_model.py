@@ -164,6 +164,12 @@ class GgufModel:
         return sorted({tensor.layer for tensor in self.expert_tensors.values()})
 
     @property
+    def predicting_layers(self) -> range:
+        """The last blocks, which only predict further tokens (multi-token prediction) and are not part of the depth."""
+        count = self.gguf.integer(f"{self.architecture}.nextn_predict_layers") or 0
+        return range(self.num_layers - min(count, self.num_layers - 1), self.num_layers)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return self.gguf.nbytes

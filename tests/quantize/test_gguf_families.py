@@ -1,0 +1,88 @@
+"""Every family that llama.cpp's converter takes: cutting and converting commute, and the certificate is proven."""
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trimoe.choose.dropmap import DropMap
+from trimoe.cut.certify_gguf import certify_gguf
+from trimoe.cut.gguf import prune_gguf
+from trimoe.cut.infer_gguf import infer_map_gguf
+from trimoe.cut.prune import prune
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.gguf import open_gguf
+from trimoe.model.gguf_model import open_gguf_model
+from trimoe.model.safetensors import read_bytes
+from trimoe.quantize.llamacpp import LlamaCpp
+from trimoe.quantize.masked import MaskedLogits
+
+families = pytest.importorskip("families", reason="the random checkpoints of all families are not part of this tree")
+
+CONVERT = Path(__file__).with_name("convert_unknown.py")
+# Differences from the random checkpoints of the other tests, because llama.cpp knows the published models only:
+# Qwen3 MoE has no dense layers in its graph, and drafting blocks of Qwen are converted under names of their own.
+CHANGED = {
+    "qwen3_moe": lambda made: replace(made, settings=made.settings | {"mlp_only_layers": []}),
+    "qwen3_next": lambda made: replace(made, publish=lambda tensors, settings: None),
+    "qwen3_5_moe-per-expert": lambda made: made,
+    "qwen2_moe": lambda made: made,
+    "olmoe": lambda made: made,
+    "mixtral": lambda made: made,
+    "gpt_oss": lambda made: made,
+    "gpt_oss-mxfp4": lambda made: made,
+    "deepseek_v2": lambda made: made,
+    "deepseek_v3": lambda made: made,
+    "glm4_moe": lambda made: made,
+    "granitemoe": lambda made: made,
+    "ernie4_5_moe": lambda made: made,
+}
+
+
+@pytest.fixture(scope="module")
+def made(llamacpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NAME/whole.gguf, NAME/pruned.gguf and NAME/map.json of every family, converted in one process."""
+    folder = tmp_path_factory.mktemp("families")
+    pairs: list[str] = []
+    draw = random.Random(4)
+    for found in families.MADE:
+        if found.name not in CHANGED:
+            continue
+        place = folder / found.name
+        families.write(CHANGED[found.name](found), place / "checkpoint")
+        model = open_checkpoint(place / "checkpoint")
+        drop = {i: tuple(sorted(draw.sample(range(model.num_experts), 2))) for i in model.moe_layers}
+        drop_map = DropMap(drop, model.num_experts)
+        drop_map.save(place / "map.json")
+        prune(model.path, drop_map, place / "cut")
+        pairs += [str(model.path), str(place / "whole.gguf"), str(place / "cut"), str(place / "pruned.gguf")]
+    command = [sys.executable, str(CONVERT), str(llamacpp.converter), "f32", *pairs]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_family_is_cut_exactly(name: str, made: Path, llamacpp: LlamaCpp, tmp_path: Path) -> None:
+    whole, drop_map = made / name / "whole.gguf", DropMap.load(made / name / "map.json")
+    prune_gguf(whole, drop_map, tmp_path / "cut.gguf")
+    cut, want = open_gguf(tmp_path / "cut.gguf"), open_gguf(made / name / "pruned.gguf")
+    assert list(cut.index) == list(want.index)
+    for tensor, info in want.index.items():
+        assert (cut.index[tensor].dtype, cut.index[tensor].shape) == (info.dtype, info.shape), tensor
+        assert read_bytes(cut.index[tensor]) == read_bytes(info), tensor
+    certificate = certify_gguf(
+        whole, tmp_path / "cut.gguf", map=drop_map, reference=made / name / "pruned.gguf", run=MaskedLogits(llamacpp)
+    )
+    assert certificate.status == "proven", certificate.checks
+    assert certificate.max_logit_difference == 0
+    found = infer_map_gguf(whole, tmp_path / "cut.gguf")
+    assert found.exact
+    assert found.map is not None
+    model = open_gguf_model(whole)
+    assert {layer: found.map.drop[layer] for layer in drop_map.drop} == drop_map.drop
+    assert set(found.map.drop) == set(model.moe_layers)
