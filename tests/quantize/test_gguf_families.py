@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,23 +24,30 @@ from trimoe.quantize.masked import MaskedLogits
 families = pytest.importorskip("families", reason="the random checkpoints of all families are not part of this tree")
 
 CONVERT = Path(__file__).with_name("convert_unknown.py")
-# Differences from the random checkpoints of the other tests, because llama.cpp knows the published models only:
-# Qwen3 MoE has no dense layers in its graph, and drafting blocks of Qwen are converted under names of their own.
-CHANGED = {
-    "qwen3_moe": lambda made: replace(made, settings=made.settings | {"mlp_only_layers": []}),
-    "qwen3_next": lambda made: replace(made, publish=lambda tensors, settings: None),
-    "qwen3_5_moe-per-expert": lambda made: made,
-    "qwen2_moe": lambda made: made,
-    "olmoe": lambda made: made,
-    "mixtral": lambda made: made,
-    "gpt_oss": lambda made: made,
-    "gpt_oss-mxfp4": lambda made: made,
-    "deepseek_v2": lambda made: made,
-    "deepseek_v3": lambda made: made,
-    "glm4_moe": lambda made: made,
-    "granitemoe": lambda made: made,
-    "ernie4_5_moe": lambda made: made,
-}
+NAMES = (
+    "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen2_moe", "olmoe", "mixtral", "gpt_oss", "gpt_oss-mxfp4", "deepseek_v2",
+    "deepseek_v3", "glm4_moe", "granitemoe", "ernie4_5_moe",
+)  # fmt: skip
+
+
+def as_published(found: Any) -> Any:
+    """What llama.cpp wants exactly as in the published models: Qwen3 MoE without dense layers, Qwen's drafting block
+    with all of its own tensors."""
+    if found.name == "qwen3_moe":
+        return replace(found, settings=found.settings | {"mlp_only_layers": []})
+    if found.name not in ("qwen3_next", "qwen3_5_moe"):
+        return found
+
+    def publish(tensors: dict[str, Any], settings: dict[str, Any]) -> None:
+        import torch
+
+        found.publish(tensors, settings)
+        norm = tensors.pop("mtp.enorm.weight")
+        for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+            tensors[f"mtp.{name}.weight"] = norm.clone()
+        tensors["mtp.fc.weight"] = torch.randn(len(norm), 2 * len(norm))
+
+    return replace(found, publish=publish)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +57,10 @@ def made(llamacpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs: list[str] = []
     draw = random.Random(4)
     for found in families.MADE:
-        if found.name not in CHANGED:
+        if found.name not in NAMES:
             continue
         place = folder / found.name
-        families.write(CHANGED[found.name](found), place / "checkpoint")
+        families.write(as_published(found), place / "checkpoint")
         model = open_checkpoint(place / "checkpoint")
         drop = {i: tuple(sorted(draw.sample(range(model.num_experts), 2))) for i in model.moe_layers}
         drop_map = DropMap(drop, model.num_experts)
@@ -66,7 +74,7 @@ def made(llamacpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_family_is_cut_exactly(name: str, made: Path, llamacpp: LlamaCpp, tmp_path: Path) -> None:
     whole, drop_map = made / name / "whole.gguf", DropMap.load(made / name / "map.json")
     prune_gguf(whole, drop_map, tmp_path / "cut.gguf")
