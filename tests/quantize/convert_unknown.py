@@ -2,7 +2,7 @@
 
     python convert_unknown.py SCRIPT OUTTYPE MODEL OUT [MODEL OUT ...]
 
-Only the vocabulary is replaced (bytes, one merge); the conversion of tensors and metadata is the script's.
+Only the vocabulary is replaced; the conversion of tensors and metadata is the script's.
 """
 
 import runpy
@@ -21,8 +21,18 @@ known = conversion.get_model_class
 
 
 def set_vocab(self: Any) -> None:
-    self._set_vocab_gpt2()
-    self.gguf_writer.add_token_merges(["a b"])
+    """256 bytes in GPT-2's spelling, the rest of the vocabulary unused."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelled = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    unused = [f"<unused{i}>" for i in range(256, self.hparams["vocab_size"])]
+    writer = self.gguf_writer
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*spelled.values(), *unused])
+    writer.add_token_types([1] * 256 + [5] * len(unused))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(self.hparams["vocab_size"] - 1)
 
 
 def get_model_class(*arguments: Any, **options: Any) -> Any:
@@ -32,7 +42,6 @@ def get_model_class(*arguments: Any, **options: Any) -> Any:
     return found
 
 
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
 conversion.get_model_class = get_model_class
 for model, out in zip(pairs[::2], pairs[1::2], strict=True):
     sys.argv = [script, model, "--outtype", outtype, "--outfile", out]

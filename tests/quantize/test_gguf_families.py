@@ -25,8 +25,8 @@ families = pytest.importorskip("families", reason="the random checkpoints of all
 
 CONVERT = Path(__file__).with_name("convert_unknown.py")
 NAMES = (
-    "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen2_moe", "olmoe", "mixtral", "gpt_oss", "gpt_oss-mxfp4", "deepseek_v2",
-    "deepseek_v3", "glm4_moe", "granitemoe", "ernie4_5_moe",
+    "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen2_moe", "olmoe", "mixtral", "gpt_oss", "gpt_oss-mxfp4",
+    "deepseek_v2", "deepseek_v3", "glm4_moe", "granitemoe", "ernie4_5_moe",
 )  # fmt: skip
 
 
