@@ -43,7 +43,7 @@ EXIT_CODES = """\
 # The README's tree: the order of the data. Files not named here follow by name.
 ORDER = """
     errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
-    arch.py archs checkpoint.py load.py safetensors.py tiny
+    arch.py archs checkpoint.py load.py safetensors.py gguf.py gguf_model.py archs_gguf imatrix.py tiny
     calibration.py sources.py engine.py stats.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
     generate.py run.py recorded.py log.py main.py common.py
@@ -51,6 +51,8 @@ ORDER = """
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
     "model/archs": "model families as data, one file each",
+    "model/archs_gguf": "names of GGUF tensors of experts as data",
+    "quantize/native": "our C++ program beside llama.cpp's: logits with masked routers",
     "model/tiny/checkpoint": "the bundled model: weights, tokenizer, config",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
     "evaluate/benches": "benchmarks, one thin file each: ARC, GPQA, GSM8K, ... as data and extraction",

@@ -73,7 +73,8 @@ def write_model(
             put(base + "ffn_up_shexp.weight", (WIDTH, HIDDEN), dtype)
             put(base + "ffn_gate_inp_shexp.weight", (HIDDEN,))
         for name in extra:
-            put(base + name, (experts,))
+            # "[1,E]NAME" is a vector as some converters write it
+            put(base + name.removeprefix("[1,E]"), (1, experts) if name.startswith("[1,E]") else (experts,))
     put("output_norm.weight", (HIDDEN,))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -41,8 +41,8 @@ def check_cut(before: Path, after: Path, drop_map: DropMap, arch: str) -> None:
         want = rows
         if name in cut:
             layer = int(name.split(".")[1])
-            # A vector of the expert axis comes as one value (4 bytes) per row.
-            want = np.delete(rows, list(drop_map.drop[layer]), axis=0)
+            want = np.delete(rows.reshape(EXPERTS, -1), list(drop_map.drop[layer]), axis=0).reshape(-1, rows.shape[1])
+            want = want.reshape(found[name][1].shape)
         assert found[name][0] == kind
         np.testing.assert_array_equal(found[name][1], want, err_msg=name)
     ignored = {"GGUF.tensor_count", "GGUF.kv_count", f"{arch}.expert_count", *(k for k in found_keys if "split" in k)}
@@ -69,6 +69,7 @@ def test_every_quantization_type(dtype: str, tmp_path: Path) -> None:
         ("deepseek2", {"shared": True, "dense": (0,), "extra": ("exp_probs_b.bias",)}),
         ("glm4moe", {"shared": True, "extra": ("exp_probs_b.bias",), "alignment": 64}),
         ("qwen3next", {"shared": True}),
+        ("ernie4_5-moe", {"extra": ("[1,E]exp_probs_b.bias",)}),
         ("llama", {"extra": ("ffn_up_exps.scale", "ffn_up_exps.input_scale"), "dtype": "NVFP4"}),
     ],
 )

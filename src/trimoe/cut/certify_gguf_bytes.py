@@ -51,8 +51,10 @@ def expected_gguf(base: GgufModel, drop_map: DropMap) -> dict[str, Expected]:
             expected[name] = Expected(name, info.dtype, info.shape, info)
         else:
             kept = tuple(drop_map.keep(tensor.layer, base.num_experts))
-            shape = (len(kept), *info.shape[1:])
-            expected[name] = Expected(name, info.dtype, shape, info, tensor.layer, 0, kept)
+            # The rows of experts lie one after the other: all slower axes have length 1.
+            axis = tensor.axis
+            shape = (*info.shape[:axis], len(kept), *info.shape[axis + 1 :])
+            expected[name] = Expected(name, info.dtype, shape, info, tensor.layer, axis, kept)
     return expected
 
 

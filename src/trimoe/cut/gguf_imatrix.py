@@ -57,7 +57,7 @@ def _kept(model: GgufModel, entry: Entry, keeps: dict[int, tuple[int, ...]]) -> 
     values = entry.sums.nbytes // 4
     matrices = values // info.shape[-1]
     tensor = model.expert_tensors.get(entry.name)
-    experts = tensor is not None and len(info.shape) == 3
+    experts = tensor is not None and len(info.shape) == 3 and tensor.axis == 0
     if matrices * info.shape[-1] != values or matrices != (model.num_experts if experts else 1):
         raise CheckpointError(
             f"the imatrix entry of {entry.name} does not fit the model",

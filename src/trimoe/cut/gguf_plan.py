@@ -11,7 +11,7 @@ from typing import Literal
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError, MapError
-from trimoe.model.gguf import INTEGERS, Field, padded, scalar_field, split_name
+from trimoe.model.gguf import INTEGERS, Field, nbytes_of, padded, scalar_field, split_name
 from trimoe.model.gguf_model import GgufModel
 from trimoe.model.safetensors import TensorInfo
 
@@ -30,6 +30,8 @@ class GgufPiece:
     shape: tuple[int, ...]
     source: TensorInfo
     keep: tuple[int, ...] | None = None
+    experts: int = 1
+    """Entries of the source's expert axis."""
 
     @property
     def name(self) -> str:
@@ -44,7 +46,7 @@ class GgufPiece:
     @property
     def row(self) -> int:
         """Bytes of one expert."""
-        return self.source.nbytes // self.source.shape[0]
+        return self.source.nbytes // self.experts
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Absolute [start, end) ranges of the source file in output order, neighbours joined."""
@@ -138,13 +140,15 @@ def plan_gguf(model: GgufModel, drop_map: DropMap, stem: str, layout: Layout) ->
 
 def _piece(model: GgufModel, info: TensorInfo, keeps: dict[int, tuple[int, ...]]) -> GgufPiece:
     tensor = model.expert_tensors.get(info.name)
-    if tensor is None or len(keeps[tensor.layer]) == info.shape[0]:
+    experts = model.num_experts
+    if tensor is None or len(keeps[tensor.layer]) == experts:
         return GgufPiece(info.shape, info)
-    if info.nbytes % info.shape[0]:
+    keep, axis = keeps[tensor.layer], tensor.axis
+    shape = (*info.shape[:axis], len(keep), *info.shape[axis + 1 :])
+    if info.nbytes % experts or nbytes_of(info.dtype, shape) != info.nbytes // experts * len(keep):
         raise CheckpointError(f"tensor {info.name} cannot be cut exactly", expected="whole blocks per expert",
-                              actual=f"{info.nbytes} bytes of {info.dtype} for {info.shape[0]} experts")  # fmt: skip
-    keep = keeps[tensor.layer]
-    return GgufPiece((len(keep), *info.shape[1:]), info, keep)
+                              actual=f"{info.nbytes} bytes of {info.dtype} for {experts} experts")  # fmt: skip
+    return GgufPiece(shape, info, keep, experts)
 
 
 def _counted(model: GgufModel, field: Field, kept: int) -> Field:

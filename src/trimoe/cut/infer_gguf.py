@@ -62,11 +62,11 @@ def recover_gguf(base: GgufModel, pruned: Index, progress: Progress | None = Non
             if tensor.layer != layer:
                 continue
             by_digest: dict[bytes, list[int]] = {}
-            for expert, part in enumerate(_slices(tensor.info)):
+            for expert, part in enumerate(_slices(tensor.info, tensor.axis)):
                 digest = digest_slice(part)
                 by_digest.setdefault(digest, []).append(expert)
                 signatures[expert].append(digest)
-            for position, part in enumerate(_slices(pruned[name]) if name in pruned else ()):
+            for position, part in enumerate(_slices(pruned[name], tensor.axis) if name in pruned else ()):
                 while len(votes) <= position:
                     votes.append({})
                 for expert in by_digest.get(digest_slice(part), ()):
@@ -78,9 +78,9 @@ def recover_gguf(base: GgufModel, pruned: Index, progress: Progress | None = Non
     return recovery
 
 
-def _slices(info: TensorInfo) -> list[Slice]:
+def _slices(info: TensorInfo, axis: int) -> list[Slice]:
     """The experts of a tensor in position order; empty if they are not whole bytes."""
-    count = info.shape[0] if info.shape else 0
+    count = info.shape[axis] if len(info.shape) > axis else 0
     if not count or info.nbytes % count:
         return []
     row = info.nbytes // count

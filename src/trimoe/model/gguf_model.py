@@ -90,6 +90,11 @@ def all_gguf_archs() -> dict[str, GgufArch]:
     return found
 
 
+def expert_axis(info: TensorInfo) -> int | None:
+    """The slowest axis that is longer than 1: some converters write vectors as [1, experts]. None for one value."""
+    return next((axis for axis, length in enumerate(info.shape) if length != 1), None)
+
+
 @dataclass(frozen=True)
 class GgufModel:
     """An opened MoE model. `architecture` is general.architecture, the prefix of its metadata keys."""
@@ -128,14 +133,14 @@ class GgufModel:
             if not self.arch.concerns_experts(rest):
                 continue
             if match and rest in (*self.arch.required, *self.arch.optional):
-                layer = int(match[1])
-                if layer >= self.num_layers or not info.shape or info.shape[0] != self.num_experts:
+                layer, axis = int(match[1]), expert_axis(info)
+                if layer >= self.num_layers or axis is None or info.shape[axis] != self.num_experts:
                     raise CheckpointError(
                         f"tensor {name} does not fit the metadata",
                         expected=f"{self.num_experts} experts on its slowest axis, layers 0..{self.num_layers - 1}",
                         actual=str(list(info.shape)), remedy="the file is damaged or of an unknown layout",
                     )  # fmt: skip
-                found[name] = ExpertTensor(rest, layer, info, 0)
+                found[name] = ExpertTensor(rest, layer, info, axis)
             elif rest in self.arch.refused:
                 raise self._stray(info, self.arch.refused[rest])
             elif not match or rest not in self.arch.untouched:
