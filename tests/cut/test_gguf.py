@@ -41,8 +41,8 @@ def check_cut(before: Path, after: Path, drop_map: DropMap, arch: str) -> None:
         want = rows
         if name in cut:
             layer = int(name.split(".")[1])
-            want = np.delete(rows.reshape(EXPERTS, -1), list(drop_map.drop[layer]), axis=0).reshape(-1, rows.shape[1])
-            want = want.reshape(found[name][1].shape)
+            want = np.delete(rows.reshape(EXPERTS, -1), list(drop_map.drop[layer]), axis=0)
+            want = want.reshape(len(found[name][1]), -1)
         assert found[name][0] == kind
         np.testing.assert_array_equal(found[name][1], want, err_msg=name)
     ignored = {"GGUF.tensor_count", "GGUF.kv_count", f"{arch}.expert_count", *(k for k in found_keys if "split" in k)}
