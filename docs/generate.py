@@ -43,7 +43,7 @@ EXIT_CODES = """\
 # The README's tree: the order of the data. Files not named here follow by name.
 ORDER = """
     errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
-    arch.py archs checkpoint.py load.py safetensors.py gguf.py gguf_model.py archs_gguf imatrix.py tiny
+    arch.py archs checkpoint.py load.py safetensors.py gguf_format.py gguf.py gguf_model.py archs_gguf imatrix.py tiny
     calibration.py sources.py engine.py stats.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
     generate.py run.py recorded.py log.py main.py common.py

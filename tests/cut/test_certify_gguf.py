@@ -13,7 +13,8 @@ from trimoe.cut.certify_gguf import certify_gguf
 from trimoe.cut.gguf import prune_gguf
 from trimoe.cut.infer_gguf import infer_map_gguf
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
-from trimoe.model.gguf import Field, GgufFile, header_bytes, read_gguf, scalar_field
+from trimoe.model.gguf import GgufFile, read_gguf
+from trimoe.model.gguf_format import Field, header_bytes, scalar_field
 from trimoe.model.safetensors import read_bytes
 
 MAP = DropMap({0: (1, 4), 1: (0, 7), 2: (2, 3)}, EXPERTS)

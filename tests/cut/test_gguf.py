@@ -20,7 +20,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_gguf import certify_gguf
 from trimoe.cut.gguf import prune_gguf
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
-from trimoe.model.gguf import TYPES, open_gguf, read_gguf
+from trimoe.model.gguf import open_gguf, read_gguf
+from trimoe.model.gguf_format import TYPES
 from trimoe.model.gguf_model import open_gguf_model
 from trimoe.model.imatrix import open_imatrix
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from trimoe.errors import CheckpointError
 from trimoe.model import gguf as ours
-from trimoe.model.gguf import TYPES, find_gguf, header_bytes, nbytes_of, open_gguf, read_gguf, scalar_field, split_name
+from trimoe.model.gguf import find_gguf, open_gguf, read_gguf, split_name
+from trimoe.model.gguf_format import TYPES, header_bytes, nbytes_of, scalar_field
 
 # Kinds that occur inside computations only and in no file; the package has another size for Q8_1 than ggml.h.
 NOT_IN_FILES = {"Q8_1", "Q8_K"}

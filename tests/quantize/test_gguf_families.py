@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 
 from trimoe.choose.dropmap import DropMap
@@ -20,8 +21,6 @@ from trimoe.model.gguf_model import open_gguf_model
 from trimoe.model.safetensors import read_bytes
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.masked import MaskedLogits
-
-families = pytest.importorskip("families", reason="the random checkpoints of all families are not part of this tree")
 
 CONVERT = Path(__file__).with_name("convert_unknown.py")
 NAMES = (

@@ -11,7 +11,8 @@ from trimoe.cut.certify_bytes import Expected, check_tensors, check_untouched, f
 from trimoe.cut.certify_data import Check, Finding, make_check
 from trimoe.cut.certify_files import kept_count
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import Field, Gguf, find_gguf
+from trimoe.model.gguf import Gguf, find_gguf
+from trimoe.model.gguf_format import Field
 from trimoe.model.gguf_model import GgufModel
 
 Progress = Callable[[int, int, str], None]

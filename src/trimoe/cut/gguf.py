@@ -16,7 +16,8 @@ from trimoe.cut.gguf_imatrix import cut_imatrix
 from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
 from trimoe.cut.prune import METADATA, Progress, PruneReport, _explained, _write_json
 from trimoe.errors import CheckpointError, UsageError
-from trimoe.model.gguf import Gguf, header_bytes, open_gguf, padded, split_stem
+from trimoe.model.gguf import Gguf, open_gguf, split_stem
+from trimoe.model.gguf_format import header_bytes, padded
 from trimoe.model.gguf_model import GgufModel, open_gguf_model
 from trimoe.model.imatrix import open_imatrix
 

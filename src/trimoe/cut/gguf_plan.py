@@ -11,7 +11,8 @@ from typing import Literal
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError, MapError
-from trimoe.model.gguf import INTEGERS, Field, nbytes_of, padded, scalar_field, split_name
+from trimoe.model.gguf import split_name
+from trimoe.model.gguf_format import INTEGERS, Field, nbytes_of, padded, scalar_field
 from trimoe.model.gguf_model import GgufModel
 from trimoe.model.safetensors import TensorInfo
 

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import MAGIC, MAX_NAME, Field, Gguf, header_bytes, open_gguf, padded
+from trimoe.model.gguf import MAX_NAME, Gguf, open_gguf
+from trimoe.model.gguf_format import MAGIC, Field, header_bytes, padded
 from trimoe.model.safetensors import TensorInfo, read_bytes
 
 SUMS, COUNTS = ".in_sum2", ".counts"
