@@ -28,7 +28,7 @@ from trimoe.cut.certify_gguf_bytes import check_metadata, check_reference, expec
 from trimoe.cut.certify_gguf_logits import MaskedRun, check_logits_gguf, not_run_gguf
 from trimoe.cut.certify_logits import LogitProof
 from trimoe.cut.certify_prompts import load_prompts
-from trimoe.cut.gguf import sidecar
+from trimoe.cut.gguf import record_of
 from trimoe.cut.infer_gguf import recover_gguf
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf
@@ -127,9 +127,9 @@ def _resolve_map(
     """The map that the other checks use: the given one, else the recorded one, else one inferred from the bytes."""
     recorded: DropMap | None = None
     problem: BadInput | None = None
-    record = sidecar(cut.path)
     try:
-        recorded = map_of_record(read_json(record, "drop metadata", MapError), base) if record.exists() else None
+        record = record_of(cut.path)
+        recorded = map_of_record(read_json(record, "drop metadata", MapError), base) if record is not None else None
     except MapError as exc:
         problem = exc
     check = check_map(given, recorded, problem)

@@ -9,17 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import publish_dir, publish_large_file, read_json, require_absent, require_space, write_manifest
+from trimoe.artifact import (
+    MANIFEST,
+    publish_dir,
+    publish_large_file,
+    read_json,
+    require_absent,
+    require_space,
+    write_json,
+    write_manifest,
+)
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.copying import Copier
 from trimoe.cut.gguf_imatrix import cut_imatrix
 from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
-from trimoe.cut.prune import METADATA, Progress, PruneReport, _explained, _write_json
+from trimoe.cut.prune import METADATA, Progress, PruneReport, _explained
 from trimoe.errors import CheckpointError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf, split_stem
 from trimoe.model.gguf_format import header_bytes, padded
 from trimoe.model.gguf_model import GgufModel, open_gguf_model
 from trimoe.model.imatrix import open_imatrix
+
+KIND = "pruned GGUF"
 
 
 def prune_gguf(
@@ -69,23 +80,26 @@ def prune_gguf(
     if dry_run:
         return report
     methods: set[str] = set()
+    identity, record = _identity(source, drop_map, layout), drop_record(source, drop_map, kept)
     try:
-        if matrix is not None and imatrix_out is not None:
-            cut_imatrix(source, matrix, drop_map, imatrix_out)
         if single:
             with publish_large_file(out, sync=sync) as place:
                 _write_parts(place.parent, [(place.name, parts[0])], methods, progress)
                 _verify(open_gguf(place), parts)
-                # The record first: the model's name is the last to appear, so what it names is complete.
-                _write_json(sidecar(out), drop_record(source, drop_map, kept))
-                write_manifest(out, "pruned GGUF", _identity(source, drop_map, layout))
+                # What goes with the model first: its name is the last to appear, so what it names is complete.
+                if matrix is not None and imatrix_out is not None:
+                    cut_imatrix(source, matrix, drop_map, imatrix_out)
+                write_json(own_record(out), record, overwrite=True)
+                write_manifest(out, KIND, identity)
         else:
             with publish_dir(out, sync=sync) as folder:
                 named = [(part.name or f"{stem}.gguf", part) for part in parts]
                 _write_parts(folder, named, methods, progress)
                 _verify(open_gguf(folder / named[0][0]), parts)
-                _write_json(folder / METADATA, drop_record(source, drop_map, kept))
-                write_manifest(folder, "pruned GGUF", _identity(source, drop_map, layout))
+                if matrix is not None and imatrix_out is not None:
+                    cut_imatrix(source, matrix, drop_map, imatrix_out)
+                write_json(folder / METADATA, record)
+                write_manifest(folder, KIND, identity)
     except OSError as exc:
         raise _explained(exc, out) from exc
     report.copied_by = sorted(methods)
@@ -138,11 +152,20 @@ def _verify(written: Gguf, parts: list[GgufPart]) -> None:
                                   remedy="run again; check the disk")  # fmt: skip
 
 
-def sidecar(model: Path) -> Path:
-    """Where the record of a cut lies: beside a single file, or in the directory of a split one."""
-    own = model.with_name(f"{model.name}.{METADATA}")
-    shared = model.with_name(METADATA)
-    return shared if model != model.with_name(f"{split_stem(model.name)}.gguf") and not own.exists() else own
+def own_record(model: Path) -> Path:
+    """Where the record of a cut lies beside a single file."""
+    return model.with_name(f"{model.name}.{METADATA}")
+
+
+def record_of(model: Path) -> Path | None:
+    """The record of the cut that made this file: its own, or that of the directory if a cut made the directory."""
+    if own_record(model).exists():
+        return own_record(model)
+    shared, manifest = model.with_name(METADATA), model.with_name(MANIFEST)
+    if not shared.exists() or not manifest.exists():
+        return None
+    data = read_json(manifest, "manifest", CheckpointError)
+    return shared if isinstance(data, dict) and data.get("kind") == KIND else None
 
 
 def drop_record(source: GgufModel, drop_map: DropMap, kept: int) -> dict[str, Any]:
@@ -155,6 +178,11 @@ def drop_record(source: GgufModel, drop_map: DropMap, kept: int) -> dict[str, An
         "per_layer_keep": {str(i): drop_map.keep(i, source.num_experts) for i in layers},
         "per_layer_drop": {str(i): list(drop_map.drop[i]) for i in layers},
     }
-    if (earlier := sidecar(source.path)).exists():
+    if (earlier := record_of(source.path)) is not None:
         record["previous"] = read_json(earlier, "drop metadata", CheckpointError)
+        found = record["previous"].get("target_experts") if isinstance(record["previous"], dict) else None
+        if found != source.num_experts:
+            raise CheckpointError(f"{earlier} does not describe how this model was cut",
+                                  expected=f"target_experts {source.num_experts}", actual=str(found)[:100],
+                                  remedy="remove the file if it came from elsewhere")  # fmt: skip
     return record

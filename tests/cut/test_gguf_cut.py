@@ -1,5 +1,6 @@
 """Cutting GGUF models: numpy on the bytes as the gguf package reads them is the oracle, for every type and layout."""
 
+import errno
 import json
 import os
 import random
@@ -144,6 +145,31 @@ def test_one_file_into_a_directory_keeps_its_name(tmp_path: Path) -> None:
     before = write_model(tmp_path / "model-Q4.gguf")
     prune_gguf(before, MAP, tmp_path / "folder")
     check_cut(before, tmp_path / "folder" / "model-Q4.gguf", MAP, "qwen3moe")
+    assert certify_gguf(before, tmp_path / "folder").map.source == "metadata"
+
+
+def test_a_record_of_another_file_is_not_carried_on(tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf")
+    prune_gguf(before, MAP, tmp_path / "after.gguf")
+    (tmp_path / "after.gguf").write_bytes(before.read_bytes())
+    with pytest.raises(CheckpointError, match="does not describe how this model was cut"):
+        prune_gguf(tmp_path / "after.gguf", MAP, tmp_path / "again.gguf")
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write_model(tmp_path / "before.gguf")
+    write_imatrix(tmp_path / "i.gguf", before)
+    names = sorted(p.name for p in tmp_path.iterdir())
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for method in ("copy_file_range", "sendfile", "write"):
+        monkeypatch.setattr(os, method, full)
+    for out in ("after.gguf", "parts"):
+        with pytest.raises(MissingPrerequisite, match="disk became full"):
+            prune_gguf(before, MAP, tmp_path / out, imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / "o.gguf")
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize(
