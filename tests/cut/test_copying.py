@@ -71,13 +71,13 @@ def test_any_ranges(tmp_path: Path, source: Path, head: bytes, ranges: Ranges, k
 def test_resume_trusts_only_what_verifies(
     tmp_path: Path, source: Path, data: st.DataObject, head: bytes, ranges: Ranges
 ) -> None:
-    """Marks of a whole run, and a file that is cut, extended, damaged or gone: the result is the same bytes, and nothing
-    at or after the first damaged byte was kept."""
+    """Marks of a whole run and a file that is cut, extended or damaged: the same bytes in the end, and nothing at or
+    after the first damaged byte was kept."""
     target, wanted, marks = tmp_path / "target", joined(head, ranges), []
     target.unlink(missing_ok=True)
     copy(target, source, head, ranges, marks=Marks((), lambda size, digest: marks.append((size, digest))))
     assert [digest for size, digest in marks] == [xxhash.xxh3_128_hexdigest(wanted[:size]) for size, _ in marks]
-    assert [size for size, _ in marks][:-1] == [s for s in range(64, len(wanted) + 1, 64)][: len(marks) - 1]
+    assert [size for size, _ in marks][:-1] == list(range(64, len(wanted) + 1, 64))[: len(marks) - 1]
 
     left = bytearray(wanted[: data.draw(st.integers(0, len(wanted)), "cut")])
     damaged = len(left)
@@ -121,33 +121,42 @@ def test_with_marks_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["write", "note"])
-def test_an_error_of_the_second_thread_reaches_the_caller(
+def test_a_full_disk_reaches_the_caller(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """A full disk in the writer: the copy ends with its error and nobody waits for ever."""
-
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     marks = Marks((), full if where == "note" else lambda size, digest: None)
     if where == "write":
         monkeypatch.setattr(hashing.os, "write", full)
-    with pytest.raises(OSError, match="No space left"), Copier(tmp_path / "target", marks=marks) as copier:
-        list(copier.append(source, [(0, SIZE)]))
-    for length in (1, 20):  # so short that only closing writes it
+    for length in (SIZE, 20, 1):  # the last one is so short that only closing writes it
         with pytest.raises(OSError, match="No space left"), Copier(tmp_path / f"t{length}", marks=marks) as copier:
-            copier.write(DATA[:length])
+            list(copier.append(source, [(0, length)]))
 
 
-def test_an_error_of_the_caller_ends_the_second_thread(tmp_path: Path, source: Path) -> None:
-    import threading
-
-    before = threading.active_count()
+def test_an_unfinished_file_has_no_digest(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ZeroDivisionError), Copier(tmp_path / "target") as copier:
-        for _ in copier.append(source, [(0, SIZE)]):
-            raise ZeroDivisionError
-    assert threading.active_count() == before
-    assert copier.digest == "", "an unfinished file has no digest"
+        next(copier.append(source, [(0, SIZE)])) / 0
+    assert copier.digest == ""
+
+
+@pytest.mark.parametrize("guess", [1, 200, 10**6])
+def test_a_reserved_size_is_only_a_hint(tmp_path: Path, source: Path, guess: int) -> None:
+    copy(tmp_path / "target", source, b"head", [(3, 999)], size=guess)
+    assert (tmp_path / "target").read_bytes() == joined(b"head", [(3, 999)])
+    assert (tmp_path / "target").stat().st_blocks * 512 <= 8192, "nothing stays reserved"
+
+
+def test_more_than_there_is_is_not_even_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = os.statvfs(tmp_path)
+    full = os.statvfs_result((disk.f_bsize, 4096, disk.f_blocks, 2, 2, *tuple(disk)[5:]))
+    monkeypatch.setattr(hashing.os, "fstatvfs", lambda fd: full)
+    with pytest.raises(OSError, match="No space left"):
+        Copier(tmp_path / "target", size=8193)
+    assert (tmp_path / "target").stat().st_blocks == 0
+    with Copier(tmp_path / "other", size=8192) as copier:
+        copier.write(b"fits")
 
 
 def test_short_writes_are_continued(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ def test_an_interrupted_cut_goes_on(source: Path, tmp_path: Path, jobs: int) -> 
     assert not (tmp_path / "out").exists()
     assert (tmp_path / LEFT).is_dir()
     report = prune(source, MAP, tmp_path / "out", **options)
-    assert 10_000 < report.bytes_resumed < whole.bytes_after
+    assert report.bytes_resumed > 10_000
+    assert jobs > 1 or report.bytes_resumed < whole.bytes_after, "threads may run ahead of what progress has seen"
     assert not (tmp_path / LEFT).exists()
     same(tmp_path / "out", tmp_path / "whole")
 
@@ -87,7 +88,7 @@ def test_any_leftover_ends_in_the_same_bytes(source: Path, tmp_path: Path, data:
         else:
             break
         files = sorted(p for p in (work / LEFT).rglob("*") if p.is_file() and p.name != "identity")
-        for file in data.draw(st.lists(st.sampled_from(files), max_size=2), "damaged") if files else ():
+        for file in data.draw(st.lists(st.sampled_from(files), max_size=2, unique=True), "damaged") if files else ():
             content = bytearray(file.read_bytes())
             kind = data.draw(st.sampled_from(["flip", "cut", "extend", "empty", "remove"]), "damage")
             if kind == "flip" and content:
@@ -196,7 +197,7 @@ def test_verify_finds_what_the_disk_changed(source: Path, tmp_path: Path, monkey
         return written
 
     monkeypatch.setattr(module, "write_shards", damaging)
-    with pytest.raises(Refused, match="model.safetensors is not what was written"):
+    with pytest.raises(Refused, match=r"model\.safetensors is not what was written"):
         prune(source, MAP, tmp_path / "out", verify=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
@@ -224,7 +225,7 @@ def _command(arguments: list[str], report: Path) -> int:
     if pid == 0:
         try:
             os.dup2(os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, PTH123 pytest's capture stays in the parent
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 pytest's capture stays in the parent
             code = main(arguments)
             sys.stdout.flush()
             os._exit(code)
@@ -249,7 +250,10 @@ def test_thirty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw, killed, resumed = random.Random(0), 0, 0
 
     def written() -> int:
-        return sum(p.stat().st_size for p in left.glob("*.safetensors")) if left.is_dir() else 0
+        try:
+            return sum(p.stat().st_size for p in left.glob("*.safetensors"))
+        except FileNotFoundError:  # renamed between the list and the look
+            return 0
 
     while killed < 30:
         # Each run is killed when it has written a little more, so most of them begin with a leftover.

@@ -1,7 +1,6 @@
 """Moving byte ranges between files at the speed of the machine, with memory that does not depend on their size.
 
-By default every byte passes through a small buffer on its way, where it is hashed while it is still in the processor's
-cache; a second thread writes, so reading and hashing cost no time of their own where two cores are free. With
+By default every byte passes through a small buffer and is hashed there while it is still in the processor's cache. With
 `kernel=True` nothing is hashed: copy_file_range (the kernel or a file server copies, or shares blocks where it can),
 then sendfile, then reads and writes. `Copier.methods` says what was used, so a fallback is visible in the report.
 Ranges far smaller than a page burst are gathered: read in one span, joined.
@@ -43,12 +42,13 @@ class Target(Protocol):
 class Copier:
     """Appends source ranges to one target file. A context manager; source files stay open until it closes.
 
-    With `marks` the target may exist: what an earlier run is recorded to have written is read, and kept as far as its
-    hashes agree; the same calls of `write` and `append` as in that run then skip what is there already.
+    `size` is how large the target will be, if that is known (see `HashedFile`). With `marks` the target may exist: what
+    an earlier run is recorded to have written is read, and kept as far as its hashes agree; the same calls of `write`
+    and `append` as in that run then skip what is there already.
     """
 
-    def __init__(self, target: Path, *, kernel: bool = False, marks: Marks | None = None) -> None:
-        self._hashed = None if kernel else HashedFile(target, marks)
+    def __init__(self, target: Path, *, kernel: bool = False, size: int = 0, marks: Marks | None = None) -> None:
+        self._hashed = None if kernel else HashedFile(target, size, marks)
         self._target: Target = KernelFile(target) if self._hashed is None else self._hashed
         self._skip = self.resumed
         self._sources: dict[Path, int] = {}

@@ -97,7 +97,7 @@ def write_files(
 
     def work(name: str) -> Iterator[int]:
         marks = None if journal is None else journal.marks(name)
-        with Copier(folder / name, kernel=kernel, marks=marks) as copier:
+        with Copier(folder / name, kernel=kernel, size=files[name][0], marks=marks) as copier:
             written.verified[name] = copier.resumed
             yield from files[name][1](copier)
             written.moved_by[name] = copier.methods

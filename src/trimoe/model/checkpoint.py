@@ -12,8 +12,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trimoe.artifact import canonical_json, read_json
 from trimoe.errors import CheckpointError
 from trimoe.model.arch import Arch, Role, Roles, detect
@@ -256,6 +254,8 @@ def check_finite(checkpoint: Checkpoint, roles: Iterable[str] | None = None) -> 
 
     With `roles` only the expert tensors of these roles are read, e.g. ("router",): cheap at any size.
     """
+    import numpy as np
+
     names = checkpoint.index if roles is None else [
         name for name, tensor in checkpoint.expert_tensors.items() if tensor.role in set(roles)
     ]  # fmt: skip

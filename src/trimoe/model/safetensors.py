@@ -11,12 +11,13 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from trimoe.artifact import read_json
 from trimoe.errors import CheckpointError
+
+if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
+    import numpy as np
 
 ITEM_BITS = {
     "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
@@ -165,8 +166,10 @@ def read_bytes(info: TensorInfo, offset: int = 0, length: int | None = None) -> 
     return data
 
 
-def read_array(info: TensorInfo) -> np.ndarray:
+def read_array(info: TensorInfo) -> "np.ndarray":
     """The tensor as numpy; BF16 and F16 become float32, everything else keeps its type."""
+    import numpy as np
+
     raw = read_bytes(info)
     if info.dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(info.shape)
