@@ -146,6 +146,7 @@ def test_small_files_metadata_and_manifest(gemma: Path, tmp_path: Path) -> None:
     assert not (out / "README.md").exists()
     assert json.loads((out / "expert_drop_metadata.json").read_text()) == {
         "base_model": "base",
+        "base_fingerprint": open_checkpoint(gemma).fingerprint,
         "original_experts": 8,
         "target_experts": 6,
         "per_layer_keep": {"0": [0, 2, 3, 5, 6, 7], "1": [1, 2, 3, 4, 5, 6]},

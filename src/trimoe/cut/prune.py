@@ -24,7 +24,6 @@ from trimoe.artifact import (
     canonical_json,
     partial_bytes,
     publish_dir,
-    read_json,
     require_absent,
     require_space,
     write_manifest,
@@ -32,12 +31,12 @@ from trimoe.artifact import (
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.copying import Copier
 from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
+from trimoe.cut.record import METADATA, make_record, read_record
 from trimoe.cut.writing import Progress, Written, read_back, write_files
-from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite
+from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.safetensors import header_bytes, read_header, read_index
 
-METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
@@ -97,7 +96,7 @@ def prune(
     checkpoint = open_checkpoint(model)
     shards = plan_shards(plan_cut(checkpoint, drop_map), max_shard)
     kept = checkpoint.num_experts - len(drop_map.drop[checkpoint.moe_layers[0]])
-    config = edited_config(checkpoint, kept)
+    config, previous = edited_config(checkpoint, kept), previous_record(checkpoint)
     files, left_out = other_files(checkpoint.path)
     total = sum(shard.nbytes for shard in shards)
     require_absent(out)
@@ -120,7 +119,7 @@ def prune(
             for file, name in zip(files, report.files_copied, strict=True):
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, folder / name)
-            _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, kept))
+            _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, previous))
             inputs = {"base": checkpoint.fingerprint, "drop": drop_map.content_hash, "max_shard": max_shard,
                       "map_metadata": drop_map.metadata}  # fmt: skip
             hashes = {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
@@ -253,19 +252,24 @@ def _with_number(text: str, key: str, value: int, scope: tuple[str, ...]) -> str
     return text
 
 
-def drop_metadata(checkpoint: Checkpoint, drop_map: DropMap, kept: int) -> dict[str, Any]:
-    """The content of expert_drop_metadata.json in the published layout. The record of an earlier cut is kept inside."""
-    layers = checkpoint.moe_layers
-    record: dict[str, Any] = {
-        "base_model": base_name(checkpoint),
-        "original_experts": checkpoint.num_experts,
-        "target_experts": kept,
-        "per_layer_keep": {str(i): drop_map.keep(i, checkpoint.num_experts) for i in layers},
-        "per_layer_drop": {str(i): list(drop_map.drop[i]) for i in layers},
-    }
-    if (checkpoint.path / METADATA).exists():
-        record["previous"] = read_json(checkpoint.path / METADATA, "drop metadata", CheckpointError)
+def previous_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The record that the source itself has. Raises `MapError` if it is not about the source."""
+    file = checkpoint.path / METADATA
+    if not file.exists():
+        return None
+    record = read_record(file)
+    try:
+        make_record("", "", DropMap(dict.fromkeys(checkpoint.moe_layers, ()), checkpoint.num_experts), record)
+    except MapError as exc:
+        raise MapError(f"{file} does not describe how this model was cut", actual=exc.subject,
+                       remedy="remove the file if it came from elsewhere") from exc  # fmt: skip
     return record
+
+
+def drop_metadata(checkpoint: Checkpoint, drop_map: DropMap, previous: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of expert_drop_metadata.json."""
+    fitted = DropMap({i: drop_map.drop[i] for i in checkpoint.moe_layers}, checkpoint.num_experts)
+    return make_record(base_name(checkpoint), checkpoint.fingerprint, fitted, previous)
 
 
 def base_name(checkpoint: Checkpoint) -> str:
