@@ -197,10 +197,18 @@ def write_json(path: Path, value: Any, *, overwrite: bool = False) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(data: bytes, **options: Any) -> Any:
+    """`json.loads`, except that text which cannot be written again (half a surrogate pair) is a `ValueError` too."""
+    value = json.loads(data, **options)
+    if rb"\u" in data:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def read_json(path: Path, what: str, error: type[BadInput] = BadInput) -> Any:
     """Parse a user's JSON file, or raise `error` naming `what` it should have been."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError as exc:
         raise error(f"{what} {path} not found", expected="an existing file", remedy="check the path") from exc
     except (OSError, ValueError, RecursionError) as exc:

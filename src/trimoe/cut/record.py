@@ -116,11 +116,8 @@ def _step(data: Any, experts: int | None) -> DropMap:
     if not isinstance(drop, dict) or not isinstance(keep, dict) or not drop:
         raise MapError(f"{METADATA} has no per_layer_drop and per_layer_keep",
                        expected="objects of layer -> expert ids")  # fmt: skip
-    try:
-        dropped = {int(layer): tuple(sorted(int(i) for i in ids)) for layer, ids in drop.items()}
-        kept = {int(layer): [int(i) for i in ids] for layer, ids in keep.items()}
-    except (TypeError, ValueError) as exc:
-        raise MapError(f"{METADATA} has malformed expert ids", actual=str(exc)[:200]) from exc
+    dropped = {layer: tuple(sorted(ids)) for layer, ids in _ids(drop).items()}
+    kept = _ids(keep)
     count = data.get("original_experts", experts)
     if type(count) is not int or not 0 < count <= 1 << 20:
         raise MapError(f"{METADATA} has wrong expert counts", expected="a number of experts",
@@ -133,3 +130,12 @@ def _step(data: Any, experts: int | None) -> DropMap:
         if kept.get(layer) != [e for e in range(count) if e not in ids] or len(set(ids)) != len(ids):
             raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
     return DropMap(dict(sorted(dropped.items())), count)
+
+
+def _ids(layers: dict[str, Any]) -> dict[int, list[int]]:
+    """{"0": [ids]} with whole numbers."""
+    for layer, ids in layers.items():
+        if not layer.isdecimal() or not isinstance(ids, list) or any(type(i) is not int for i in ids):
+            raise MapError(f"{METADATA} has malformed expert ids", expected='"layer number": [expert ids]',
+                           actual=f"{layer[:40]!r}: {str(ids)[:100]}")  # fmt: skip
+    return {int(layer): ids for layer, ids in layers.items()}

@@ -59,7 +59,8 @@ class Checkpoint:
     @property
     def config_scope(self) -> tuple[str, ...]:
         """Path inside config.json of the object that holds the counting keys: ('text_config',) or ()."""
-        return ("text_config",) if self.arch.config.num_experts in (self.config.get("text_config") or {}) else ()
+        text = self.config.get("text_config")
+        return ("text_config",) if isinstance(text, dict) and self.arch.config.num_experts in text else ()
 
     @property
     def nbytes(self) -> int:
