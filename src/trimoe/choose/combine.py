@@ -7,17 +7,20 @@ Filling adds experts and never takes one away, so a union holds everything that 
 """
 
 from collections.abc import Sequence
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 How = Literal["union", "intersection"]
 
 
-def combine(maps: Sequence[DropMap], how: How, *, keep: int | None = None, scores: np.ndarray | None = None) -> DropMap:
+def combine(
+    maps: Sequence[DropMap], how: How, *, keep: int | None = None, scores: "np.ndarray | None" = None
+) -> DropMap:
     """Keep what any (`union`) or every (`intersection`) map keeps, in every layer equally many.
 
     `keep` experts per layer instead of the most that a layer needs; `scores` [layer, expert], higher is better, order
@@ -114,7 +117,7 @@ def _layers(maps: Sequence[DropMap]) -> list[int]:
     return layers
 
 
-def _check_scores(scores: np.ndarray | None, gone: dict[int, set[int]]) -> None:
+def _check_scores(scores: "np.ndarray | None", gone: dict[int, set[int]]) -> None:
     highest = max((e for ids in gone.values() for e in ids), default=0)
     if scores is not None and (scores.shape[0] <= max(gone) or scores.shape[1] <= highest):
         raise MapError("the statistics are of another model", expected=f"layer {max(gone)}, expert {highest}",
