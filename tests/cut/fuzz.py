@@ -8,6 +8,7 @@ cutting, the byte part of certify and infer-map must end with a result or with o
 document; anything else that is raised ends the run with a traceback and the number of the input.
 """
 
+import copy
 import json
 import random
 import resource
@@ -65,7 +66,7 @@ def mutate_json(draw: random.Random, value: Any) -> Any:
 
     walk(value)
     if not places or draw.random() < 0.02:
-        return draw.choice(NASTY)
+        return nasty(draw)
     node, key = draw.choice(places)
     act = draw.random()
     if act < 0.6:
@@ -75,9 +76,9 @@ def mutate_json(draw: random.Random, value: Any) -> Any:
     elif act < 0.9:
         del node[key]
     elif isinstance(node, list):
-        node.extend([node[key]] * draw.choice([1, 2, 50]))
+        node.extend(copy.deepcopy(node[key]) for _ in range(draw.choice([1, 2, 50])))
     else:
-        node[draw.choice(KEYS)] = draw.choice(NASTY)
+        node[draw.choice(KEYS)] = nasty(draw)
     return value
 
 
@@ -88,7 +89,12 @@ def nudged(draw: random.Random, old: Any) -> Any:
     if isinstance(old, str) and draw.random() < 0.5:
         at = draw.randrange(len(old) + 1)
         return old[:at] + draw.choice(["", "1", "experts.9", ".", "\ud800"]) + old[at + draw.randrange(2) :]
-    return draw.choice(NASTY)
+    return nasty(draw)
+
+
+def nasty(draw: random.Random) -> Any:
+    """A value of its own each time: it may be put inside another."""
+    return copy.deepcopy(draw.choice(NASTY))
 
 
 def mutate_bytes(draw: random.Random, data: bytes) -> bytes:

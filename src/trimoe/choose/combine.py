@@ -49,6 +49,9 @@ def combine(
                            expected=f"{count - target} (layer {layer} needs them) to {count}",
                            remedy="keep more, or combine other maps")  # fmt: skip
         target = count - keep
+    if count == target:
+        raise MapError("the maps have no expert in common", expected="at least one in some layer",
+                       remedy="combine other maps, or say how many to --keep")  # fmt: skip
     _check_scores(scores, gone)
     filled: dict[int, list[int]] = {}
     drop: dict[int, tuple[int, ...]] = {}
