@@ -155,5 +155,5 @@ def test_the_bundled_weights_answer() -> None:
         docs = bench.docs()[:24]
         replies = model.reply([model.encode(doc.prompt) for doc in docs], bench.max_new_tokens)
         verdicts = bench.judge([(r.text, r.finish_reason, doc) for r, doc in zip(replies, docs, strict=True)])
-        # 24 of the bench's items: a domain at 80 % has less than 17 right once in two hundred draws, and these are fixed
+        # 24 of the bench's items: a domain at 80 % has under 17 right once in 200 draws; these are fixed
         assert sum(v.correct is True for v in verdicts) >= 17, bench.name

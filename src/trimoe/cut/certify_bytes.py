@@ -38,11 +38,18 @@ class Expected:
     kept: tuple[int, ...] | None = None
     expert: int | None = None
     position: int | None = None
+    block: int | None = None
+    """The decoder layer that the tensor lies in, whether it is cut or not; None outside of them."""
 
     @property
     def cut(self) -> bool:
         """Whether the tensor carries the expert axis."""
         return self.layer is not None
+
+    @property
+    def where(self) -> int | None:
+        """The layer to name in a finding. For a cut drafting block it is the one whose drops apply."""
+        return self.layer if self.block is None else self.block
 
 
 def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
@@ -77,7 +84,7 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
     for info in base.index.values():
         tensor = base.expert_tensors.get(info.name)
         if tensor is None:
-            expected[info.name] = Expected(info.name, info.dtype, info.shape, info)
+            expected[info.name] = Expected(info.name, info.dtype, info.shape, info, block=base.layer_of(info.name))
             continue
         kept = tuple(drop_map.keep(tensor.layer, base.num_experts))
         if tensor.expert is None:
@@ -92,20 +99,22 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
     return expected
 
 
-def check_tensors(expected: dict[str, Expected], pruned: Index) -> Check:
-    """Nothing missing, nothing extra, every dtype and shape as planned."""
+def check_tensors(
+    expected: dict[str, Expected], pruned: Index, layer_of: Callable[[str], int | None] = lambda name: None
+) -> Check:
+    """Nothing missing, nothing extra, every dtype and shape as planned. `layer_of` finds the layer of an extra one."""
     findings = []
     for name, want in expected.items():
         have = pruned.get(name)
         if have is None:
-            findings.append(Finding(subject=f"tensor {name} is missing", tensor=name, layer=want.layer))
+            findings.append(Finding(subject=f"tensor {name} is missing", tensor=name, layer=want.where))
         elif (have.dtype, have.shape) != (want.dtype, want.shape):
             what = "dtype" if have.dtype != want.dtype else "shape"
             findings.append(
                 Finding(
                     subject=f"tensor {name} has the wrong {what}",
                     tensor=name,
-                    layer=want.layer,
+                    layer=want.where,
                     expected=f"{want.dtype} {list(want.shape)}",
                     actual=f"{have.dtype} {list(have.shape)}",
                 )
@@ -115,6 +124,7 @@ def check_tensors(expected: dict[str, Expected], pruned: Index) -> Check:
             Finding(
                 subject=f"tensor {name} is extra",
                 tensor=name,
+                layer=layer_of(name),
                 actual=f"{pruned[name].dtype} {list(pruned[name].shape)}",
             )
         )
@@ -163,7 +173,7 @@ def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what:
                     subject=f"tensor {want.name} could not be compared",
                     actual=reason,
                     tensor=want.name,
-                    layer=want.layer,
+                    layer=want.where,
                 )
             )
         else:
@@ -180,12 +190,14 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
         at = first_difference(want.source, 0, have, 0, have.nbytes)
         if at is None:
             return []
-        whose = f" (layer {want.layer}, position {want.position}, original expert {want.expert})" if want.cut else ""
+        whose = f" (layer {want.where})" if want.where is not None else ""
+        if want.cut:
+            whose = f" (layer {want.layer}, position {want.position}, original expert {want.expert})"
         return [
             Finding(
                 subject=f"tensor {want.name} differs from the original at byte {at}{whose}",
                 tensor=want.name,
-                layer=want.layer,
+                layer=want.where,
                 position=want.position,
                 expert=want.expert,
                 offset=at,

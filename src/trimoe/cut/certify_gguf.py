@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe import __version__
-from trimoe.artifact import read_json, sha256_file
+from trimoe.artifact import sha256_file
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_bytes import Index, check_cut, check_tensors, check_untouched
 from trimoe.cut.certify_data import (
@@ -30,6 +30,7 @@ from trimoe.cut.certify_logits import LogitProof
 from trimoe.cut.certify_prompts import load_prompts
 from trimoe.cut.gguf import record_of
 from trimoe.cut.infer_gguf import recover_gguf
+from trimoe.cut.record import read_record
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf
 from trimoe.model.gguf_model import GgufModel, open_gguf_model
@@ -129,7 +130,7 @@ def _resolve_map(
     problem: BadInput | None = None
     try:
         record = record_of(cut.path)
-        recorded = map_of_record(read_json(record, "drop metadata", MapError), base) if record is not None else None
+        recorded = map_of_record(read_record(record), base) if record is not None else None
     except MapError as exc:
         problem = exc
     check = check_map(given, recorded, problem)

@@ -23,7 +23,9 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.copying import Copier
 from trimoe.cut.gguf_imatrix import cut_imatrix
 from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
-from trimoe.cut.prune import METADATA, Progress, PruneReport, _explained
+from trimoe.cut.prune import PruneReport, _explained
+from trimoe.cut.record import METADATA, make_record, read_record
+from trimoe.cut.writing import Progress
 from trimoe.errors import CheckpointError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf, split_stem
 from trimoe.model.gguf_format import header_bytes, padded
@@ -80,7 +82,7 @@ def prune_gguf(
     if dry_run:
         return report
     methods: set[str] = set()
-    identity, record = _identity(source, drop_map, layout), drop_record(source, drop_map, kept)
+    identity, record = _identity(source, drop_map, layout), drop_record(source, drop_map)
     try:
         if single:
             with publish_large_file(out, sync=sync) as place:
@@ -168,21 +170,15 @@ def record_of(model: Path) -> Path | None:
     return shared if isinstance(data, dict) and data.get("kind") == KIND else None
 
 
-def drop_record(source: GgufModel, drop_map: DropMap, kept: int) -> dict[str, Any]:
+def drop_record(source: GgufModel, drop_map: DropMap) -> dict[str, Any]:
     """The content of expert_drop_metadata.json in the published layout. The record of an earlier cut is kept inside."""
-    layers = source.moe_layers
-    record: dict[str, Any] = {
-        "base_model": str(source.gguf.get("general.name") or split_stem(source.path.name)),
-        "original_experts": source.num_experts,
-        "target_experts": kept,
-        "per_layer_keep": {str(i): drop_map.keep(i, source.num_experts) for i in layers},
-        "per_layer_drop": {str(i): list(drop_map.drop[i]) for i in layers},
-    }
+    fitted = DropMap({i: drop_map.drop[i] for i in source.moe_layers}, source.num_experts)
+    previous = None
     if (earlier := record_of(source.path)) is not None:
-        record["previous"] = read_json(earlier, "drop metadata", CheckpointError)
-        found = record["previous"].get("target_experts") if isinstance(record["previous"], dict) else None
-        if found != source.num_experts:
+        previous = read_record(earlier)
+        if (found := previous.get("target_experts")) != source.num_experts:
             raise CheckpointError(f"{earlier} does not describe how this model was cut",
                                   expected=f"target_experts {source.num_experts}", actual=str(found)[:100],
                                   remedy="remove the file if it came from elsewhere")  # fmt: skip
-    return record
+    name = str(source.gguf.get("general.name") or split_stem(source.path.name))
+    return make_record(name, source.fingerprint, fitted, previous)

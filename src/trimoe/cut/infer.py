@@ -111,7 +111,7 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
     checks: list[Check] = [
         check_config(original, config, kept_count(drop_map)),
         check_files(original.path, pruned, index),
-        check_tensors(expected, index),
+        check_tensors(expected, index, original.layer_of),
         check_untouched(expected, index, progress),
         check_cut(expected, index, progress),
     ]
