@@ -169,6 +169,20 @@ class LayerModel:
         prefix = f"{self.layers_name}.{layer}."
         return sum(t.numel() * t.element_size() for name, t in self._meta_state.items() if name.startswith(prefix))
 
+    def embedding_bytes(self) -> int:
+        """Bytes of the input embedding in memory."""
+        weight = self.text.get_input_embeddings().weight
+        return int(weight.numel() * weight.element_size())
+
+    def restacks(self) -> bool:
+        """Whether loading builds tensors from several stored ones (one tensor per expert on disk)."""
+        return len(set(self._targets.values())) < len(self._targets)
+
+    def widest(self) -> int:
+        """Most values per token that a linear layer outside the experts gives (attention heads, dense FFN)."""
+        shapes = [t.shape for name, t in self._meta_state.items() if name.startswith(self.layers_name) and t.dim() == 2]
+        return max(int(shape[0]) for shape in shapes)
+
     def _load(self, names: list[str], wanted: set[str]) -> None:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig

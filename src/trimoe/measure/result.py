@@ -18,8 +18,8 @@ def shard_field(shard: int, name: str) -> str:
     return f"shard{shard:02d}/{name}"
 
 
-def assemble(layers: list[dict[str, np.ndarray]], windows: Windows, model: str, about: dict[str, Any]) -> ExpertStats:
-    """Statistics of all layers; `about` joins the metadata."""
+def assemble(layers: list[dict[str, np.ndarray]], windows: Windows, about: dict[str, Any]) -> ExpertStats:
+    """Statistics of all layers; `about` (model, set, how) joins the metadata."""
     fields: dict[str, np.ndarray] = {}
     for name in SUMS:
         split = np.stack([layer[name] for layer in layers], 2)  # [class, shard, layer, expert]
@@ -35,8 +35,6 @@ def assemble(layers: list[dict[str, np.ndarray]], windows: Windows, model: str, 
         for what in ("masked_tokens", "masked_outputs")
     }
     metadata = {
-        "model": model,
-        "set": windows.set_hash,
         "tokens": windows.tokens(),
         "documents": windows.documents,
         "windows": {c: sum(w.category == i for w in windows.windows) for i, c in enumerate(windows.classes)},
