@@ -36,8 +36,10 @@ def oracle(model_dir: Path, windows: Windows, experts: int) -> dict[str, np.ndar
     recorded = record_inputs(model_dir, windows)
     layers = len(recorded[0])
     names = ("tc", "cc", "wnorm", "rnorm", "wnsq", "rnsq", "wsum", "wsum_total", "reap_sum", "reap_l2_sum", "ean_sum",
-             "runner_up", "logit_sum", "logit_sqsum", "contrib_max", "out_max", "tokens")  # fmt: skip
+             "runner_up", "logit_sum", "logit_sqsum", "contrib_max", "out_max", "tokens", "routed")  # fmt: skip
     fields = {name: np.zeros((len(windows.classes), layers, experts)) for name in names}
+    fields["coactivation"] = np.zeros((*fields["tc"].shape, experts))
+    fields["neuron_act"] = np.zeros((*fields["tc"].shape, recorded[0][0]["module"].down_proj.shape[2]))
     vectors: dict[tuple[int, int, int], Any] = {}
     for window, by_layer in zip(windows.windows, recorded, strict=True):
         c, a = window.category, window.weight
@@ -54,17 +56,23 @@ def oracle(model_dir: Path, windows: Windows, experts: int) -> dict[str, np.ndar
                 fields["logit_sum"][at] += a * logits[t].numpy()
                 fields["logit_sqsum"][at] += a * logits[t].numpy() ** 2
                 fields["tokens"][at] += a
+                for one in index[t].tolist():
+                    for other in index[t].tolist():
+                        fields["coactivation"][(*at, one, other)] += a
             for e in range(experts):
                 where, slot = torch.nonzero((index == e) & counted[:, None], as_tuple=True)
                 if not len(where):
                     continue
                 gate, up = (hidden[where].double() @ module.gate_up_proj[e].double().T).chunk(2, -1)
-                o = (module.act_fn(gate) * up) @ module.down_proj[e].double().T
+                h = module.act_fn(gate) * up
+                o = h @ module.down_proj[e].double().T
                 w = weight[where, slot].double()
                 norm = o.norm(dim=1)
                 at_e = (c, layer, e)
                 fields["tc"][at_e] += a * len(where)
                 fields["cc"][at_e] += 1
+                fields["routed"][at_e] += len(where)
+                fields["neuron_act"][at_e] += a * (h**2).sum(0).detach().numpy()
                 fields["wnorm"][at_e] += a * (o * w[:, None]).norm().item()
                 fields["rnorm"][at_e] += a * o.norm().item()
                 fields["wnsq"][at_e] += a * (o * w[:, None]).norm().item() ** 2

@@ -1,10 +1,10 @@
 """What a calibration run keeps on disk so that a kill loses at most the layer in work.
 
 A folder beside the output: settings.json (what the run is), and after each layer L its statistics `stats-L.npz`, the
-hidden states that enter the next layer `hidden-(L+1).bin`, and last, by rename, the mark `layer-L.json` with sizes and
-checksums. A layer counts as finished when its mark exists. The hidden states of layer L go when those of L+1 are
-marked. Invariants: data is synced before the mark; one process at a time (a lock); settings that could change a bit of
-the result must be equal to go on.
+hidden states that enter the next layer `hidden-(L+1).bin`, and last, by rename, the mark `layer-L.json` with checksums.
+A layer counts as finished when its mark exists. The hidden states of layer L go when those of L+1 are marked.
+Invariants: data is synced before the mark; one process at a time (a lock); settings that could change a bit of the
+result must be equal to go on. A folder without a mark holds nothing worth keeping and is taken over.
 """
 
 import fcntl
@@ -12,8 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -22,25 +21,50 @@ import numpy as np
 
 from trimoe.artifact import write_json
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.measure.accumulate import Batch
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The last finished layer: checksum of the next layer's hidden states, and how the model returns them."""
+    """The last finished layer: checksums, how the model returns hidden states, and what the layer took."""
 
     layer: int
-    seconds: float
     hidden_crc: int
     stats_crc: int
     returns_tuple: bool
+    seconds: float
+    peak_ram: int
+    peak_device: int
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far the run in a state folder is."""
+
+    settings: dict[str, Any]
+    marks: list[Mark]
+    running: bool
+    """Another process works on it now."""
+    nbytes: int
+    """Bytes of the folder."""
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return int(self.settings["layers"])
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the mean of the finished layers; None if there is none."""
+        if not self.marks:
+            return None
+        return sum(mark.seconds for mark in self.marks) / len(self.marks) * (self.layers - len(self.marks))
 
 
 class RunState:
     """The folder of one run; use as a context manager (it holds the lock)."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, settings: dict[str, Any], *, start_over: bool = False) -> None:
+        self.path, self.settings, self._start_over = path, settings, start_over
         self._lock: BinaryIO | None = None
 
     def __enter__(self) -> "RunState":
@@ -48,26 +72,36 @@ class RunState:
         self._lock = (self.path / "lock").open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+            self._adopt()
+        except BlockingIOError as exc:
             self._lock.close()
             raise Refused(f"another calibration works in {self.path}", expected="one process per output",
-                          remedy="wait for it, or choose another -o") from exc  # fmt: skip
-        known = read_settings(self.path)
-        if known is None:
-            write_json(self.path / "settings.json", self.settings, overwrite=True)
-        elif known != json.loads(json.dumps(self.settings)):
-            names = sorted(k for k in {*known, *self.settings} if known.get(k) != self.settings.get(k))
+                          actual="it is locked", remedy="wait for it, or choose another -o") from exc  # fmt: skip
+        except BaseException:
             self._lock.close()
+            raise
+        return self
+
+    def _adopt(self) -> None:
+        """Go on with what is there, or begin: with `start_over`, or if no layer is finished."""
+        if self._start_over or not read_marks(self.path):
+            self.clear()
+            write_json(self.path / "settings.json", self.settings, overwrite=True)
+            return
+        known, wanted = read_settings(self.path), json.loads(json.dumps(self.settings))
+        if known != wanted:
+            names = sorted(k for k in {*known, *wanted} if known.get(k) != wanted.get(k))
             raise UsageError(
                 f"{self.path} holds an unfinished run with other settings", expected=f"the same {', '.join(names)}",
-                actual=", ".join(f"{n}: {known.get(n)} there, {self.settings.get(n)} here" for n in names)[:300],
-                remedy="repeat the first command, or pass --from 0 to start over",
+                actual="; ".join(f"{n} was {known.get(n)}, is {wanted.get(n)}" for n in names)[:300],
+                remedy="repeat the first command to go on, or pass --from 0 to start over",
             )  # fmt: skip
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self.path.exists() and not self.finished():
+            self.remove()
         if self._lock:
             self._lock.close()
 
@@ -80,47 +114,43 @@ class RunState:
 
     def finished(self) -> list[Mark]:
         """Marks of the finished layers, in order."""
-        marks: list[Mark] = []
-        while (path := self.path / f"layer-{len(marks):04d}.json").exists():
-            marks.append(Mark(**json.loads(path.read_bytes())))
-        return marks
+        return read_marks(self.path)
 
-    def commit(
-        self, layer: int, results: dict[str, np.ndarray], hidden_crc: int, returns_tuple: bool, seconds: float
-    ) -> None:
-        """Make a layer durable; its hidden states have been written and synced before."""
-        path = self._stats_path(layer)
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the folder takes now."""
+        return folder_bytes(self.path)
+
+    def commit(self, results: dict[str, np.ndarray], mark: Mark) -> None:
+        """Make a layer durable; its hidden states have been written and synced before. `stats_crc` is filled in."""
+        path = self._stats_path(mark.layer)
         with path.open("wb") as out:
             np.savez(out, **results)  # type: ignore[arg-type]
             out.flush()
             os.fsync(out.fileno())
-        mark = Mark(layer, seconds, hidden_crc, zlib.crc32(path.read_bytes()), returns_tuple)
-        write_json(self.path / f"layer-{layer:04d}.json", mark.__dict__, overwrite=True)
-        self.hidden_path(layer).unlink(missing_ok=True)
+        body = asdict(mark) | {"stats_crc": zlib.crc32(path.read_bytes())}
+        write_json(self.path / f"layer-{mark.layer:04d}.json", body, overwrite=True)
+        self.hidden_path(mark.layer).unlink(missing_ok=True)
 
     def results(self, mark: Mark) -> dict[str, np.ndarray]:
         """The arrays of a finished layer. Raises `BadInput` if the file is not what was committed."""
         path = self._stats_path(mark.layer)
         if not path.exists() or zlib.crc32(path.read_bytes()) != mark.stats_crc:
-            raise self.damaged(path)
+            raise damaged(path)
         with np.load(path) as arrays:
             return {name: arrays[name] for name in arrays.files}
-
-    def damaged(self, path: Path) -> BadInput:
-        """The error for a file that is not what was committed."""
-        return BadInput(f"{path} is missing or damaged", expected="the file as it was written by the interrupted run",
-                        remedy="pass --from 0 to start over")  # fmt: skip
 
     def clear(self) -> None:
         """Remove everything but the lock, marks first so that a kill in between leaves no mark without its data."""
         for path in sorted(self.path.glob("layer-*.json"), reverse=True):
             path.unlink()
         for path in self.path.iterdir():
-            if path.name not in ("lock", "settings.json"):
+            if path.name != "lock":
                 path.unlink()
 
     def remove(self) -> None:
-        """The run is over."""
+        """The run is over. Marks go first, as in `clear`."""
+        self.clear()
         shutil.rmtree(self.path)
 
 
@@ -129,103 +159,75 @@ def state_path(out: Path) -> Path:
     return out.parent / f".{out.name}.calibrating"
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """Settings of an unfinished run, or None if there is none."""
+def progress_of(path: Path) -> RunProgress | None:
+    """How far the run in a state folder is, without disturbing it; None if there is none."""
+    if not (path / "lock").exists():
+        return None
+    with (path / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            running = False
+        except BlockingIOError:
+            running = True
+    marks = read_marks(path)
+    if not marks and not running:
+        return None
+    return RunProgress(read_settings(path), marks, running, folder_bytes(path))
+
+
+def status(out: Path | str) -> dict[str, Any]:
+    """How far the calibration that writes `out` is; reads files only. `state` is one of none, unfinished, running,
+    finished; times in seconds, sizes in bytes."""
+    out = Path(out)
+    found = progress_of(state_path(out))
+    if found is None:
+        return {"stats": str(out), "state": "finished" if out.exists() else "none"}
+    return {
+        "stats": str(out),
+        "state": "running" if found.running else "unfinished",
+        "layers_finished": len(found.marks),
+        "layers": found.layers,
+        "seconds_per_layer": [round(mark.seconds, 3) for mark in found.marks],
+        "seconds_left": found.seconds_left,
+        "disk": found.nbytes,
+        "settings": found.settings,
+    }
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """Marks of the finished layers, in order. Raises `BadInput` for one that is not what `commit` wrote."""
+    marks: list[Mark] = []
+    while (file := path / f"layer-{len(marks):04d}.json").exists():
+        try:
+            marks.append(Mark(**json.loads(file.read_bytes())))
+        except (ValueError, TypeError) as exc:
+            raise damaged(file) from exc
+    return marks
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of the run in a state folder."""
     try:
         known = json.loads((path / "settings.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as exc:
-        raise BadInput(f"{path} is damaged", remedy="remove this folder to start over") from exc
-    return known if isinstance(known, dict) else None
+        if not isinstance(known, dict) or type(known.get("layers")) is not int:
+            raise ValueError("not the settings of a run")
+    except (OSError, ValueError) as exc:
+        raise damaged(path / "settings.json") from exc
+    return known
 
 
-class HiddenStates:
-    """Hidden states [windows, length, H] of all batches: read for one layer while those for the next are written.
+def folder_bytes(path: Path) -> int:
+    """Bytes of the files in a folder; files that vanish meanwhile count nothing."""
+    total = 0
+    for file in path.glob("*"):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
 
-    `in_memory`: they are kept in RAM too, and the file serves only a resumed run; otherwise each batch is read from the
-    file of the layer. A file is the batches one after the other, in the forward pass's type, without a header.
-    """
 
-    def __init__(self, state: RunState, batches: list[Batch], hidden: int, dtype: Any, in_memory: bool) -> None:
-        self._state, self._dtype, self._in_memory = state, dtype, in_memory
-        self._shapes = [(*batch.real.shape, hidden) for batch in batches]
-        item = dtype.itemsize
-        sizes = [int(np.prod(shape)) * item for shape in self._shapes]
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        self._kept: list[Any] = [None] * len(batches)
-        self._reader: BufferedReader | None = None
-        self._writer: BinaryIO | None = None
-        self.crc = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all hidden states between two layers."""
-        return int(self._offsets[-1])
-
-    def begin(self, layer: int) -> None:
-        """`write` goes to the file for `layer` from now on, batch after batch."""
-        self._writer, self.crc = self._state.hidden_path(layer).open("wb"), 0
-
-    def write(self, i: int, hidden: Any) -> None:
-        """Keep batch `i` for the next layer."""
-        import torch
-
-        hidden = hidden.to("cpu").contiguous()
-        if self._in_memory:
-            self._kept[i] = hidden
-        assert self._writer is not None
-        data = hidden.reshape(-1).view(torch.uint8).numpy().data
-        self.crc = zlib.crc32(data, self.crc)
-        self._writer.write(data)
-
-    def end(self) -> None:
-        """Sync what was written; `read` gives it from now on."""
-        assert self._writer is not None
-        self._writer.flush()
-        os.fsync(self._writer.fileno())
-        self._open(Path(self._writer.name))
-        self._writer.close()
-
-    def resume(self, mark: Mark) -> None:
-        """Take up the hidden states that enter the layer after `mark`, verified."""
-        path, crc = self._state.hidden_path(mark.layer + 1), 0
-        if not path.exists() or path.stat().st_size != self.nbytes:
-            raise self._state.damaged(path)
-        self._open(path)
-        for i in range(len(self._shapes)):
-            data = self._raw(i)
-            crc = zlib.crc32(data, crc)
-            if self._in_memory:
-                self._kept[i] = self._tensor(i, data)
-        if crc != mark.hidden_crc:
-            raise self._state.damaged(path)
-
-    def read(self, i: int) -> Any:
-        """Batch `i` as it enters the layer."""
-        return self._kept[i] if self._in_memory else self._tensor(i, self._raw(i))
-
-    def close(self) -> None:
-        """Release files and memory."""
-        for handle in (self._reader, self._writer):
-            if handle:
-                handle.close()
-        self._kept = []
-
-    def _open(self, path: Path) -> None:
-        if self._reader:
-            self._reader.close()
-        self._reader = path.open("rb")
-
-    def _raw(self, i: int) -> bytearray:
-        assert self._reader is not None
-        data = bytearray(self._offsets[i + 1] - self._offsets[i])
-        self._reader.seek(self._offsets[i])
-        if self._reader.readinto(data) != len(data):
-            raise self._state.damaged(Path(self._reader.name))
-        return data
-
-    def _tensor(self, i: int, data: bytearray) -> Any:
-        import torch
-
-        return torch.frombuffer(data, dtype=torch.uint8).view(self._dtype).reshape(self._shapes[i])
+def damaged(path: Path) -> BadInput:
+    """The error for a file that is not what was committed."""
+    return BadInput(f"{path} is missing or damaged", expected="the file as it was written by the interrupted run",
+                    remedy="pass --from 0 to start over")  # fmt: skip
