@@ -113,20 +113,20 @@ def test_weight_counts_a_document_that_often(random_model: Path, tmp_path: Path)
 
 
 def test_accidents_are_masked_and_counted(random_model: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimoe.measure import engine
+    from trimoe.measure import layerwise
 
     checkpoint = open_checkpoint(random_model)
     windows = tokenised(checkpoint, CalibrationSet.load(small_set), 16)
     clean = measure(checkpoint, windows, Options(), "t")
 
-    class Broken(engine.LayerModel):
+    class Broken(layerwise.LayerModel):
         def embed(self, tokens: object) -> object:
             hidden = super().embed(tokens)
             hidden[0, 0] = float("nan")
             hidden[0, -1, 0] = 2e6
             return hidden
 
-    monkeypatch.setattr(engine, "LayerModel", Broken)
+    monkeypatch.setattr(layerwise, "LayerModel", Broken)
     one_batch = replace(Options(), batch_tokens=1)
     stats = measure(checkpoint, windows, one_batch, "t")
     masked = stats.metadata["masked_tokens"]

@@ -1,32 +1,10 @@
 """`trimoe prune`: cut a drop map out of a checkpoint."""
 
-import re
 from pathlib import Path
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
-from trimoe.errors import UsageError
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB (decimal) or 4GiB (binary). Raises `UsageError`."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
-    number = float(match[1]) * _UNITS.get(match[2], 0) if match else 0
-    if number < 1:
-        raise UsageError(f"{text!r} is not a size", expected="a number with B, KB, MB, GB, KiB, MiB or GiB",
-                         remedy="for example --max-shard 5GB")  # fmt: skip
-    return int(number)
-
-
-def show_size(size: int) -> str:
-    """Bytes for people: decimal units, three digits."""
-    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= step:
-            return f"{size / step:.3g} {unit}" if size < 100 * step else f"{size / step:.0f} {unit}"
-    return f"{size} B"
+from trimoe.cli.common import emit, json_option, parse_size, progress, show_size
 
 
 @click.command()
@@ -53,7 +31,7 @@ def prune(model: Path, map_file: Path, out: Path, max_shard: str, dry_run: bool,
     from trimoe.choose.dropmap import DropMap
     from trimoe.cut.prune import prune as cut
 
-    limit = None if max_shard.strip().lower() == "source" else parse_size(max_shard)
+    limit = None if max_shard.strip().lower() == "source" else parse_size(max_shard, "--max-shard 5GB")
     drop_map = DropMap.load(map_file)
     with progress("prune") as update:
         report = cut(model, drop_map, out, max_shard=limit, dry_run=dry_run, sync=sync, progress=update)
