@@ -57,6 +57,11 @@ class Shape:
     coactivation: bool = False
     neurons: bool = False
 
+    @property
+    def cells(self) -> int:
+        """Experts of a layer, by class."""
+        return self.classes * self.experts
+
 
 class LayerRecorder:
     """Sums of one layer over all batches."""

@@ -14,8 +14,11 @@ from typing import Any
 
 IMPLEMENTATION = "trimoe_recording"
 """Name under which the function is registered in transformers."""
-MIN_ROWS = 8
-"""Fewest rows of a product on a CPU. Measured with MKL and AVX-512: 1 to 3 rows take other kernels than 4 and more."""
+ROWS_PER_THREAD = 8
+"""Fewest rows of a product on a CPU. Measured with MKL and AVX-512: a thread with 1 to 3 rows takes another kernel than
+one with 4 and more, and two threads share up to 11 rows so that one of them may get that few."""
+MOST_FILLED = 64
+"""Rows to which a small group is filled up at most, however many threads there are."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _one_by_one(module: Any, x: Any, weight: Any, routing: Routing, see: Callabl
     pair_weight = weight.reshape(-1)[routing.order]
     # fp32 accumulation in expert order: deterministic, and never less exact than the model's own type.
     output = torch.zeros((x.shape[0], x.shape[-1]), dtype=torch.float32, device=x.device)
+    fewest = min(MOST_FILLED, ROWS_PER_THREAD * torch.get_num_threads())
     start = 0
     for expert, count in enumerate(routing.counts):
         if not count:
@@ -127,8 +131,8 @@ def _one_by_one(module: Any, x: Any, weight: Any, routing: Routing, see: Callabl
         rows = slice(start, start + count)
         start += count
         entering = _entering(x, routing, rows)
-        if count < MIN_ROWS:
-            entering = torch.cat([entering, entering.new_zeros(MIN_ROWS - count, entering.shape[1])])
+        if count < fewest:
+            entering = torch.cat([entering, entering.new_zeros(fewest - count, entering.shape[1])])
         inner = _activated(module, _linear(module, _first(module), entering, expert))
         out = _linear(module, "down_proj", inner, expert)[:count]
         if module.has_post_expert_norm:

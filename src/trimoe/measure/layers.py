@@ -161,11 +161,21 @@ class LayerModel:
         prefix = f"{self.layers_name}.{layer}."
         return sum(t.numel() * t.element_size() for name, t in self._meta_state.items() if name.startswith(prefix))
 
-    def converts(self) -> bool:
-        """Whether loading makes new tensors: of another type, or from several stored ones (one per expert on disk)."""
-        infos = (self.checkpoint.index[name] for name in self.names_of(self.checkpoint.moe_layers[0]))
+    def loading_bytes(self, layer: int) -> int:
+        """What loading a layer takes beyond its own bytes, at the worst moment.
+
+        Weights that are used as they are stored are mapped and take nothing more. Otherwise they are read while the
+        new ones fill up: half of both are there on average, and measured. What is stored as one tensor per expert is
+        converted first, then stacked, and gate and up are joined once more.
+        """
+        infos = [self.checkpoint.index[name] for name in self.names_of(layer)]
         another_type = any(info.nbytes != math.prod(info.shape) * self.dtype.itemsize for info in infos)
-        return another_type or len(set(self._targets.values())) < len(self._targets)
+        restacked = len({self._targets[info.name] for info in infos}) < len(infos)
+        own = self.nbytes_of(layer)
+        half = sum(info.nbytes for info in infos) // 2
+        if restacked:
+            return own * 2 // 3 + (own if another_type else half)
+        return half if another_type else 0
 
     @property
     def inner_size(self) -> int:

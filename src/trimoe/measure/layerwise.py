@@ -85,10 +85,9 @@ class Run:
 
     def _sizes(self) -> Sizes:
         checkpoint, model = self.checkpoint, self.model
-        stored = max(sum(checkpoint.index[n].nbytes for n in model.names_of(i)) for i in range(checkpoint.num_layers))
         largest = max(model.nbytes_of(layer) for layer in range(checkpoint.num_layers))
         return Sizes(
-            layer=largest, stored=stored, converted=model.converts(),
+            layer=largest, loading=max(model.loading_bytes(layer) for layer in range(checkpoint.num_layers)),
             embedding=len(self._vocabulary) * model.hidden_size * model.dtype.itemsize, item=model.dtype.itemsize,
             layers=checkpoint.num_layers, top_k=checkpoint.top_k, wide=model.widest(),
         )  # fmt: skip

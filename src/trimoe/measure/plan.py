@@ -15,8 +15,8 @@ from trimoe.measure.batching import Batch
 from trimoe.measure.calibration import Windows
 
 GB = 10**9
-BASE = 560 << 20
-"""Python with torch and transformers, a model without weights, and their first forward (measured on Linux)."""
+WARM_UP = 40 << 20
+"""What libraries take at the first forward beyond what the process holds before it (measured on Linux)."""
 COVERAGE = 16
 """Fewer tokens than this per expert and class are reported as thin evidence."""
 
@@ -79,10 +79,8 @@ class Sizes:
 
     layer: int
     """Weights of the largest layer in the forward pass's type."""
-    stored: int
-    """The same as stored on disk."""
-    converted: bool
-    """The stored form differs from the one in memory (type, or one tensor per expert)."""
+    loading: int
+    """What reading a layer takes beyond the layer itself while it goes on."""
     embedding: int
     """Rows of the embedding that the set uses."""
     item: int
@@ -112,12 +110,11 @@ def make_plan(
     hidden = positions * shape.hidden * sizes.item
     working = _working(max(batch.real.size for batch in batches), sizes, shape)
     arrays = _arrays(shape, sizes.layers)
-    spare = sizes.stored if sizes.converted else 0
+    base = resident_memory() + WARM_UP
 
     def ram_of(layers: int, kept: int) -> int:
-        weights = layers * sizes.layer + spare
-        on_host = weights + working + sizes.embedding if on_cpu else spare + sizes.stored
-        return BASE + arrays + on_host + kept
+        on_host = layers * sizes.layer + working + sizes.embedding if on_cpu else sizes.layer
+        return base + 3 * arrays + shape.cells * shape.hidden * 8 + sizes.loading + on_host + kept
 
     budget = ram if ram is not None else int(available_memory() * 0.8)
     ways = [(True, hidden), (True, 0), (False, 0)] if sizes.layers > 1 else [(False, hidden), (False, 0)]
@@ -129,7 +126,7 @@ def make_plan(
             actual=f"{ram / GB:.1f}GB", remedy="give more, or fewer tokens per batch (--batch-tokens)",
         )  # fmt: skip
     prefetch, kept = fitting[0] if fitting else ways[-1]
-    device = 0 if on_cpu else (1 + prefetch) * sizes.layer + spare + working
+    device = 0 if on_cpu else (1 + prefetch) * sizes.layer + sizes.loading + working
     return Plan(
         tokens=tokens,
         tokens_per_expert={name: count * sizes.top_k / shape.experts for name, count in tokens.items()},
@@ -154,19 +151,24 @@ def _working(positions: int, sizes: Sizes, shape: Shape) -> int:
 
 
 def _arrays(shape: Shape, layers: int) -> int:
-    """Bytes of the statistics of all layers, with what is held twice while they are put together."""
-    cells = shape.classes * shape.experts
-    per_layer = len(SUMS) * shape.shards + len(MAXIMA) + 2
-    per_layer += shape.experts * shape.coactivation + shape.inner * shape.neurons
-    return 8 * cells * (per_layer * layers * 3 + shape.hidden)
+    """Bytes of the statistics of all layers. In memory they are there up to three times while they are put together."""
+    per_cell = len(SUMS) * shape.shards + len(MAXIMA) + 2
+    per_cell += shape.experts * shape.coactivation + shape.inner * shape.neurons
+    return 8 * shape.cells * per_cell * layers
 
 
 def available_memory() -> int:
     """Bytes that can be used without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 1 << 62
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 1 << 62)
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory now."""
+    return _own_status("VmRSS") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def reset_peak() -> None:
@@ -179,10 +181,13 @@ def reset_peak() -> None:
 
 def peak_memory() -> int:
     """Bytes of the largest resident set since `reset_peak`."""
+    return _own_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _own_status(key: str) -> int:
+    """Bytes of a line of /proc/self/status; 0 where there is none (not Linux)."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), 0)
