@@ -409,26 +409,23 @@ def _text(rng: random.Random) -> Item:
 
 # ---------------------------------------------------------------- story: what happened to whom
 
-_PLACES = ["barn", "attic", "cellar", "kitchen", "harbor", "garden", "tower", "market", "mill", "shed"]
 _OBJECTS = ["lamp", "coin", "map", "rope", "drum", "key", "ring", "flute", "book", "kite"]
+_PLACES = ["barn", "attic", "cellar", "kitchen", "harbor", "garden", "tower", "market", "mill", "shed"]
 
 
 def _story(rng: random.Random) -> Item:
-    people, objects, places = rng.sample(_NAMES, 3), rng.sample(_OBJECTS, 3), rng.sample(_PLACES, 4)
-    lines = [f"{p} took the {o} to the {place}." for p, o, place in zip(people, objects, places, strict=False)]
-    i = rng.randrange(3)
-    kind = rng.randrange(4)
-    if kind == 0:
-        question, answer = f"Where is the {objects[i]}?", f"Someone took the {objects[i]} to the {places[i]}."
-    elif kind == 1:
-        question, answer = f"What did {people[i]} do?", lines[i]
-    elif kind == 2:
-        question, answer = f"What did {people[i]} take?", f"{people[i]} took the {objects[i]}."
-    else:
-        j = rng.choice([x for x in range(3) if x != i])
-        lines.append(f"Then {people[j]} moved the {objects[i]} to the {places[3]}.")
-        question, answer = f"Where is the {objects[i]} now?", f"Someone moved the {objects[i]} to the {places[3]}."
-    return Item("story", " ".join([*lines, question]), answer, {"text": answer})
+    """Notes of who, what, where. No word stands between the three: a model of this size recalls what comes next."""
+    people, objects, places = rng.sample(_NAMES, 4), rng.sample(_OBJECTS, 4), rng.sample(_PLACES, 4)
+    notes = [f"{who} {what} {where}." for who, what, where in zip(people, objects, places, strict=True)]
+    i = rng.randrange(4)
+    question, answer = rng.choice(
+        [(f"And {people[i]}?", notes[i]), (f"Where is the {objects[i]}?", f"The {objects[i]} {places[i]}.")]
+    )
+    if rng.random() < 0.25:
+        j = rng.choice([n for n in range(4) if n != i])
+        notes.append(f"Later {people[i]} {objects[j]} {places[j]}.")
+        question, answer = f"And {people[i]} later?", f"{people[i]} {objects[j]} {places[j]}."
+    return Item("story", " ".join(["Notes:", *notes, question]), answer, {"text": answer})
 
 
 _MAKERS: dict[str, Callable[[random.Random], Item]] = {
