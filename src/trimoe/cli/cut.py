@@ -1,35 +1,14 @@
 """`trimoe prune`: cut a drop map out of a checkpoint."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.common import emit, json_option, parse_size, progress, show_size
 from trimoe.cut.plan import DEFAULT_SHARD
 from trimoe.errors import Interrupted, UsageError
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB (decimal) or 4GiB (binary). Raises `UsageError`."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
-    number = float(match[1]) * _UNITS.get(match[2], 0) if match else 0
-    if number < 1:
-        raise UsageError(f"{text!r} is not a size", expected="a number with B, KB, MB, GB, KiB, MiB or GiB",
-                         remedy="for example --max-shard 5GB")  # fmt: skip
-    return int(number)
-
-
-def show_size(size: int) -> str:
-    """Bytes for people: decimal units, three digits."""
-    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= step:
-            return f"{size / step:.3g} {unit}" if size < 100 * step else f"{size / step:.0f} {unit}"
-    return f"{size} B"
 
 
 @click.command()
@@ -88,7 +67,7 @@ def prune(
     if verify and no_hash:
         raise UsageError("--verify compares hashes, and --no-hash makes none", expected="one of them")
     as_source = max_shard is not None and max_shard.strip().lower() == "source"
-    limit = None if max_shard is None or as_source else parse_size(max_shard)
+    limit = None if max_shard is None or as_source else parse_size(max_shard, "--max-shard 5GB")
     gguf = find_gguf(model)
     if gguf is None and (imatrix is not None or imatrix_out is not None):
         raise UsageError("--imatrix is for GGUF models", actual=f"{model} is none")

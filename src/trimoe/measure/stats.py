@@ -6,10 +6,12 @@ expert, w_t the router weight applied to token t, o_t the expert's output before
   wnorm       sum over windows of sqrt(sum_t |w_t o_t|^2)     rnorm   the same without w_t
   wnsq, rnsq  sums of the squares of those   wsum        sum over windows of the mean of w_t
   wsum_total  sum of w_t                     reap_sum    sum of w_t |o_t|      ean_sum   sum of |o_t|
+docs/explanation/statistics.md has all of them. Wide fields have one more axis: coactivation, neuron_act.
 Invariants: float64; saving is deterministic; a file is never trusted beyond its own shape checks.
 """
 
 import gzip
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass, field
@@ -25,15 +27,21 @@ from trimoe.model.safetensors import header_bytes, read_array, read_header
 
 FIELDS = ("tc", "cc", "wnorm", "rnorm", "wnsq", "rnsq", "wsum", "wsum_total", "reap_sum", "ean_sum")
 REFERENCE_FIELDS = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
+REFERENCE_WIDE = "neuron_act"
+"""The reference layout's one list per entry: [I] sums of squares."""
 
 
 @dataclass(frozen=True)
 class ExpertStats:
-    """`fields[name]` is float64 [C, L, E] with C = len(classes). `metadata` says where it comes from."""
+    """`fields[name]` is float64 [C, L, E] with C = len(classes), `wide[name]` float64 [C, L, E, any width].
+
+    `metadata` says where it comes from.
+    """
 
     classes: tuple[str, ...]
     fields: dict[str, np.ndarray]
     metadata: dict[str, Any] = field(default_factory=dict)
+    wide: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,7 +70,8 @@ class ExpertStats:
         if layers == tuple(range(self.shape[1])):
             return self
         fields = {name: array[:, list(layers)] for name, array in self.fields.items()}
-        return ExpertStats(self.classes, fields, self.metadata)
+        wide = {name: array[:, list(layers)] for name, array in self.wide.items()}
+        return ExpertStats(self.classes, fields, self.metadata, wide)
 
     def select(self, patterns: list[str]) -> "ExpertStats":
         """Only the classes that match one of the shell-style patterns, in stored order."""
@@ -75,29 +84,35 @@ class ExpertStats:
                 remedy="calibrate with such classes or use another recipe",
             )
         fields = {name: array[chosen] for name, array in self.fields.items()}
-        return ExpertStats(tuple(self.classes[i] for i in chosen), fields, self.metadata)
+        wide = {name: array[chosen] for name, array in self.wide.items()}
+        return ExpertStats(tuple(self.classes[i] for i in chosen), fields, self.metadata, wide)
 
     @property
     def content_hash(self) -> str:
         """sha256 of classes and arrays (metadata excluded)."""
-        parts = [canonical_json(list(self.classes))]
-        for name in sorted(self.fields):
-            parts += [name.encode(), self.fields[name].tobytes()]
-        return sha256_bytes(b"".join(parts))
+        digest = hashlib.sha256(canonical_json(list(self.classes)))
+        for name, array in self._arrays().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array, "<f8").data)
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name, in the order of the file."""
+        return dict(sorted({**self.fields, **self.wide}.items()))
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write one safetensors file; the same statistics give the same bytes."""
-        names = sorted(self.fields)
+        arrays = self._arrays()
         meta = {
             "trimoe": "stats/1",
             "classes": json.dumps(list(self.classes)),
             "metadata": canonical_json(self.metadata).decode(),
         }
-        header = header_bytes(dict.fromkeys(names, ("F64", self.shape)), meta)
+        header = header_bytes({name: ("F64", array.shape) for name, array in arrays.items()}, meta)
         with publish_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as out:
             out.write(header)
-            for name in names:
-                out.write(np.ascontiguousarray(self.fields[name], "<f8").tobytes())
+            for array in arrays.values():
+                out.write(np.ascontiguousarray(array, "<f8").data)
 
     @classmethod
     def load(cls, path: Path) -> "ExpertStats":
@@ -110,7 +125,6 @@ class ExpertStats:
                 raise ValueError("class names are not distinct texts")
             if not isinstance(metadata, dict):
                 raise ValueError("metadata is not an object")
-            moe_layers = metadata.get("moe_layers", [])
             fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
         except (CheckpointError, KeyError, ValueError, TypeError) as exc:
             raise StatsError(
@@ -119,14 +133,16 @@ class ExpertStats:
                 actual=str(exc).splitlines()[0][:200],
                 remedy="reference JSON goes through `trimoe stats import`",
             ) from exc
-        shapes = {array.shape for array in fields.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
-            raise StatsError(f"{path} has fields of unequal shape", actual=str(sorted(shapes))[:200])
-        layers = next(iter(shapes))[1]
+        wide = {name: fields.pop(name) for name in list(fields) if fields[name].ndim == 4}
+        shapes = {array.shape[:3] for array in (*fields.values(), *wide.values())}
+        if not fields or len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
+            raise StatsError(f"{path} has fields of unequal shape", expected="all [classes, layers, experts]",
+                             actual=str(sorted(shapes))[:200], remedy="make the file again")  # fmt: skip
+        layers, moe_layers = next(iter(shapes))[1], metadata.get("moe_layers", [])
         if not isinstance(moe_layers, list) or moe_layers != [n for n in range(layers) if n in moe_layers]:
             raise StatsError(f"{path} names layers with experts that it does not have", expected=f"0..{layers - 1}",
-                             actual=str(moe_layers)[:200])  # fmt: skip
-        return cls(classes, fields, metadata)
+                             actual=str(moe_layers)[:200], remedy="make the file again")  # fmt: skip
+        return cls(classes, fields, metadata, wide)
 
 
 def import_reference(path: Path) -> ExpertStats:
@@ -146,6 +162,9 @@ def import_reference(path: Path) -> ExpertStats:
             if data.get("metadata", {}).get(key, count) != count:
                 raise ValueError(f"metadata says {key} = {data['metadata'][key]}, the entries are {count}")
         fields = {f: np.full((len(classes), layers, experts), np.nan) for f in present}
+        inner = rows[classes[0]][0][0].get(REFERENCE_WIDE)
+        width = len(inner) if inner is not None else 0
+        neurons = np.full((len(classes), layers, experts, width), np.nan)
         for i, name in enumerate(classes):
             if len(categories[name]) != layers:
                 raise ValueError(f"class {name} has {len(categories[name])} layers, not {layers}")
@@ -155,6 +174,8 @@ def import_reference(path: Path) -> ExpertStats:
                 for entry in entries:
                     for f in present:
                         fields[f][i, layer, entry["id"]] = entry[f]
+                    if inner is not None:
+                        neurons[i, layer, entry["id"]] = _row(entry[REFERENCE_WIDE], width)
     except FileNotFoundError as exc:
         raise StatsError(f"{path} not found", remedy="check the path") from exc
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, zlib.error) as exc:
@@ -164,17 +185,27 @@ def import_reference(path: Path) -> ExpertStats:
             actual=f"{type(exc).__name__}: {str(exc)[:200]}",
             remedy="see docs/reference/stats.md",
         ) from exc
-    return ExpertStats(classes, fields, {"source": "reference", "source_sha256": sha256_bytes(raw)})
+    wide = {REFERENCE_WIDE: neurons} if inner is not None else {}
+    return ExpertStats(classes, fields, {"source": "reference", "source_sha256": sha256_bytes(raw)}, wide)
+
+
+def _row(values: Any, width: int) -> list[Any]:
+    """A list of an entry; a wrong length would be broadcast silently."""
+    if not isinstance(values, list) or len(values) != width:
+        raise ValueError(f"{REFERENCE_WIDE} is not a list of {width} numbers in every entry")
+    return values
 
 
 def export_reference(stats: ExpertStats) -> dict[str, Any]:
     """The reference layout as a JSON-ready object; counts stay whole numbers."""
     present = [f for f in REFERENCE_FIELDS if f in stats.fields]
+    neurons = stats.wide.get(REFERENCE_WIDE)
     _, layers, experts = stats.shape
 
     def entry(i: int, layer: int, expert: int) -> dict[str, Any]:
         values = {f: float(stats.fields[f][i, layer, expert]) for f in present}
-        return {"id": expert} | {f: int(v) if f in ("tc", "cc") and v.is_integer() else v for f, v in values.items()}
+        row = {"id": expert} | {f: int(v) if f in ("tc", "cc") and v.is_integer() else v for f, v in values.items()}
+        return row | ({REFERENCE_WIDE: neurons[i, layer, expert].tolist()} if neurons is not None else {})
 
     categories = {
         name: {str(layer): [entry(i, layer, e) for e in range(experts)] for layer in range(layers)}
@@ -187,9 +218,11 @@ def export_reference(stats: ExpertStats) -> dict[str, Any]:
 
 
 def merge(parts: list[ExpertStats]) -> ExpertStats:
-    """Runs of one model over disjoint documents as one. Sums add up, `*_max` fields keep the larger value.
+    """Runs of one model over disjoint documents as one, equal to one run over all of them.
 
-    Raises `StatsError` on a mismatch, and for the same statistics given twice: their tokens would count double.
+    Sums add up and maxima keep the larger value; a field that cannot be merged (metadata["merge"] says "none") is left
+    out and named in metadata["left_out"]. Raises `StatsError` on a mismatch, and for the same statistics given twice:
+    their tokens would count double.
     """
     first = parts[0]
     for part in parts[1:]:
@@ -197,6 +230,7 @@ def merge(parts: list[ExpertStats]) -> ExpertStats:
             ("classes", first.classes, part.classes),
             ("shape", first.shape, part.shape),
             ("fields", sorted(first.fields), sorted(part.fields)),
+            ("wide fields", _shapes(first), _shapes(part)),
             ("model", first.metadata.get("model"), part.metadata.get("model")),
         ):
             if one != other:
@@ -207,25 +241,48 @@ def merge(parts: list[ExpertStats]) -> ExpertStats:
     if len(set(hashes)) < len(hashes):
         raise StatsError("the same statistics are given twice", expected="runs over disjoint documents",
                          remedy="name each file once")  # fmt: skip
-    fields = {f: (np.max if f.endswith("_max") else np.sum)([p.field(f) for p in parts], axis=0) for f in first.fields}
-    metadata = {**first.metadata, "merged": hashes}
-    if len(parts) > 1:
-        metadata |= _merged_metadata([part.metadata for part in parts])
-    return ExpertStats(first.classes, fields, metadata)
+    if len(parts) == 1:
+        return ExpertStats(first.classes, dict(first.fields), {**first.metadata, "merged": hashes}, dict(first.wide))
+    how = {f: "max" if f.endswith("_max") else "sum" for f in first.fields} | first.metadata.get("merge", {})
+    fields = {
+        f: (np.max if how[f] == "max" else np.sum)([p.fields[f] for p in parts], axis=0)
+        for f in first.fields
+        if how[f] != "none"
+    }
+    wide = {f: np.sum([p.wide[f] for p in parts], axis=0) for f in first.wide}
+    metadata = {**first.metadata, "merged": hashes, **_merged_metadata([part.metadata for part in parts])}
+    if left_out := sorted(set(first.fields) - set(fields)):
+        metadata["left_out"] = left_out
+    return ExpertStats(first.classes, fields, metadata, wide)
+
+
+def _shapes(stats: ExpertStats) -> list[tuple[str, tuple[int, ...]]]:
+    return sorted((name, array.shape) for name, array in stats.wide.items())
+
+
+_ADDITIVE = ("tokens", "documents", "windows", "nonfinite", "masked_tokens", "masked_outputs", "skipped_tokens")
+"""Entries of the metadata that count something."""
 
 
 def _merged_metadata(all_metadata: list[dict[str, Any]]) -> dict[str, Any]:
-    """What differs between runs: counts add up, the names and hashes of the sets become lists."""
+    """What differs between runs: counts add up, anything else (names and hashes of the sets) becomes a list."""
     result: dict[str, Any] = {}
     for key in sorted({key for metadata in all_metadata for key in metadata}):
         values = [m.get(key) for m in all_metadata]
-        if isinstance(values[0], dict) and all(
-            isinstance(v, dict) and all(type(n) is int for n in v.values()) for v in values
-        ):
-            names = sorted({name for v in values if v for name in v})
-            result[key] = {name: sum(v.get(name, 0) for v in values if v) for name in names}
-        elif key in ("windows", "skipped_tokens", "documents") and all(type(v) is int for v in values):
-            result[key] = sum(v for v in values if type(v) is int)
+        if key in _ADDITIVE:
+            result[key] = _added([v for v in values if v is not None])
         elif any(v != values[0] for v in values):
             result[key] = values
     return result
+
+
+def _added(values: list[Any]) -> Any:
+    """Numbers, or dicts and lists of them, added place by place. Raises `StatsError` where they differ in form."""
+    if all(type(v) is int for v in values):
+        return sum(values)
+    if all(isinstance(v, dict) for v in values):
+        return {key: _added([v[key] for v in values if key in v]) for key in sorted({k for v in values for k in v})}
+    if all(isinstance(v, list) and len(v) == len(values[0]) for v in values):
+        return [_added(list(row)) for row in zip(*values, strict=True)]
+    raise StatsError("statistics with unlike counts in their metadata cannot be merged", actual=str(values)[:200],
+                     remedy="make the files with the same version")  # fmt: skip
