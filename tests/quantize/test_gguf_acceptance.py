@@ -26,7 +26,7 @@ from trimoe.quantize.masked import MaskedLogits
 
 CHECKPOINT = bundled()
 PLAIN = ("BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K", "IQ4_XS")
-WITH_IMATRIX = ("IQ3_XXS", "Q2_K")
+WITH_IMATRIX = (pytest.param("IQ3_XXS", marks=pytest.mark.slow), "Q2_K")
 TEXT = "def add(a, b):\\n    return a + b\\nThe sky is blue. 12 + 30 = 42. Once upon a time there was a fox. "
 
 
