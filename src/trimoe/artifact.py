@@ -92,25 +92,30 @@ def publish_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def publish_large_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def publish_large_file(path: Path, *, sync: bool = True, identity: str | None = None) -> Iterator[Path]:
     """As `publish_file`, for files that take long: written inside a hidden folder that a living run holds a lock on.
 
-    A leftover of a killed run is emptied first. `sync` as in `publish_dir`.
+    Yields the place of the file in that folder. A leftover of a killed run is emptied first, or continued if it is of
+    the same `identity`; that and `sync` are as in `publish_dir`.
     """
     require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = _temporary(path)
     lock = _own_directory(folder)
+    keep = False
     try:
-        _continue_or_empty(folder, None)
+        _continue_or_empty(folder, identity)
         yield folder / path.name
         if sync:
             _sync(folder / path.name)
         require_absent(path)
         os.rename(folder / path.name, path)
         _sync(path.parent)
+    except (KeyboardInterrupt, GeneratorExit):
+        keep = identity is not None and (folder / RESUME).exists()
+        raise
     finally:
-        if _same(folder, lock):
+        if not keep and _same(folder, lock):
             shutil.rmtree(folder)
         os.close(lock)
 

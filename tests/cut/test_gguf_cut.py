@@ -9,15 +9,18 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
+import xxhash
 from gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut import copying, hashing
 from trimoe.cut.certify_gguf import certify_gguf
 from trimoe.cut.gguf import prune_gguf
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
@@ -269,6 +272,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut import copying, hashing
 from trimoe.cut.gguf import prune_gguf
 base, out = map(Path, sys.argv[1:3])
 print("start", flush=True)
@@ -297,3 +301,63 @@ def test_kills_leave_nothing_under_the_final_name(tmp_path: Path) -> None:
     prune_gguf(base, drop, out)
     assert out.read_bytes() == want
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".partial")]
+
+
+@pytest.fixture
+def small_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks for resuming on the scale of these models."""
+    monkeypatch.setattr(hashing, "BLOCK", 4096)
+    monkeypatch.setattr(hashing, "MARK", 65536)
+    monkeypatch.setattr(copying, "CHUNK", 10_000)
+
+
+def stop_after(steps: int) -> Callable[[int, int, str], None]:
+    """A progress callback that interrupts, as Ctrl-C does."""
+    calls = iter(range(steps))
+
+    def progress(done: int, total: int, note: str) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Name and bytes of every GGUF file of an output."""
+    return {p.name: p.read_bytes() for p in ([out] if out.is_file() else out.glob("*.gguf"))}
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out"])
+def test_an_interrupted_cut_goes_on(name: str, small_marks: None, tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf", dtype="F16")
+    options = {} if name.endswith(".gguf") else {"max_shard": 3_000_000}
+    (tmp_path / "want").mkdir()
+    prune_gguf(before, MAP, tmp_path / "want" / name, **options)
+    with pytest.raises(KeyboardInterrupt):
+        prune_gguf(before, MAP, tmp_path / name, progress=stop_after(150), jobs=1, **options)
+    assert not (tmp_path / name).exists()
+    report = prune_gguf(before, MAP, tmp_path / name, **options)
+    assert 500_000 < report.bytes_resumed < report.bytes_after
+    assert not list(tmp_path.glob(".*"))
+    found, want = files_of(tmp_path / name), files_of(tmp_path / "want" / name)
+    assert found == want
+
+
+def test_a_leftover_of_another_map_is_not_continued(small_marks: None, tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf", dtype="F16")
+    with pytest.raises(KeyboardInterrupt):
+        prune_gguf(before, MAP, tmp_path / "out.gguf", progress=stop_after(150), jobs=1)
+    other = DropMap({0: (0,), 1: (1,), 2: (2,)}, EXPERTS)
+    assert prune_gguf(before, other, tmp_path / "out.gguf").bytes_resumed == 0
+    check_cut(before, tmp_path / "out.gguf", other, "qwen3moe")
+
+
+def test_hashes_are_of_what_was_written_and_read_back(tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf")
+    prune_gguf(before, MAP, tmp_path / "a.gguf", verify=True)
+    prune_gguf(before, MAP, tmp_path / "b.gguf", hashed=False)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    manifest = json.loads((tmp_path / "a.gguf.manifest.json").read_text())
+    digest = xxhash.xxh3_128_hexdigest((tmp_path / "a.gguf").read_bytes())
+    assert manifest["files"]["a.gguf"] == {"bytes": (tmp_path / "a.gguf").stat().st_size, "xxh3_128": digest}
+    assert "files" not in json.loads((tmp_path / "b.gguf.manifest.json").read_text())

@@ -71,13 +71,13 @@ def prune(
     gguf = find_gguf(model)
     if gguf is None and (imatrix is not None or imatrix_out is not None):
         raise UsageError("--imatrix is for GGUF models", actual=f"{model} is none")
-    if gguf is not None and (verify or no_hash or jobs is not None):
-        raise UsageError("--verify, --no-hash and --jobs are for safetensors models", actual=f"{model} is GGUF")
     drop_map = DropMap.load(map_file)
     with progress("prune") as update, resumable(out):
         if gguf is not None:
-            report = prune_gguf(gguf, drop_map, out, max_shard=limit, imatrix=imatrix, imatrix_out=imatrix_out,
-                                dry_run=dry_run, sync=sync, progress=update)  # fmt: skip
+            report = prune_gguf(
+                gguf, drop_map, out, max_shard=limit, imatrix=imatrix, imatrix_out=imatrix_out, dry_run=dry_run,
+                sync=sync, verify=verify, hashed=not no_hash, jobs=jobs, progress=update,
+            )  # fmt: skip
         else:
             size = limit if as_source or limit is not None else DEFAULT_SHARD
             report = cut(

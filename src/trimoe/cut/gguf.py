@@ -1,16 +1,22 @@
 """Cut experts out of a GGUF model, and out of its importance matrix, in whatever quantization they are.
 
 Invariants: everything is checked before the first byte is written; the output appears under its name only when it is
-complete and its header has been read back; the same input gives the same bytes; nothing is converted and no weight is
-held in memory. Not guaranteed: that the weights are sound (they are not read; certify compares every byte).
+complete and its header has been read back; the same input gives the same bytes, also when killed runs lie between;
+nothing is converted and no weight is held in memory. Not guaranteed: that the weights are sound (they are hashed on
+their way, not interpreted; certify compares every byte).
 """
 
+import hashlib
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trimoe.artifact import (
     MANIFEST,
+    canonical_json,
+    partial_bytes,
     publish_dir,
     publish_large_file,
     read_json,
@@ -25,7 +31,7 @@ from trimoe.cut.gguf_imatrix import cut_imatrix
 from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
 from trimoe.cut.prune import PruneReport, _explained
 from trimoe.cut.record import METADATA, make_record, read_record
-from trimoe.cut.writing import Progress
+from trimoe.cut.writing import Progress, read_back, write_files
 from trimoe.errors import CheckpointError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf, split_stem
 from trimoe.model.gguf_format import header_bytes, padded
@@ -45,14 +51,17 @@ def prune_gguf(
     imatrix_out: Path | None = None,
     dry_run: bool = False,
     sync: bool = False,
+    verify: bool = False,
+    hashed: bool = True,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> PruneReport:
     """Cut `drop_map` out of the GGUF model `model` (any part of a split names all of it).
 
     `out` ending in .gguf becomes one file; any other name a directory with files as in the source, or of at most
-    `max_shard` bytes of tensors. `imatrix` is cut by the same map into `imatrix_out`, in its own format. Raises, before
-    anything is written, `CheckpointError`, `MapError`, `UsageError`, `BadInput` (output exists) or
-    `MissingPrerequisite` (disk space).
+    `max_shard` bytes of tensors. `imatrix` is cut by the same map into `imatrix_out`, in its own format. `sync`,
+    `verify`, `hashed` and `jobs` are those of `prune`, and so is what happens after a kill. Raises, before anything is
+    written, `CheckpointError`, `MapError`, `UsageError`, `BadInput` (output exists) or `MissingPrerequisite` (space).
     """
     out = Path(out)
     single = out.suffix == ".gguf"
@@ -62,6 +71,7 @@ def prune_gguf(
     if (imatrix is None) != (imatrix_out is None):
         raise UsageError("--imatrix and --imatrix-out belong together", expected="both or neither")
     source = open_gguf_model(model)
+    stamps = _stamps(source)
     drop_map = complete_map(source, drop_map)
     stem = split_stem(source.path.name)
     layout: Layout = "single" if single else max_shard or "source"
@@ -72,7 +82,8 @@ def prune_gguf(
     for path in (out, imatrix_out):
         if path is not None:
             require_absent(path)
-    require_space(out, sum(part.nbytes for part in parts) + 2 * source.gguf.files[0].data_start)
+    needed = sum(part.nbytes for part in parts) + 2 * source.gguf.files[0].data_start
+    require_space(out, needed - partial_bytes(out))
     report = PruneReport(
         str(out), source.num_experts, kept, len(source.moe_layers), len(source.expert_tensors), source.nbytes, total,
         len(parts), dry_run,
@@ -81,63 +92,78 @@ def prune_gguf(
         cut_imatrix(source, matrix, drop_map, None)
     if dry_run:
         return report
-    methods: set[str] = set()
-    identity, record = _identity(source, drop_map, layout), drop_record(source, drop_map)
+    identity = plan_identity(parts, stamps) if hashed else None
+    record = drop_record(source, drop_map)
+    inputs = {"base": source.fingerprint, "drop": drop_map.content_hash, "layout": layout,
+              "map_metadata": drop_map.metadata}  # fmt: skip
+
+    def write(folder: Path, names: list[str]) -> dict[str, Any] | None:
+        """Everything below the final name; returns sizes and hashes of the model's files."""
+        files = {name: (part.nbytes, partial(_append_part, part)) for name, part in zip(names, parts, strict=True)}
+        written = write_files(folder, files, jobs=jobs or min(4, os.cpu_count() or 1), kernel=not hashed,
+                              progress=progress)  # fmt: skip
+        report.copied_by, report.bytes_resumed = written.methods, written.resumed
+        if verify and hashed:
+            read_back(folder, written.digests, progress)
+        _verify(open_gguf(folder / names[0]), parts)
+        if _stamps(source) != stamps:
+            raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
+                                  remedy="wait until nothing writes to it and run again")  # fmt: skip
+        if matrix is not None and imatrix_out is not None:
+            cut_imatrix(source, matrix, drop_map, imatrix_out)
+        return {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
+                for name, digest in sorted(written.digests.items())} or None  # fmt: skip
+
     try:
         if single:
-            with publish_large_file(out, sync=sync) as place:
-                _write_parts(place.parent, [(place.name, parts[0])], methods, progress)
-                _verify(open_gguf(place), parts)
+            with publish_large_file(out, sync=sync, identity=identity) as place:
+                hashes = write(place.parent, [place.name])
                 # What goes with the model first: its name is the last to appear, so what it names is complete.
-                if matrix is not None and imatrix_out is not None:
-                    cut_imatrix(source, matrix, drop_map, imatrix_out)
                 write_json(own_record(out), record, overwrite=True)
-                write_manifest(out, KIND, identity)
+                write_manifest(out, KIND, inputs, hashes)
         else:
-            with publish_dir(out, sync=sync) as folder:
-                named = [(part.name or f"{stem}.gguf", part) for part in parts]
-                _write_parts(folder, named, methods, progress)
-                _verify(open_gguf(folder / named[0][0]), parts)
-                if matrix is not None and imatrix_out is not None:
-                    cut_imatrix(source, matrix, drop_map, imatrix_out)
+            with publish_dir(out, sync=sync, identity=identity) as folder:
+                hashes = write(folder, [part.name or f"{stem}.gguf" for part in parts])
                 write_json(folder / METADATA, record)
-                write_manifest(folder, KIND, identity)
+                write_manifest(folder, KIND, inputs, hashes)
     except OSError as exc:
         raise _explained(exc, out) from exc
-    report.copied_by = sorted(methods)
     return report
 
 
-def _identity(source: GgufModel, drop_map: DropMap, layout: Layout) -> dict[str, Any]:
-    return {
-        "base": source.fingerprint,
-        "drop": drop_map.content_hash,
-        "layout": layout,
-        "map_metadata": drop_map.metadata,
-    }
+def _stamps(source: GgufModel) -> dict[str, tuple[int, int, int]]:
+    """Size, time of change and time of change of the inode of every file; different after any write."""
+    found = {}
+    for file in source.gguf.files:
+        status = file.path.stat()
+        found[file.path.name] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return found
 
 
-def _write_parts(folder: Path, parts: list[tuple[str, GgufPart]], methods: set[str], progress: Progress | None) -> None:
-    total, done = sum(part.nbytes for _, part in parts), 0
-    for name, part in parts:
-        for written in _write_part(folder / name, part, methods):
-            done += written
-            if progress is not None:
-                progress(done, total, name)
-
-
-def _write_part(path: Path, part: GgufPart, methods: set[str]) -> Iterator[int]:
-    """Write one file; yields the bytes of each copied block."""
-    tensors = {piece.name: (piece.source.dtype, piece.shape) for piece in part.pieces}
-    with Copier(path) as copier:
-        copier.write(header_bytes(part.version, part.fields, tensors, part.alignment))
+def plan_identity(parts: list[GgufPart], stamps: dict[str, tuple[int, int, int]]) -> str:
+    """Hash of all that decides the bytes of the output files: a killed run of the same identity can be continued."""
+    digest = hashlib.sha256(canonical_json(stamps))
+    for part in parts:
+        digest.update(part.name.encode() + _header(part))
         for piece in part.pieces:
-            yield from copier.append(piece.source.file, piece.ranges())
-            gap = padded(piece.nbytes, part.alignment) - piece.nbytes
-            copier.write(bytes(gap))
-            yield gap
-        copier.unchanged()
-        methods |= copier.methods
+            digest.update(canonical_json([piece.source.file.name, piece.source.start, piece.source.end, piece.keep]))
+    return digest.hexdigest()
+
+
+def _header(part: GgufPart) -> bytes:
+    tensors = {piece.name: (piece.source.dtype, piece.shape) for piece in part.pieces}
+    return header_bytes(part.version, part.fields, tensors, part.alignment)
+
+
+def _append_part(part: GgufPart, copier: Copier) -> Iterator[int]:
+    """Write one file; yields the bytes of each copied block."""
+    copier.write(_header(part))
+    for piece in part.pieces:
+        yield from copier.append(piece.source.file, piece.ranges())
+        gap = padded(piece.nbytes, part.alignment) - piece.nbytes
+        copier.write(bytes(gap))
+        yield gap
+    copier.unchanged()
 
 
 def _verify(written: Gguf, parts: list[GgufPart]) -> None:
