@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "certify": "certify",
     "infer-map": "certify",
     "llamacpp": "llamacpp",
+    "quantize": "quantize",
     "plan": "plan",
     "eval": "evaluate",
     "log": "log",

@@ -201,7 +201,9 @@ class OverrideReport:
 
 def explain_overrides(overrides: Sequence[tuple[str, str]], choices: Sequence[Choice]) -> OverrideReport:
     """Sort the lines by what llama.cpp does with them."""
-    unmatched, ignored, shadowed = [], [], []
+    unmatched: list[str] = []
+    ignored: list[str] = []
+    shadowed: list[str] = []
     used = {choice.override for choice in choices}
     for number, (pattern, _) in enumerate(overrides):
         if number in used:
