@@ -101,7 +101,7 @@ def make_ladder(
 ) -> dict[str, Any]:  # fmt: skip
     """Make every tier of a ladder in `out`; returns the table (also written to out/ladder.json)."""
     sources, effort, report = sources or Sources(), effort or Effort(), progress or _silent
-    tiers = ladder.resolved()
+    tiers = [tier for tier in ladder.resolved() if tier.name != ladder.base]  # the base is a rung already
     stem = name or model_name(model)
     refuse_early(model, out, stem, ladder, tiers, sources, tools)
     out.mkdir(parents=True, exist_ok=True)
