@@ -103,7 +103,7 @@ def make_imatrix(
     with publish_file(dataset, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with publish_file(out, overwrite=True) as temporary:
-        command = [tools.program("llama-imatrix"), "-m", base.absolute(), "-f", DATASET_NAME, "-o", temporary.name,
+        command = [str(tools.program("llama-imatrix")), "-m", str(base.absolute()), "-f", DATASET_NAME, "-o", temporary.name,
                    "--output-format", "gguf", "--parse-special", "--no-ppl", "-c", str(context), "-b", str(context),
                    "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
         answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)

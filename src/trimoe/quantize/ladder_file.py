@@ -26,7 +26,7 @@ class Ladder(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     base: Literal["BF16", "F16", "F32"] = "BF16"
     tiers: Literal["sweep"] | tuple[str, ...] = "sweep"
-    imatrix: ImatrixOptions = ImatrixOptions()
+    imatrix: ImatrixOptions = ImatrixOptions(chunks=128, context=512)
     smoke: Smoke | None = None
 
     def resolved(self) -> list[Tier]:

@@ -83,7 +83,7 @@ def served(tools: LlamaCpp, model: Path, *, threads: int, context: int = 2048) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [tools.program("llama-server"), "-m", model, "--port", str(port), "--host", "127.0.0.1", "-c", str(context),
+    command = [str(tools.program("llama-server")), "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-c", str(context),
                "--parallel", "1", "-t", str(threads), "--reasoning", "off", "--no-ui", "--no-warmup"]  # fmt: skip
     with (model.parent / f".{model.name}.server.txt").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
