@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "llamacpp": "llamacpp",
     "quantize": "quantize",
     "plan": "plan",
+    "kld": "kld",
     "eval": "evaluate",
     "log": "log",
     "rescore": "evaluate",

@@ -106,7 +106,7 @@ def make_imatrix(
         command = [str(tools.program("llama-imatrix")), "-m", str(base.absolute()), "-f", DATASET_NAME, "-o", temporary.name,
                    "--output-format", "gguf", "--parse-special", "--no-ppl", "-c", str(context), "-b", str(context),
                    "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
-        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        answer = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if answer.returncode != 0 or not temporary.exists():
             raise BadInput(f"llama-imatrix could not measure {base.name}", expected="a model and a long enough text",
                            actual=last_lines(answer.stderr), remedy="see the tool's message")  # fmt: skip

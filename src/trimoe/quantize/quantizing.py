@@ -121,7 +121,7 @@ def command(tools: LlamaCpp, job: Job, base: Path, out: Path | None, threads: in
 def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
     """llama-quantize's dry run must choose the predicted type for every tensor. Raises `Refused` where it does not."""
     words = command(tools, job, base, None, 1, 64)
-    answer = subprocess.run(words, cwd=job.out.parent, capture_output=True, text=True, errors="replace", check=False)
+    answer = subprocess.run(words, cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False)
     text = answer.stdout + answer.stderr
     if answer.returncode != 0:
         raise BadInput(f"llama-quantize cannot make tier {job.tier.name}", expected="a dry run that ends",
@@ -155,7 +155,7 @@ class Stopper:
         with self._lock:
             if self._stopped:
                 return -1, "stopped"
-            process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
                                        errors="replace")  # fmt: skip
             self._running.add(process)
         try:

@@ -36,8 +36,10 @@ class Prompt(BaseModel):
     @field_validator("expect")
     @classmethod
     def _compiles(cls, expect: str | None) -> str | None:
-        if expect is not None:
-            re.compile(expect)
+        try:
+            re.compile(expect or "")
+        except re.error as exc:
+            raise ValueError(f"{expect!r} is not a regular expression: {exc}") from exc
         return expect
 
 
