@@ -24,6 +24,7 @@ from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
 Progress = Callable[[int, int, str], None]
 RESAMPLES = 10_000
+ATTEMPTS = 5
 _CHUNK = re.compile(r"^ *(\d+) +[\d.]+ ± +[\d.]+ +-?[\d.]+ ± +[\d.]+ +(-?[\d.]+) ±", re.M)
 _BASE = re.compile(r"Final estimate: PPL = ([\d.]+)")
 _FINAL = {
@@ -83,7 +84,7 @@ def measure(
         for number, file in enumerate(files, 1):
             report(number, len(files) + 1, file.name)
             command = [*common, "-m", str(file), "--kl-divergence-base", str(logits), "--kl-divergence"]
-            found.append(parse(_run(command, file), file))
+            found.append(_compared(command, file))
     counts = {len(one.chunks) for one in found}
     if len(counts) != 1 or 0 in counts:
         raise BadInput("llama-perplexity measured different chunks", expected="the same number for every file",
@@ -91,6 +92,16 @@ def measure(
     # The comparison prints a perplexity of the base too, but from probabilities stored in 16 bits and cut off at the low
     # end; the base's own run is exact.
     return summary(base, found, text, context) | {"perplexity_base": float(own[1]) if own else None}
+
+
+def _compared(command: list[str], file: Path) -> Measured:
+    """One comparison. llama-perplexity may exit before its log thread has printed the end (seen in one run of four on a
+    busy machine), with status 0: an incomplete report is asked for again, never read."""
+    for _ in range(ATTEMPTS - 1):
+        text = _run(command, file)
+        if _FINAL["same_top"].search(text):
+            return parse(text, file)
+    return parse(_run(command, file), file)
 
 
 def summary(base: Path, found: Sequence[Measured], text: Path, context: int) -> dict[str, Any]:
