@@ -13,7 +13,9 @@ import numpy as np
 from trimoe.quantize.layout import Blueprint, blueprint_of_config, shipped_config
 from trimoe.quantize.llamacpp import LlamaCpp
 
-_DRY = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[[^\]]*\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?")
+_DRY = re.compile(
+    r"\[ *\d+/ *\d+\] (\S+) +- \[[^\]]*\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?"
+)
 
 
 def real_width(layers: int, experts: int) -> Blueprint:
@@ -45,7 +47,9 @@ def write_hollow(path: Path, blueprint: Blueprint) -> Path:
         "expert_feed_forward_length": 704, "rope.dimension_count": full, "rope.dimension_count_swa": 256,
     }.items():  # fmt: skip
         writer.add_uint32(f"gemma4.{key}", value)
-    writer.add_array("gemma4.attention.sliding_window_pattern", [layer.window is not None for layer in blueprint.attention])
+    writer.add_array(
+        "gemma4.attention.sliding_window_pattern", [layer.window is not None for layer in blueprint.attention]
+    )
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_file_type(32)
     total = 0

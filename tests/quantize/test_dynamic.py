@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blueprints import real_width, write_imatrix
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,13 +14,22 @@ from trimoe.errors import BadInput, CheckpointError, Refused, StatsError, UsageE
 from trimoe.measure.stats import ExpertStats
 from trimoe.model.imatrix import open_imatrix
 from trimoe.quantize.dynamic import (
-    Ranking, explain_overrides, layer_types, map_text, normal, overrides_of, parse_map, provenance, rank_by_file,
-    rank_by_imatrix, rank_by_stats, require_fresh, split,
+    Ranking,
+    explain_overrides,
+    layer_types,
+    map_text,
+    normal,
+    overrides_of,
+    parse_map,
+    provenance,
+    rank_by_file,
+    rank_by_imatrix,
+    rank_by_stats,
+    require_fresh,
+    split,
 )  # fmt: skip
 from trimoe.quantize.tiers import all_tiers, default_ladder, find_tiers, parse_tiers
 from trimoe.quantize.type_rules import choose_types
-
-from blueprints import real_width, write_imatrix
 
 TIERS = [name for name, tier in all_tiers().items() if tier.dynamic]
 NO_REFERENCE = {"CD-Q3_K_M"}  # named on the reference's cards; its map was not published
@@ -175,7 +185,12 @@ def test_maps_of_users(tmp_path: Path) -> None:
 
 
 def test_other_families_get_lines_for_their_own_tensors() -> None:
-    names = ["blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_exps.weight", "blk.0.ffn_norm.weight", "blk.0.ffn_up_shexp.weight"]
+    names = [
+        "blk.0.ffn_up_exps.weight",
+        "blk.0.ffn_gate_exps.weight",
+        "blk.0.ffn_norm.weight",
+        "blk.0.ffn_up_shexp.weight",
+    ]
     patterns = [p for p, _ in overrides_of(all_tiers()["CD-Q6_K"], Ranking((0,), "file", ""), names)]
     assert {"blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_shexp.weight"} <= set(patterns)
     assert "blk.0.ffn_norm.weight" not in patterns

@@ -5,19 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blueprints import real_width, write_hollow
 
 from trimoe.errors import BadInput, CheckpointError
 from trimoe.quantize import kld
 from trimoe.quantize.kld import Measured, measure, parse, summary
 from trimoe.quantize.llamacpp import LlamaCpp
 
-from blueprints import real_width, write_hollow
-
 REPORT = """
-chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS            Same top p
-   1     891.5705 ±  633.2310       0.77268 ±    0.22956       0.00100 ±    0.00039     0.475 ±  0.074 %    99.0 ±  0.0 %
-   2    1776.4542 ±  898.2963      -0.83722 ±    0.16642       0.00300 ±    0.00240     1.465 ±  0.664 %    98.4 ±  0.7 %
-   3    1776.4542 ±  898.2963       0.83722 ±    0.16642       0.00200 ±    0.00240     1.465 ±  0.664 %    98.4 ±  0.7 %
+chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS         Same top p
+   1     891.5705 ±  633.2310       0.77268 ±    0.22956       0.00100 ±    0.00039     0.475 ±  0.074 % 99.0 ±  0.0 %
+   2    1776.4542 ±  898.2963      -0.83722 ±    0.16642       0.00300 ±    0.00240     1.465 ±  0.664 % 98.4 ±  0.7 %
+   3    1776.4542 ±  898.2963       0.83722 ±    0.16642       0.00200 ±    0.00240     1.465 ±  0.664 % 98.4 ±  0.7 %
 
 ====== Perplexity statistics ======
 Mean PPL(Q)                   : 1313.577671 ± 227.242096
@@ -40,7 +39,7 @@ def test_reading_a_report() -> None:
                             "same_top": 97.785}  # fmt: skip
     np.testing.assert_allclose(found.chunks, [0.001, 0.005, 0.0], atol=1e-12)
     for line in ("Mean    KLD", "Same top p", "Mean PPL"):
-        with pytest.raises(BadInput, match="gave no statistics for x.gguf"):
+        with pytest.raises(BadInput, match=r"gave no statistics for x\.gguf"):
             parse(REPORT.replace(line, "?"), Path("x.gguf"))
 
 
@@ -75,7 +74,9 @@ def test_files_of_the_bundled_model(llamacpp: LlamaCpp, base: Path, tmp_path: Pa
     files = []
     for kind in ("Q8_0", "Q4_0"):
         files.append(tmp_path / f"{kind}.gguf")
-        subprocess.run([llamacpp.program("llama-quantize"), base, files[-1], kind, "1"], capture_output=True, check=True)
+        subprocess.run(
+            [llamacpp.program("llama-quantize"), base, files[-1], kind, "1"], capture_output=True, check=True
+        )
     text = tmp_path / "text.txt"
     text.write_text("The sky is blue and the fox ran home. 12 plus 30 is 42. def add(a, b): return a + b. " * 40)
     data = measure(llamacpp, base, [*files, base], text, chunks=4, context=128, threads=1)

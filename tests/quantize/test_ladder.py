@@ -10,6 +10,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from blueprints import real_width, write_hollow, write_imatrix
+from gguf_models import write_model
 
 from trimoe.artifact import sha256_file
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
@@ -20,9 +22,6 @@ from trimoe.quantize.ladder import Effort, Sources, findings, make_ladder, model
 from trimoe.quantize.ladder_file import Ladder, load_ladder
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.smoke import Prompt, Smoke
-
-from blueprints import real_width, write_hollow, write_imatrix
-from gguf_models import write_model
 
 QUICK = Effort(1, 1)
 
@@ -198,7 +197,8 @@ def test_smoke_tells_files_that_end_from_files_that_do_not(llamacpp: LlamaCpp, b
 @pytest.mark.slow
 def test_from_a_checkpoint_with_a_calibration_set(llamacpp: LlamaCpp, tmp_path: Path) -> None:
     (tmp_path / "set.yaml").write_text(
-        "name: both\nclasses:\n  a: [{kind: tiny, domain: math, count: 30}]\n  b: [{kind: tiny, domain: code, count: 30}]\n"
+        "name: both\nclasses:\n  a: [{kind: tiny, domain: math, count: 30}]\n"
+        "  b: [{kind: tiny, domain: code, count: 30}]\n"
     )
     ladder = Ladder.model_validate({"tiers": ["IQ3_XXS"], "imatrix": {"chunks": 4, "context": 128}})
     sources = Sources(calibration=tmp_path / "set.yaml", allow_thin=True)
@@ -232,8 +232,8 @@ def test_ladder_files(tmp_path: Path) -> None:
     assert shipped.smoke is not None
     assert shipped.imatrix.chunks * shipped.imatrix.context == 65536
     file = tmp_path / "ladder.yaml"
-    for text in ("tires: [Q8_0]", "base: Q8_0", "tiers: all", "smoke: {prompts: []}", "imatrix: {chunks: 0}", "[", "- 1",
-                 "smoke: {prompts: [{ask: a, expect: '('}]}"):  # fmt: skip
+    for text in ("tires: [Q8_0]", "base: Q8_0", "tiers: all", "smoke: {prompts: []}", "imatrix: {chunks: 0}", "[",
+                 "- 1", "smoke: {prompts: [{ask: a, expect: '('}]}"):  # fmt: skip
         file.write_text(text)
         with pytest.raises(BadInput):
             load_ladder(file)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blueprints import real_width
 
 from trimoe.errors import BadInput, CheckpointError, UsageError
 from trimoe.model.gguf import open_gguf
@@ -14,12 +15,19 @@ from trimoe.model.tiny import path as bundled
 from trimoe.quantize.layout import blueprint_of_config, blueprint_of_gguf, layouts, shipped_config
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.plan import (
-    Serving, candidates, compute_bytes, cost, default_keeps, fitting, kv_cache_bytes, parse_bytes, parse_tokens, size_of,
+    Serving,
+    candidates,
+    compute_bytes,
+    cost,
+    default_keeps,
+    fitting,
+    kv_cache_bytes,
+    parse_bytes,
+    parse_tokens,
+    size_of,
 )  # fmt: skip
 from trimoe.quantize.tiers import all_tiers, default_ladder
 from trimoe.quantize.type_rules import tensors_of
-
-from blueprints import real_width
 
 
 def config_of(folder: Path) -> dict[str, object]:
@@ -56,8 +64,8 @@ def test_pruning_a_blueprint_changes_the_expert_axis_only(base: Path) -> None:
 def measured(llamacpp: LlamaCpp, base: Path, folder: Path, context: int, kind: str) -> tuple[float, float]:
     """MiB of (both caches, compute buffer), from the log of llama-perplexity."""
     (folder / "text").write_text("the fox ran home and " * (context * 2))
-    command = [llamacpp.program("llama-perplexity"), "-m", base, "-f", folder / "text", "-c", str(context), "-b", str(context),
-               "--chunks", "1", "-t", "1", "-ctk", kind, "-ctv", kind, "-fa", "on", "-v"]  # fmt: skip
+    command = [llamacpp.program("llama-perplexity"), "-m", base, "-f", folder / "text", "-c", str(context), "-b",
+               str(context), "--chunks", "1", "-t", "1", "-ctk", kind, "-ctv", kind, "-fa", "on", "-v"]  # fmt: skip
     answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     caches = re.findall(r"llama_kv_cache: size = +([\d.]+) MiB", answer.stderr)
     buffers = re.findall(r"compute buffer size = +([\d.]+) MiB", answer.stderr)

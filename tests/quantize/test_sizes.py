@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from blueprints import real_width, write_hollow, write_imatrix
 
 from trimoe.errors import CheckpointError
 from trimoe.model.gguf import open_gguf
@@ -14,8 +15,6 @@ from trimoe.quantize.plan import size_of
 from trimoe.quantize.sizes import bytes_about, facts_of, imatrix_bytes, metadata_of, predict
 from trimoe.quantize.tiers import all_tiers
 from trimoe.quantize.type_rules import Request, tensors_of
-
-from blueprints import real_width, write_hollow, write_imatrix
 
 # GB = 10^9 bytes of the reference's 98-expert files (protocol, section 7), as published: three to four digits.
 PUBLISHED = {

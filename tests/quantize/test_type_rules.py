@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from blueprints import dry_run, real_width, write_hollow, write_imatrix
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,16 @@ from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.sizes import facts_of
 from trimoe.quantize.tiers import all_tiers
 from trimoe.quantize.type_rules import (
-    FILE_TYPES, ModelFacts, Request, Tensor, allows_quantization, choose_types, fallback, requires_imatrix, tensors_of,
+    FILE_TYPES,
+    ModelFacts,
+    Request,
+    Tensor,
+    allows_quantization,
+    choose_types,
+    fallback,
+    requires_imatrix,
+    tensors_of,
 )  # fmt: skip
-
-from blueprints import dry_run, real_width, write_hollow, write_imatrix
 
 SHAPES = {"all experts": (30, 128), "pruned": (30, 98), "eight experts": (30, 8), "two layers": (2, 98)}
 KINDS = sorted(set(FILE_TYPES) - {"Q1_0"})  # Q1_0 has no fallback for rows of 2112: see its own test
@@ -118,9 +125,9 @@ def test_own_rules_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape", "want"),
-    [("blk.0.attn_q.weight", (4, 4), True), ("blk.0.attn_q.bias", (4, 4), False), ("blk.0.attn_norm.weight", (4,), False),
-     ("blk.0.ffn_gate_inp.weight", (4, 4), False), ("blk.0.ffn_down_exps.scale", (4, 4), False),
-     ("blk.0.x.weight", (1, 4), False), ("output_norm.weight", (4, 4), False), ("token_embd.weight", (4, 4), True)],
+    [("blk.0.attn_q.weight", (4, 4), True), ("blk.0.attn_q.bias", (4, 4), False),
+     ("blk.0.attn_norm.weight", (4,), False), ("blk.0.ffn_gate_inp.weight", (4, 4), False),
+     ("blk.0.ffn_down_exps.scale", (4, 4), False), ("blk.0.x.weight", (1, 4), False), ("output_norm.weight", (4, 4), False), ("token_embd.weight", (4, 4), True)],
 )  # fmt: skip
 def test_which_tensors_are_touched(name: str, shape: tuple[int, ...], want: bool) -> None:
     assert allows_quantization(Tensor(name, "BF16", shape)) is want

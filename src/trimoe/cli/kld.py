@@ -59,14 +59,14 @@ def kld(
 
 
 def _text(data: dict[str, Any]) -> str:
-    lines = [f"{data['base']}, {data['chunks']} chunks of {data['context']} tokens, {data['tokens']} compared", "",
-             f"{'KLD':>9} {'95 % interval':>21} {'more than best':>29} {'PPL':>9} {'same top':>8} {'MB':>10}  file"]  # fmt: skip
+    lines = [f"{data['base']}, {data['chunks']} chunks of {data['context']} tokens, {data['tokens']} compared",
+             "", f"{'KLD':>9} {'95 % interval':>20} {'more than best':>29} {'PPL':>9} {'same':>7} {'MB':>9}  file"]  # fmt: skip
     for row in sorted(data["files"], key=lambda r: float(r["kld"])):
         low, high = row["kld_interval"]
         less, more = row["more_than_best_interval"]
         difference = "" if row["file"] == data["best"] else f"{row['more_than_best']:+.5f} [{less:+.5f}, {more:+.5f}]"
-        lines.append(f"{row['kld']:>9.5f} {f'[{low:.5f}, {high:.5f}]':>21} {difference:>29} {row['perplexity']:>9.3f} "
-                     f"{row['same_top']:>7.2f}% {row['file_bytes'] / 1e6:>10.1f}  {row['file']}")  # fmt: skip
+        lines.append(f"{row['kld']:>9.5f} {f'[{low:.5f}, {high:.5f}]':>20} {difference:>29} {row['perplexity']:>9.3f} "
+                     f"{row['same_top']:>6.2f}% {row['file_bytes'] / 1e6:>10.1f}  {row['file']}")  # fmt: skip
     return "\n".join(lines)
 
 

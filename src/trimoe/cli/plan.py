@@ -173,7 +173,7 @@ def _fits_text(data: dict[str, Any], fits: "list[Candidate]", every: "list[Candi
         least = min(every, key=lambda c: c.memory.total)
         lines.append(f"the smallest, {least.keep} experts as {least.tier}, needs {_gb(least.memory.total)} GB")
     else:
-        lines += ["best expected quality first (a rule of thumb, see docs/explanation/sizes.md; measure before you trust)",
+        lines += ["best expected quality first (a rule of thumb, see docs/explanation/sizes.md)",
                   "", f"{'experts':>7} {'tier':<12} {'file GB':>8} {'memory':>7} {'cost':>6}  why"]  # fmt: skip
     for one in fits[:20]:
         lines.append(f"{one.keep:>7} {one.tier:<12} {_gb(one.size.file_bytes):>8} {_gb(one.memory.total):>7} "

@@ -82,17 +82,18 @@ def _text(data: dict[str, Any]) -> str:
     imatrix = data["imatrix"]
     lines = [f"{data['model']}, from {data['base']['file']}"
              + (f", imatrix {imatrix['sha256'][:16]}" if imatrix else ", no imatrix"), "",
-             f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<6} {'sha256':<13} types (MB)"]  # fmt: skip
+             f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<6} {'sha256':<13} MB"]  # fmt: skip
     for row in data["files"]:
         smoke = row.get("smoke")
         mix = " ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(row["types"].items(), key=_by_size)[:4])
         lines.append(f"{row['tier']:<12} {row['file_bytes']:>15,} {row['bits_per_weight']:>6.2f} "
                      f"{'yes' if row['imatrix'] else 'no':<8} "
-                     f"{'-' if smoke is None else 'ok' if smoke['passed'] else 'FAILED':<6} {row['sha256'][:12]:<13} {mix}"
+                     f"{'-' if smoke is None else 'ok' if smoke['passed'] else 'FAILED':<6} {row['sha256'][:12]} {mix}"
                      f"{'  (kept)' if row['kept'] else ''}")  # fmt: skip
         if (done := row.get("map")) and (done["fell back"] or done["kept by llama.cpp"]):
-            lines.append(f"{'':<12} of its map {done['fell back']} tensors fell back (row length), {done['kept by llama.cpp']}"
-                         f" lines name tensors that llama.cpp keeps, {done['no such tensor']} match nothing")  # fmt: skip
+            lines.append(f"{'':<12} of its map {done['fell back']} tensors fell back (row length), "
+                         f"{done['kept by llama.cpp']} lines name tensors that llama.cpp keeps, "
+                         f"{done['no such tensor']} match nothing")  # fmt: skip
     return "\n".join([*lines, *(f"finding: {text}" for text in data["findings"])])
 
 

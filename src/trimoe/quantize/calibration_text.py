@@ -1,8 +1,8 @@
 """A calibration set as one text for llama-imatrix, balanced over its classes by tokens.
 
-llama-imatrix reads a text, tokenises it and cuts it into chunks. A text in which one class dominates starves the experts
-of the others (a code-heavy one left a quarter of the experts of seven layers without data), so documents are taken
-from the class that has had the fewest tokens, until one class runs dry or there is enough.
+llama-imatrix reads a text, tokenises it and cuts it into chunks. A text in which one class dominates starves the
+experts of the others (a code-heavy one left a quarter of the experts of seven layers without data), so documents are
+taken from the class that has had the fewest tokens, until one class runs dry or there is enough.
 Invariant: a function of the set and the tokenizer alone; between classes the totals differ by at most one document.
 """
 
@@ -43,7 +43,7 @@ def balance(documents: Mapping[str, Sequence[tuple[str, int]]], enough: int) -> 
 
 
 def calibration_text(path: Path, model: Path, enough: int) -> Text:
-    """The text of a calibration set for a checkpoint's tokenizer. Raises `CalibrationError`; needs the extra 'torch'."""
+    """The text of a calibration set for a checkpoint's tokenizer. Raises `CalibrationError`; needs extra 'torch'."""
     from transformers import AutoTokenizer
 
     chosen = CalibrationSet.load(path)

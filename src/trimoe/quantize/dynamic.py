@@ -51,7 +51,7 @@ class Ranking:
 
 
 def rank_by_imatrix(imatrix: Imatrix, layers: int, sha256: str) -> Ranking:
-    """Sum over a layer's tensors of sums / counts; for expert tensors totals over all experts. Raises `CheckpointError`."""
+    """Sum over a layer's tensors of sums / counts; for expert tensors totals over all experts. `CheckpointError`."""
     scores = np.zeros(layers)
     seen = set()
     for name, entry in imatrix.entries.items():
@@ -189,9 +189,11 @@ def parse_map(path: Path) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class OverrideReport:
-    """What becomes of a map's lines. `unmatched`: no tensor has such a name; `ignored`: llama.cpp keeps the tensor's type
-    (router, scales, norms); `fallbacks`: tensor -> (wanted, given) because of its row length; `shadowed`: an earlier line
-    matches all its tensors."""
+    """What becomes of a map's lines.
+
+    `unmatched`: no tensor has such a name; `ignored`: llama.cpp keeps the tensor's type (router, scales, norms);
+    `fallbacks`: tensor -> (wanted, given) because of its row length; `shadowed`: an earlier line takes all its tensors.
+    """
 
     unmatched: tuple[str, ...]
     ignored: tuple[str, ...]

@@ -72,7 +72,7 @@ def require_fit(imatrix: Imatrix, tensors: Sequence[Tensor]) -> None:
             raise CheckpointError(
                 f"{imatrix.path} is the imatrix of another model: its entry {name} does not fit",
                 expected=f"{tensor.row} x {matrices(tensor)} values" if tensor else "names of this model's tensors",
-                actual=f"{values} values", remedy="make it from this model (--calibration), or cut it along with a prune",
+                actual=f"{values} values", remedy="make it from this model (--calibration), or cut it with the prune",
             )  # fmt: skip
 
 
@@ -103,10 +103,12 @@ def make_imatrix(
     with publish_file(dataset, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
     with publish_file(out, overwrite=True) as temporary:
-        command = [str(tools.program("llama-imatrix")), "-m", str(base.absolute()), "-f", DATASET_NAME, "-o", temporary.name,
-                   "--output-format", "gguf", "--parse-special", "--no-ppl", "-c", str(context), "-b", str(context),
-                   "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
-        answer = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        command = [str(tools.program("llama-imatrix")), "-m", str(base.absolute()), "-f", DATASET_NAME, "-o",
+                   temporary.name, "--output-format", "gguf", "--parse-special", "--no-ppl", "-c", str(context),
+                   "-b", str(context), "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
+        answer = subprocess.run(
+            command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         if answer.returncode != 0 or not temporary.exists():
             raise BadInput(f"llama-imatrix could not measure {base.name}", expected="a model and a long enough text",
                            actual=last_lines(answer.stderr), remedy="see the tool's message")  # fmt: skip

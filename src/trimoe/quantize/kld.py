@@ -1,9 +1,9 @@
 """How far quantized files are from their base: KL divergence per token through llama-perplexity, with paired intervals.
 
-The base's log-probabilities are stored once for a text, cut into chunks of `context` tokens, and each file is compared on
-the second half of every chunk. Chunks are the sampling unit: tokens of one chunk depend on each other, so llama.cpp's own
-error (over tokens) is too small. Intervals are percentile bootstraps over chunks, the same resamples for every file, so
-that differences between files are paired. The mean is llama.cpp's, to 6 decimals; per chunk it prints running means to
+The base's log-probabilities are stored once for a text, cut into chunks of `context` tokens, and each file is compared
+on the second half of every chunk. Chunks are the sampling unit: tokens of one chunk depend on each other, so
+llama.cpp's own error (over tokens) is too small. Intervals are percentile bootstraps over chunks, with the same
+resamples for every file, so that differences between files are paired. The mean is llama.cpp's, to 6 decimals; per chunk it prints running means to
 5 decimals, from which chunk means are recovered to about 1e-5 times the number of chunks (stated as `resolution`).
 """
 
@@ -69,7 +69,7 @@ def measure(
     for file in files:
         if _vocabulary(file) != vocabulary:
             raise CheckpointError(f"{file} has another vocabulary than {base}", expected=f"{vocabulary} tokens",
-                                  actual=f"{_vocabulary(file)} tokens", remedy="compare files of one model")  # fmt: skip
+                                  actual=str(_vocabulary(file)), remedy="compare files of one model")  # fmt: skip
     report = progress or (lambda done, total, note: None)
     program = str(tools.program("llama-perplexity"))
     common = [program, "-f", str(text), "-c", str(context), "-b", str(context), "--chunks", str(chunks), "-t",
@@ -89,8 +89,8 @@ def measure(
     if len(counts) != 1 or 0 in counts:
         raise BadInput("llama-perplexity measured different chunks", expected="the same number for every file",
                        actual=str(sorted(counts)))  # fmt: skip
-    # The comparison prints a perplexity of the base too, but from probabilities stored in 16 bits and cut off at the low
-    # end; the base's own run is exact.
+    # The comparison prints a perplexity of the base too, but from probabilities stored in 16 bits and cut off at the
+    # low end; the base's own run is exact.
     return summary(base, found, text, context) | {"perplexity_base": float(own[1]) if own else None}
 
 
@@ -139,6 +139,6 @@ def _vocabulary(file: Path) -> int:
 def _run(command: list[str], file: Path) -> str:
     answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if answer.returncode != 0:
-        raise BadInput(f"llama-perplexity failed with {file.name}", expected="a model it can load and a long enough text",
+        raise BadInput(f"llama-perplexity failed with {file.name}", expected="a model that loads and enough text",
                        actual=last_lines(answer.stderr or answer.stdout), remedy="see its message")  # fmt: skip
     return answer.stdout + answer.stderr

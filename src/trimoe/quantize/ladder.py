@@ -317,7 +317,8 @@ def _read_ranking(path: Path, layers: int) -> Ranking:
 
 
 def _run(
-    tools: LlamaCpp, jobs: Sequence[Job], base: _Base, ladder: Ladder, effort: Effort, report: Callable[[int, str], None]
+    tools: LlamaCpp, jobs: Sequence[Job], base: _Base, ladder: Ladder, effort: Effort,
+    report: Callable[[int, str], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """All jobs, some at a time; rows in the order of the ladder."""
     resources = Resources(effort.threads, max(64, effort.memory // effort.jobs >> 20))

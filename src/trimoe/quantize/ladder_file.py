@@ -1,4 +1,4 @@
-"""Ladders as data: which base, which tiers, how the imatrix is made, what each file is asked. Unknown keys are refused."""
+"""Ladders as data: base, tiers, how the imatrix is made, what each file is asked. Unknown keys are refused."""
 
 from importlib import resources
 from pathlib import Path

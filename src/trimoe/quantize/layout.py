@@ -139,7 +139,7 @@ def blueprint_of_config(
     for key, value in layout.required.items():
         if text.get(key, value) != value:
             raise CheckpointError(f"{name} has {key} = {text[key]!r}, for which the layout is not known",
-                                  expected=repr(value), remedy="convert it to GGUF and plan from that file")  # fmt: skip
+                                  expected=repr(value), remedy="convert it to GGUF, plan from that")  # fmt: skip
     try:
         tied = not output if output is not None else bool(text.get("tie_word_embeddings", True))
         return _build(name, layout, text, _metadata(config, tokenizer), tied)
@@ -171,7 +171,7 @@ def _build(name: str, layout: Layout, text: dict[str, Any], metadata: Metadata, 
 
 
 def _attention(text: dict[str, Any], layer: int, kind: str, window: int) -> Attention:
-    """Full-attention layers may have other heads: as num_global_key_value_heads, global_head_dim, or per_layer_config."""
+    """Full layers may have other heads: num_global_key_value_heads, global_head_dim, or per_layer_config."""
     kv, size = int(text["num_key_value_heads"]), int(text["head_dim"])
     if kind == "full_attention":
         kv = int(text.get("num_global_key_value_heads") or kv)

@@ -195,7 +195,7 @@ def parse_tokens(text: str) -> int:
 def _row_bytes(kind: str, values: int) -> int:
     _, block, size = TYPES[NUMBERS[kind]]
     if values % block:
-        raise UsageError(f"--kv {kind.lower()} does not fit this model", expected=f"rows of a multiple of {block} values",
+        raise UsageError(f"--kv {kind.lower()} does not fit this model", expected=f"rows of a multiple of {block}",
                          actual=str(values), remedy="use f16")  # fmt: skip
     return values // block * size
 

@@ -59,7 +59,7 @@ def plan_job(
     overrides: tuple[tuple[str, str], ...] = ()
     if tier.dynamic is not None:
         if ranking is None:
-            raise BadInput(f"tier {tier.name} needs a ranking of layers", expected="an imatrix, or --layer-ranking FILE",
+            raise BadInput(f"tier {tier.name} needs a ranking of layers", expected="an imatrix or --layer-ranking",
                            actual="neither", remedy="give --imatrix, --calibration or --layer-ranking")  # fmt: skip
         overrides = overrides_of(tier, ranking, [t.name for t in blueprint.tensors])
     request = tier.request(normal(overrides), imatrix=imatrix is not None)
@@ -88,7 +88,7 @@ def inputs_of(job: Job, base: str, imatrix_sha256: str | None, llamacpp: str) ->
 
 
 def write_map(job: Job, ranking: Ranking) -> None:
-    """The job's --tensor-type-file and its sidecar; an existing pair must be fresh. Raises `Refused` for a stale one."""
+    """The job's --tensor-type-file and its sidecar; an existing pair must be fresh: `Refused` if it is stale."""
     assert job.map_file is not None
     assert job.report is not None
     text = map_text(overrides_of(job.tier, ranking, [c.tensor.name for c in job.size.choices]))
@@ -121,7 +121,9 @@ def command(tools: LlamaCpp, job: Job, base: Path, out: Path | None, threads: in
 def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
     """llama-quantize's dry run must choose the predicted type for every tensor. Raises `Refused` where it does not."""
     words = command(tools, job, base, None, 1, 64)
-    answer = subprocess.run(words, cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    answer = subprocess.run(
+        words, cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     text = answer.stdout + answer.stderr
     if answer.returncode != 0:
         raise BadInput(f"llama-quantize cannot make tier {job.tier.name}", expected="a dry run that ends",
@@ -155,8 +157,8 @@ class Stopper:
         with self._lock:
             if self._stopped:
                 return -1, "stopped"
-            process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
-                                       errors="replace")  # fmt: skip
+            process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                       encoding="utf-8", errors="replace")  # fmt: skip
             self._running.add(process)
         try:
             _, errors = process.communicate()

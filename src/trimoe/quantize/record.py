@@ -1,4 +1,4 @@
-"""A large file with its manifest: what it was made from and what it is, so that a rerun can trust it or must say why not.
+"""A large file with its manifest: what it was made from and what it is, so that a rerun can trust it, or says why not.
 
 The manifest (NAME.manifest.json) is written before the file gets its name: a file without one is a stranger's. Reuse
 needs the same inputs and the same sha256; "it exists" is never enough. Threads, paths and parallelism are no inputs.
@@ -41,11 +41,11 @@ def reuse(path: Path, kind: str, inputs: dict[str, Any]) -> dict[str, Any] | Non
         old = data.get("inputs", {}) if isinstance(data, dict) else {}
         changed = sorted(key for key in {*old, *inputs} if old.get(key) != inputs.get(key))
         raise BadInput(f"{path} was made from other inputs", expected="the same " + (", ".join(changed) or "inputs"),
-                       actual="it differs", remedy="remove it and its manifest to make it anew, or choose another -o")  # fmt: skip
+                       actual="it differs", remedy="remove it and its manifest, or choose another -o")  # fmt: skip
     facts: dict[str, Any] = data.get("outputs", {})
     if path.stat().st_size != facts.get("file_bytes") or sha256_file(path) != facts.get("sha256"):
         raise BadInput(f"{path} was changed after it was made", expected=f"sha256 {facts.get('sha256')}",
-                       actual="other bytes", remedy="remove it and its manifest; the same command makes it anew")  # fmt: skip
+                       actual="other bytes", remedy="remove it and its manifest, and run again")  # fmt: skip
     return facts
 
 

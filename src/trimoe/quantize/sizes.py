@@ -63,7 +63,7 @@ def predict(
 ) -> Size:
     """The file that llama-quantize makes of these tensors. Raises `CheckpointError` where it could not.
 
-    `about_imatrix` are the bytes of metadata about the imatrix, if the request has one; default: as our ladder names it.
+    `about_imatrix` are the bytes of metadata about the imatrix, if the request has one; default: as our ladder's.
     """
     choices = choose_types(tensors, facts, request)
     data = sum(padded(nbytes_of(c.dtype, c.tensor.shape), DEFAULT_ALIGNMENT) for c in choices)

@@ -1,7 +1,7 @@
 """Does a file answer? llama-server loads it, and a few prompts must end by themselves; some have a known answer.
 
-A quantization that went too far loads without complaint and then rambles for ever: that is what this finds. It is a smoke
-test and says nothing about quality.
+A quantization that went too far loads without complaint and then rambles for ever: that is what this finds. It is a
+smoke test and says nothing about quality.
 """
 
 import json
@@ -85,8 +85,9 @@ def served(tools: LlamaCpp, model: Path, *, threads: int, context: int = 2048) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(tools.program("llama-server")), "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-c", str(context),
-               "--parallel", "1", "-t", str(threads), "--reasoning", "off", "--no-ui", "--no-warmup"]  # fmt: skip
+    command = [str(tools.program("llama-server")), "-m", str(model), "--port", str(port), "--host", "127.0.0.1",
+               "-c", str(context), "--parallel", "1", "-t", str(threads), "--reasoning", "off", "--no-ui",
+               "--no-warmup"]  # fmt: skip
     with (model.parent / f".{model.name}.server.txt").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

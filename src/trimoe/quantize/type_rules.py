@@ -2,7 +2,7 @@
 
 Follows src/llama-quant.cpp of the pinned release (llamacpp_release.toml) branch by branch: `tensor_get_category`,
 `tensor_allows_quantization`, `llama_tensor_get_type_impl`, `tensor_type_fallback`, `tensor_requires_imatrix`. Pure.
-Invariants: tensors are visited in llama.cpp's order (by layer, then by name), because some rules count what came before.
+Invariants: tensors are visited in llama.cpp's order (by layer, then name), because some rules count what came before.
 Not covered: architectures with rules of their own (falcon, glm5-next, bailingmoe3) are refused, and
 `--pure`, `--prune-layers` and `--leave-output-tensor`, which trimoe never passes.
 """
@@ -28,7 +28,7 @@ FILE_TYPES: dict[str, str] = {
     "IQ4_XS": "IQ4_XS", "TQ1_0": "TQ1_0", "TQ2_0": "TQ2_0", "Q1_0": "Q1_0", "Q2_0": "Q2_0",
 }  # fmt: skip
 PLAIN = ("F32", "F16", "BF16")
-# Types a tensor can be quantized to (Q8_1 and Q8_K only exist while computing, NVFP4 is not made by llama-quantize here).
+# Types a tensor can be quantized to. Q8_1 and Q8_K exist only while computing; NVFP4 is not made by llama-quantize.
 TARGETS = tuple(name for name in NUMBERS if name not in ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K", "NVFP4"))
 
 _FALLBACK: dict[str, str] = {
@@ -78,7 +78,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of llama-quantize. `overrides` are --tensor-type pairs (regular expression, type), first match wins."""
+    """What is asked of llama-quantize. `overrides` are --tensor-type pairs (regex, type); the first match wins."""
 
     file_type: str
     overrides: tuple[tuple[str, str], ...] = ()
@@ -179,7 +179,7 @@ def fallback(kind: str, row: int) -> str:
         return kind
     if kind not in _FALLBACK and block > 32:
         raise CheckpointError(f"rows of {row} values cannot be quantized to {kind}", expected=f"a multiple of {block}",
-                              actual=str(row), remedy="choose another type; llama.cpp has no fallback for it")  # fmt: skip
+                              actual=str(row), remedy="choose another type; this one has no fallback")  # fmt: skip
     other = _FALLBACK.get(kind, kind)
     return "F16" if row % TYPES[NUMBERS[other]][1] else other
 
@@ -204,7 +204,7 @@ class _Rules:
     patterns: list[re.Pattern[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # llama-quantize lower-cases patterns; std::regex_search (ECMAScript) agrees with re.search on what is used here.
+        # llama-quantize lower-cases patterns; std::regex_search (ECMAScript) agrees with re.search on what is used.
         self.patterns = [re.compile(pattern.lower()) for pattern, _ in self.request.overrides]
 
     def choose(self, tensor: Tensor) -> Choice:
@@ -290,7 +290,7 @@ class _Rules:
         if kind == "attn_k" and self.facts.experts == 8:
             return "Q4_K"
         if kind == "ffn_down":
-            # Counted, not read from the name: with an expert and a dense down projection per layer this is half the depth.
+            # Counted, not read from the name: with two down projections per layer this is half the depth.
             self.ffn_down_seen += 1
             if self.ffn_down_seen - 1 < self.facts.layers // 8:
                 return "IQ3_S" if better else "Q2_K"
