@@ -125,10 +125,17 @@ def test_own_rules_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape", "want"),
-    [("blk.0.attn_q.weight", (4, 4), True), ("blk.0.attn_q.bias", (4, 4), False),
-     ("blk.0.attn_norm.weight", (4,), False), ("blk.0.ffn_gate_inp.weight", (4, 4), False),
-     ("blk.0.ffn_down_exps.scale", (4, 4), False), ("blk.0.x.weight", (1, 4), False), ("output_norm.weight", (4, 4), False), ("token_embd.weight", (4, 4), True)],
-)  # fmt: skip
+    [
+        ("blk.0.attn_q.weight", (4, 4), True),
+        ("blk.0.attn_q.bias", (4, 4), False),
+        ("blk.0.attn_norm.weight", (4,), False),
+        ("blk.0.ffn_gate_inp.weight", (4, 4), False),
+        ("blk.0.ffn_down_exps.scale", (4, 4), False),
+        ("blk.0.x.weight", (1, 4), False),
+        ("output_norm.weight", (4, 4), False),
+        ("token_embd.weight", (4, 4), True),
+    ],
+)
 def test_which_tensors_are_touched(name: str, shape: tuple[int, ...], want: bool) -> None:
     assert allows_quantization(Tensor(name, "BF16", shape)) is want
 

@@ -59,8 +59,12 @@ def kld(
 
 
 def _text(data: dict[str, Any]) -> str:
-    lines = [f"{data['base']}, {data['chunks']} chunks of {data['context']} tokens, {data['tokens']} compared",
-             "", f"{'KLD':>9} {'95 % interval':>20} {'more than best':>29} {'PPL':>9} {'same':>7} {'MB':>9}  file"]  # fmt: skip
+    head = f"{'KLD':>9} {'95 % interval':>20} {'more than best':>29} {'PPL':>9} {'same':>7} {'MB':>10}  file"
+    lines = [
+        f"{data['base']}, {data['chunks']} chunks of {data['context']} tokens, {data['tokens']} compared",
+        "",
+        head,
+    ]
     for row in sorted(data["files"], key=lambda r: float(r["kld"])):
         low, high = row["kld_interval"]
         less, more = row["more_than_best_interval"]

@@ -3,8 +3,9 @@
 The base's log-probabilities are stored once for a text, cut into chunks of `context` tokens, and each file is compared
 on the second half of every chunk. Chunks are the sampling unit: tokens of one chunk depend on each other, so
 llama.cpp's own error (over tokens) is too small. Intervals are percentile bootstraps over chunks, with the same
-resamples for every file, so that differences between files are paired. The mean is llama.cpp's, to 6 decimals; per chunk it prints running means to
-5 decimals, from which chunk means are recovered to about 1e-5 times the number of chunks (stated as `resolution`).
+resamples for every file, so that differences between files are paired. The mean is llama.cpp's, to 6 decimals; per
+chunk it prints running means to 5 decimals, from which chunk means are recovered to about 1e-5 times the number of
+chunks (stated as `resolution`).
 """
 
 import re
