@@ -174,11 +174,7 @@ def refuse_early(
 def blueprint_before(model: Path, ladder: Ladder) -> tuple[Blueprint | None, int]:
     """(what is known of the model before it is converted, bytes of its base). None for a family without a layout."""
     if (file := find_gguf(model)) is not None:
-        gguf = open_gguf(file)
-        if quantized := sorted({t.dtype for t in gguf.index.values()} - {*PLAIN}):
-            raise CheckpointError(f"{file} is quantized already ({', '.join(quantized)})", expected="F32, F16 or BF16",
-                                  remedy="quantizing twice loses quality: give the unquantized file")  # fmt: skip
-        return blueprint_of_gguf(gguf), file.stat().st_size
+        return blueprint_of_gguf(open_gguf(file)), file.stat().st_size
     checkpoint = open_checkpoint(model)
     factor = 2 if ladder.base == "F32" else 1
     try:
