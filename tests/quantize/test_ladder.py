@@ -18,11 +18,12 @@ from trimoe.artifact import sha256_file
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
 from trimoe.model.gguf import open_gguf
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize import ladder as module
-from trimoe.quantize.ladder import Effort, Sources, findings, make_ladder, model_name
+from trimoe.quantize.ladder import findings, make_ladder
+from trimoe.quantize.ladder_checks import model_name
 from trimoe.quantize.ladder_file import Ladder, load_ladder
+from trimoe.quantize.ladder_sources import Effort, Sources, llamacpp_version
 from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.smoke import Prompt, Smoke
+from trimoe.quantize.smoke import Answers, Prompt, Smoke, judge
 
 QUICK = Effort(1, 1)
 
@@ -168,7 +169,7 @@ def test_rows_that_no_block_fits(llamacpp: LlamaCpp, tmp_path: Path) -> None:
         replace(t, shape=(*t.shape[:-1], 40)) if "ffn_down_exps.weight" in t.name else t for t in whole.tensors
     )
     odd = write_hollow(tmp_path / "odd.gguf", replace(whole, tensors=tensors))
-    with pytest.raises(Refused, match=r"(?s)blk.0.ffn_down_exps.weight cannot be quantized to Q6_K.*rows of 40"):
+    with pytest.raises(Refused, match=r"(?s)blk.0.ffn_down_exps.weight cannot be quantized to Q4_K.*rows of 40"):
         refused(odd, tmp_path / "out", llamacpp, tiers("Q4_K_M"))
 
 
@@ -183,18 +184,34 @@ def test_a_llamacpp_that_chooses_otherwise_is_refused(
 
 
 @pytest.mark.slow
-def test_smoke_tells_files_that_end_from_files_that_do_not(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
-    ask = (Prompt(ask="12 + 30 = ?", expect="."),)
-    good = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, min_right=1, max_tokens=256))
-    table = make_ladder(base, tmp_path / "good", good, llamacpp, effort=QUICK)
-    assert table["files"][0]["smoke"] | {"answers": ()} == {
-        "passed": True, "asked": 1, "ended": 1, "known": 1, "right": 1, "answers": (),
-    }  # fmt: skip
+def test_each_file_answers(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    ask = (Prompt(ask="Count from 32 to 34 with dashes.", expect="."), Prompt(ask="12 + 30 = ?"))
+    first = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, min_right=1, max_tokens=64))
+    table = make_ladder(base, tmp_path, first, llamacpp, effort=QUICK)
+    answers = Answers.from_json(table["files"][0]["smoke"])
+    assert (len(answers.texts), answers.right) == (2, (True, None))
     assert not table["findings"]
-    # One token is too few for any answer: the same as a model that does not stop.
-    cut = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
-    table = make_ladder(base, tmp_path / "cut", cut, llamacpp, effort=QUICK)
-    assert table["findings"] == ["Q8_0 failed the smoke test: 0 of 1 prompts ended, 1 of 1 known answers"]
+    # Other questions are asked again, without making the file again. One token is too few for any model to end.
+    before = (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns
+    other = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
+    again = make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
+    assert again["files"][0]["smoke"]["ended"] == [False, False]
+    assert not again["findings"]  # the base cannot end in one token either
+    assert (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns == before
+
+
+def test_a_file_is_judged_by_its_base() -> None:
+    wanted = Smoke(prompts=tuple(Prompt(ask="x", expect="y") for _ in range(3)), min_right=2)
+    base = Answers("", (True, True, False), (True, True, False), ("", "", ""))
+    good = Answers("", (True, True, False), (False, True, True), ("", "", ""))
+    assert judge(base, base, wanted) is None
+    assert judge(good, base, wanted) is None
+    rambling = Answers("", (True, False, True), (True, True, True), ("", "", ""))
+    assert judge(rambling, base, wanted) == "1 of 2 prompts that the base ends did not end"
+    wrong = Answers("", (True, True, True), (False, True, False), ("", "", ""))
+    assert judge(wrong, base, wanted) == "1 known answers were right, 2 needed (the base had 2)"
+    knows_nothing = Answers("", (True, True, True), (False, False, False), ("", "", ""))
+    assert judge(knows_nothing, knows_nothing, wanted) is None
 
 
 @pytest.mark.slow
@@ -245,4 +262,4 @@ def test_ladder_files(tmp_path: Path) -> None:
 
 
 def test_version_without_our_build_record() -> None:
-    assert module.llamacpp_version(LlamaCpp("PATH", {}, None)) == "unknown"
+    assert llamacpp_version(LlamaCpp("PATH", {}, None)) == "unknown"

@@ -26,8 +26,8 @@ from trimoe.quantize.plan import (
     parse_tokens,
     size_of,
 )  # fmt: skip
+from trimoe.quantize.tensor_types import tensors_of
 from trimoe.quantize.tiers import all_tiers, default_ladder
-from trimoe.quantize.type_rules import tensors_of
 
 
 def config_of(folder: Path) -> dict[str, object]:

@@ -13,8 +13,8 @@ from trimoe.quantize.layout import blueprint_of_config, shipped_config
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.plan import size_of
 from trimoe.quantize.sizes import bytes_about, facts_of, imatrix_bytes, metadata_of, predict
+from trimoe.quantize.tensor_types import Request, tensors_of
 from trimoe.quantize.tiers import all_tiers
-from trimoe.quantize.type_rules import Request, tensors_of
 
 # GB = 10^9 bytes of the reference's 98-expert files (protocol, section 7), as published: three to four digits.
 PUBLISHED = {

@@ -12,18 +12,18 @@ from trimoe.model.gguf import NUMBERS, TYPES, open_gguf
 from trimoe.quantize.dynamic import Ranking, map_text, normal, overrides_of
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.sizes import facts_of
-from trimoe.quantize.tiers import all_tiers
-from trimoe.quantize.type_rules import (
+from trimoe.quantize.tensor_types import (
     FILE_TYPES,
     ModelFacts,
     Request,
     Tensor,
     allows_quantization,
-    choose_types,
     fallback,
     requires_imatrix,
     tensors_of,
-)  # fmt: skip
+)
+from trimoe.quantize.tiers import all_tiers
+from trimoe.quantize.type_rules import choose_types
 
 SHAPES = {"all experts": (30, 128), "pruned": (30, 98), "eight experts": (30, 8), "two layers": (2, 98)}
 KINDS = sorted(set(FILE_TYPES) - {"Q1_0"})  # Q1_0 has no fallback for rows of 2112: see its own test
@@ -107,6 +107,13 @@ def test_no_fallback_is_an_error_as_in_llamacpp() -> None:
     facts = ModelFacts("gemma4", 1, 8, 2)
     with pytest.raises(CheckpointError, match="rows of 2112 values cannot be quantized to Q1_0"):
         choose_types([Tensor("blk.0.ffn_down.weight", "BF16", (8, 2112))], facts, Request("Q1_0"))
+
+
+def test_embeddings_have_no_fallback() -> None:
+    tensors, facts = [Tensor("token_embd.weight", "BF16", (8, 704))], ModelFacts("gemma4", 1, 8, 2)
+    assert choose_types(tensors, facts, Request("Q6_K", token_embedding="Q8_0"))[0].dtype == "Q8_0"
+    with pytest.raises(CheckpointError, match="token_embd.weight cannot be quantized to Q4_K"):
+        choose_types(tensors, facts, Request("Q6_K", token_embedding="Q4_K"))
 
 
 def test_mixes_and_unknown_types_are_refused_as_types_of_tensors() -> None:

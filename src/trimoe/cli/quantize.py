@@ -59,8 +59,9 @@ def quantize(
       trimoe quantize MODEL --tiers CD-Q4_K_M,IQ3_M -o files --calibration calibration.yaml
       trimoe quantize MODEL --ladder ladder.yaml -o files --imatrix imatrix.gguf --jobs 2
     """
-    from trimoe.quantize.ladder import Effort, Sources, make_ladder
+    from trimoe.quantize.ladder import make_ladder
     from trimoe.quantize.ladder_file import load_ladder
+    from trimoe.quantize.ladder_sources import Effort, Sources
     from trimoe.quantize.llamacpp import locate
     from trimoe.quantize.plan import parse_bytes
 
@@ -88,7 +89,7 @@ def _text(data: dict[str, Any]) -> str:
         mix = " ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(row["types"].items(), key=_by_size)[:4])
         lines.append(f"{row['tier']:<12} {row['file_bytes']:>15,} {row['bits_per_weight']:>6.2f} "
                      f"{'yes' if row['imatrix'] else 'no':<8} "
-                     f"{'-' if smoke is None else 'ok' if smoke['passed'] else 'FAILED':<6} {row['sha256'][:12]} {mix}"
+                     f"{'-' if smoke is None else 'FAILED' if smoke['failed'] else 'ok':<6} {row['sha256'][:12]} {mix}"
                      f"{'  (kept)' if row['kept'] else ''}")  # fmt: skip
         if (done := row.get("map")) and (done["fell back"] or done["kept by llama.cpp"]):
             lines.append(f"{'':<12} of its map {done['fell back']} tensors fell back (row length), "

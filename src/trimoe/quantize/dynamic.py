@@ -20,8 +20,8 @@ from trimoe.artifact import read_json, sha256_bytes
 from trimoe.errors import BadInput, CheckpointError, Refused, StatsError
 from trimoe.measure.stats import ExpertStats
 from trimoe.model.imatrix import Imatrix
+from trimoe.quantize.tensor_types import Choice
 from trimoe.quantize.tiers import Mix, Tier
-from trimoe.quantize.type_rules import Choice
 
 # Order as in the reference implementation's maps.
 FFN = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp", "ffn_gate_up_exps", "ffn_down_exps")

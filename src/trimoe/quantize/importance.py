@@ -16,7 +16,7 @@ from trimoe.errors import BadInput, CheckpointError, Refused
 from trimoe.model.imatrix import Imatrix, open_imatrix
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 from trimoe.quantize.sizes import DATASET_NAME, IMATRIX_NAME
-from trimoe.quantize.type_rules import Choice, Tensor, requires_imatrix
+from trimoe.quantize.tensor_types import Choice, Tensor, requires_imatrix
 
 LOW, SHARE = 0.2, 0.2
 

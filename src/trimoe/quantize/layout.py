@@ -20,7 +20,7 @@ from trimoe.artifact import read_json
 from trimoe.errors import BadInput, CheckpointError
 from trimoe.model.gguf import Gguf
 from trimoe.quantize.sizes import Metadata, facts_of, metadata_of
-from trimoe.quantize.type_rules import PLAIN, ModelFacts, Tensor, tensors_of
+from trimoe.quantize.tensor_types import PLAIN, ModelFacts, Tensor, tensors_of
 
 GENERAL_BYTES = 1900  # metadata of a Gemma 4 without vocabulary and chat template: 37 keys, measured
 
@@ -212,7 +212,7 @@ def _vocabulary_bytes(tokenizer: Path) -> Iterator[int]:
 
 
 def blueprint_of_gguf(gguf: Gguf) -> Blueprint:
-    """A blueprint from an unquantized GGUF file's own header: exact for every architecture. Raises `CheckpointError`."""
+    """A blueprint from the header of an unquantized GGUF file: exact for every architecture. `CheckpointError`."""
     facts, index = facts_of(gguf), gguf.index
     if quantized := sorted({info.dtype for info in index.values()} - {*PLAIN}):
         raise CheckpointError(f"{gguf.path} is quantized already ({', '.join(quantized)})", expected="F32, F16 or BF16",

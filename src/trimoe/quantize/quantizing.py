@@ -27,12 +27,13 @@ from trimoe.quantize.dynamic import (
 )  # fmt: skip
 from trimoe.quantize.layout import Blueprint
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
-from trimoe.quantize.record import make, reuse
+from trimoe.quantize.record import make, reuse, rewrite
 from trimoe.quantize.sizes import Size, predict
 from trimoe.quantize.smoke import Smoke, smoke
+from trimoe.quantize.tensor_types import PLAIN, Request
 from trimoe.quantize.tiers import Tier
-from trimoe.quantize.type_rules import PLAIN, Request
 
+KIND = "gguf-tier"
 _DRY = re.compile(
     r"^\[ *\d+/ *\d+\] (\S+) +- \[[^\]]*\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?", re.M
 )
@@ -179,9 +180,12 @@ def run_job(
     tools: LlamaCpp, job: Job, base: Path, wanted: Smoke | None, resources: Resources, stopper: Stopper
 ) -> tuple[dict[str, Any], bool]:
     """Make and check the job's file, or find it finished: (facts, whether it was there). Raises what went wrong."""
-    if (facts := reuse(job.out, "gguf-tier", job.inputs)) is not None:
+    if (facts := reuse(job.out, KIND, job.inputs)) is not None:
+        if wanted is not None and facts.get("smoke", {}).get("asked") != wanted.identity:
+            facts["smoke"] = smoke(tools, job.out, wanted, threads=resources.threads).as_json()
+            rewrite(job.out, KIND, job.inputs, facts)
         return facts, True
-    with make(job.out, "gguf-tier", job.inputs) as output:
+    with make(job.out, KIND, job.inputs) as output:
         words = command(tools, job, base, output.path, resources.threads, resources.buffer_mib)
         status, errors = stopper.run(words, job.out.parent)
         if status != 0:
@@ -191,9 +195,7 @@ def run_job(
         output.facts |= {"bits_per_weight": round(job.size.bits_per_weight, 4), "types": job.size.type_mix()}
         if wanted is not None:
             output.facts["smoke"] = smoke(tools, output.path, wanted, threads=resources.threads).as_json()
-    facts = reuse(job.out, "gguf-tier", job.inputs)
-    assert facts is not None
-    return facts, False
+    return output.facts, False
 
 
 def check_file(path: Path, job: Job) -> None:

@@ -56,10 +56,15 @@ def make(path: Path, kind: str, inputs: dict[str, Any]) -> Iterator[Output]:
         output = Output(temporary)
         yield output
         output.facts |= {"file_bytes": temporary.stat().st_size, "sha256": sha256_file(temporary)}
-        write_json(manifest_path(path), {
-            "kind": kind, "identity": _identity(kind, inputs), "inputs": inputs, "outputs": output.facts,
-            "tool": f"trimoe {__version__}",
-        }, overwrite=True)  # fmt: skip
+        rewrite(path, kind, inputs, output.facts)
+
+
+def rewrite(path: Path, kind: str, inputs: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write the manifest of a file; also when more became known about it later."""
+    write_json(manifest_path(path), {
+        "kind": kind, "identity": _identity(kind, inputs), "inputs": inputs, "outputs": facts,
+        "tool": f"trimoe {__version__}",
+    }, overwrite=True)  # fmt: skip
 
 
 def _identity(kind: str, inputs: dict[str, Any]) -> str:

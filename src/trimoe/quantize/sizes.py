@@ -13,7 +13,8 @@ from math import prod
 from trimoe.errors import CheckpointError
 from trimoe.model.gguf import DEFAULT_ALIGNMENT, Gguf, nbytes_of, padded
 from trimoe.model.imatrix import Imatrix
-from trimoe.quantize.type_rules import Choice, ModelFacts, Request, Tensor, choose_types
+from trimoe.quantize.tensor_types import Choice, ModelFacts, Request, Tensor
+from trimoe.quantize.type_rules import choose_types
 
 # Keys that llama-quantize sets, with the bytes of their values (uint32).
 _SET = {"general.quantization_version": 4, "general.file_type": 4}

@@ -13,12 +13,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from trimoe.artifact import sha256_json
 from trimoe.errors import BadInput
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
@@ -44,39 +45,63 @@ class Prompt(BaseModel):
 
 
 class Smoke(BaseModel):
-    """What is asked of each file. All prompts must end; of those with `expect`, `min_right` must match."""
+    """What is asked of each file; of the prompts with `expect`, `min_right` must match."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     prompts: tuple[Prompt, ...] = Field(min_length=1)
     min_right: int = Field(0, ge=0)
     max_tokens: int = Field(256, ge=1)
 
+    @property
+    def identity(self) -> str:
+        """Hash of all that is asked: answers to other questions cannot be reused."""
+        return sha256_json(self.model_dump(mode="json"))
+
 
 @dataclass(frozen=True)
-class SmokeResult:
-    """What came back. `ended` of `asked` prompts stopped by themselves, `right` of `known` matched."""
+class Answers:
+    """What a file said to each prompt: whether it ended by itself, whether it was right (None: any answer would do)."""
 
-    passed: bool
-    asked: int
-    ended: int
-    known: int
-    right: int
-    answers: tuple[str, ...]
+    asked: str
+    """`Smoke.identity`."""
+    ended: tuple[bool, ...]
+    right: tuple[bool | None, ...]
+    texts: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
-        return {**asdict(self), "answers": list(self.answers)}
+        return {"asked": self.asked, "ended": list(self.ended), "right": list(self.right), "texts": list(self.texts)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Answers":
+        """Back from `as_json`."""
+        return cls(data["asked"], *(tuple(data[key]) for key in ("ended", "right", "texts")))
 
 
-def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> SmokeResult:
+def judge(found: Answers, base: Answers, wanted: Smoke) -> str | None:
+    """What is wrong with a file, None if nothing: measured against its base, since no quantization can repair a model.
+
+    Every prompt that the base ends must end; `min_right` answers must be right, or as many as the base had.
+    """
+    rambling = sum(theirs and not own for own, theirs in zip(found.ended, base.ended, strict=True))
+    right, needed = found.right.count(True), min(wanted.min_right, base.right.count(True))
+    if rambling:
+        return f"{rambling} of {sum(base.ended)} prompts that the base ends did not end"
+    if right < needed:
+        return f"{right} known answers were right, {needed} needed (the base had {base.right.count(True)})"
+    return None
+
+
+def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answers:
     """Ask a file all prompts. Raises `BadInput` if llama.cpp cannot load it."""
     with served(tools, model, threads=threads) as url:
         replies = [_ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
-    ended = sum(reason == "stop" for _, reason in replies)
-    known = [(p.expect, text) for p, (text, _) in zip(wanted.prompts, replies, strict=True) if p.expect is not None]
-    right = sum(re.search(expect, text) is not None for expect, text in known)
-    passed = ended == len(replies) and right >= wanted.min_right
-    return SmokeResult(passed, len(replies), ended, len(known), right, tuple(text[:200] for text, _ in replies))
+    right = tuple(
+        None if prompt.expect is None else re.search(prompt.expect, text) is not None
+        for prompt, (text, _) in zip(wanted.prompts, replies, strict=True)
+    )
+    ended = tuple(reason == "stop" for _, reason in replies)
+    return Answers(wanted.identity, ended, right, tuple(text[:200] for text, _ in replies))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.quantize.type_rules import FILE_TYPES, Request
+from trimoe.quantize.tensor_types import FILE_TYPES, Request
 
 
 class Mix(BaseModel):
