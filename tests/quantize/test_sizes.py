@@ -1,14 +1,16 @@
 """Predicted sizes against files that llama-quantize made, and against the sizes that were published."""
 
+import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from blueprints import real_width, write_hollow, write_imatrix
 
 from trimoe.errors import CheckpointError
 from trimoe.model.gguf import open_gguf
-from trimoe.model.imatrix import open_imatrix
+from trimoe.model.imatrix import open_imatrix, write_dat_imatrix
 from trimoe.quantize.layout import blueprint_of_config, shipped_config
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.plan import size_of
@@ -66,6 +68,14 @@ def test_files_with_imatrix(llamacpp: LlamaCpp, base: Path, tmp_path: Path, kind
     about = bytes_about(open_imatrix(imatrix), imatrix.name)
     out = quantize(llamacpp, tmp_path, base, kind, "--imatrix", imatrix.name)
     assert_exact(out, base, Request(kind, imatrix=True), about)
+
+
+@pytest.mark.parametrize("trailer", [b"", struct.pack("<ii", 7, 9) + b"words.txt"])
+def test_the_dat_format(llamacpp: LlamaCpp, base: Path, tmp_path: Path, trailer: bytes) -> None:
+    dat = tmp_path / "imatrix.dat"
+    write_dat_imatrix(dat, [("blk.0.attn_q.weight", 7, np.ones(256, np.float32))], 1, trailer)
+    out = quantize(llamacpp, tmp_path, base, "Q4_0", "--imatrix", dat.name)
+    assert_exact(out, base, Request("Q4_0", imatrix=True), bytes_about(open_imatrix(dat), dat.name))
 
 
 def test_embeddings_of_their_own_type(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:

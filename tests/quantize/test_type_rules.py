@@ -112,7 +112,7 @@ def test_no_fallback_is_an_error_as_in_llamacpp() -> None:
 def test_embeddings_have_no_fallback() -> None:
     tensors, facts = [Tensor("token_embd.weight", "BF16", (8, 704))], ModelFacts("gemma4", 1, 8, 2)
     assert choose_types(tensors, facts, Request("Q6_K", token_embedding="Q8_0"))[0].dtype == "Q8_0"
-    with pytest.raises(CheckpointError, match="token_embd.weight cannot be quantized to Q4_K"):
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight cannot be quantized to Q4_K"):
         choose_types(tensors, facts, Request("Q6_K", token_embedding="Q4_K"))
 
 

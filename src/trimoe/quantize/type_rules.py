@@ -45,7 +45,7 @@ def choose_types(tensors: Sequence[Tensor], facts: ModelFacts, request: Request)
 
 
 def _without_fallback(tensor: Tensor, kind: str) -> Choice:
-    """--token-embedding-type and --output-tensor-type are taken as they are; rows that do not fit stop llama-quantize."""
+    """--token-embedding-type and --output-tensor-type are taken as they are; other rows stop llama-quantize."""
     if tensor.row % (block := TYPES[NUMBERS[kind]][1]):
         raise CheckpointError(f"{tensor.name} cannot be quantized to {kind}", expected=f"rows of a multiple of {block}",
                               actual=f"rows of {tensor.row}", remedy="choose a type with smaller blocks")  # fmt: skip
