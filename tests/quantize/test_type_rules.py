@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimoe.errors import BadInput, CheckpointError
-from trimoe.model.gguf import NUMBERS, TYPES, open_gguf
+from trimoe.model.gguf import open_gguf
+from trimoe.model.gguf_format import NUMBERS, TYPES
 from trimoe.quantize.dynamic import Ranking, map_text, normal, overrides_of
 from trimoe.quantize.llamacpp import LlamaCpp
 from trimoe.quantize.sizes import facts_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from trimoe.errors import UsageError
-from trimoe.model.gguf import NUMBERS, TYPES, nbytes_of
+from trimoe.model.gguf_format import NUMBERS, TYPES, nbytes_of
 from trimoe.quantize.dynamic import Ranking, normal, overrides_of
 from trimoe.quantize.layout import Blueprint, is_expert_tensor
 from trimoe.quantize.sizes import Size, predict

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import prod
 
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import DEFAULT_ALIGNMENT, Gguf, nbytes_of, padded
+from trimoe.model.gguf import DEFAULT_ALIGNMENT, Gguf
+from trimoe.model.gguf_format import nbytes_of, padded
 from trimoe.model.imatrix import Imatrix
 from trimoe.quantize.tensor_types import Choice, ModelFacts, Request, Tensor
 from trimoe.quantize.type_rules import choose_types

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from trimoe.errors import BadInput, CheckpointError
-from trimoe.model.gguf import NUMBERS, TYPES
+from trimoe.model.gguf_format import NUMBERS, TYPES
 from trimoe.model.safetensors import TensorInfo
 
 # Name of a file type of llama-quantize -> type of most of its tensors (llama_ftype_get_default_type).

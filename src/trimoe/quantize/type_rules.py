@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import NUMBERS, TYPES
+from trimoe.model.gguf_format import NUMBERS, TYPES
 from trimoe.quantize.tensor_types import (
     FILE_TYPES,
     PLAIN,
