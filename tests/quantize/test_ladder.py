@@ -153,6 +153,20 @@ def test_refused_before_work_starts(llamacpp: LlamaCpp, base: Path, imatrix: Pat
         refused(write_model(tmp_path / "q4.gguf"), out, llamacpp, tiers("Q8_0"))
 
 
+def test_a_thin_imatrix_is_refused_unless_allowed(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down_exps.weight"
+    experts, _, width = open_gguf(base).index[name].shape
+    thin = write_imatrix(tmp_path / "thin.gguf", {name: (experts, width)},
+                         {name: [1.0] * (experts // 2) + [99.0] * (experts - experts // 2)})  # fmt: skip
+    with pytest.raises(Refused, match=rf"layer 1: {experts // 2} of {experts} experts"):
+        make_ladder(base, tmp_path / "o", tiers("Q8_0"), llamacpp, sources=Sources(imatrix=thin), effort=QUICK)
+    assert not list((tmp_path / "o").glob("tiny*"))
+    allowed = Ladder.model_validate({"tiers": ["Q8_0"], "imatrix": {"allow_thin": True}})
+    for ladder, sources in ((allowed, Sources(imatrix=thin)), (tiers("Q8_0"), Sources(imatrix=thin, allow_thin=True))):
+        table = make_ladder(base, tmp_path / "o", ladder, llamacpp, sources=sources, effort=QUICK)
+        assert table["imatrix"]["thin_layers"] == {"1": 0.5}
+
+
 def test_no_space(llamacpp: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real widths need gigabytes; a disk that has one is refused with the exact need."""
     usage = namedtuple("usage", "total used free")

@@ -18,6 +18,8 @@ class ImatrixOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     chunks: int = Field(128, ge=1)
     context: int = Field(512, ge=32)
+    allow_thin: bool = False
+    """Report experts that saw too little instead of refusing the imatrix."""
 
 
 class Ladder(BaseModel):

@@ -99,7 +99,7 @@ def importance_of(
     imatrix = open_imatrix(path)
     require_fit(imatrix, base.blueprint.tensors)
     found = coverage(imatrix)
-    if not sources.allow_thin:
+    if not (sources.allow_thin or ladder.imatrix.allow_thin):
         require_coverage(found)
     return Importance(imatrix, path.name, sha256_file(path), found, tokens)
 

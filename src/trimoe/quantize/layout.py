@@ -78,7 +78,7 @@ class Blueprint:
                 f"--keep {keep} is impossible", expected=f"{self.top_k} to {experts} experts", actual=str(keep)
             )
         tensors = tuple(
-            Tensor(t.name, t.dtype, (keep, *t.shape[1:])) if is_expert_tensor(t, experts) else t for t in self.tensors
+            replace(t, shape=_cut(t.shape, keep)) if is_expert_tensor(t, experts) else t for t in self.tensors
         )
         return replace(self, facts=replace(self.facts, experts=keep), tensors=tensors)
 
@@ -86,7 +86,13 @@ class Blueprint:
 def is_expert_tensor(tensor: Tensor, experts: int) -> bool:
     """Whether the slowest axis of a GGUF tensor counts experts (names as in model/archs_gguf)."""
     named = re.search(r"_exps\.|ffn_gate_inp\.(weight|bias)|exp_probs_b", tensor.name)
-    return bool(named) and tensor.shape[:1] == (experts,)
+    # Some converters write vectors as [1, experts].
+    return bool(named) and next((length for length in tensor.shape if length != 1), 1) == experts
+
+
+def _cut(shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
+    axis = next((i for i, length in enumerate(shape) if length != 1), 0)
+    return (*shape[:axis], keep, *shape[axis + 1 :])
 
 
 @cache
