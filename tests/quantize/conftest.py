@@ -1,9 +1,12 @@
 """llama.cpp for the tests that run it. `make test` builds it once, into a cache outside of the checkout."""
 
+from pathlib import Path
+
 import pytest
 
 from trimoe.errors import MissingPrerequisite
-from trimoe.quantize.llamacpp import LlamaCpp, locate
+from trimoe.model.tiny import path as bundled
+from trimoe.quantize.llamacpp import LlamaCpp, locate, run_converter
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,11 @@ def llamacpp() -> LlamaCpp:
     except MissingPrerequisite as exc:
         pytest.skip(f"{exc.subject}: run `make llamacpp`")
     return tools
+
+
+@pytest.fixture(scope="session")
+def base(llamacpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model in BF16, from llama.cpp's converter."""
+    path = tmp_path_factory.mktemp("base") / "tiny-BF16.gguf"
+    run_converter(llamacpp, bundled(), path)
+    return path

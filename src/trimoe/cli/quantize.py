@@ -1,0 +1,105 @@
+"""`trimoe quantize`: a ladder of GGUF files from one command, resumable, every file checked."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimoe.cli.common import emit, json_option, progress
+from trimoe.errors import UsageError
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("--tiers", metavar="NAME,...", help="Tiers to make, e.g. Q4_K_M,CD-Q4_K_M.")
+@click.option("--ladder", "ladder_file", type=FILE, help="Ladder file (YAML): base, tiers, imatrix, smoke test.")
+@click.option("-o", "--out", required=True, type=FILE, help="Directory for the files; the same command resumes.")
+@click.option("--imatrix", type=FILE, help="Importance matrix of this model (GGUF or .dat).")
+@click.option("--calibration", type=FILE, metavar="SET", help="Calibration set to make the imatrix from (YAML).")
+@click.option(
+    "--tokenizer", type=FILE, metavar="DIR", help="Checkpoint whose tokenizer reads the set, for a GGUF model."
+)
+@click.option("--layer-ranking", type=FILE, help="Ranks layers for CD tiers: JSON, or statistics (.safetensors).")
+@click.option("--allow-thin-imatrix", is_flag=True, help="Go on where the imatrix saw too little of some experts.")
+@click.option("--name", help="What files are called after; default: the model's name.")
+@click.option("--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Tiers at a time.")
+@click.option("--threads", "-t", type=click.IntRange(1), help="Threads of each program; default: half the cores.")
+@click.option("--ram", default="8GB", show_default=True, help="Buffers of all llama-quantize together.")
+@click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="A directory with llama.cpp's programs.")
+@json_option
+def quantize(
+    model: Path,
+    tiers: str | None,
+    ladder_file: Path | None,
+    out: Path,
+    imatrix: Path | None,
+    calibration: Path | None,
+    tokenizer: Path | None,
+    layer_ranking: Path | None,
+    allow_thin_imatrix: bool,
+    name: str | None,
+    jobs: int,
+    threads: int | None,
+    ram: str,
+    directory: Path | None,
+    as_json: bool,
+) -> int:
+    """Make quantized GGUF files of MODEL, a checkpoint directory or an unquantized GGUF file.
+
+    Converts to a base, measures an imatrix once, and makes every tier of the ladder through llama.cpp. Sizes and types
+    are predicted before and checked after; each file must load and end its answers. Finished files are kept.
+
+    Exit code 1: the files are made, but one failed its smoke test.
+
+    \b
+    Examples:
+      trimoe quantize MODEL --tiers Q6_K,Q4_K_M -o files
+      trimoe quantize MODEL --tiers CD-Q4_K_M,IQ3_M -o files --calibration calibration.yaml
+      trimoe quantize MODEL --ladder ladder.yaml -o files --imatrix imatrix.gguf --jobs 2
+    """
+    from trimoe.quantize.ladder import make_ladder
+    from trimoe.quantize.ladder_file import load_ladder
+    from trimoe.quantize.ladder_sources import Effort, Sources
+    from trimoe.quantize.llamacpp import locate
+    from trimoe.quantize.plan import parse_bytes
+
+    if tiers is None and ladder_file is None:
+        raise UsageError("nothing to make", expected="--tiers NAME,... or --ladder FILE")
+    ladder = load_ladder(ladder_file)
+    if tiers is not None:
+        ladder = ladder.model_copy(update={"tiers": tuple(t.strip() for t in tiers.split(","))})
+    effort = Effort(jobs, threads or Effort().threads, parse_bytes(ram))
+    sources = Sources(imatrix, calibration, tokenizer, layer_ranking, allow_thin_imatrix)
+    with progress("quantize") as report:
+        data = make_ladder(model, out, ladder, locate(directory), sources=sources, effort=effort, name=name,
+                           progress=report)  # fmt: skip
+    emit(data, _text(data), as_json)
+    return 1 if data["findings"] else 0
+
+
+def _text(data: dict[str, Any]) -> str:
+    imatrix = data["imatrix"]
+    lines = [f"{data['model']}, from {data['base']['file']}"
+             + (f", imatrix {imatrix['sha256'][:16]}" if imatrix else ", no imatrix"), "",
+             f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<6} {'sha256':<13} MB"]  # fmt: skip
+    for row in data["files"]:
+        smoke = row.get("smoke")
+        mix = " ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(row["types"].items(), key=_by_size)[:4])
+        lines.append(f"{row['tier']:<12} {row['file_bytes']:>15,} {row['bits_per_weight']:>6.2f} "
+                     f"{'yes' if row['imatrix'] else 'no':<8} "
+                     f"{'-' if smoke is None else 'FAILED' if smoke['failed'] else 'ok':<6} {row['sha256'][:12]} {mix}"
+                     f"{'  (kept)' if row['kept'] else ''}")  # fmt: skip
+        if (done := row.get("map")) and (done["fell back"] or done["kept by llama.cpp"]):
+            lines.append(f"{'':<12} of its map {done['fell back']} tensors fell back (row length), "
+                         f"{done['kept by llama.cpp']} lines name tensors that llama.cpp keeps, "
+                         f"{done['no such tensor']} match nothing")  # fmt: skip
+    return "\n".join([*lines, *(f"finding: {text}" for text in data["findings"])])
+
+
+def _by_size(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+COMMANDS = [quantize]

@@ -1,0 +1,145 @@
+"""How far quantized files are from their base: KL divergence per token through llama-perplexity, with paired intervals.
+
+The base's log-probabilities are stored once for a text, cut into chunks of `context` tokens, and each file is compared
+on the second half of every chunk. Chunks are the sampling unit: tokens of one chunk depend on each other, so
+llama.cpp's own error (over tokens) is too small. Intervals are percentile bootstraps over chunks, with the same
+resamples for every file, so that differences between files are paired. The mean is llama.cpp's, to 6 decimals; per
+chunk it prints running means to 5 decimals, from which chunk means are recovered to about 1e-5 times the number of
+chunks (stated as `resolution`).
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimoe.artifact import require_space, sha256_bytes, sha256_file
+from trimoe.errors import BadInput, CheckpointError
+from trimoe.model.gguf import open_gguf
+from trimoe.quantize.llamacpp import LlamaCpp, last_lines
+
+Progress = Callable[[int, int, str], None]
+RESAMPLES = 10_000
+ATTEMPTS = 5
+_CHUNK = re.compile(r"^ *(\d+) +[\d.]+ ± +[\d.]+ +-?[\d.]+ ± +[\d.]+ +(-?[\d.]+) ±", re.M)
+_BASE = re.compile(r"Final estimate: PPL = ([\d.]+)")
+_FINAL = {
+    "kld": re.compile(r"^Mean +KLD: +(-?[\d.]+) ± +([\d.]+)", re.M),
+    "kld_median": re.compile(r"^Median +KLD: +(-?[\d.]+)", re.M),
+    "kld_99": re.compile(r"^99\.0% +KLD: +(-?[\d.]+)", re.M),
+    "perplexity": re.compile(r"^Mean PPL\(Q\) +: +([\d.]+)", re.M),
+    "same_top": re.compile(r"^Same top p: +([\d.]+)", re.M),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file: llama.cpp's means and the KL divergence of each chunk (nats per token)."""
+
+    file: Path
+    values: dict[str, float]
+    chunks: np.ndarray
+
+
+def parse(text: str, file: Path) -> Measured:
+    """Read llama-perplexity's report. Raises `BadInput` if it is not one (too few tokens give none)."""
+    values = {}
+    for name, pattern in _FINAL.items():
+        match = pattern.search(text)
+        if match is None:
+            raise BadInput(f"llama-perplexity gave no statistics for {file.name}", expected="at least 100 tokens",
+                           actual=last_lines(text), remedy="use a longer text or more --chunks")  # fmt: skip
+        values[name] = float(match[1])
+    running = np.array([float(mean) for _, mean in _CHUNK.findall(text)])
+    counts = np.arange(1, len(running) + 1)
+    totals = running * counts
+    return Measured(file, values, np.diff(totals, prepend=0.0))
+
+
+def measure(
+    tools: LlamaCpp, base: Path, files: Sequence[Path], text: Path, *, chunks: int, context: int, threads: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare files with their base on a text. Raises `BadInput` for models of another vocabulary or a short text."""
+    vocabulary = _vocabulary(base)
+    for file in files:
+        if _vocabulary(file) != vocabulary:
+            raise CheckpointError(f"{file} has another vocabulary than {base}", expected=f"{vocabulary} tokens",
+                                  actual=str(_vocabulary(file)), remedy="compare files of one model")  # fmt: skip
+    report = progress or (lambda done, total, note: None)
+    program = str(tools.program("llama-perplexity"))
+    common = [program, "-f", str(text), "-c", str(context), "-b", str(context), "--chunks", str(chunks), "-t",
+              str(threads)]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="trimoe-kld-") as folder:
+        logits = Path(folder) / "logits"
+        # llama.cpp stores 16 bits per log-probability of half of each chunk, and a scale per token.
+        require_space(logits, chunks * (context // 2) * 2 * (vocabulary + 4))
+        report(0, len(files) + 1, f"logits of {base.name}")
+        own = _BASE.search(_run([*common, "-m", str(base), "--kl-divergence-base", str(logits)], base))
+        found = []
+        for number, file in enumerate(files, 1):
+            report(number, len(files) + 1, file.name)
+            command = [*common, "-m", str(file), "--kl-divergence-base", str(logits), "--kl-divergence"]
+            found.append(_compared(command, file))
+    counts = {len(one.chunks) for one in found}
+    if len(counts) != 1 or 0 in counts:
+        raise BadInput("llama-perplexity measured different chunks", expected="the same number for every file",
+                       actual=str(sorted(counts)))  # fmt: skip
+    # The comparison prints a perplexity of the base too, but from probabilities stored in 16 bits and cut off at the
+    # low end; the base's own run is exact.
+    return summary(base, found, text, context) | {"perplexity_base": float(own[1]) if own else None}
+
+
+def _compared(command: list[str], file: Path) -> Measured:
+    """One comparison. llama-perplexity may exit before its log thread has printed the end (seen in one run of four on a
+    busy machine), with status 0: an incomplete report is asked for again, never read."""
+    for _ in range(ATTEMPTS - 1):
+        text = _run(command, file)
+        if _FINAL["same_top"].search(text):
+            return parse(text, file)
+    return parse(_run(command, file), file)
+
+
+def summary(base: Path, found: Sequence[Measured], text: Path, context: int) -> dict[str, Any]:
+    """Means, intervals, and each file's paired difference to the closest one."""
+    count = len(found[0].chunks)
+    draws = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    best = min(found, key=lambda one: one.values["kld"])
+    rows = []
+    for one in found:
+        difference = one.chunks - best.chunks
+        rows.append({
+            "file": one.file.name, "sha256": sha256_file(one.file), "file_bytes": one.file.stat().st_size,
+            **one.values, "kld_interval": _interval(one.chunks[draws].mean(axis=1)),
+            "more_than_best": one.values["kld"] - best.values["kld"],
+            "more_than_best_interval": _interval(difference[draws].mean(axis=1)),
+        })  # fmt: skip
+    return {
+        "base": base.name, "text_sha256": sha256_bytes(text.read_bytes()), "context": context, "chunks": count,
+        "tokens": count * (context - 1 - context // 2), "resolution": 1e-5 * count, "best": best.file.name,
+        "files": rows,
+    }  # fmt: skip
+
+
+def _interval(means: np.ndarray) -> list[float]:
+    return [float(value) for value in np.quantile(means, (0.025, 0.975))]
+
+
+def _vocabulary(file: Path) -> int:
+    embedding = open_gguf(file).index.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{file} has no token_embd.weight", expected="a language model")
+    return embedding.shape[0]
+
+
+def _run(command: list[str], file: Path) -> str:
+    answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if answer.returncode != 0:
+        raise BadInput(f"llama-perplexity failed with {file.name}", expected="a model that loads and enough text",
+                       actual=last_lines(answer.stderr or answer.stdout), remedy="see its message")  # fmt: skip
+    return answer.stdout + answer.stderr

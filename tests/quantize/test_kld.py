@@ -1,0 +1,102 @@
+"""KL divergence through llama-perplexity: the report is read rightly, and numbers agree with what they must be."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blueprints import real_width, write_hollow
+
+from trimoe.errors import BadInput, CheckpointError
+from trimoe.quantize import kld
+from trimoe.quantize.kld import Measured, measure, parse, summary
+from trimoe.quantize.llamacpp import LlamaCpp
+
+REPORT = """
+chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS         Same top p
+   1     891.5705 ±  633.2310       0.77268 ±    0.22956       0.00100 ±    0.00039     0.475 ±  0.074 % 99.0 ±  0.0 %
+   2    1776.4542 ±  898.2963      -0.83722 ±    0.16642       0.00300 ±    0.00240     1.465 ±  0.664 % 98.4 ±  0.7 %
+   3    1776.4542 ±  898.2963       0.83722 ±    0.16642       0.00200 ±    0.00240     1.465 ±  0.664 % 98.4 ±  0.7 %
+
+====== Perplexity statistics ======
+Mean PPL(Q)                   : 1313.577671 ± 227.242096
+Mean PPL(base)                : 608.949761 ±  77.839377
+
+====== KL divergence statistics ======
+Mean    KLD:   0.002000 ±   0.001332
+Maximum KLD:   1.481316
+99.0%   KLD:   0.130027
+Median  KLD:  -0.000216
+ 1.0%   KLD:  -0.000000
+
+Same top p: 97.785 ± 0.327 %
+"""
+
+
+def test_reading_a_report() -> None:
+    found = parse(REPORT, Path("x.gguf"))
+    assert found.values == {"kld": 0.002, "kld_median": -0.000216, "kld_99": 0.130027, "perplexity": 1313.577671,
+                            "same_top": 97.785}  # fmt: skip
+    np.testing.assert_allclose(found.chunks, [0.001, 0.005, 0.0], atol=1e-12)
+    for line in ("Mean    KLD", "Same top p", "Mean PPL"):
+        with pytest.raises(BadInput, match=r"gave no statistics for x\.gguf"):
+            parse(REPORT.replace(line, "?"), Path("x.gguf"))
+
+
+def test_intervals_are_paired(tmp_path: Path) -> None:
+    """Two files that differ by a constant on chunks that vary a lot: the difference is certain, the levels are not."""
+    files = [tmp_path / name for name in ("a.gguf", "b.gguf")]
+    for file in files:
+        file.write_text("x")
+    (tmp_path / "text").write_text("x")
+    chunks = np.linspace(0.01, 0.2, 40)
+    found = [Measured(file, {"kld": float((chunks + plus).mean())}, chunks + plus)
+             for file, plus in zip(files, (0.0, 0.01), strict=True)]  # fmt: skip
+    first, second = summary(tmp_path / "base.gguf", found, tmp_path / "text", 512)["files"]
+    assert first["more_than_best_interval"] == [0.0, 0.0]
+    np.testing.assert_allclose(second["more_than_best_interval"], [0.01, 0.01], atol=1e-9)
+    low, high = first["kld_interval"]
+    error = chunks.std(ddof=1) / len(chunks) ** 0.5
+    assert low == pytest.approx(chunks.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(chunks.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_an_incomplete_report_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [REPORT[: len(REPORT) // 2], "", REPORT]
+    monkeypatch.setattr(kld, "_run", lambda *_: answers.pop(0))
+    assert kld._compared([], Path("x")).values["kld"] == 0.002
+    monkeypatch.setattr(kld, "_run", lambda *_: REPORT[:300])
+    with pytest.raises(BadInput, match="no statistics"):
+        kld._compared([], Path("x"))
+
+
+def test_files_of_the_bundled_model(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    files = []
+    for kind in ("Q8_0", "Q4_0"):
+        files.append(tmp_path / f"{kind}.gguf")
+        subprocess.run(
+            [llamacpp.program("llama-quantize"), base, files[-1], kind, "1"], capture_output=True, check=True
+        )
+    text = tmp_path / "text.txt"
+    text.write_text("The sky is blue and the fox ran home. 12 plus 30 is 42. def add(a, b): return a + b. " * 40)
+    data = measure(llamacpp, base, [*files, base], text, chunks=4, context=128, threads=1)
+    fine, coarse, same = data["files"]
+    assert data["tokens"] == 4 * 63
+    assert 0 < fine["kld"] < coarse["kld"]
+    assert fine["kld_interval"][0] <= fine["kld"] <= fine["kld_interval"][1]
+    # The base against its own logits: nothing but their storage in 16 bits.
+    assert abs(same["kld"]) < 1e-3
+    assert data["best"] == base.name
+
+
+def test_another_vocabulary_is_refused(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    other = write_hollow(tmp_path / "other.gguf", real_width(2, 9))
+    (tmp_path / "text").write_text("x")
+    with pytest.raises(CheckpointError, match=r"(?s)another vocabulary.*262144"):
+        measure(llamacpp, base, [other], tmp_path / "text", chunks=2, context=64, threads=1)
+
+
+def test_too_short_a_text(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("short")
+    with pytest.raises(BadInput, match="llama-perplexity"):
+        measure(llamacpp, base, [base], tmp_path / "text", chunks=2, context=64, threads=1)

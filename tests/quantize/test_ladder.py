@@ -1,0 +1,279 @@
+"""Ladders of the bundled model through llama.cpp: resumed, refused early, checked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from blueprints import real_width, write_hollow, write_imatrix
+from gguf_models import write_model
+
+from trimoe.artifact import sha256_file
+from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
+from trimoe.model.gguf import open_gguf
+from trimoe.model.tiny import path as bundled
+from trimoe.quantize.ladder import findings, make_ladder
+from trimoe.quantize.ladder_checks import model_name
+from trimoe.quantize.ladder_file import Ladder, load_ladder
+from trimoe.quantize.ladder_sources import Effort, Sources, llamacpp_version
+from trimoe.quantize.llamacpp import LlamaCpp
+from trimoe.quantize.smoke import Answers, Prompt, Smoke, judge
+
+QUICK = Effort(1, 1)
+
+
+def tiers(*names: str) -> Ladder:
+    return Ladder(tiers=names)
+
+
+@pytest.fixture(scope="module")
+def imatrix(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An imatrix of the bundled model's shape; layer 2 contributes most."""
+    shapes, counts = {}, {}
+    for name, info in open_gguf(base).index.items():
+        if name.startswith("blk.") and len(info.shape) > 1 and "gate_inp" not in name:
+            shapes[name] = (info.shape[0] if len(info.shape) == 3 else 1, info.shape[-1])
+            counts[name] = [16.0 if name.startswith("blk.2.") else 64.0] * shapes[name][0]
+    return write_imatrix(tmp_path_factory.mktemp("imatrix") / "mine.gguf", shapes, counts)
+
+
+def test_a_ladder_and_its_rerun(llamacpp: LlamaCpp, base: Path, imatrix: Path, tmp_path: Path) -> None:
+    ladder, sources = tiers("Q8_0", "Q4_K_L", "CD-Q4_K_M", "IQ2_XS"), Sources(imatrix=imatrix)
+    first = make_ladder(base, tmp_path, ladder, llamacpp, sources=sources, effort=Effort(2, 1))
+    rows = {row["tier"]: row for row in first["files"]}
+    assert list(rows) == ["Q8_0", "Q4_K_L", "CD-Q4_K_M", "IQ2_XS"]
+    assert [row["imatrix"] is not None for row in rows.values()] == [False, False, True, True]
+    for row in rows.values():
+        path = tmp_path / row["file"]
+        assert path.name == f"tiny-{row['tier']}.gguf"
+        assert (path.stat().st_size, sha256_file(path)) == (row["file_bytes"], row["sha256"])
+    types = {name: info.dtype for name, info in open_gguf(tmp_path / "tiny-CD-Q4_K_M.gguf").index.items()}
+    assert (types["blk.2.ffn_gate_up_exps.weight"], types["blk.3.ffn_gate_up_exps.weight"]) == ("Q5_K", "Q3_K")
+    assert types["token_embd.weight"] == "Q8_0"
+    sidecar = json.loads((tmp_path / "tiny-CD-Q4_K_M.tensor-types.txt.json").read_text())
+    assert sidecar["importance"] == {"source": "imatrix", "sha256": sha256_file(imatrix)}
+    assert not list(tmp_path.glob(".*"))
+
+    again = make_ladder(base, tmp_path, ladder, llamacpp, sources=sources, effort=QUICK)
+    assert all(row.pop("kept") for row in again["files"])
+    assert not any(row.pop("kept") for row in first["files"])
+    assert again == first
+    more = make_ladder(base, tmp_path, tiers("Q8_0", "Q6_K"), llamacpp,
+                       sources=sources, effort=QUICK)  # fmt: skip
+    assert [row["kept"] for row in more["files"]] == [True, False]
+
+
+def test_killed_and_run_again(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    names = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_K_S,Q3_K_S"
+    out, calm = tmp_path / "killed", tmp_path / "calm"
+    command = [sys.executable, "-m", "trimoe", "quantize", base, "--tiers", names, "-o", out, "-t", "1", "--ladder",
+               tmp_path / "ladder.yaml"]  # fmt: skip
+    (tmp_path / "ladder.yaml").write_text("smoke: null\n")
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not (out / "tiny-Q8_0.gguf").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {file.name: file.stat().st_mtime_ns for file in out.glob("*.gguf")}
+    assert 1 <= len(finished) < 6
+    assert not (out / "ladder.json").exists()
+
+    answer = subprocess.run([*command, "--json"], capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    data = json.loads(answer.stdout)
+    assert {row["file"] for row in data["files"] if row["kept"]} == set(finished)
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
+    make_ladder(base, calm, tiers(*names.split(",")), llamacpp, effort=QUICK)
+    for file in calm.glob("*.gguf"):
+        assert sha256_file(file) == sha256_file(out / file.name)
+    assert (calm / "ladder.json").read_bytes() == (out / "ladder.json").read_bytes()
+
+
+def test_what_lies_in_the_way_is_not_trusted(llamacpp: LlamaCpp, base: Path, imatrix: Path, tmp_path: Path) -> None:
+    make_ladder(base, tmp_path, tiers("Q8_0"), llamacpp, effort=QUICK)
+    file = tmp_path / "tiny-Q8_0.gguf"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + b"x")
+    with pytest.raises(BadInput, match="was changed after it was made"):
+        make_ladder(base, tmp_path, tiers("Q8_0"), llamacpp, effort=QUICK)
+    file.write_bytes(data)
+    other = tmp_path / "tiny-IQ4_XS.gguf"
+    other.write_bytes(data)
+    with pytest.raises(BadInput, match="has no manifest"):
+        make_ladder(base, tmp_path, tiers("IQ4_XS"), llamacpp, effort=QUICK)
+    other.unlink()
+    make_ladder(base, tmp_path, tiers("IQ4_XS"), llamacpp, effort=QUICK)
+    with pytest.raises(BadInput, match=r"(?s)made from other inputs.*the same imatrix"):
+        make_ladder(base, tmp_path, tiers("IQ4_XS"), llamacpp, sources=Sources(imatrix=imatrix), effort=QUICK)
+
+
+def test_a_stale_map_is_refused(llamacpp: LlamaCpp, base: Path, imatrix: Path, tmp_path: Path) -> None:
+    ranking = tmp_path / "ranking.json"
+    ranking.write_text('{"ranking": [3, 2, 1, 0]}')
+    sources = Sources(imatrix=imatrix, layer_ranking=ranking)
+    make_ladder(base, tmp_path / "o", tiers("CD-Q6_K"), llamacpp, sources=sources, effort=QUICK)
+    with pytest.raises(Refused, match=r"(?s)stale.*made from file"):
+        make_ladder(base, tmp_path / "o", tiers("CD-Q6_K"), llamacpp, sources=Sources(imatrix=imatrix), effort=QUICK)
+
+
+def refused(base: Path, out: Path, llamacpp: LlamaCpp, ladder: Ladder, sources: Sources | None = None) -> None:
+    """Runs a ladder that must be refused before anything is written."""
+    try:
+        make_ladder(base, out, ladder, llamacpp, sources=sources, effort=QUICK)
+    finally:
+        assert not out.exists()
+
+
+def test_refused_before_work_starts(llamacpp: LlamaCpp, base: Path, imatrix: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(BadInput, match="tier IQ2_XS needs an imatrix"):
+        refused(base, out, llamacpp, tiers("Q8_0", "IQ2_XS"))
+    with pytest.raises(UsageError, match="there is no tier Q4_K_XXL"):
+        refused(base, out, llamacpp, tiers("Q4_K_XXL"))
+    with pytest.raises(Refused, match="names file mixes"):
+        refused(base, out, llamacpp, tiers("CD-IQ2_K"))
+    with pytest.raises(BadInput, match="needs a ranking of layers"):
+        refused(base, out, llamacpp, tiers("CD-Q6_K"))
+    with pytest.raises(UsageError, match="contradict each other"):
+        refused(base, out, llamacpp, tiers("Q8_0"), Sources(imatrix=imatrix, calibration=imatrix))
+    foreign = write_imatrix(tmp_path / "foreign.gguf", {"blk.0.attn_q.weight": (1, 2816)})
+    with pytest.raises(CheckpointError, match=r"(?s)imatrix of another model.*256 x 1 values.*2816 values"):
+        refused(base, out, llamacpp, tiers("Q8_0"), Sources(imatrix=foreign))
+    partial = write_imatrix(tmp_path / "partial.gguf", {"blk.0.attn_q.weight": (1, 256)})
+    with pytest.raises(BadInput, match=r"(?s)tier IQ2_XS needs an imatrix.*partial.gguf has none"):
+        refused(base, out, llamacpp, tiers("IQ2_XS"), Sources(imatrix=partial))
+    with pytest.raises(CheckpointError, match=r"quantized already \(Q4_K"):
+        refused(write_model(tmp_path / "q4.gguf"), out, llamacpp, tiers("Q8_0"))
+
+
+def test_a_thin_imatrix_is_refused_unless_allowed(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down_exps.weight"
+    experts, _, width = open_gguf(base).index[name].shape
+    thin = write_imatrix(tmp_path / "thin.gguf", {name: (experts, width)},
+                         {name: [1.0] * (experts // 2) + [99.0] * (experts - experts // 2)})  # fmt: skip
+    with pytest.raises(Refused, match=rf"layer 1: {experts // 2} of {experts} experts"):
+        make_ladder(base, tmp_path / "o", tiers("Q8_0"), llamacpp, sources=Sources(imatrix=thin), effort=QUICK)
+    assert not list((tmp_path / "o").glob("tiny*"))
+    allowed = Ladder.model_validate({"tiers": ["Q8_0"], "imatrix": {"allow_thin": True}})
+    for ladder, sources in ((allowed, Sources(imatrix=thin)), (tiers("Q8_0"), Sources(imatrix=thin, allow_thin=True))):
+        table = make_ladder(base, tmp_path / "o", ladder, llamacpp, sources=sources, effort=QUICK)
+        assert table["imatrix"]["thin_layers"] == {"1": 0.5}
+
+
+def test_no_space(llamacpp: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real widths need gigabytes; a disk that has one is refused with the exact need."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("trimoe.artifact.shutil.disk_usage", lambda _: usage(10**9, 0, 10**9))
+    hollow = write_hollow(tmp_path / "x-BF16.gguf", real_width(30, 98))
+    with pytest.raises(MissingPrerequisite, match=r"(?s)not enough disk space.*13,2\d\d,\d\d\d,\d\d\d bytes"):
+        refused(hollow, tmp_path / "out", llamacpp, tiers("Q4_K_M"))
+
+
+def test_rows_that_no_block_fits(llamacpp: LlamaCpp, tmp_path: Path) -> None:
+    """Rows of 40 values: llama.cpp would leave them at F16 without a word at the end."""
+    whole = real_width(2, 9)
+    tensors = tuple(
+        replace(t, shape=(*t.shape[:-1], 40)) if "ffn_down_exps.weight" in t.name else t for t in whole.tensors
+    )
+    odd = write_hollow(tmp_path / "odd.gguf", replace(whole, tensors=tensors))
+    with pytest.raises(Refused, match=r"(?s)blk.0.ffn_down_exps.weight cannot be quantized to Q4_K.*rows of 40"):
+        refused(odd, tmp_path / "out", llamacpp, tiers("Q4_K_M"))
+
+
+def test_a_llamacpp_that_chooses_otherwise_is_refused(
+    llamacpp: LlamaCpp, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release may have other rules: its dry run differs from the prediction."""
+    monkeypatch.setattr("trimoe.quantize.type_rules._Rules.output", lambda *_: "Q5_K")
+    with pytest.raises(Refused, match=r"(?s)does not do as predicted.*output.weight|token_embd.weight as Q5_K"):
+        make_ladder(base, tmp_path, tiers("Q6_K"), llamacpp, effort=QUICK)
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_each_file_answers(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    ask = (Prompt(ask="Count from 32 to 34 with dashes.", expect="."), Prompt(ask="12 + 30 = ?"))
+    first = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, min_right=1, max_tokens=64))
+    table = make_ladder(base, tmp_path, first, llamacpp, effort=QUICK)
+    answers = Answers.from_json(table["files"][0]["smoke"])
+    assert (len(answers.texts), answers.right) == (2, (True, None))
+    assert not table["findings"]
+    # Other questions are asked again, without making the file again. One token is too few for any model to end.
+    before = (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns
+    other = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
+    again = make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
+    assert again["files"][0]["smoke"]["ended"] == [False, False]
+    assert not again["findings"]  # the base cannot end in one token either
+    assert (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns == before
+
+
+def test_a_file_is_judged_by_its_base() -> None:
+    wanted = Smoke(prompts=tuple(Prompt(ask="x", expect="y") for _ in range(3)), min_right=2)
+    base = Answers("", (True, True, False), (True, True, False), ("", "", ""))
+    good = Answers("", (True, True, False), (False, True, True), ("", "", ""))
+    assert judge(base, base, wanted) is None
+    assert judge(good, base, wanted) is None
+    rambling = Answers("", (True, False, True), (True, True, True), ("", "", ""))
+    assert judge(rambling, base, wanted) == "1 of 2 prompts that the base ends did not end"
+    wrong = Answers("", (True, True, True), (False, True, False), ("", "", ""))
+    assert judge(wrong, base, wanted) == "1 known answers were right, 2 needed (the base had 2)"
+    knows_nothing = Answers("", (True, True, True), (False, False, False), ("", "", ""))
+    assert judge(knows_nothing, knows_nothing, wanted) is None
+
+
+@pytest.mark.slow
+def test_from_a_checkpoint_with_a_calibration_set(llamacpp: LlamaCpp, tmp_path: Path) -> None:
+    (tmp_path / "set.yaml").write_text(
+        "name: both\nclasses:\n  a: [{kind: tiny, domain: math, count: 30}]\n"
+        "  b: [{kind: tiny, domain: code, count: 30}]\n"
+    )
+    ladder = Ladder.model_validate({"tiers": ["IQ3_XXS"], "imatrix": {"chunks": 4, "context": 128}})
+    sources = Sources(calibration=tmp_path / "set.yaml", allow_thin=True)
+    out = tmp_path / "out"
+    table = make_ladder(bundled(), out, ladder, llamacpp, sources=sources, effort=QUICK, name="tiny")
+    assert set(table["imatrix"]["tokens"]) == {"a", "b"}
+    assert min(table["imatrix"]["tokens"].values()) >= 200
+    assert table["imatrix"]["sha256"] == sha256_file(out / "imatrix.gguf")
+    assert {file.name for file in out.glob("*.gguf")} == {"tiny-BF16.gguf", "imatrix.gguf", "tiny-IQ3_XXS.gguf"}
+    before = (out / "imatrix.gguf").stat().st_mtime_ns
+    again = make_ladder(bundled(), out, ladder, llamacpp, sources=sources, effort=QUICK, name="tiny")
+    assert again["files"][0]["kept"]
+    assert (out / "imatrix.gguf").stat().st_mtime_ns == before
+
+
+def test_equal_files_are_a_finding() -> None:
+    rows = [{"tier": "Q4_K_M", "sha256": "a"}, {"tier": "CD-Q4_K_M", "sha256": "a"}, {"tier": "Q6_K", "sha256": "b"}]
+    assert findings(rows) == ["CD-Q4_K_M has the same bytes as Q4_K_M"]
+
+
+def test_names(tmp_path: Path) -> None:
+    for name, want in (("m-BF16.gguf", "m"), ("m.f16.gguf", "m"), ("m-BF16-00001-of-00002.gguf", "m"), ("m.gguf", "m")):
+        (tmp_path / name).write_bytes(b"GGUF")
+        assert model_name(tmp_path / name) == want
+    assert model_name(bundled()) == "checkpoint"
+
+
+def test_ladder_files(tmp_path: Path) -> None:
+    shipped = load_ladder()
+    assert len(shipped.resolved()) == 27
+    assert shipped.smoke is not None
+    assert shipped.imatrix.chunks * shipped.imatrix.context == 65536
+    file = tmp_path / "ladder.yaml"
+    for text in ("tires: [Q8_0]", "base: Q8_0", "tiers: all", "smoke: {prompts: []}", "imatrix: {chunks: 0}", "[",
+                 "- 1", "smoke: {prompts: [{ask: a, expect: '('}]}"):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(BadInput):
+            load_ladder(file)
+    with pytest.raises(BadInput, match="not found"):
+        load_ladder(tmp_path / "none.yaml")
+
+
+def test_version_without_our_build_record() -> None:
+    assert llamacpp_version(LlamaCpp("PATH", {}, None)) == "unknown"
