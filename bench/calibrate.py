@@ -2,7 +2,7 @@
 
     python bench/calibrate.py DIR [--layers 2] [--tokens 8192] [--runs 3] [--dtype bfloat16] [--part all] [--json]
 
-A random checkpoint (hidden 2816, 128 experts of width 704, top-8; small vocabulary) is written to DIR/trimoe-bench-calibrate and
+A random checkpoint (hidden 2816, 128 experts of width 704, top-8) is written to DIR/trimoe-bench-calibrate and
 removed at the end. Three parts, each a ratio within one run, alternating its contestants and comparing medians:
   plain   the engine, loading of layers included, against transformers' own forward of the same model, type and batches
           with all layers resident
