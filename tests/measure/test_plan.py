@@ -15,7 +15,7 @@ from trimoe.measure import plan as planning
 from trimoe.measure.accumulate import Shape
 from trimoe.measure.batching import batches_of
 from trimoe.measure.calibration import Document, Windows, windows_of
-from trimoe.measure.plan import COVERAGE, Plan, Sizes, make_plan
+from trimoe.measure.plan import COVERAGE, LayerSizes, Plan, Sizes, make_plan
 
 GB = 10**9
 
@@ -36,7 +36,7 @@ def plan_of(
     neurons: bool = False,
 ) -> Plan:  # fmt: skip
     """A model of 30 layers of 3 GB each and hidden states of 2816 floats."""
-    sizes = Sizes(layer=3 * GB, loading=GB // 2, embedding=10**6, item=4, layers=layers, top_k=8, wide=8192)
+    sizes = Sizes([LayerSizes(3 * GB, GB // 2, 8192)] * layers, embedding=10**6, item=4, top_k=8)
     shape = Shape(len(data.classes), 4, 128, 2816, 704, neurons=neurons)
     return make_plan(data, batches_of(data, batch), sizes, shape, "float32", on_cpu, ram)
 
@@ -62,10 +62,11 @@ def test_a_budget_gives_up_memory_for_hidden_states_then_reading_ahead() -> None
     assert full.peak_ram - on_disk.peak_ram == hidden
     alone = plan_of(data, ram=on_disk.peak_ram - 1)
     assert (alone.hidden_in_memory, alone.prefetch) == (False, False)
-    assert on_disk.peak_ram - alone.peak_ram == 3 * GB
-    least = f"--ram of at least {alone.peak_ram / GB:.1f}GB"
-    with pytest.raises(MissingPrerequisite, match=least):
+    assert on_disk.peak_ram - alone.peak_ram == 3 * GB + GB // 2, "the next layer, and what reading it takes"
+    with pytest.raises(MissingPrerequisite, match=r"--ram of at least (\d+\.\d\d)GB") as caught:
         plan_of(data, ram=alone.peak_ram - 1)
+    named = float(caught.value.expected.split()[-1].removesuffix("GB"))
+    assert alone.peak_ram <= named * GB < alone.peak_ram + GB / 100
     assert plan_of(data, ram=alone.peak_ram) == alone
     for part in ("on disk", "without reading ahead"):
         assert part in "\n".join(alone.lines())
@@ -123,7 +124,7 @@ print(json.dumps([run.plan.peak_ram, peak, run.plan.hidden_in_memory, run.plan.p
 
 @pytest.mark.slow
 def test_the_prediction_is_within_a_fifth_of_the_measured_peak(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    """Layers of 100 MB, in processes of their own: fp32 and bf16, all in memory and under a budget."""
+    """Layers of 100 MB, each run in a process of its own: weights as stored, and converted under a budget."""
     model = make_model(
         hidden_size=1024, moe_intermediate_size=256, num_experts=32, top_k_experts=4, intermediate_size=768,
         num_attention_heads=16, num_key_value_heads=8, head_dim=64, global_head_dim=128, num_global_key_value_heads=2,
@@ -131,9 +132,8 @@ def test_the_prediction_is_within_a_fifth_of_the_measured_peak(make_model: Calla
     )  # fmt: skip
     ratios = {}
     for name, documents, length, settings in (
-        ("float32", 64, 128, {"batch_tokens": 4096}),
-        ("bfloat16", 6, 2048, {"batch_tokens": 2048, "dtype": "bfloat16"}),
-        ("budget", 32, 256, {"batch_tokens": 1024, "ram": 620 * 10**6}),
+        ("float32", 32, 128, {"batch_tokens": 4096}),
+        ("budget", 16, 256, {"batch_tokens": 1024, "dtype": "bfloat16", "ram": 650 * 10**6}),
     ):
         arguments = json.dumps([str(model), str(tmp_path / name), documents, length, settings])
         done = subprocess.run(
@@ -143,5 +143,6 @@ def test_the_prediction_is_within_a_fifth_of_the_measured_peak(make_model: Calla
         assert done.returncode == 0, done.stderr[-2000:]
         predicted, measured, in_memory, prefetch = json.loads(done.stdout)
         assert in_memory == prefetch == (name != "budget")
-        ratios[name] = predicted / measured
+        ratios[name] = round(predicted / measured, 3)
     assert all(0.8 <= ratio <= 1.2 for ratio in ratios.values()), ratios
+    sys.stdout.write(f"{ratios}\n")

@@ -9,6 +9,11 @@ from trimoe.errors import CheckpointError
 from trimoe.measure.weights import LazyTensor, mapped, require_finite
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_header
 
+KINDS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "U8": torch.uint8,
+}  # fmt: skip
+
 
 def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]]) -> dict[str, TensorInfo]:
     """A safetensors file with the tensors in this order, however that aligns them."""
@@ -18,11 +23,10 @@ def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]]) -> dict[str,
     return read_header(path)[0]
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16),
-                                             ("F64", torch.float64), ("I64", torch.int64), ("U8", torch.uint8)])  # fmt: skip
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("odd", [0, 1, 3])
-def test_values_are_those_of_the_file_at_any_alignment(tmp_path: Path, dtype: str, kind: torch.dtype, odd: int) -> None:
-    values = (torch.arange(5000) % 251).to(kind).reshape(50, 100)
+def test_values_are_those_of_the_file_at_any_alignment(tmp_path: Path, dtype: str, odd: int) -> None:
+    values = (torch.arange(5000) % 251).to(KINDS[dtype]).reshape(50, 100)
     filler = torch.zeros(4096 * 3 + odd, dtype=torch.uint8)
     info = write(tmp_path / "x.safetensors", {"filler": ("U8", filler), "t": (dtype, values)})["t"]
     assert torch.equal(LazyTensor(info)[...], values)
@@ -38,9 +42,9 @@ def test_an_empty_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(("dtype", "kind"), [("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16)])
-def test_one_bad_value_is_found(tmp_path: Path, dtype: str, kind: torch.dtype, value: float) -> None:
-    values = torch.ones(300, 7, dtype=kind)
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+def test_one_bad_value_is_found(tmp_path: Path, dtype: str, value: float) -> None:
+    values = torch.ones(300, 7, dtype=KINDS[dtype])
     values[299, 3] = value
     info = write(tmp_path / "x.safetensors", {"the.name": (dtype, values)})["the.name"]
     with pytest.raises(CheckpointError, match=r"the\.name holds NaN or infinite"):

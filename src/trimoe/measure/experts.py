@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trimoe.measure.batching import padded_length
+
 IMPLEMENTATION = "trimoe_recording"
 """Name under which the function is registered in transformers."""
 ROWS_PER_THREAD = 8
@@ -131,8 +133,12 @@ def _one_by_one(module: Any, x: Any, weight: Any, routing: Routing, see: Callabl
         rows = slice(start, start + count)
         start += count
         entering = _entering(x, routing, rows)
-        if count < fewest:
-            entering = torch.cat([entering, entering.new_zeros(fewest - count, entering.shape[1])])
+        filled = max(count, fewest)
+        if x.dtype != torch.float32:
+            # oneDNN compiles and caches a kernel for every number of rows, 0.7 MB each: let there be few numbers.
+            filled = padded_length(filled)
+        if count < filled:
+            entering = torch.cat([entering, entering.new_zeros(filled - count, entering.shape[1])])
         inner = _activated(module, _linear(module, _first(module), entering, expert))
         out = _linear(module, "down_proj", inner, expert)[:count]
         if module.has_post_expert_norm:

@@ -20,7 +20,7 @@ import numpy as np
 from trimoe.errors import CheckpointError
 from trimoe.measure.experts import IMPLEMENTATION, adapt, register
 from trimoe.measure.routing import Router
-from trimoe.measure.weights import LazyTensor, mapped, require_finite, require_readable
+from trimoe.measure.weights import LazyTensor, mapped, require_finite, require_readable, return_freed_memory
 from trimoe.model.checkpoint import Checkpoint
 
 
@@ -164,18 +164,16 @@ class LayerModel:
     def loading_bytes(self, layer: int) -> int:
         """What loading a layer takes beyond its own bytes, at the worst moment.
 
-        Weights that are used as they are stored are mapped and take nothing more. Otherwise they are read while the
-        new ones fill up: half of both are there on average, and measured. What is stored as one tensor per expert is
-        converted first, then stacked, and gate and up are joined once more.
+        Weights that are used as they are stored are mapped and take nothing more. Others are read one by one, the last
+        of the large ones when the rest is there already. What is stored as one tensor per expert is converted first,
+        then stacked, and gate and up are joined once more.
         """
         infos = [self.checkpoint.index[name] for name in self.names_of(layer)]
         another_type = any(info.nbytes != math.prod(info.shape) * self.dtype.itemsize for info in infos)
-        restacked = len({self._targets[info.name] for info in infos}) < len(infos)
-        own = self.nbytes_of(layer)
-        half = sum(info.nbytes for info in infos) // 2
-        if restacked:
-            return own * 2 // 3 + (own if another_type else half)
-        return half if another_type else 0
+        if len({self._targets[info.name] for info in infos}) < len(infos):
+            own = self.nbytes_of(layer)
+            return own * 2 // 3 + (own if another_type else sum(info.nbytes for info in infos))
+        return max(info.nbytes for info in infos) if another_type else 0
 
     @property
     def inner_size(self) -> int:
@@ -183,9 +181,10 @@ class LayerModel:
         module = self.experts(self.checkpoint.moe_layers[0])
         return int(module.down_proj.shape[1 if module.is_transposed else 2])
 
-    def widest(self) -> int:
+    def widest(self, layer: int) -> int:
         """Most values per token that a linear layer outside the experts gives (attention heads, dense FFN)."""
-        shapes = [t.shape for name, t in self._meta_state.items() if name.startswith(self.layers_name) and t.dim() == 2]
+        prefix = f"{self.layers_name}.{layer}."
+        shapes = [t.shape for name, t in self._meta_state.items() if name.startswith(prefix) and t.dim() == 2]
         return max(int(shape[0]) for shape in shapes)
 
     def _load(self, names: list[str], wanted: set[str]) -> None:
@@ -216,6 +215,7 @@ class LayerModel:
     def free(self, layer: int) -> None:
         """Forget the weights of one layer."""
         _to_meta(self.layers[layer])
+        return_freed_memory()
 
     def load_embedding(self, tokens: np.ndarray) -> None:
         """Read the rows of `tokens` (distinct ids, ascending) of the input embedding; only the first layer needs them.

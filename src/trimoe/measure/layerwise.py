@@ -20,7 +20,7 @@ from trimoe.measure.batching import batches_of, token_ids
 from trimoe.measure.calibration import Windows
 from trimoe.measure.hidden import HiddenStates
 from trimoe.measure.layers import LayerModel
-from trimoe.measure.plan import Sizes, make_plan, peak_memory, reset_peak
+from trimoe.measure.plan import LayerSizes, Sizes, make_plan, peak_memory, reset_peak
 from trimoe.measure.result import assemble
 from trimoe.measure.state import Mark, RunState
 from trimoe.measure.stats import ExpertStats
@@ -84,12 +84,12 @@ class Run:
         return {**self.about, **versions, **where, "layers": self.checkpoint.num_layers}
 
     def _sizes(self) -> Sizes:
-        checkpoint, model = self.checkpoint, self.model
-        largest = max(model.nbytes_of(layer) for layer in range(checkpoint.num_layers))
+        model = self.model
         return Sizes(
-            layer=largest, loading=max(model.loading_bytes(layer) for layer in range(checkpoint.num_layers)),
+            layers=[LayerSizes(model.nbytes_of(i), model.loading_bytes(i), model.widest(i))
+                    for i in range(self.checkpoint.num_layers)],
             embedding=len(self._vocabulary) * model.hidden_size * model.dtype.itemsize, item=model.dtype.itemsize,
-            layers=checkpoint.num_layers, top_k=checkpoint.top_k, wide=model.widest(),
+            top_k=self.checkpoint.top_k,
         )  # fmt: skip
 
     def execute(

@@ -5,6 +5,7 @@ may drop and read them again when memory is short. Invariant: a tensor that is h
 Not guaranteed: an orderly end if the file is truncated while it is mapped (the process dies of SIGBUS, and can resume).
 """
 
+import ctypes
 import mmap
 import os
 from typing import Any
@@ -73,3 +74,13 @@ def require_finite(tensor: Any, name: str) -> None:
             f"tensor {name} holds NaN or infinite values", expected="finite weights",
             remedy="the file is damaged or the model diverged; no statistic of it means anything",
         )  # fmt: skip
+
+
+def return_freed_memory() -> None:
+    """Give what the allocator keeps of freed tensors back to the system (glibc; elsewhere nothing happens).
+
+    Without it the readers' threads keep a share of every layer, and memory grows with the depth of the model.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
