@@ -22,7 +22,7 @@ ORDER = (
     "cli",
 )
 ROOMS = ORDER[2:9]
-HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "matplotlib"}
+HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "matplotlib", "datasets"}
 
 
 def modules() -> list[Path]:

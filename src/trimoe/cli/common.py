@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         "calibrate, eval, demo, and the logit part of certify",
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
+    "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }
 

@@ -6,7 +6,7 @@ goes on with the layer it was in, and ends with the same bytes.
 Invariants: one forward pass, nothing is computed twice; statistics are per window whatever the batching.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from trimoe.artifact import require_absent
-from trimoe.errors import CalibrationError
 from trimoe.measure.accumulate import Batch, LayerRecorder, recording
-from trimoe.measure.calibration import CalibrationSet, Windows, documents_of, windows_of
-from trimoe.measure.layers import LayerModel, tokenizer_of
+from trimoe.measure.calibration import CalibrationSet, Windows
+from trimoe.measure.layers import LayerModel
+from trimoe.measure.leaks import BenchTexts
+from trimoe.measure.prepare import prepare
+from trimoe.measure.replies import path_beside
 from trimoe.measure.result import assemble
 from trimoe.measure.stats import ExpertStats
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
@@ -46,10 +48,12 @@ def calibrate(
     *,
     device: str = "cpu",
     options: Options | None = None,
+    benches: Sequence[BenchTexts] = (),
     progress: Progress | None = None,
 ) -> ExpertStats:
     """Measure every expert on every class of a calibration set and write the statistics file `out`.
 
+    `benches` are compared with the set (13-grams); the report is in the statistics' metadata.
     Raises `CheckpointError`, `CalibrationError`, `BadInput` (out exists), `MissingPrerequisite` (torch, disk space).
     """
     out = Path(out)
@@ -57,21 +61,18 @@ def calibrate(
     require_absent(out)
     checkpoint = open_checkpoint(model_dir)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
-    windows = tokenised(checkpoint, chosen, options.shards)
+    windows = prepare(
+        checkpoint, chosen, options.shards, replies=path_beside(out), device=options.device,
+        dtype=compute_dtype(checkpoint, options), benches=benches, progress=progress,
+    )  # fmt: skip
     stats = measure(checkpoint, windows, options, chosen.name, progress)
     stats.save(out)
     return stats
 
 
 def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Windows:
-    """The set as windows of this checkpoint's tokens. Raises `CalibrationError` for tokens beyond the vocabulary."""
-    documents = documents_of(chosen.texts(), tokenizer_of(checkpoint.path))
-    scope = checkpoint.config.get("text_config") or checkpoint.config
-    vocabulary, largest = scope.get("vocab_size"), max(max(d.tokens) for d in documents)
-    if isinstance(vocabulary, int) and largest >= vocabulary:
-        raise CalibrationError(f"token {largest} is beyond the model's vocabulary", expected=f"below {vocabulary}",
-                               remedy="the tokenizer is of another model")  # fmt: skip
-    return windows_of(documents, chosen.window, shards)
+    """The set as windows of this checkpoint's tokens; a set of prompts without replies needs `calibrate`."""
+    return prepare(checkpoint, chosen, shards)
 
 
 def batches_of(windows: Windows, batch_tokens: int) -> list[Batch]:
