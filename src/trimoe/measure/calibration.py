@@ -71,11 +71,11 @@ class CalibrationSet(BaseModel):
         try:
             loaded = cls.model_validate(data)
         except ValidationError as exc:
-            found = exc.errors(include_url=False)[0]
+            # A misspelt key gives two errors (one missing, one unknown): the reader needs both.
+            found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors(include_url=False)]
             raise CalibrationError(
                 f"{what} is not valid", expected="name, window, classes: {class: [sources]}",
-                actual=f"{'.'.join(str(p) for p in found['loc'])}: {found['msg']}",
-                remedy="correct this key; docs/reference/calibration-set.md lists them all",
+                actual="; ".join(found[:4]), remedy="correct it; docs/reference/calibration-set.md lists all keys",
             ) from exc  # fmt: skip
         classes = {name: [source.resolve(folder) for source in sources] for name, sources in loaded.classes.items()}
         return loaded.model_copy(update={"classes": classes})

@@ -145,9 +145,12 @@ def _index(bench: BenchTexts) -> tuple[Hashes, Numbers, Numbers]:
     hashes = np.concatenate([h for h, _, _ in parts])
     owner = np.repeat([i for _, i, _ in parts], sizes)
     length = np.repeat([n for _, _, n in parts], sizes)
-    pairs = np.unique(np.stack([hashes, owner.astype(np.uint64)]), axis=1)
-    distinct, items = np.unique(pairs[0], return_counts=True)
-    rare = ~np.isin(hashes, distinct[items > COMMON])
+    order = np.lexsort((owner, hashes))
+    hashes, owner, length = hashes[order], owner[order], length[order]
+    first = np.append(True, hashes[1:] != hashes[:-1])  # of a run of equal grams
+    another = first | np.append(True, owner[1:] != owner[:-1])  # of an item within the run
+    run = np.cumsum(first) - 1
+    rare = np.bincount(run[another])[run] <= COMMON  # items that share the gram
     return hashes[rare], owner[rare], length[rare]
 
 

@@ -21,6 +21,8 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     all_special_ids: Any
+    added_tokens_decoder: Any
+    unk_token_id: Any
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
     def __call__(self, text: str, **kwargs: Any) -> Any: ...
@@ -43,7 +45,7 @@ def end_of_turn(tokenizer: Tokenizer) -> list[int]:
     messages = [{"role": "user", "content": probe}, {"role": "assistant", "content": probe}]
     after = _rendered(messages, None, tokenizer, open_turn=False).rpartition(probe)[2]
     ids = _ids(tokenizer, after)
-    special = set(tokenizer.all_special_ids)
+    special = _special(tokenizer)
     for at, token in enumerate(ids):
         if token in special:
             return ids[: at + 1]
@@ -108,7 +110,7 @@ def _rendered(messages: Iterable[Message], thinking: bool | None, tokenizer: Tok
 
 def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:
     """Plain text without any special token, but with those that open a text (BOS)."""
-    special = set(tokenizer.all_special_ids)
+    special = _special(tokenizer)
     ids = _ids(tokenizer, text, special=True)
     start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
     bare = len(ids) - len(_ids(tokenizer, text))  # special tokens that the tokenizer itself has added
@@ -117,3 +119,12 @@ def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def _ids(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _special(tokenizer: Tokenizer) -> set[int]:
+    """Ids of the tokens that are no text: those with a role (BOS, ...), and those marked special like turn markers.
+
+    The unknown token stays: it stands for text.
+    """
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (marked | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
