@@ -197,7 +197,8 @@ class TestMultiplE:
             ("nuprl/MultiPL-E", True), ("multipl-e-100", True), ("multipl_e", True), ("humaneval-rs", True),
             ("openai/humaneval-java", True), ("mbpp-js", True), ("multiple-rs", True),
             ("MultiPL-E/humaneval-cpp", True), ("humaneval", False), ("humaneval-plus", False),
-            ("humaneval-100", False), ("multiple-choice", False), ("mbpp", False), ("mbpp-sanitized", False), ("humaneval-chat", False), ("rs-humaneval", False),
+            ("humaneval-100", False), ("multiple-choice", False), ("mbpp", False),
+            ("mbpp-sanitized", False), ("humaneval-chat", False), ("rs-humaneval", False),
         ],
     )  # fmt: skip
     def test_names(self, name: str, is_it: bool) -> None:
