@@ -100,14 +100,15 @@ def test_calibration_records_the_replies(random_model: Path, chosen: Path, tmp_p
     assert stats.metadata["documents"] == {"generic_a": len(QUESTIONS), "generic_b": 3}
 
 
-class TestResume:
-    @pytest.fixture(scope="class")
-    def undisturbed(self, random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-        """The file of replies of an undisturbed run."""
-        folder = tmp_path_factory.mktemp("undisturbed")
-        windows(random_model, write_set(folder), folder / "r.jsonl")
-        return (folder / "r.jsonl").read_bytes()
+@pytest.fixture(scope="module")
+def undisturbed(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of replies of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    windows(random_model, write_set(folder), folder / "r.jsonl")
+    return (folder / "r.jsonl").read_bytes()
 
+
+class TestResume:
     @pytest.fixture
     def whole(self, undisturbed: bytes, tmp_path: Path) -> bytes:
         """The same beside the set of this test."""
