@@ -16,7 +16,8 @@ FILE = click.Path(path_type=Path)
 
 def open_stats(path: Path) -> "ExpertStats":
     """A statistics file, or reference JSON by its name (.json, .json.gz)."""
-    from trimoe.measure.stats import ExpertStats, import_reference
+    from trimoe.measure.reference import import_reference
+    from trimoe.measure.stats import ExpertStats
 
     return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
 
@@ -69,14 +70,16 @@ def import_(file: Path, out: Path, as_json: bool) -> None:
       trimoe stats import base.json.gz -o base.safetensors
     """
     from trimoe.artifact import require_absent
-    from trimoe.measure.stats import import_reference
+    from trimoe.measure.reference import import_reference
 
     require_absent(out)
     loaded = import_reference(file)
     loaded.save(out)
-    data = {"stats": str(out), **summary(loaded)}
+    lost = loaded.metadata.get("left_out", [])
+    data = {"stats": str(out), **summary(loaded), "left_out": lost}
     broken = sum(row["nonfinite"] for row in data["fields"].values())
     text = f"{len(loaded.classes)} classes, {data['num_layers']} layers x {data['num_experts']} experts; wrote {out}"
+    text += f"\nleft out: {', '.join(lost)}" if lost else ""
     emit(data, text + (f"\nwarning: {broken} values are not finite" if broken else ""), as_json)
 
 
@@ -94,14 +97,14 @@ def export(file: Path, out: Path, as_json: bool) -> None:
     import gzip
 
     from trimoe.artifact import publish_file
-    from trimoe.measure.stats import REFERENCE_FIELDS, export_reference
+    from trimoe.measure.reference import export_reference, left_out
 
     loaded = open_stats(file)
     with publish_file(out) as temporary:
         # NaN and Infinity are no JSON, but the reference layout has them and they must not turn into numbers.
         body = json.dumps(export_reference(loaded)).encode()
         temporary.write_bytes(gzip.compress(body, mtime=0) if out.name.endswith(".gz") else body)
-    left = sorted(set(loaded.fields) - set(REFERENCE_FIELDS))
+    left = left_out(loaded)
     text = f"wrote {out}" + (f"\nleft out, not in the layout: {', '.join(left)}" if left else "")
     emit({"file": str(out), "left_out": left}, text, as_json)
 
@@ -118,7 +121,7 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
       trimoe stats merge monday.safetensors tuesday.safetensors -o both.safetensors
     """
     from trimoe.artifact import require_absent
-    from trimoe.measure.stats import merge as add
+    from trimoe.measure.merge import merge as add
 
     require_absent(out)
     merged = add([open_stats(file) for file in files])
