@@ -80,10 +80,7 @@ def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: P
     assert {*SUMS, *MAXIMA} <= merged.fields.keys()
     same = whole.metadata.keys() - {"set", "set_name", "sources"}
     assert {key: merged.metadata[key] for key in same} == {key: whole.metadata[key] for key in same}
-    assert (
-        merged.metadata["bench_items"] == {"sums": [str(i) for i in range(12)]}
-        or len(merged.metadata["bench_items"]["sums"]) == 12
-    )
+    assert sorted(merged.metadata["bench_items"]["sums"], key=int) == [str(i) for i in range(12)]
     assert merged.metadata["set"] == [one.metadata["set"], two.metadata["set"]]
     merged.save(tmp_path / "merged")
     assert equal(ExpertStats.load(tmp_path / "merged"), merged)
@@ -91,10 +88,9 @@ def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: P
 
 def test_the_norm_of_a_mean_vector_is_not_added(random_model: Path, tmp_path: Path) -> None:
     """Classes of their own keep it exactly; a class that both runs measured has none."""
-    one, two, _ = (
-        calibrate(random_model, p, tmp_path / f"{p.stem}.stats", options=Options(shards=2))
-        for p in write_sets(tmp_path)
-    )
+    options = Options(shards=2)
+    sets = write_sets(tmp_path)[:2]
+    one, two = (calibrate(random_model, p, tmp_path / f"{p.stem}.stats", options=options) for p in sets)
     apart = merge([one.select(["a"]), two.select(["b", "c"])])
     assert "left_out" not in apart.metadata
     wanted = np.concatenate([one.field(MEAN_VECTOR)[:1], two.field(MEAN_VECTOR)[1:]])
@@ -113,9 +109,9 @@ def test_a_document_in_two_runs_is_refused(random_model: Path, tmp_path: Path) -
         calibrate(random_model, path, tmp_path / f"{path.stem}.stats", options=Options(shards=2))
     names = [str(tmp_path / f"{p.stem}.stats") for p in (first, second, whole)]
     out = tmp_path / "m"
-    with pytest.raises(StatsError, match="runs 2 and 3 measured the same documents") as caught:
-        merge([ExpertStats.load(Path(name)) for name in (names[0], names[1], names[2])])
-    assert caught.value.actual.startswith("8 of class a") or caught.value.actual.startswith("9 of class a")
+    with pytest.raises(StatsError, match="runs 1 and 3 measured the same documents") as caught:
+        merge([ExpertStats.load(Path(name)) for name in names])
+    assert caught.value.actual.startswith("17 of class a")
     assert main(["stats", "merge", *names, "-o", str(out)]) == 3
     assert not out.exists()
     assert main(["stats", "merge", *names[:2], "-o", str(out)]) == 0
