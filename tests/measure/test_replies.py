@@ -14,9 +14,10 @@ from trimoe.measure import replies
 from trimoe.measure.calibration import CalibrationSet
 from trimoe.measure.engine import calibrate
 from trimoe.measure.layers import tokenizer_of
-from trimoe.measure.prepare import prepare
+from trimoe.measure.rendering import prompt_ids
 from trimoe.measure.replies import BATCH, path_beside
 from trimoe.measure.stats import ExpertStats
+from trimoe.measure.tokenise import tokenise
 from trimoe.model.checkpoint import open_checkpoint
 
 TOKENS = 12
@@ -52,7 +53,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def windows(model: Path, chosen: Path, kept: Path | None) -> Any:
-    return prepare(open_checkpoint(model), CalibrationSet.load(chosen), 4, replies=kept)
+    return tokenise(open_checkpoint(model), CalibrationSet.load(chosen), 4, replies=kept)
 
 
 def test_replies_are_the_models_own_greedy_ones(random_model: Path, chosen: Path, tmp_path: Path) -> None:
@@ -220,6 +221,16 @@ def test_replies_made_elsewhere_need_no_memory(
     assert "replies" not in found.origin
     assert found.origin["sources"]["generic_a"][0]["replies"] == "made.jsonl"
     assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_a_plan_needs_no_replies(random_model: Path, chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "_available", lambda: 0)
+    planned = tokenise(open_checkpoint(random_model), CalibrationSet.load(chosen), 4, plan_only=True)
+    lengths = [len(w.tokens) for w in planned.windows]
+    tokenizer = tokenizer_of(random_model)
+    asked = [len(prompt_ids([{"role": "user", "content": q}], True, tokenizer)) for q in QUESTIONS]
+    assert lengths[: len(QUESTIONS)] == [n + TOKENS for n in asked]
+    assert lengths[len(QUESTIONS) : -1] == [n + 2 * TOKENS for n in asked[:2]]
 
 
 def test_what_cannot_answer(make_model: Callable[..., Path], random_model: Path, chosen: Path, tmp_path: Path) -> None:

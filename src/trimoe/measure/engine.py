@@ -19,10 +19,10 @@ from trimoe.measure.accumulate import Batch, LayerRecorder, recording
 from trimoe.measure.calibration import CalibrationSet, Windows
 from trimoe.measure.layers import LayerModel
 from trimoe.measure.leaks import BenchTexts
-from trimoe.measure.prepare import prepare
 from trimoe.measure.replies import path_beside
 from trimoe.measure.result import assemble
 from trimoe.measure.stats import ExpertStats
+from trimoe.measure.tokenise import tokenise
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 
 Progress = Callable[[int, int, str], None]
@@ -61,7 +61,7 @@ def calibrate(
     require_absent(out)
     checkpoint = open_checkpoint(model_dir)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
-    windows = prepare(
+    windows = tokenise(
         checkpoint, chosen, options.shards, replies=path_beside(out), device=options.device,
         dtype=compute_dtype(checkpoint, options), benches=benches, progress=progress,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def calibrate(
 
 def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Windows:
     """The set as windows of this checkpoint's tokens; a set of prompts without replies needs `calibrate`."""
-    return prepare(checkpoint, chosen, shards)
+    return tokenise(checkpoint, chosen, shards)
 
 
 def batches_of(windows: Windows, batch_tokens: int) -> list[Batch]:

@@ -14,14 +14,14 @@ from trimoe.errors import CalibrationError
 from trimoe.measure.calibration import CalibrationSet
 from trimoe.measure.layers import tokenizer_of
 from trimoe.measure.leaks import BenchTexts, SetText, check
-from trimoe.measure.rendering import documents_of
+from trimoe.measure.rendering import documents_of, prompt_ids
 from trimoe.measure.replies import Progress, answered
-from trimoe.measure.sources import SourceText
+from trimoe.measure.sources import RawReply, SourceText
 from trimoe.measure.windows import Document, Windows, windows_of
 from trimoe.model.checkpoint import Checkpoint
 
 
-def prepare(
+def tokenise(
     checkpoint: Checkpoint,
     chosen: CalibrationSet,
     shards: int,
@@ -30,17 +30,22 @@ def prepare(
     device: str = "cpu",
     dtype: str = "float32",
     benches: Sequence[BenchTexts] = (),
+    plan_only: bool = False,
     progress: Progress | None = None,
 ) -> Windows:
     """The set as windows of this checkpoint's tokens.
 
     `replies`: where the model's own answers to prompts are kept, and generated if they are not there yet; `benches` are
-    compared with the set. Raises `CalibrationError`, `Refused` (MultiPL-E), and what `answered` raises.
+    compared with the set. `plan_only` generates nothing: a missing answer is stood for by as many tokens as it may
+    have, so that the windows serve to predict needs, and only that. Raises `CalibrationError`, `Refused` (MultiPL-E),
+    and what `answered` raises.
     """
     tokenizer = tokenizer_of(checkpoint.path)
-    texts, made = answered(
-        chosen.texts(), checkpoint, tokenizer, replies, device=device, dtype=dtype, progress=progress
-    )
+    texts, made = chosen.texts(), dict[str, Any]()
+    if plan_only:
+        texts = {name: [_stand_in(text, tokenizer) for text in items] for name, items in texts.items()}
+    else:
+        texts, made = answered(texts, checkpoint, tokenizer, replies, device=device, dtype=dtype, progress=progress)
     documents = documents_of(texts, tokenizer)
     _require_vocabulary(documents, checkpoint)
     windows = windows_of(documents, chosen.window, shards, chosen.long_documents)
@@ -52,6 +57,13 @@ def prepare(
     if benches:
         origin["leak_check"] = check(_set_texts(texts), benches)
     return replace(windows, origin=origin)
+
+
+def _stand_in(text: SourceText, tokenizer: Any) -> SourceText:
+    if text.asks is None or text.reply is not None:
+        return text
+    token = prompt_ids([m for m in text.body if not isinstance(m, str)], text.thinking, tokenizer)[-1]
+    return replace(text, reply=RawReply("", ended=False, tokens=(token,) * text.asks))
 
 
 def _require_vocabulary(documents: Sequence[Document], checkpoint: Checkpoint) -> None:
