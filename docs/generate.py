@@ -1,7 +1,7 @@
 """Writes what the code already says into the documentation: commands, errors, recipes, families, the README's tree.
 
-`python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes}.md and the tree in README.md; with
-`--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
+`python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes,calibration-set}.md and the tree in
+README.md; with `--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
 """
 
 import argparse
@@ -18,6 +18,10 @@ from trimoe import errors
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe, names
 from trimoe.cli.main import VERBS, cli
 from trimoe.model.arch import all_archs
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
+
+from set_page import set_page  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -42,13 +46,15 @@ EXIT_CODES = """\
 ORDER = """
     errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
     arch.py archs checkpoint.py load.py safetensors.py tiny
-    calibration.py sources.py engine.py stats.py score.py recipe.py recipes select.py dropmap.py
+    calibration.py sources records.py replies.py rendering.py windows.py tokenise.py leaks.py multipl_e.py grams.py
+    engine.py stats.py merge.py reference.py summary.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py benches generate.py run.py log.py main.py common.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
     "model/archs": "model families as data, one file each",
     "model/tiny/checkpoint": "the bundled model: weights, tokenizer, config",
+    "measure/sources": "kinds of calibration text: files, data sets, prompts, traces; one file each",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
     "evaluate/benches": "the six benches of the bundled model, one file each",
 }
@@ -261,6 +267,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "errors.md": errors_page(),
         REFERENCE / "families.md": families_page(),
         REFERENCE / "recipes.md": recipes_page(),
+        REFERENCE / "calibration-set.md": f"{NOTE}\n{set_page()}",
         ROOT / "README.md": readme(),
     }
 

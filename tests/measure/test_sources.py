@@ -233,6 +233,32 @@ class TestRunLog:
         doubled = texts(log, "kind: run-log, path: x.jsonl, model: base, against: small, lost_weight: 5, weight: 2")
         assert [t.weight for t in doubled] == [2, 10, 2, 2, 2]
 
+    def test_few_shot_conversations(self, tmp_path: Path) -> None:
+        """A log keeps several turns as JSON; a question that only looks like JSON stays one."""
+        chat = [{"role": r, "content": c} for r, c in (("user", "2?"), ("assistant", "4"), ("user", "3?"))]
+        prompts = [json.dumps(chat), '[{"a": 1}] is what?', '[{"a": 1}]', '[{"role": "user"']
+        rows(tmp_path, *(exported("base", str(i), True, prompt=p) for i, p in enumerate(prompts)))
+        found = texts(tmp_path, "kind: run-log, path: x.jsonl, model: base")
+        assert list(found[0].body) == chat
+        assert [t.body for t in found[1:]] == [({"role": "user", "content": p},) for p in prompts[1:]]
+
+    def test_the_export_of_a_real_log(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """What `trimoe log export` writes is what is read."""
+        from trimoe.cli.main import main
+        from trimoe.evaluate.bench import Verdict
+        from trimoe.evaluate.log import RunLog, Sample
+
+        with RunLog(tmp_path / "runs.db") as log:
+            run = log.start("base", "tiny-code", {"s": 1}, "m", {}, {})
+            log.add(run, [(Sample(f"d{i}", i, f"do {i}", f"done\u2028{i}", "stop", 3, 4),
+                           Verdict(i > 0, "correct" if i else "wrong")) for i in range(3)], 1)  # fmt: skip
+        assert main(["log", "export", str(tmp_path / "runs.db")]) == 0
+        (tmp_path / "x.jsonl").write_text(capsys.readouterr().out, encoding="utf-8")
+        found = texts(tmp_path, "kind: run-log, path: x.jsonl, model: base")
+        assert [(t.item, t.reply and t.reply.text) for t in found] == [
+            ("tiny-code/d1", "done\u20281"), ("tiny-code/d2", "done\u20282"),
+        ]  # fmt: skip
+
     def test_what_does_not_fit(self, log: Path) -> None:
         with pytest.raises(CalibrationError, match="no run named other"):
             texts(log, "kind: run-log, path: x.jsonl, model: other")

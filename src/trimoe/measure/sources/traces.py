@@ -104,10 +104,15 @@ class RunLogSource(TraceSource):
         }
 
     def _question(self, record: Record) -> list[Message]:
-        prompt = record.row.get("prompt")
-        if isinstance(prompt, list):
-            return messages_of(prompt, f"field 'prompt' of {record.where}")
-        return [user(checked(prompt, f"field 'prompt' of {record.where}"))]
+        """The prompt; a log keeps a conversation of several turns as JSON in the same column."""
+        what = f"field 'prompt' of {record.where}"
+        prompt = checked(record.row.get("prompt"), what)
+        try:
+            turns = json.loads(prompt) if prompt.startswith('[{"') else None
+            several = turns is not None and all(turn.keys() == {"role", "content"} for turn in turns)
+        except (ValueError, AttributeError, RecursionError):  # a question that only begins like that
+            several = False
+        return messages_of(turns, what) if several else [user(prompt)]
 
     def _reply(self, record: Record) -> RawReply:
         text = checked(record.row.get("reply"), f"field 'reply' of {record.where}")
