@@ -3,7 +3,7 @@
     python examples/replies.py prompts.jsonl http://127.0.0.1:8080 -o replies.jsonl
 
 Reads JSON lines with `prompt`, or the shipped prompts (`generic`). What the output has already is not asked again.
-Start llama-server with `--reasoning-format none`, so that the thinking stays in the reply. Standard library and trimoe only.
+Start llama-server with `--reasoning-format none`, so that the thinking stays in the reply.
 """
 
 import argparse

@@ -248,3 +248,13 @@ def test_what_cannot_answer(make_model: Callable[..., Path], random_model: Path,
     with pytest.raises(CheckpointError, match="not finite"):
         windows(broken, chosen, tmp_path / "r.jsonl")
     assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_windows_beyond_the_models_context_are_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_model(max_position_embeddings=64)
+    (tmp_path / "t.txt").write_text("x" * 200)
+    (tmp_path / "set.yaml").write_text("name: t\nclasses: {a: [{kind: text, path: t.txt}]}\n")
+    with pytest.raises(CalibrationError, match="a window of 200 tokens is longer than the model's context"):
+        windows(model, tmp_path / "set.yaml", None)
+    (tmp_path / "set.yaml").write_text("name: t\nwindow: 64\nclasses: {a: [{kind: text, path: t.txt}]}\n")
+    assert len(windows(model, tmp_path / "set.yaml", None).windows) == 4

@@ -89,6 +89,14 @@ def test_paths_are_relative_to_the_file_and_not_to_the_shell(tmp_path: Path, mon
     assert [t.text for t in CalibrationSet.load(Path("sub/set.yaml")).texts()["a"]] == ["some text"] * 2
 
 
+def test_yaml_anchors_and_merge_keys_work(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("some text")
+    (tmp_path / "set.yaml").write_text(
+        "name: t\nclasses:\n  a:\n    - &x {kind: text, path: t.txt, weight: 2}\n  b:\n    - {<<: *x, weight: 3}\n"
+    )
+    assert {c: t[0].weight for c, t in CalibrationSet.load(tmp_path / "set.yaml").texts().items()} == {"a": 2, "b": 3}
+
+
 def test_a_class_or_source_without_documents(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "one.jsonl").write_text('{"text": "x"}\n')

@@ -133,9 +133,11 @@ class TestDataSets:
         (tmp_path / "empty").mkdir()
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 not really")
+        (tmp_path / "latin").mkdir()
+        (tmp_path / "latin" / "train.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
         (tmp_path / "half").mkdir()
         (tmp_path / "half" / "state.json").write_text("{}")
-        for name in ("empty", "gone", "broken", "half"):
+        for name in ("empty", "gone", "broken", "latin", "half"):
             with pytest.raises(CalibrationError, match="cannot be used"):
                 texts(tmp_path, f"kind: dataset, path: {name}")
 

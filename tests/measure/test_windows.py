@@ -67,6 +67,12 @@ def test_the_end_of_the_turn_is_what_the_template_says(tok: Any, tmp_path: Path)
     assert end_of_turn(tok) == [tok.convert_tokens_to_ids("<end>")]
     bare = tokenizer(tmp_path / "bare", "{% for m in messages %}{{ m['content'] }}|{% endfor %}")
     assert end_of_turn(bare) == [tok.convert_tokens_to_ids("|")]
+    last_stays_open = (
+        "{% for m in messages %}<turn>{{ m['content'] }}"
+        "{% if not loop.last or m['role'] == 'user' %}<end>{% endif %}{% endfor %}"
+    )
+    assert end_of_turn(tokenizer(tmp_path / "open", last_stays_open)) == [tok.convert_tokens_to_ids("<end>")]
+    assert end_of_turn(tokenizer(tmp_path / "none", "{% for m in messages %}{{ m['content'] }}{% endfor %}")) == []
 
 
 def test_plain_text_and_stripped_chats(tok: Any) -> None:

@@ -40,16 +40,21 @@ def prompt_ids(messages: Sequence[Message], thinking: bool | None, tokenizer: To
 
 
 def end_of_turn(tokenizer: Tokenizer) -> list[int]:
-    """The tokens with which the template closes an assistant's turn, up to the first special one; empty if none."""
+    """The tokens with which the template closes an assistant's turn, up to the first special one; empty if none.
+
+    Some templates close only turns that another one follows.
+    """
     probe = "trimoe"
-    messages = [{"role": "user", "content": probe}, {"role": "assistant", "content": probe}]
-    after = _rendered(messages, None, tokenizer, open_turn=False).rpartition(probe)[2]
-    ids = _ids(tokenizer, after)
+    last = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
     special = _special(tokenizer)
-    for at, token in enumerate(ids):
-        if token in special:
-            return ids[: at + 1]
-    return ids
+    for messages in (last, [*last, {"role": "user", "content": "?"}]):
+        ids = _ids(tokenizer, _rendered(messages, None, tokenizer, open_turn=False).rpartition(probe)[2])
+        for at, token in enumerate(ids):
+            if token in special:
+                return ids[: at + 1]
+        if ids and messages is last:
+            return ids
+    return []
 
 
 def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document:

@@ -49,6 +49,7 @@ def tokenise(
     documents = documents_of(texts, tokenizer)
     _require_vocabulary(documents, checkpoint)
     windows = windows_of(documents, chosen.window, shards, chosen.long_documents)
+    _require_context(windows, checkpoint)
     origin: dict[str, Any] = {**windows.origin, "sources": chosen.describe()}
     if made:
         origin["replies"] = made
@@ -72,6 +73,16 @@ def _require_vocabulary(documents: Sequence[Document], checkpoint: Checkpoint) -
     if isinstance(vocabulary, int) and largest >= vocabulary:
         raise CalibrationError(f"token {largest} is beyond the model's vocabulary", expected=f"below {vocabulary}",
                                remedy="the tokenizer is of another model")  # fmt: skip
+
+
+def _require_context(windows: Windows, checkpoint: Checkpoint) -> None:
+    """Positions that the model was never trained on would be measured without anybody noticing."""
+    scope = checkpoint.config.get("text_config") or checkpoint.config
+    context, longest = scope.get("max_position_embeddings"), max(len(w.tokens) for w in windows.windows)
+    if isinstance(context, int) and longest > context:
+        raise CalibrationError(f"a window of {longest} tokens is longer than the model's context",
+                               expected=f"at most {context}", actual=f"window: {windows.origin['window']}",
+                               remedy="lower `window` in the set file")  # fmt: skip
 
 
 def _bench_items(documents: Sequence[Document]) -> dict[str, list[str]]:
