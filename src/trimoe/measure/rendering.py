@@ -123,7 +123,8 @@ def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    # verbose=False: a document longer than the model's context is no mistake, it is cut into windows
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def _special(tokenizer: Tokenizer) -> set[int]:
