@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from trimoe.artifact import publish_file
 from trimoe.errors import UsageError
-from trimoe.judge.report import plots
+from trimoe.judge.report import canvas, plots
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def write_heatmap(path: Path, title: str, facts: Sequence[str], panels: Sequence
     if path.suffix not in (".html", ".png"):
         raise UsageError(f"a heatmap cannot be written as {path.name}", expected="a name that ends with .html or .png",
                          actual=path.suffix or "no suffix", remedy="choose another name")  # fmt: skip
-    with plots.drawing(), publish_file(path) as temporary:
+    with canvas.drawing(), publish_file(path) as temporary:
         if path.suffix == ".html":
             temporary.write_text(_page(title, facts, panels), encoding="utf-8")
         else:
@@ -46,7 +46,7 @@ def _page(title: str, facts: Sequence[str], panels: Sequence[Panel]) -> str:
     for number, panel in enumerate(panels):
         experts = len(panel.values[0])
         figure = plots.heatmap(panel.values, width=max(640, min(1016, 60 + 26 * experts), 60 + 8 * experts))
-        drawn.append((f"map-{number}", panel.title, Markup(plots.to_svg(figure, f"map-{number}"))))
+        drawn.append((f"map-{number}", panel.title, Markup(canvas.to_svg(figure, f"map-{number}"))))
     template = environment.get_template("heat.html.jinja")
     return template.render(title=title, facts=facts, panels=drawn, wide=len(panels[0].values[0]) > 64)
 
@@ -60,13 +60,13 @@ def _picture(path: Path, title: str, panels: Sequence[Panel]) -> None:
     cell = ((width - 80) / experts, max(5.0, min(18.0, 9.0)))
     head, gap, foot = 44, 34, 44
     height = head + len(panels) * (gap + cell[1] * layers) + foot
-    figure = Figure(figsize=(width / plots.PIXELS, height / plots.PIXELS), dpi=plots.PIXELS)
-    figure.text(24 / width, 1 - 28 / height, plots.clean(title, 90), weight="bold", fontsize=14,
-                color=plots.COLOURS["ink"])  # fmt: skip
+    figure = Figure(figsize=(width / canvas.PIXELS, height / canvas.PIXELS), dpi=canvas.PIXELS)
+    figure.text(24 / width, 1 - 28 / height, canvas.clean(title, 90), weight="bold", fontsize=14,
+                color=canvas.COLOURS["ink"])  # fmt: skip
     top = float(head)
     for number, panel in enumerate(panels):
-        figure.text(56 / width, 1 - (top + 22) / height, plots.clean(panel.title, 90), fontsize=12.5,
-                    color=plots.COLOURS["ink"])  # fmt: skip
+        figure.text(56 / width, 1 - (top + 22) / height, canvas.clean(panel.title, 90), fontsize=12.5,
+                    color=canvas.COLOURS["ink"])  # fmt: skip
         top += gap
         size = cell[1] * layers
         axes = figure.add_axes((56 / width, 1 - (top + size) / height, (width - 80) / width, size / height))
@@ -74,7 +74,7 @@ def _picture(path: Path, title: str, panels: Sequence[Panel]) -> None:
         if number + 1 < len(panels):
             axes.set_xticks([])
         else:
-            axes.set_xlabel("expert", fontsize=11.5, color=plots.COLOURS["soft"], labelpad=2)
-        axes.set_ylabel("layer", fontsize=11.5, color=plots.COLOURS["soft"], labelpad=6)
+            axes.set_xlabel("expert", fontsize=11.5, color=canvas.COLOURS["soft"], labelpad=2)
+        axes.set_ylabel("layer", fontsize=11.5, color=canvas.COLOURS["soft"], labelpad=6)
         top += size
-    plots.to_png(figure, path)
+    canvas.to_png(figure, path)
