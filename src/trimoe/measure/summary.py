@@ -25,7 +25,7 @@ def summarize(stats: ExpertStats, scores: Array, by: str, *, top: int, show: int
     `scores` [C, L, E] are of the criterion `by`; `top` experts make the sets that classes are compared by, `show`
     experts are listed at either end, a cell with fewer than `least` tokens is thin.
     """
-    layers = moe_layers(stats)
+    layers = list(stats.moe_layers)
     scores = scores[:, layers]
     tc = stats.fields.get("tc")
     tc = None if tc is None else tc[:, layers]
@@ -59,13 +59,6 @@ def summarize(stats: ExpertStats, scores: Array, by: str, *, top: int, show: int
         },
         "metadata": {key: value for key, value in stats.metadata.items() if key != "document_hashes"},
     }  # fmt: skip
-
-
-def moe_layers(stats: ExpertStats) -> list[int]:
-    """Numbers of the layers that have experts (all of them, if the file does not say)."""
-    recorded = stats.metadata.get("moe_layers")
-    every = list(range(stats.shape[1]))
-    return [layer for layer in every if layer in recorded] if isinstance(recorded, list) else every
 
 
 def gini(values: Array) -> Array:
