@@ -1,7 +1,7 @@
 """Writes what the code already says into the documentation: commands, errors, recipes, families, the README's tree.
 
 `python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes,calibration-set}.md and the tree in
-README.md; with `--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
+README.md; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is enough.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from trimoe.model.arch import all_archs
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
 
-from set_page import set_page  # noqa: E402
+from set_page import set_page
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"

@@ -39,7 +39,7 @@ class TestJsonLines:
         assert [t.text for t in texts(tmp_path, "kind: jsonl, path: x.jsonl")] == ["a", "b"]
 
     def test_gzip_by_content_not_by_name(self, tmp_path: Path) -> None:
-        (tmp_path / "x.jsonl").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+        (tmp_path / "x.jsonl").write_bytes(gzip.compress(b'{"text": "a"}\n', mtime=0))
         assert [t.text for t in texts(tmp_path, "kind: jsonl, path: x.jsonl")] == ["a"]
 
     @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ class TestJsonLines:
             (b'{"text": "\\ud800"}', "surrogate"),
             (b'{"text": 3}', "is not text"),
             (b'{"txt": "a"}', "has no field 'text'"),
-            (gzip.compress(b'{"text": "a"}')[:-6], "cannot read"),
-            (gzip.compress(b'{"text": "a"}' * 99)[:14] + b"\xff" * 40, "cannot read"),
+            (gzip.compress(b'{"text": "a"}', mtime=0)[:-6], "cannot read"),
+            (gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:14] + b"\xff" * 40, "cannot read"),
         ],
     )
     def test_damage_is_named_by_line(self, tmp_path: Path, data: bytes, word: str) -> None:
