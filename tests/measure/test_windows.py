@@ -1,10 +1,9 @@
 """From texts to tokens to windows: templates, raw replies, masks, long documents."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import save_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,16 +21,9 @@ THINKING = (
 """Drops what the assistant thought (before ~) from finished turns, as the templates of reasoning models do."""
 
 
-def tokenizer(folder: Path, template: str | None = THINKING) -> Any:
-    from transformers import AutoTokenizer
-
-    save_tokenizer(folder / "t", template)
-    return AutoTokenizer.from_pretrained(folder / "t")
-
-
 @pytest.fixture
-def tok(tmp_path: Path) -> Any:
-    return tokenizer(tmp_path)
+def tok(make_tokenizer: Callable[..., Any]) -> Any:
+    return make_tokenizer(THINKING)
 
 
 def render(tok: Any, text: SourceText) -> tuple[str, Document]:
@@ -63,16 +55,16 @@ def test_reply_tokens_win_over_the_reply_text(tok: Any) -> None:
     assert render(tok, text)[1].tokens == (*ids, 60, 61, 5)
 
 
-def test_the_end_of_the_turn_is_what_the_template_says(tok: Any, tmp_path: Path) -> None:
+def test_the_end_of_the_turn_is_what_the_template_says(tok: Any, make_tokenizer: Callable[..., Any]) -> None:
     assert end_of_turn(tok) == [tok.convert_tokens_to_ids("<end>")]
-    bare = tokenizer(tmp_path / "bare", "{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    bare = make_tokenizer("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
     assert end_of_turn(bare) == [tok.convert_tokens_to_ids("|")]
     last_stays_open = (
         "{% for m in messages %}<turn>{{ m['content'] }}"
         "{% if not loop.last or m['role'] == 'user' %}<end>{% endif %}{% endfor %}"
     )
-    assert end_of_turn(tokenizer(tmp_path / "open", last_stays_open)) == [tok.convert_tokens_to_ids("<end>")]
-    assert end_of_turn(tokenizer(tmp_path / "none", "{% for m in messages %}{{ m['content'] }}{% endfor %}")) == []
+    assert end_of_turn(make_tokenizer(last_stays_open)) == [tok.convert_tokens_to_ids("<end>")]
+    assert end_of_turn(make_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")) == []
 
 
 def test_plain_text_and_stripped_chats(tok: Any) -> None:
@@ -93,13 +85,11 @@ def test_stripping_keeps_the_bos_that_the_tokenizer_adds() -> None:
     assert not set(with_marker.tokens[1:]) & set(tok.all_special_ids)
 
 
-def test_bad_templates_and_tokens(tok: Any, tmp_path: Path) -> None:
+def test_bad_templates_and_tokens(tok: Any, make_tokenizer: Callable[..., Any]) -> None:
     with pytest.raises(CalibrationError, match="no chat template"):
-        documents_of({"a": [SourceText(CHAT)]}, tokenizer(tmp_path / "none", None))
+        documents_of({"a": [SourceText(CHAT)]}, make_tokenizer(None))
     with pytest.raises(CalibrationError, match="refuses a chat"):
-        documents_of(
-            {"a": [SourceText(CHAT)]}, tokenizer(tmp_path / "strict", "{{ raise_exception('roles must alternate') }}")
-        )
+        documents_of({"a": [SourceText(CHAT)]}, make_tokenizer("{{ raise_exception('roles must alternate') }}"))
     for unknown in ("<nope>", "two words"):
         with pytest.raises(CalibrationError, match="is not one token"):
             documents_of({"a": [SourceText("ab", count_before=unknown)]}, tok)
