@@ -1,10 +1,11 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each sets everything up itself and is idempotent.
+# `make test` builds llama.cpp once (about ten minutes on two cores) into ~/.cache/trimoe, which later clones reuse.
 PY := .venv/bin/python
 CHECKED := src tests examples bench docs
 # One thread per worker and no spinning: two test workers on two cores starve each other otherwise.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check docs venv clean
+.PHONY: demo test check docs venv llamacpp clean
 
 venv: .venv/.ready
 
@@ -19,8 +20,12 @@ venv: .venv/.ready
 demo: venv
 	.venv/bin/trimoe demo --out demo
 
+# The tools for GGUF files, from the pinned source archive; at once where the cache has them
+llamacpp: venv
+	.venv/bin/trimoe llamacpp install
+
 # Everything, the slow tests too
-test: venv
+test: venv llamacpp
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # Format, lint, strict types, documentation

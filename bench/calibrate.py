@@ -2,7 +2,7 @@
 
     python bench/calibrate.py DIR [--layers 2] [--tokens 8192] [--runs 3] [--dtype bfloat16] [--part all] [--json]
 
-A random checkpoint (hidden 2816, 128 experts of width 704, top-8; small vocabulary) is written to DIR/trimoe-bench and
+A random checkpoint (hidden 2816, 128 experts of width 704, top-8; small vocabulary) is written to DIR/trimoe-bench-calibrate and
 removed at the end. Three parts, each a ratio within one run, alternating its contestants and comparing medians:
   plain   the engine, loading of layers included, against transformers' own forward of the same model, type and batches
           with all layers resident
@@ -57,6 +57,7 @@ def make_checkpoint(folder: Path, layers: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(layers), indent=1))
     with torch.device("meta"):
@@ -107,7 +108,7 @@ def plain(model: Any, data: Any, batch: int) -> None:
     """The text model's forward over the same batches."""
     import torch
 
-    from trimoe.measure.engine import batches_of
+    from trimoe.measure.batching import batches_of
 
     with torch.inference_mode():
         for made in batches_of(data, batch):
@@ -184,7 +185,7 @@ def main() -> None:
         engine(options.dir, windows(1, 2048), options.dtype, 2048)
         print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
-    root: Path = options.dir / "trimoe-bench"
+    root: Path = options.dir / "trimoe-bench-calibrate"
     result: dict[str, Any] = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "dtype": options.dtype}
     try:
         if options.part in ("all", "plain", "hook"):

@@ -1,12 +1,14 @@
-"""Prune against `cp`: time and memory on a generated checkpoint of real Gemma 4 layer shapes.
+"""Prune against `cp`: time and memory on generated models of real Gemma 4 layer shapes.
 
-    python bench/prune.py DIR [--gib 4] [--runs 5] [--cold] [--json]
+    python bench/prune.py DIR [--gib 1,4,8] [--format safetensors,gguf] [--cache warm,cold] [--runs 5] [--sync] [--json]
 
-Each round deletes the output, waits for the disk, and runs alternately `trimoe prune` (the whole command in a child
-process, 30 of 128 experts dropped), the same with `--sync`, and `cp --reflink=never` of a file of the output's size
-(plain, and followed by `sync FILE`). Medians are compared; peak memory is the child's own maximum resident set. The
-input is read before every run, or with `--cold` dropped from the page cache. Everything below DIR/trimoe-bench is
-removed at the end.
+Each round deletes the output, waits for the disk, and runs in turn `trimoe prune` (the whole command in a child
+process, 30 of 128 experts dropped) as it is and with other options, and `cp --reflink=never` of a file of the output's
+size; with `--sync` also both followed by waiting for the disk. The order alternates from round to round. Reported are
+medians, the ratio of the medians, and the median of the rounds' own ratios, which is steadier on a machine that does
+other things too. Peak memory is the child's own maximum resident set. The input is read before every run, or (cold)
+dropped from the page cache. Everything below DIR/trimoe-bench is removed at the end; DIR needs about 4 times the
+largest size.
 """
 
 import argparse
@@ -20,68 +22,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trimoe.model.safetensors import header_bytes, nbytes_of
+from prune_models import EXPERTS, make_checkpoint, make_gguf
 
-HIDDEN, WIDTH, EXPERTS, DROPPED, TOP_K = 2816, 704, 128, 30, 8
-Entries = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def layer_entries(layer: int) -> Entries:
-    """Tensors of one layer with the shapes of gemma-4-26B-A4B: the experts, the router, the dense FFN, attention."""
-    prefix = f"model.language_model.layers.{layer}."
-    shapes: dict[str, tuple[int, ...]] = {
-        "experts.gate_up_proj": (EXPERTS, 2 * WIDTH, HIDDEN),
-        "experts.down_proj": (EXPERTS, HIDDEN, WIDTH),
-        "router.proj.weight": (EXPERTS, HIDDEN),
-        "router.per_expert_scale": (EXPERTS,),
-        "router.scale": (HIDDEN,),
-        "input_layernorm.weight": (HIDDEN,),
-        "mlp.gate_proj.weight": (2112, HIDDEN),
-        "mlp.up_proj.weight": (2112, HIDDEN),
-        "mlp.down_proj.weight": (HIDDEN, 2112),
-        "self_attn.q_proj.weight": (16 * 256, HIDDEN),
-        "self_attn.k_proj.weight": (8 * 256, HIDDEN),
-        "self_attn.v_proj.weight": (8 * 256, HIDDEN),
-        "self_attn.o_proj.weight": (HIDDEN, 16 * 256),
-    }
-    return {prefix + name: ("BF16", shape) for name, shape in sorted(shapes.items())}
+DROPPED = 30
+Run = tuple[float, int]  # seconds, peak resident bytes
 
 
-def make_checkpoint(folder: Path, size: int) -> int:
-    """A checkpoint of about `size` bytes in shards of two layers; returns its number of layers.
-
-    Values are one seeded random MiB repeated with a running stamp, so no two megabytes are equal.
-    """
-    layers = max(1, round(size / sum(nbytes_of(*entry) for entry in layer_entries(0).values())))
-    folder.mkdir(parents=True)
-    block = bytearray(random.Random(0).randbytes(1 << 20))
-    weight_map: dict[str, str] = {}
-    starts = range(0, layers, 2)
-    for number, start in enumerate(starts, 1):
-        name = f"model-{number:05d}-of-{len(starts):05d}.safetensors"
-        entries: Entries = {}
-        for layer in range(start, min(start + 2, layers)):
-            entries |= layer_entries(layer)
-        left = sum(nbytes_of(*entry) for entry in entries.values())
-        with (folder / name).open("wb") as handle:
-            handle.write(header_bytes(entries, {"format": "pt"}))
-            while left:
-                block[:8] = (number << 40 | left).to_bytes(8, "little")
-                left -= handle.write(memoryview(block)[:left])
-        weight_map |= dict.fromkeys(entries, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    text = {"model_type": "gemma4_text", "hidden_size": HIDDEN, "moe_intermediate_size": WIDTH, "num_experts": EXPERTS,
-            "top_k_experts": TOP_K, "num_hidden_layers": layers}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma4", "text_config": text}, indent=2))
-    return layers
-
-
-def child(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of one child process; its failure ends the benchmark."""
+def child(command: list[str]) -> Run:
+    """One child process; its failure ends the benchmark."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -92,98 +43,141 @@ def child(command: list[str]) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * 1024
 
 
-def forget(folder: Path) -> None:
-    """Drop the files of a folder from the page cache (they are clean: the disk was waited for)."""
-    for file in folder.iterdir():
+def files_of(place: Path) -> list[Path]:
+    """The files of a directory, or the file."""
+    return sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
+
+
+def forget(place: Path) -> None:
+    """Drop files from the page cache (they are clean: the disk was waited for)."""
+    for file in files_of(place):
         fd = os.open(file, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
 
 
-def recall(folder: Path) -> None:
-    """Read the files of a folder, so that a warm run does not depend on what else went through the page cache."""
+def recall(place: Path) -> None:
+    """Read files, so that a warm run does not depend on what else went through the page cache."""
     buffer = bytearray(4 << 20)
-    for file in folder.iterdir():
+    for file in files_of(place):
         with file.open("rb", buffering=0) as handle:
             while handle.readinto(buffer):
                 pass
 
 
-def measure(root: Path, size: int, runs: int, cold: bool) -> dict[str, Any]:
-    """All rounds; returns medians, ratios and the conditions."""
-    source, reference = root / "source", root / "reference"
-    layers = make_checkpoint(source, size)
+def remove(place: Path) -> None:
+    """A file, a directory, or nothing."""
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+def make(root: Path, kind: str, size: int) -> tuple[Path, int]:
+    """The source and its map; returns the source and its number of layers."""
+    source = root / ("source.gguf" if kind == "gguf" else "source")
+    layers = make_gguf(source, size) if kind == "gguf" else make_checkpoint(source, size)
     draw = random.Random(1)
     drop = {str(i): sorted(draw.sample(range(EXPERTS), DROPPED)) for i in range(layers)}
     (root / "map.json").write_text(json.dumps({"drop": drop, "num_experts": EXPERTS}))
-    prune = [sys.executable, "-m", "trimoe", "prune", str(source), str(root / "map.json"), "-o", str(root / "out")]
-    child(prune)  # also warms the interpreter's files
-    out_bytes = sum(f.stat().st_size for f in (root / "out").iterdir())
-    reference.mkdir()
-    with (reference / "file").open("wb") as target:  # cp's input: the output's bytes in one file
-        for file in sorted((root / "out").glob("*.safetensors")):
+    return source, layers
+
+
+def commands(root: Path, source: Path, sync: bool) -> dict[str, list[str]]:
+    """The contestants: name -> command. `cp` is the one that the others are compared with."""
+    out, copy = root / ("out.gguf" if source.is_file() else "out"), root / "copy"
+    prune = [sys.executable, "-m", "trimoe", "prune", str(source), str(root / "map.json"), "-o", str(out)]
+    cp = ["cp", "--reflink=never", str(root / "reference"), str(copy)]
+    found = {"prune": prune, "cp": cp}
+    if not source.is_file():
+        found |= {"prune --max-shard 1GB": [*prune, "--max-shard", "1GB"], "prune --verify": [*prune, "--verify"],
+                  "prune --no-hash": [*prune, "--no-hash"]}  # fmt: skip
+    if sync:
+        both = f"cp --reflink=never '{root / 'reference'}' '{copy}' && sync '{copy}'"
+        found |= {"prune --sync": [*prune, "--sync"], "cp && sync": ["sh", "-c", both]}
+    return found
+
+
+def measure(root: Path, kind: str, size: int, cache: str, runs: int, sync: bool) -> dict[str, Any]:
+    """All rounds of one size; returns medians, ratios and the conditions."""
+    source, layers = make(root, kind, size)
+    jobs = commands(root, source, sync)
+    out, reference = Path(jobs["prune"][-1]), root / "reference"
+    child(jobs["prune"])  # also warms the interpreter's files
+    with reference.open("wb") as target:  # cp's input: the output's bytes in one file
+        for file in files_of(out):
             with file.open("rb") as part:
                 shutil.copyfileobj(part, target, 1 << 22)
-        target.truncate(out_bytes)
-    copy = ["cp", "--reflink=never", str(reference / "file"), str(root / "copy")]
-    jobs: dict[str, Callable[[], tuple[float, int]]] = {
-        "prune": lambda: child(prune),
-        "cp": lambda: child(copy),
-        "prune --sync": lambda: child([*prune, "--sync"]),
-        "cp; sync FILE": lambda: child(["sh", "-c", f"cp --reflink=never '{copy[2]}' '{copy[3]}' && sync '{copy[3]}'"]),
-    }
-    results: dict[str, list[tuple[float, int]]] = {name: [] for name in jobs}
+    results: dict[str, list[Run]] = {name: [] for name in jobs}
+    load = os.getloadavg()[0]
     for turn in range(runs):
         for name in list(jobs) if turn % 2 == 0 else list(jobs)[::-1]:  # alternated, so drift hits all alike
-            shutil.rmtree(root / "out", ignore_errors=True)
-            (root / "copy").unlink(missing_ok=True)
+            remove(out)
+            remove(root / "copy")
             os.sync()
-            (forget if cold else recall)(source if "prune" in name else reference)
-            results[name].append(jobs[name]())
-    median = {name: statistics.median(seconds for seconds, _ in values) for name, values in results.items()}
+            (forget if cache == "cold" else recall)(source if name.startswith("prune") else reference)
+            results[name].append(child(jobs[name]))
+    seconds = {name: [s for s, _ in values] for name, values in results.items()}
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    against = {name: "cp && sync" if name == "prune --sync" else "cp" for name in jobs if name.startswith("prune")}
+    paired = {name: statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
+              for name, other in against.items()}  # fmt: skip
     return {
-        "source_bytes": sum(f.stat().st_size for f in source.iterdir()), "output_bytes": out_bytes, "layers": layers,
-        "runs": runs, "cache": "cold" if cold else "warm", "cores": os.cpu_count(), "load": os.getloadavg()[0],
-        "python": platform.python_version(), "kernel": platform.release(),
-        "seconds": {name: [round(seconds, 3) for seconds, _ in values] for name, values in results.items()},
+        "format": kind, "cache": cache, "source_bytes": sum(f.stat().st_size for f in files_of(source)),
+        "output_bytes": reference.stat().st_size, "layers": layers, "runs": runs,
         "median_seconds": {name: round(value, 3) for name, value in median.items()},
-        "ratio": round(median["prune"] / median["cp"], 3),
-        "ratio_sync": round(median["prune --sync"] / median["cp; sync FILE"], 3),
-        "peak_rss_mib": round(max(rss for _, rss in results["prune"]) / (1 << 20), 1),
+        "ratio": {name: round(median[name] / median[other], 3) for name, other in against.items()},
+        "paired_ratio": {name: round(value, 3) for name, value in paired.items()},
+        "peak_rss_mib": {name: round(max(rss for _, rss in results[name]) / (1 << 20), 1) for name in against},
+        "seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
+        "machine": {"cores": os.cpu_count(), "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1),
+                    "python": platform.python_version(), "kernel": platform.release()},
     }  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
-    median, seconds, output = result["median_seconds"], result["seconds"], result["output_bytes"]
-    lines = [f"{'command':<16}{'median s':>9}{'min s':>8}{'max s':>8}{'GB/s':>7}"]
-    lines += [f"{name:<16}{median[name]:>9.2f}{min(values):>8.2f}{max(values):>8.2f}{output / median[name] / 1e9:>7.2f}"
-              for name, values in seconds.items()]  # fmt: skip
-    lines.append(f"prune / cp: {result['ratio']}   with the disk waited for: {result['ratio_sync']}   "
-                 f"peak memory of prune: {result['peak_rss_mib']} MiB")  # fmt: skip
-    lines.append(f"{result['cache']} cache, source {result['source_bytes']:,} bytes, output {output:,} bytes, "
-                 f"{result['runs']} runs, {result['cores']} cores, load {result['load']:.1f}")  # fmt: skip
+    """One result for people."""
+    machine, output = result["machine"], result["output_bytes"]
+    lines = [
+        f"{result['format']}, {result['cache']} cache: {result['source_bytes']:,} -> {output:,} bytes, "
+        f"{result['runs']} rounds, {machine['cores']} cores, load {machine['load_before']} to {machine['load_after']}",
+        f"{'command':<22}{'median s':>9}{'min s':>8}{'max s':>8}{'GB/s':>7}{'/ cp':>7}{'paired':>8}{'MiB':>7}",
+    ]
+    for name, values in result["seconds"].items():
+        median = result["median_seconds"][name]
+        line = f"{name:<22}{median:>9.2f}{min(values):>8.2f}{max(values):>8.2f}{output / median / 1e9:>7.2f}"
+        if name in result["ratio"]:
+            line += (
+                f"{result['ratio'][name]:>7.2f}{result['paired_ratio'][name]:>8.2f}{result['peak_rss_mib'][name]:>7.0f}"
+            )
+        lines.append(line)
     return "\n".join(lines)
 
 
 def main() -> None:
     """Parse, measure, print, remove what was made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="a place with about 4 times the size free")
-    parser.add_argument("--gib", type=float, default=4, help="size of the generated checkpoint")
+    parser.add_argument("directory", type=Path, help="where to work")
+    parser.add_argument("--gib", default="4", help="sizes of the generated models, comma-separated")
+    parser.add_argument("--format", default="safetensors", help="safetensors, gguf, or both with a comma")
+    parser.add_argument("--cache", default="warm,cold", help="warm, cold, or both with a comma")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--cold", action="store_true", help="drop the source from the page cache before every run")
-    parser.add_argument("--json", action="store_true", dest="as_json")
+    parser.add_argument("--sync", action="store_true", help="also with the disk waited for")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON list and nothing else")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     root: Path = options.directory / "trimoe-bench"
-    shutil.rmtree(root, ignore_errors=True)  # a leftover of a killed run
-    root.mkdir(parents=True)
-    try:
-        result = measure(root, int(options.gib * (1 << 30)), options.runs, options.cold)
-    finally:
-        shutil.rmtree(root)
-    print(json.dumps(result, indent=1) if options.as_json else table(result))
+    results = []
+    for kind in options.format.split(","):
+        for size in options.gib.split(","):
+            for cache in options.cache.split(","):
+                shutil.rmtree(root, ignore_errors=True)  # a leftover of a killed run
+                root.mkdir(parents=True)
+                try:
+                    results.append(measure(root, kind, int(float(size) * (1 << 30)), cache, options.runs, options.sync))
+                finally:
+                    shutil.rmtree(root)
+                if not options.as_json:
+                    print(table(results[-1]), flush=True)
+    if options.as_json:
+        print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Writes what the code already says into the documentation: commands, errors, recipes, families, the README's tree.
+"""Writes what the code already says into the documentation: commands, errors, recipes, families, benches, the tree.
 
-`python docs/generate.py` rewrites docs/reference/{cli,errors,families,recipes,calibration-set}.md and the tree in
-README.md; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is enough.
+`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,errors,families,recipes}.md and the
+README's tree; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is
+enough. set_page.py makes the page of calibration sets.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -17,6 +18,8 @@ import click
 from trimoe import errors
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe, names
 from trimoe.cli.main import VERBS, cli
+from trimoe.evaluate.bench import SUITES, Bench, benches
+from trimoe.evaluate.spec import BenchSpec
 from trimoe.model.arch import all_archs
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
@@ -45,18 +48,21 @@ EXIT_CODES = """\
 # The README's tree: the order of the data. Files not named here follow by name.
 ORDER = """
     errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
-    arch.py archs checkpoint.py load.py safetensors.py tiny
+    arch.py archs checkpoint.py load.py safetensors.py gguf_format.py gguf.py gguf_model.py archs_gguf imatrix.py tiny
     calibration.py sources records.py replies.py rendering.py windows.py tokenise.py leaks.py multipl_e.py grams.py
     engine.py stats.py merge.py reference.py summary.py score.py recipe.py recipes select.py dropmap.py
-    plan.py copying.py prune.py certify.py bench.py benches generate.py run.py log.py main.py common.py
+    plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
+    generate.py run.py recorded.py log.py main.py common.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
     "model/archs": "model families as data, one file each",
+    "model/archs_gguf": "names of GGUF tensors of experts as data",
+    "quantize/native": "our C++ program beside llama.cpp's: logits with masked routers",
     "model/tiny/checkpoint": "the bundled model: weights, tokenizer, config",
     "measure/sources": "kinds of calibration text: files, data sets, prompts, traces; one file each",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
-    "evaluate/benches": "the six benches of the bundled model, one file each",
+    "evaluate/benches": "benchmarks, one thin file each: ARC, GPQA, GSM8K, ... as data and extraction",
 }
 
 
@@ -230,6 +236,74 @@ def families_page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def benches_page() -> str:
+    """Every bench: data, rows, prompt, limits, score, variants, and how each doubt in the reference was decided."""
+    specs = {name: bench for name, bench in benches().items() if bench.protocol}
+    parts = [
+        NOTE,
+        "# Benches\n",
+        "A bench is a spec (`src/trimoe/evaluate/benches/NAME.toml`, unknown keys refused) and a thin Python file "
+        "beside it with the extraction. `NAME:VARIANT` is another bench, with the variant's changes; variants can be "
+        "chained. Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run "
+        "them: [evaluate a model](../howto/evaluate.md).\n",
+        "| Bench | Rows | Cap / thinking | Thinking | Score |\n|---|---|---|---|---|",
+        *(_bench_row(name, bench) for name, bench in specs.items()),
+        "\nSuites: " + "; ".join(f"`{name}` = {', '.join(members)}" for name, members in SUITES.items()) + ".\n",
+        "All are greedy (temperature 0, top_p 1) unless a variant says otherwise. The cap counts every generated "
+        "token; the thinking budget is a part of it, so 16384/12288 leaves 4096 tokens for the answer.",
+    ]
+    for name, bench in specs.items():
+        assert bench.protocol is not None
+        parts += _bench_section(name, bench.protocol, bench.variant)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _bench_row(name: str, bench: Bench) -> str:
+    spec = bench.protocol
+    assert spec is not None
+    how = spec.generation
+    limits = f"{how.max_new_tokens} / {how.think_budget}"
+    return f"| [`{name}`](#{name}) | {bench.rows} | {limits} | {how.thinking} | {spec.metric} |"
+
+
+def _bench_section(name: str, spec: BenchSpec, variant: Callable[[list[str]], Bench]) -> list[str]:
+    stops = ", ".join(f"`{stop!r}`" for stop in spec.generation.stops) or "none"
+    lines = [
+        f"\n## {name}\n",
+        f"{spec.about} {spec.paper + '. ' if spec.paper else ''}Licence: {spec.licence}.\n",
+        *(
+            f"- Data: `{part.hub}`{f' ({part.config})' if part.config else ''}, "
+            f"{f'split {part.split}' if part.split else 'files ' + ', '.join(part.files)}, revision "
+            f"`{part.revision[:12]}`{', gated' if part.gated else ''}; locally `{part.local}`."
+            for part in spec.dataset
+        ),
+        f"- Rows: {_rows_rule(spec)}."
+        + (f" Pinned content: `{spec.dataset_sha256[:16]}`." if spec.dataset_sha256 else ""),
+        f"- Examples: {f'{spec.few_shot.k}, {spec.few_shot.rule}' if spec.few_shot else 'none'}.",
+        f"- Stops: {stops}. Reads: {spec.reads}. llama.cpp: reasoning {spec.serving.llamacpp.reasoning}, context "
+        f"{spec.serving.llamacpp.context}, {spec.serving.llamacpp.parallel} at once.",
+        f"- Score: {spec.metric}, {'mean of the parts' if spec.average == 'macro' else 'mean over rows'}; scorer "
+        f"version {variant(['smoke']).scorer}, bench version {spec.version}.",
+        "\nThe question:\n",
+        "````text\n" + spec.prompt.user + "\n````\n",
+        *(f"- {note}" for note in spec.notes),
+        *(f"- Row {known.doc_id} may differ from a record: {known.reason}." for known in spec.exceptions),
+        "\n| Variant | What changes |\n|---|---|",
+        *(f"| `{name}:{key}` | {about} |" for key, about in sorted(spec.variant_about.items())),
+    ]
+    return lines
+
+
+def _rows_rule(spec: BenchSpec) -> str:
+    rule = spec.rows
+    each = " of each part" if len(spec.dataset) > 1 else ""
+    if rule.ids:
+        return f"{len(rule.ids)} pinned ids"
+    if rule.stride:
+        return f"every {rule.stride}th row, {rule.first} of them"
+    return f"the first {rule.first}{each}" if rule.first else f"all {sum(part.rows or 0 for part in spec.dataset)}"
+
+
 def tree(folder: Path = SOURCE, depth: int = 1) -> Iterator[str]:
     """The package as lines: each file or folder with the first sentence of its docstring."""
 
@@ -267,6 +341,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "errors.md": errors_page(),
         REFERENCE / "families.md": families_page(),
         REFERENCE / "recipes.md": recipes_page(),
+        REFERENCE / "benches.md": benches_page(),
         REFERENCE / "calibration-set.md": f"{NOTE}\n{set_page()}",
         ROOT / "README.md": readme(),
     }

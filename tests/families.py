@@ -250,4 +250,4 @@ def _randomise(model: Any) -> None:
             else:
                 routes = "router" in name or ".gate.weight" in name or "correction" in name
                 # Linear attention divides by small norms: large values would only show how rounding grows.
-                tensor.copy_(torch.randn_like(tensor) * (0.4 if routes else 0.1 if "linear_attn" in name else 0.25))
+                tensor.copy_(torch.randn_like(tensor) * (0.4 if routes else 0.05 if "linear_attn" in name else 0.25))

@@ -22,7 +22,10 @@ ORDER = (
     "cli",
 )
 ROOMS = ORDER[2:9]
-HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "matplotlib", "datasets"}
+HEAVY = {
+    *("torch", "transformers", "tokenizers", "safetensors", "matplotlib"),
+    *("lm_eval", "math_verify", "nltk", "langdetect", "datasets", "huggingface_hub", "punkt"),
+}
 
 
 def modules() -> list[Path]:

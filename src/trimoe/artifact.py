@@ -1,7 +1,8 @@
 """How trimoe writes: canonical bytes, content hashes, publish by rename.
 
 Invariants: nothing appears under its final name before it is complete and synced; a kill leaves at most a hidden
-temporary sibling, which the next run of the same command replaces. Not guaranteed: atomicity across file systems.
+temporary sibling. The next run for the same output takes it over: it goes on from a leftover of the same identity
+(after verifying it, which is the caller's part) and empties any other. Not guaranteed: atomicity across file systems.
 """
 
 import errno
@@ -19,6 +20,7 @@ from trimoe import __version__
 from trimoe.errors import BadInput, MissingPrerequisite
 
 MANIFEST = "trimoe.json"  # beside the files of a directory artifact
+RESUME = ".resume"  # inside a temporary directory: what a later run needs to go on; removed before publishing
 
 
 def canonical_json(value: Any) -> bytes:
@@ -90,8 +92,37 @@ def publish_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def publish_dir(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def publish_large_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """As `publish_file`, for files that take long: written inside a hidden folder that a living run holds a lock on.
+
+    A leftover of a killed run is emptied first. `sync` as in `publish_dir`.
+    """
+    require_absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = _temporary(path)
+    lock = _own_directory(folder)
+    try:
+        _continue_or_empty(folder, None)
+        yield folder / path.name
+        if sync:
+            _sync(folder / path.name)
+        require_absent(path)
+        os.rename(folder / path.name, path)
+        _sync(path.parent)
+    finally:
+        if _same(folder, lock):
+            shutil.rmtree(folder)
+        os.close(lock)
+
+
+@contextmanager
+def publish_dir(path: Path, *, sync: bool = True, identity: str | None = None) -> Iterator[Path]:
     """The same for a directory. A leftover of a killed run is emptied first; a living run holds a lock on it.
+
+    With `identity` (a hash of all that decides the bytes) the leftover of a killed or interrupted run of the same
+    identity is kept as it is, and the caller must verify what it holds; its records lie in the subfolder `RESUME`,
+    which is removed before publishing. An interrupt then leaves the temporary directory for the next run; an error
+    never does.
 
     `sync=False` leaves the files' data to the kernel's writeback, as `cp` does: a kill is as harmless as ever, but a
     power cut within seconds may leave a file short under its final name (every reader here refuses a short file).
@@ -100,8 +131,12 @@ def publish_dir(path: Path, *, sync: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     lock = _own_directory(temporary)
+    keep = False
     try:
+        _continue_or_empty(temporary, identity)
         yield temporary
+        if (temporary / RESUME).exists():
+            shutil.rmtree(temporary / RESUME)
         if sync:
             for child in temporary.rglob("*"):
                 _sync(child)
@@ -109,14 +144,23 @@ def publish_dir(path: Path, *, sync: bool = True) -> Iterator[Path]:
         require_absent(path)
         os.rename(temporary, path)
         _sync(path.parent)
+    except (KeyboardInterrupt, GeneratorExit):
+        keep = identity is not None and (temporary / RESUME).exists()
+        raise
     finally:
-        if _same(temporary, lock):
+        if not keep and _same(temporary, lock):
             shutil.rmtree(temporary)
         os.close(lock)
 
 
+def partial_bytes(path: Path) -> int:
+    """Bytes on disk of what an unfinished run for `path` left behind; the next run reuses or frees them."""
+    found = _temporary(path)
+    return sum(f.stat().st_blocks * 512 for f in found.rglob("*") if f.is_file()) if found.is_dir() else 0
+
+
 def _own_directory(temporary: Path) -> int:
-    """Create or take over a temporary directory, empty and locked; returns the descriptor that holds the lock."""
+    """Create or take over a temporary directory, locked; returns the descriptor that holds the lock."""
     temporary.mkdir(exist_ok=True)
     lock = os.open(temporary, os.O_RDONLY)
     try:
@@ -131,12 +175,22 @@ def _own_directory(temporary: Path) -> int:
             actual=f"{temporary} is locked",
             remedy="wait for it, or choose another -o",
         ) from exc
+    return lock
+
+
+def _continue_or_empty(temporary: Path, identity: str | None) -> None:
+    """Keep a leftover of this identity; empty any other and, with an identity, sign the directory with it."""
+    signature = temporary / RESUME / "identity"
+    if identity is not None and signature.is_file() and signature.read_text() == identity:
+        return
     for child in temporary.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
         else:
             child.unlink()
-    return lock
+    if identity is not None:
+        signature.parent.mkdir()
+        signature.write_text(identity)
 
 
 def _same(path: Path, fd: int) -> bool:
@@ -147,15 +201,17 @@ def _same(path: Path, fd: int) -> bool:
         return False
 
 
-def write_manifest(path: Path, kind: str, inputs: dict[str, Any]) -> None:
+def write_manifest(path: Path, kind: str, inputs: dict[str, Any], files: dict[str, Any] | None = None) -> None:
     """Write the manifest of an artifact: `trimoe.json` in a directory, `NAME.manifest.json` beside a file.
 
-    `inputs` are what the artifact is a function of (hashes, options that change bytes); `identity` is their hash. No
-    timestamp: the same inputs give the same manifest, the file system knows when.
+    `inputs` are what the artifact is a function of (hashes, options that change bytes); `identity` is their hash.
+    `files` are sizes and hashes of what was written. No timestamp: the same inputs give the same manifest, the file
+    system knows when.
     """
     target = path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
     identity = sha256_json({"kind": kind, "inputs": inputs})
     body = {"kind": kind, "identity": identity, "inputs": inputs, "tool": f"trimoe {__version__}"}
+    body |= {} if files is None else {"files": files}
     write_json(target, body, overwrite=True)
 
 
@@ -165,10 +221,18 @@ def write_json(path: Path, value: Any, *, overwrite: bool = False) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(data: bytes, **options: Any) -> Any:
+    """`json.loads`, except that text which cannot be written again (half a surrogate pair) is a `ValueError` too."""
+    value = json.loads(data, **options)
+    if rb"\u" in data:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def read_json(path: Path, what: str, error: type[BadInput] = BadInput) -> Any:
     """Parse a user's JSON file, or raise `error` naming `what` it should have been."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError as exc:
         raise error(f"{what} {path} not found", expected="an existing file", remedy="check the path") from exc
     except (OSError, ValueError, RecursionError) as exc:

@@ -8,6 +8,7 @@
     │   ├── MapError                   a drop map that does not fit the model
     │   ├── RecipeError                unknown key or impossible value in a recipe
     │   ├── CalibrationError           a calibration set that cannot be used
+    │   ├── BenchError                 a bench spec or benchmark rows that cannot be used
     │   └── RunLogError                a run log that is damaged or of another run
     ├── MissingPrerequisite   exit 4   an extra, a tool or disk space is missing
     ├── Refused               exit 5   a guard stopped the work
@@ -75,6 +76,10 @@ class RecipeError(BadInput):
 
 class CalibrationError(BadInput):
     """A calibration set that cannot be used."""
+
+
+class BenchError(BadInput):
+    """A bench spec with an unknown key, or benchmark rows that are not the expected ones."""
 
 
 class RunLogError(BadInput):

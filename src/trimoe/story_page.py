@@ -5,7 +5,7 @@ from dataclasses import replace
 from trimoe import __version__
 from trimoe.choose.recipe import load_recipe
 from trimoe.cut.certify_data import Certificate
-from trimoe.judge.compare import Row, compare_runs, overall
+from trimoe.judge.compare import Row, against_mean, compare_runs, overall
 from trimoe.judge.report.data import (
     CalibrationFacts,
     CertificateSummary,
@@ -108,7 +108,7 @@ def _certificate(made: Certificate) -> CertificateSummary:
 
 def duels(story: Story) -> tuple[Duel, ...]:
     """Methods against each other: the best against all others, and the first (the one whose calibration set has a
-    target) against each control, over all items and in its target domain. Holm over all of these tests."""
+    target) against each control and their mean, over all items and in its target domain. Holm over all these tests."""
     totals = {name: row.accuracy or 0.0 for name, row in story.overall.items() if name != story.comparison.base}
     first, best = next(iter(story.maps)), max(totals, key=lambda name: totals[name])
     controls = [name for name in story.maps if name.startswith("random") and name != first]
@@ -124,6 +124,12 @@ def duels(story: Story) -> tuple[Duel, ...]:
         change = _difference(overall(rows))
         if change is not None:
             made.append(Duel(one, other, change, bench.removeprefix("tiny-")))
+    for bench in ("", FOCUS) if len(controls) > 1 else ():
+        among = [b for b in dict.fromkeys(row.bench for row in story.comparison.rows) if bench in ("", b)]
+        if among:
+            m = against_mean(story.log, first, controls, among)
+            change = Difference(m.difference, m.low, m.high, m.p, None, m.lost, m.gained, m.pairs)
+            made.append(Duel(first, f"mean of {len(controls)} random", change, bench.removeprefix("tiny-")))
     adjusted = holm([duel.difference.p for duel in made])
     return tuple(
         replace(duel, difference=replace(duel.difference, p_holm=p)) for duel, p in zip(made, adjusted, strict=True)

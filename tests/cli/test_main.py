@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_doctor_and_pyproject_agree_on_dependencies() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
     def bare(requirements: list[str]) -> list[str]:
-        return [r.split(">")[0].split("=")[0].lower() for r in requirements]
+        return [re.split(r"[\[<>=]", r)[0].replace("-", "_").lower() for r in requirements]
 
     assert bare(project["dependencies"]) == list(doctor.BASE)
     for extra, (packages, _) in common.EXTRAS.items():

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trimoe.cli.evaluate import eval_, log_group
+from trimoe.cli.evaluate import eval_
+from trimoe.cli.log import log_group
 from trimoe.errors import BadInput, CheckpointError, RunLogError, UsageError
 from trimoe.evaluate.generate import Generator
 from trimoe.evaluate.log import RunLog

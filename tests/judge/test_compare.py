@@ -11,7 +11,7 @@ from trimoe.cli.judge import compare
 from trimoe.errors import RunLogError, UsageError
 from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.log import RunLog, Sample
-from trimoe.judge.compare import compare_runs
+from trimoe.judge.compare import against_mean, compare_runs
 from trimoe.judge.stats import mcnemar_exact, wilson
 
 VERDICTS = {"1": Verdict(True, "correct"), "0": Verdict(False, "wrong"), "?": Verdict(None, "harness error")}
@@ -84,3 +84,13 @@ def test_command_line(path: Path) -> None:
     assert "could not be scored" in text
     data = json.loads(runner.invoke(compare, [str(path), "--base", "base", "same", "--json"]).stdout)
     assert [row["name"] for row in data["rows"]] == ["base", "same"]
+
+
+def test_against_the_mean_of_several(path: Path) -> None:
+    # items: right in base; in cut 1111000?10; in same 1111111100. Item 7 is not scored in cut and counts for nobody.
+    found = against_mean(path, "base", ["cut", "same"], ["b"])
+    assert (found.pairs, found.gained, found.lost) == (9, 3, 1)
+    assert found.difference == pytest.approx((3 * 0.5 - 0.5) / 9)
+    assert found.p == pytest.approx(10 / 16)
+    with pytest.raises(UsageError, match="no run of same on only-cut"):
+        against_mean(path, "cut", ["same"], ["only-cut"])

@@ -1,8 +1,10 @@
 """Statistics against scipy and statsmodels."""
 
+import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from trimoe.judge.stats import holm, mcnemar_exact, paired_difference, wilson
+from trimoe.judge.stats import holm, mcnemar_exact, mean_difference, paired_difference, sign_flip_exact, wilson
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -90,3 +92,26 @@ def test_coverage() -> None:
         _, low, high = paired_difference(*table)
         hits += low <= truth <= high
     assert abs(hits / draws - 0.95) < 4 * math.sqrt(0.95 * 0.05 / draws)
+
+
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 5))
+def test_sign_flips_of_single_units_are_mcnemar(b: int, c: int, same: int) -> None:
+    assert sign_flip_exact([-1] * b + [1] * c + [0] * same) == pytest.approx(mcnemar_exact(b, c), rel=1e-12)
+
+
+@given(st.lists(st.integers(-3, 3), max_size=9))
+def test_sign_flips_equal_enumeration(values: list[int]) -> None:
+    patterns = list(itertools.product((-1, 1), repeat=len(values)))
+    far = sum(abs(sum(s * abs(v) for s, v in zip(p, values, strict=True))) >= abs(sum(values)) for p in patterns)
+    assert sign_flip_exact(values) == pytest.approx(far / len(patterns), rel=1e-12)
+
+
+def test_mean_difference_covers() -> None:
+    rng = np.random.default_rng(1)
+    hits, rounds = 0, 2000
+    for _ in range(rounds):
+        mine, others = rng.random(200) < 0.85, rng.random((3, 200)) < 0.7
+        mean, low, high = mean_difference([float(x) for x in mine - others.mean(0)])
+        assert low <= mean <= high
+        hits += low <= 0.15 <= high
+    assert 0.93 <= hits / rounds <= 0.97

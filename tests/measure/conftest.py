@@ -1,5 +1,6 @@
 """Random checkpoints of the Gemma 4 architecture, small enough for the naive oracle."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,38 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def random_model(make_model: Callable[..., Path]) -> Path:
     """One such checkpoint."""
     return make_model()
+
+
+@pytest.fixture
+def small_set(tmp_path: Path) -> Path:
+    """Documents of 3 to 150 tokens (windows of 40), two classes, one weighted and one measured in part."""
+    rows = [{"q": "2+2?" * n, "a": f"It is {n}."} for n in range(1, 9)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    texts = ["abc", "The quick brown fox jumps. " * 5, "x = [i for i in range(10)]"]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    path = tmp_path / "set.yaml"
+    path.write_text(
+        """
+name: small
+window: 40
+classes:
+  generic_chat:
+    - {kind: jsonl, path: chats.jsonl, fields: {prompt: q, completion: a}}
+  targeted_text:
+    - {kind: jsonl, path: texts.jsonl, weight: 3}
+    - {kind: jsonl, path: chats.jsonl, fields: {prompt: q, completion: a}, count_before: "<end>", limit: 4}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def long_set(tmp_path: Path) -> Path:
+    """Some ten thousand tokens in two classes: enough for a layer to take a noticeable time."""
+    for name in ("a", "b"):
+        rows = [{"text": f"{name} {i}: " + "the quick brown fox jumps over the lazy dog " * 4} for i in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    path = tmp_path / "long.yaml"
+    sources = "\n".join(f"  {name}: [{{kind: jsonl, path: {name}.jsonl}}]" for name in ("a", "b"))
+    path.write_text(f"name: long\nwindow: 64\nclasses:\n{sources}\n")
+    return path

@@ -35,7 +35,8 @@ class Maths:
     router: str
     experts: str
     route: Callable[[Weights, dict[str, Any], Vector], Routed]
-    expert: Callable[[Weights, dict[str, Any], int, Vector], Vector]
+    expert: Callable[[Weights, dict[str, Any], int, Vector], tuple[Vector, Vector]]
+    """The inner activations and the output for one token."""
     top_k: str = "num_experts_per_tok"
     scales_input: bool = False
 
@@ -128,9 +129,10 @@ def route_llama4(w: Weights, config: dict[str, Any], x: Vector) -> Routed:
 def per_expert(block: str, gate: str, up: str, down: str) -> Any:
     """One tensor per expert."""
 
-    def expert(w: Weights, config: dict[str, Any], e: int, x: Vector) -> Vector:
+    def expert(w: Weights, config: dict[str, Any], e: int, x: Vector) -> tuple[Vector, Vector]:
         g, u, d = (w[f"{block}.experts.{e}.{name}.weight"] for name in (gate, up, down))
-        return d @ (silu(g @ x) * (u @ x))
+        inner = silu(g @ x) * (u @ x)
+        return inner, d @ inner
 
     return expert
 
@@ -138,29 +140,31 @@ def per_expert(block: str, gate: str, up: str, down: str) -> Any:
 def stacked(gate_up: str, down: str, activation: Callable[[Vector], Vector] = silu) -> Any:
     """[E, 2I, H] with the gate in the first half, and [E, H, I]."""
 
-    def expert(w: Weights, config: dict[str, Any], e: int, x: Vector) -> Vector:
+    def expert(w: Weights, config: dict[str, Any], e: int, x: Vector) -> tuple[Vector, Vector]:
         both = w[gate_up][e]
         half = len(both) // 2
-        return w[down][e] @ (activation(both[:half] @ x) * (both[half:] @ x))
+        inner = activation(both[:half] @ x) * (both[half:] @ x)
+        return inner, w[down][e] @ inner
 
     return expert
 
 
-def expert_llama4(w: Weights, config: dict[str, Any], e: int, x: Vector) -> Vector:
+def expert_llama4(w: Weights, config: dict[str, Any], e: int, x: Vector) -> tuple[Vector, Vector]:
     """[E, H, 2I] with the gate in the first half, and [E, I, H]."""
     both, down = w["feed_forward.experts.gate_up_proj"][e], w["feed_forward.experts.down_proj"][e]
     half = both.shape[1] // 2
-    return (silu(x @ both[:, :half]) * (x @ both[:, half:])) @ down
+    inner = silu(x @ both[:, :half]) * (x @ both[:, half:])
+    return inner, inner @ down
 
 
-def expert_gpt_oss(w: Weights, config: dict[str, Any], e: int, x: Vector) -> Vector:
+def expert_gpt_oss(w: Weights, config: dict[str, Any], e: int, x: Vector) -> tuple[Vector, Vector]:
     """[E, H, 2I] with gate and up interleaved; clamped, with biases: (up + 1) * gate * sigmoid(1.702 gate)."""
     base, limit = "mlp.experts.", config["swiglu_limit"]
     both = x @ w[base + "gate_up_proj"][e] + w[base + "gate_up_proj_bias"][e]
     gate = both[0::2].clamp(max=limit)
     up = both[1::2].clamp(min=-limit, max=limit)
     inner = (up + 1) * gate / (1 + torch.exp(-1.702 * gate))
-    return inner @ w[base + "down_proj"][e] + w[base + "down_proj_bias"][e]
+    return inner, inner @ w[base + "down_proj"][e] + w[base + "down_proj_bias"][e]
 
 
 PROJ = per_expert("mlp", "gate_proj", "up_proj", "down_proj")
@@ -168,7 +172,7 @@ W123 = per_expert("block_sparse_moe", "w1", "w3", "w2")
 DEEPSEEK = corrected("sigmoid", "mlp.gate.weight", "mlp.gate.e_score_correction_bias", "routed_scaling_factor")
 
 
-def expert_qwen3_5(w: Weights, config: dict[str, Any], e: int, x: Vector) -> Vector:
+def expert_qwen3_5(w: Weights, config: dict[str, Any], e: int, x: Vector) -> tuple[Vector, Vector]:
     """Published stacked; one tensor per expert as transformers saves it."""
     layout = stacked("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     return (layout if "mlp.experts.gate_up_proj" in w else PROJ)(w, config, e, x)

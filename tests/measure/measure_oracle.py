@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from trimoe.measure.calibration import Windows
 
 NAMES = ("tc", "cc", "wnorm", "rnorm", "wnsq", "rnsq", "wsum", "wsum_total", "reap_sum", "reap_l2_sum", "ean_sum",
-         "runner_up", "logit_sum", "logit_sqsum", "contrib_max", "out_max", "tokens")  # fmt: skip
+         "runner_up", "logit_sum", "logit_sqsum", "contrib_max", "out_max", "tokens", "routed")  # fmt: skip
 Inputs = dict[int, tuple[Any, Any]]
 """Layer -> float64 [tokens, H] that enter the router, and the experts."""
 
@@ -55,26 +55,33 @@ def oracle(model_dir: Path, windows: Windows, experts: int) -> dict[str, np.ndar
     config = disk.config
     maths = disk.maths_of(config)
     shape = (len(windows.classes), config["num_hidden_layers"], experts)
-    fields = {name: np.zeros(shape) for name in NAMES}
+    fields = {name: np.zeros(shape) for name in NAMES} | {"coactivation": np.zeros((*shape, experts))}
+    neurons: dict[tuple[int, int, int], Any] = {}
     vectors: dict[tuple[int, int, int], Any] = {}
     weights = {number: disk.layer(number) for number in range(shape[1])}
     for window, inputs in zip(windows.windows, record_inputs(model_dir, windows, maths), strict=True):
         c, a = window.category, window.weight
         for number, (enters_router, enters_experts) in inputs.items():
-            w, routed = weights[number], dict[int, list[tuple[float, Any]]]()
+            w, routed = weights[number], dict[int, list[tuple[float, Any, Any]]]()
             for t in np.flatnonzero(window.counted):
                 found = maths.route(w, config, enters_router[t])
                 _add_token(fields, (c, number), a, found)
                 for e, weight in zip(found.experts, found.weights, strict=True):
                     x = enters_experts[t] * weight if maths.scales_input else enters_experts[t]
                     applied = 1.0 if maths.scales_input else weight
-                    routed.setdefault(e, []).append((applied, maths.expert(w, config, e, x)))
+                    routed.setdefault(e, []).append((applied, *maths.expert(w, config, e, x)))
+                    for other in found.experts:
+                        fields["coactivation"][c, number, e, other] += a
             for e, pairs in routed.items():
                 _add_expert(fields, (c, number, e), a, pairs)
-                vectors[c, number, e] = vectors.get((c, number, e), 0) + a * sum(o for _, o in pairs)
+                at = (c, number, e)
+                vectors[at] = vectors.get(at, 0) + a * sum(o for _, _, o in pairs)
+                neurons[at] = neurons.get(at, 0) + a * sum(h * h for _, h, _ in pairs)
     fields["out_mean_norm"] = np.zeros(shape)
+    fields["neuron_act"] = np.zeros((*shape, len(next(iter(neurons.values())))))
     for at, total in vectors.items():
         fields["out_mean_norm"][at] = (total / fields["tc"][at]).norm().item()
+        fields["neuron_act"][at] = neurons[at].numpy()
     return fields
 
 
@@ -87,14 +94,15 @@ def _add_token(fields: dict[str, np.ndarray], at: tuple[int, int], a: float, fou
 
 
 def _add_expert(
-    fields: dict[str, np.ndarray], at: tuple[int, int, int], a: float, pairs: list[tuple[float, Any]]
+    fields: dict[str, np.ndarray], at: tuple[int, int, int], a: float, pairs: list[tuple[float, Any, Any]]
 ) -> None:
-    """One window's tokens of one expert: (w_t, o_t) each."""
-    w = [weight for weight, _ in pairs]
-    norm = [o.norm().item() for _, o in pairs]
+    """One window's tokens of one expert: (w_t, h_t, o_t) each."""
+    w = [weight for weight, _, _ in pairs]
+    norm = [o.norm().item() for _, _, o in pairs]
     part = [x * y for x, y in zip(w, norm, strict=True)]
     fields["tc"][at] += a * len(pairs)
     fields["cc"][at] += 1
+    fields["routed"][at] += len(pairs)
     fields["wnorm"][at] += a * sum(x * x for x in part) ** 0.5
     fields["rnorm"][at] += a * sum(x * x for x in norm) ** 0.5
     fields["wnsq"][at] += a * sum(x * x for x in part)

@@ -10,13 +10,14 @@ from families import EXPERTS, MADE, TEXT, Made
 from measure_oracle import oracle
 
 from trimoe.errors import CheckpointError
-from trimoe.measure.accumulate import MAXIMA, MEAN_VECTOR, SUMS
+from trimoe.measure.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.measure.calibration import Document, Windows, windows_of
 from trimoe.measure.engine import Options, measure
 from trimoe.measure.layers import LayerModel
 from trimoe.model.checkpoint import open_checkpoint
 
-COUNTS = ("tc", "cc", "runner_up", "tokens")
+COUNTS = ("tc", "cc", "runner_up", "tokens", "routed", "coactivation")
+WIDE = {"coactivation": True, "neurons": True}
 MEASURED = [made for made in MADE if not made.quantized]
 Checkpoints = Callable[[Made], Path]
 
@@ -37,16 +38,17 @@ def windows() -> Windows:
 @pytest.mark.parametrize("made", MEASURED, ids=lambda made: made.name)
 def test_statistics_equal_the_naive_oracle(made: Made, family_checkpoint: Checkpoints, windows: Windows) -> None:
     path = family_checkpoint(made)
-    stats = measure(open_checkpoint(path), windows, Options(shards=3, batch_tokens=60), "t")
+    stats = measure(open_checkpoint(path), windows, Options(shards=3, batch_tokens=60, **WIDE), "t")
     expected = oracle(path, windows, EXPERTS)
-    assert set(expected) == {*SUMS, *MAXIMA, MEAN_VECTOR}
+    assert set(expected) == {*SUMS, *MAXIMA, MEAN_VECTOR, COUNT, COACTIVATION, NEURONS}
     for name, wanted in expected.items():
-        have = stats.field(name)
+        have = stats.wide[name] if name in stats.wide else stats.field(name)
         if name in COUNTS:
             assert (have == wanted).all(), name
         else:
-            # logits of both signs cancel in their sum: its error is relative to the sum of their sizes
+            # Logits of both signs cancel in their sum, and products in a neuron: errors are relative to what cancels.
             size = np.sqrt(expected["logit_sqsum"] * expected["tokens"]) if name == "logit_sum" else np.abs(wanted)
+            size = wanted.max(-1, keepdims=True) if name == NEURONS else size
             assert (np.abs(have - wanted) <= 1e-5 * size).all(), f"{name}: {np.abs(have - wanted).max()}"
     assert stats.metadata["moe_layers"] == list(made.moe_layers)
     routed = expected["tc"].sum(-1)
@@ -69,8 +71,8 @@ def test_layer_by_layer_equals_the_whole_model(made: Made, family_checkpoint: Ch
     with torch.inference_mode():
         model(input_ids=tokens, use_cache=False)
         layerwise = LayerModel(open_checkpoint(path), "cpu", "float32")
-        layerwise.load_embedding()
-        hidden = layerwise.embed(tokens)
+        layerwise.load_embedding(np.unique(tokens))
+        hidden = layerwise.embed(tokens.numpy())
         for number, wanted in enumerate(expected):
             layerwise.load(number)
             hidden = layerwise.run(number, hidden)

@@ -7,6 +7,7 @@ import click
 from trimoe.cli.common import emit, json_option, progress
 from trimoe.cut.certify_data import CERTIFICATE, Certificate, Check
 from trimoe.cut.certify_files import kept_count
+from trimoe.errors import MissingPrerequisite, UsageError
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 
@@ -23,6 +24,10 @@ _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 )
 @click.option("--no-logits", is_flag=True, help="Compare bytes only. The result is then never a proof.")
 @click.option("--keep-going", is_flag=True, help="Compare logits even if the bytes refute the cut.")
+@click.option(
+    "--reference", type=click.Path(path_type=Path), help="GGUF: the same cut made another way; must be the same bytes."
+)
+@click.option("--llamacpp", type=click.Path(path_type=Path), metavar="DIR", help="GGUF: the llama.cpp to run.")
 @click.option("--device", default="cpu", show_default=True, help="Where the models run: cpu, cuda, cuda:1, ...")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help=f"Certificate file; default: PRUNED/{CERTIFICATE}."
@@ -36,6 +41,8 @@ def certify(
     tolerance: float,
     no_logits: bool,
     keep_going: bool,
+    reference: Path | None,
+    llamacpp: Path | None,
     device: str,
     output: Path | None,
     as_json: bool,
@@ -43,7 +50,8 @@ def certify(
     """Prove that PRUNED is BASE minus the dropped experts and nothing else.
 
     Compares every tensor byte by byte, config and tokenizer, and the logits with those of BASE with the dropped
-    experts masked. Writes certificate.json.
+    experts masked. Writes certificate.json. Two GGUF models are compared in the same way: tensors and metadata
+    byte by byte, and the logits that llama.cpp computes.
 
     \b
     Exit codes: 0 proven, 1 refuted or incomplete, 3 bad input.
@@ -53,9 +61,16 @@ def certify(
       trimoe certify gemma-4-26B-A4B-it pruned-98e
       trimoe certify gemma-4-26B-A4B-it pruned-98e --map map.json --prompts mine.txt
       trimoe certify gemma-4-26B-A4B-it pruned-98e --no-logits --json
+      trimoe certify base-Q4_K_M.gguf pruned-Q4_K_M.gguf --map map.json
     """
     from trimoe.cut.certify import certify as run
+    from trimoe.model.gguf import find_gguf
 
+    if find_gguf(base) is not None:
+        return _certify_gguf(base, pruned, map_file, prompts, tolerance, not no_logits, keep_going, reference, llamacpp,
+                             output, as_json)  # fmt: skip
+    if reference is not None or llamacpp is not None:
+        raise UsageError("--reference and --llamacpp are for GGUF models", actual=f"{base} is none")
     with progress("certify") as report:
         certificate = run(
             base,
@@ -70,6 +85,31 @@ def certify(
             progress=report,
         )
     where = output or pruned / CERTIFICATE
+    data = {**certificate.model_dump(mode="json"), "certificate": str(where)}
+    emit(data, f"{certificate_text(certificate)}\nwrote {where}", as_json)
+    return 0 if certificate.passed else 1
+
+
+def _certify_gguf(
+    base: Path, pruned: Path, map_file: Path | None, prompts: Path | None, tolerance: float, logits: bool,
+    keep_going: bool, reference: Path | None, llamacpp: Path | None, output: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    from trimoe.cut.certify_gguf import certificate_path, certify_gguf
+    from trimoe.quantize.llamacpp import locate
+    from trimoe.quantize.masked import MaskedLogits
+
+    run, cannot_run = None, ""
+    if logits:
+        try:
+            run = MaskedLogits(locate(llamacpp))
+        except MissingPrerequisite as exc:
+            cannot_run = f"{exc.subject} ({exc.remedy})"
+    with progress("certify") as report:
+        certificate = certify_gguf(
+            base, pruned, map=map_file, reference=reference, run=run, cannot_run=cannot_run, prompts=prompts,
+            tolerance=tolerance, logits=logits, keep_going=keep_going, output=output, progress=report,
+        )  # fmt: skip
+    where = output or certificate_path(pruned)
     data = {**certificate.model_dump(mode="json"), "certificate": str(where)}
     emit(data, f"{certificate_text(certificate)}\nwrote {where}", as_json)
     return 0 if certificate.passed else 1
@@ -109,14 +149,18 @@ def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
     \b
     Examples:
       trimoe infer-map gemma-4-26B-A4B-it someones-98e -o map.json
+      trimoe infer-map base-Q6_K.gguf someones-Q6_K.gguf -o map.json
       trimoe certify gemma-4-26B-A4B-it someones-98e --map map.json
     """
     from trimoe.artifact import require_absent
     from trimoe.cut.infer import infer_map as run
+    from trimoe.cut.infer_gguf import infer_map_gguf
+    from trimoe.model.gguf import find_gguf
 
     require_absent(output)
     with progress("infer-map") as report:
-        result = run(base, pruned, progress=report)
+        infer = infer_map_gguf if find_gguf(base) is not None else run
+        result = infer(base, pruned, progress=report)
     if result.map is not None:
         result.map.save(output)
     data = {

@@ -1,17 +1,18 @@
-"""`trimoe map`: statistics and a recipe become a drop map."""
+"""`trimoe map`: statistics and a recipe become a drop map; and the group of commands that make maps."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from trimoe.cli import combine
 from trimoe.cli.common import emit, json_option
 from trimoe.errors import UsageError
 
 FILE = click.Path(path_type=Path)
 
 
-@click.command(name="map")
+@click.command(name="make")
 @click.argument("stats", type=FILE)
 @click.option("--recipe", "-r", "recipe_name", default="v5-coder", show_default=True, metavar="NAME|FILE",
               help="A shipped recipe (random-N is seed N) or a .toml file.")  # fmt: skip
@@ -169,4 +170,34 @@ def _text(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-COMMANDS = [drop_map]
+class Maps(click.Group):
+    """A group whose first word may be left out: `trimoe map STATS` is `trimoe map make STATS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the word in."""
+        return super().parse_args(ctx, self.completed(args))
+
+    def completed(self, args: list[str]) -> list[str]:
+        """The arguments with the name of the command first."""
+        explicit = not args or args[0] in self.commands or args[0] in ("-h", "--help")
+        return args if explicit else ["make", *args]
+
+
+@click.group(name="map", cls=Maps)
+def maps() -> None:
+    """Choose the experts to drop, or combine maps.
+
+    `trimoe map STATS` is short for `trimoe map make STATS`; see `trimoe map make --help` for its options.
+
+    \b
+    Examples:
+      trimoe map stats.safetensors --recipe v5-coder -o map.json
+      trimoe map combine code.json math.json --keep-union -o both.json
+      trimoe map recorded pruned-twice --undo 1 -o before.json
+    """
+
+
+for command in (drop_map, *combine.COMMANDS):
+    maps.add_command(command)
+
+COMMANDS = [maps]

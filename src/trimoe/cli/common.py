@@ -6,6 +6,7 @@ that is a terminal. Imports nothing heavy, so that `trimoe --help` stays fast.
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +14,28 @@ from typing import Any, TypeVar
 
 import click
 
-from trimoe.errors import MissingPrerequisite
+from trimoe.errors import MissingPrerequisite, UsageError
 
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, note)`; `total` 0 means unknown, `note` names the item in work."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
 # What an extra brings, and which verbs need it. `doctor` prints it; `require_extra` names it in its remedy.
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "torch": (
         ("torch", "transformers", "safetensors", "tokenizers"),
         "calibrate, eval, demo, and the logit part of certify",
+    ),
+    "eval": (
+        ("datasets", "lm_eval", "math_verify"),
+        "benchmarks: eval and log import of MATH-500 and IFEval, data sets from the hub",
+    ),
+    "llamacpp": (
+        ("cmake", "ninja"),
+        "building llama.cpp (trimoe llamacpp install) where the system has neither",
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
     "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
@@ -41,6 +52,24 @@ def emit(data: dict[str, Any], text: str, as_json: bool) -> None:
     """Print the result once: as JSON for machines, or as text for people."""
     # allow_nan=False: NaN is not JSON, and a result that holds one must be fixed where it is made.
     click.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def parse_size(text: str, example: str) -> int:
+    """Bytes of a size such as 5GB (decimal) or 4GiB (binary). Raises `UsageError`, which shows `example`."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
+    number = float(match[1]) * _UNITS.get(match[2], 0) if match else 0
+    if number < 1:
+        raise UsageError(f"{text!r} is not a size", expected="a number with B, KB, MB, GB, KiB, MiB or GiB",
+                         remedy=f"for example {example}")  # fmt: skip
+    return int(number)
+
+
+def show_size(size: int) -> str:
+    """Bytes for people: decimal units, three digits."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= step:
+            return f"{size / step:.3g} {unit}" if size < 100 * step else f"{size / step:.0f} {unit}"
+    return f"{size} B"
 
 
 def require_extra(extra: str, purpose: str) -> None:

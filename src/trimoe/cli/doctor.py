@@ -17,16 +17,15 @@ import click
 
 from trimoe import __version__
 from trimoe.cli.common import EXTRAS, emit, install_command, json_option
-from trimoe.errors import MissingPrerequisite
+from trimoe.errors import MissingPrerequisite, TrimoeError
 
-BASE = ("numpy", "click", "rich", "pydantic", "pyyaml", "jinja2")
+BASE = ("numpy", "click", "rich", "pydantic", "pyyaml", "jinja2", "xxhash")
 
 # Programs outside Python: how to ask for the version, and what they are good for.
 TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
-    "cmake": (("--version",), "building llama.cpp, for GGUF files (not used yet)"),
-    "ninja": (("--version",), "building llama.cpp, for GGUF files (not used yet)"),
-    "llama-quantize": (("--version",), "writing quantized GGUF files (not used yet)"),
-    "llama-server": (("--version",), "serving GGUF files (not used yet)"),
+    "c++": (("--version",), "building llama.cpp: trimoe llamacpp install"),
+    "cmake": (("--version",), "building llama.cpp: trimoe llamacpp install"),
+    "ninja": (("--version",), "building llama.cpp: trimoe llamacpp install"),
     "node": (("--version",), "running JavaScript answers of code benches (not used yet)"),
     "java": (("-version",), "running Java answers of code benches (not used yet)"),
     "rustc": (("--version",), "running Rust answers of code benches (not used yet)"),
@@ -74,6 +73,7 @@ def examine() -> dict[str, Any]:
         for name, (arguments, purpose) in TOOLS.items()
     }
     return {
+        "llama.cpp": llamacpp(),
         "trimoe": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -102,9 +102,22 @@ def render(report: dict[str, Any]) -> str:
         lines += [_row(package, version) for package, version in extra["packages"].items()]
         if None in extra["packages"].values():
             lines.append(f"  install: {extra['install']}")
-    lines += ["", "tools outside Python"]
+    found = report["llama.cpp"]
+    note = "GGUF: quantize, serve, the logits of certify" + ("" if found else "; get it: trimoe llamacpp install")
+    lines += ["", "tools outside Python", _row("llama.cpp", found and (found["version"] or found["origin"]), note)]
     lines += [_row(name, tool["version"], tool["enables"]) for name, tool in report["tools"].items()]
     return "\n".join(lines)
+
+
+def llamacpp() -> dict[str, Any] | None:
+    """Version and origin of the llama.cpp that is used, None if there is none."""
+    from trimoe.quantize.llamacpp import locate
+
+    try:
+        tools = locate()
+    except TrimoeError:
+        return None
+    return {"version": tools.version(), "origin": tools.origin}
 
 
 def package_version(name: str) -> str | None:

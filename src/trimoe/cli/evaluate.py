@@ -1,17 +1,16 @@
-"""`trimoe eval`, `trimoe log`, `trimoe rescore`: generate and score, look at what is stored, judge it again."""
+"""`trimoe eval`, `trimoe rescore`: generate and score, judge what is stored again."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from trimoe.cli.common import emit, json_option, progress
-from trimoe.errors import UsageError
-from trimoe.evaluate.bench import SUITES, find
-from trimoe.evaluate.log import RunLog
+from trimoe.errors import TrimoeError, UsageError
+from trimoe.evaluate.bench import SMOKE, SUITES, Bench, find
 from trimoe.evaluate.run import RunSummary, evaluate, rescore
+
+CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a tokenizer
 
 
 @click.command("eval")
@@ -36,7 +35,10 @@ from trimoe.evaluate.run import RunSummary, evaluate, rescore
     "--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Replies generated at once."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--dry-run", is_flag=True, help="Print the first prompts and stop; nothing is loaded or written.")
+@click.option("--smoke", is_flag=True, help="A few rows of each bench (NAME:smoke), to see that everything works.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the first prompts and estimated tokens; nothing is loaded or written."
+)
 @json_option
 def eval_(
     model: str,
@@ -48,18 +50,19 @@ def eval_(
     data: Path | None,
     batch_size: int,
     device: str,
+    smoke: bool,
     dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Evaluate a checkpoint on benches; every sample is stored as it is made, and the same command continues.
 
     \b
     Examples:
       trimoe eval MODEL --suite tiny --log runs.db
       trimoe eval MODEL --bench tiny-code,tiny-math --log runs.db --name reap --limit 50
-      trimoe eval MODEL --bench tiny-code --dry-run
+      trimoe eval MODEL --bench gsm8k-100:smoke,humaneval --data DIR --dry-run
     """
-    wanted = _wanted(names, suite)
+    wanted = _wanted(names, suite, smoke)
     if "://" in model:
         raise UsageError(
             "a running server cannot be evaluated yet",
@@ -68,15 +71,15 @@ def eval_(
             remedy="pass the directory the server was started from",
         )
     if dry_run:
-        plan = [_plan(bench_name, limit, data) for bench_name in wanted]
-        emit({"model": model, "benches": plan}, "\n\n".join(map(_plan_text, plan)), as_json)
-        return
+        plans = [_plan(bench, limit, data) for bench in wanted]
+        emit({"model": model, "benches": plans}, "\n\n".join(map(_plan_text, plans)), as_json)
+        return max(plan["error"]["exit_code"] if plan["error"] else 0 for plan in plans)
     if log_path is None:
         raise UsageError("no run log named", expected="--log RUNS.db", remedy="add --log, or --dry-run to look only")
     with progress("eval") as report:
         results = evaluate(
             model,
-            wanted,
+            [bench.name for bench in wanted],
             log_path,
             limit=limit,
             name=name,
@@ -86,35 +89,57 @@ def eval_(
             data=data,
         )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
+    return 0
 
 
-def _wanted(names: str | None, suite: str | None) -> list[str]:
+def _wanted(names: str | None, suite: str | None, smoke: bool) -> list[Bench]:
     if (names is None) == (suite is None):
         raise UsageError(
             "which benches?", expected="--bench or --suite, one of them", actual="both" if names else "neither"
         )
     wanted = list(SUITES[suite]) if suite else [part.strip() for part in (names or "").split(",") if part.strip()]
-    return [bench.name for bench in find(wanted)]
+    return find([name if not smoke or SMOKE in name.split(":") else f"{name}:{SMOKE}" for name in wanted])
 
 
-def _plan(name: str, limit: int | None, data: Path | None) -> dict[str, Any]:
-    bench = find([name])[0]
-    docs = bench.docs(data)[:limit]
+def _plan(bench: Bench, limit: int | None, data: Path | None) -> dict[str, Any]:
+    """What a run would ask. A bench whose data cannot be had is named with the error, the others are still shown."""
+    try:
+        docs = bench.docs(data)[:limit]
+        error = None
+    except TrimoeError as exc:
+        docs, error = [], exc.as_dict()
+    try:
+        bench.require_statements(docs)
+        note = ""
+    except TrimoeError as exc:
+        note = f"a run is refused: {exc.subject}"
+    chars = sum(len(turn["content"]) for doc in docs for turn in doc.chat())
     return {
-        "bench": name,
+        "bench": bench.name,
         "rows": len(docs),
         "max_new_tokens": bench.max_new_tokens,
+        "stops": list(bench.stops),
+        "prompt_tokens_estimate": chars // CHARS_PER_TOKEN,
         "most_reply_tokens": len(docs) * bench.max_new_tokens,
-        "first_prompts": [d.prompt for d in docs[:2]],
+        "first_prompts": [doc.prompt for doc in docs[:2]],
+        "first_chat": docs[0].chat() if docs else [],
+        "history_turns": len(docs[0].history) if docs else 0,
+        "note": note,
+        "error": error,
     }
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
+    if plan["error"]:
+        return f"{plan['bench']}: {plan['error']['subject']}\n  remedy: {plan['error']['remedy']}"
     head = (
-        f"{plan['bench']}: {plan['rows']} rows, replies of at most {plan['max_new_tokens']} tokens "
-        f"({plan['most_reply_tokens']:,} in all)"
+        f"{plan['bench']}: {plan['rows']} rows, about {plan['prompt_tokens_estimate']:,} tokens of prompts, replies of "
+        f"at most {plan['max_new_tokens']} tokens ({plan['most_reply_tokens']:,} in all)"
     )
-    return "\n".join([head, *("  " + prompt.replace("\n", "\n  ") for prompt in plan["first_prompts"])])
+    if plan["history_turns"]:
+        head += f", {plan['history_turns']} turns of examples before each"
+    prompts = ("  " + prompt.replace("\n", "\n  ") for prompt in plan["first_prompts"])
+    return "\n".join([head, *([plan["note"]] if plan["note"] else []), *prompts])
 
 
 def _results(results: list[RunSummary]) -> str:
@@ -127,82 +152,10 @@ def _results(results: list[RunSummary]) -> str:
             "not scored" if r.score is None else f"{100 * r.score:5.1f} %  (95 %: {100 * low:.1f} to {100 * high:.1f})"
         )
         misses = ", ".join(f"{count} {cause}" for cause, count in r.causes.items() if cause != "correct")
+        if r.parts:
+            score += "  " + ", ".join(f"{k} {'-' if v is None else f'{100 * v:.1f}'}" for k, v in r.parts.items())
         lines.append(f"{r.bench:<12} {r.correct:>4}/{r.n - r.unscored:<4} {score}  {misses}".rstrip())
     return "\n".join(lines)
-
-
-@click.group("log")
-def log_group() -> None:
-    """Look into a run log.
-
-    \b
-    Examples:
-      trimoe log verify runs.db
-      trimoe log export runs.db --format jsonl > samples.jsonl
-    """
-
-
-@log_group.command("verify")
-@click.argument("db", type=click.Path(path_type=Path))
-@json_option
-def log_verify(db: Path, as_json: bool) -> int:
-    """Check the file and everything it says about itself. Exit 1 when something is wrong.
-
-    \b
-    Examples:
-      trimoe log verify runs.db
-    """
-    with RunLog(db, create=False) as log:
-        faults, runs = log.verify(), len(log.runs())
-    text = "\n".join(faults) or f"sound: {runs} runs"
-    emit({"log": str(db), "sound": not faults, "runs": runs, "faults": faults}, text, as_json)
-    return 1 if faults else 0
-
-
-@log_group.command("export")
-@click.argument("db", type=click.Path(path_type=Path))
-@click.option(
-    "--format", "form", type=click.Choice(["jsonl"]), default="jsonl", show_default=True, help="One row per sample."
-)
-@json_option
-def log_export(db: Path, form: str, as_json: bool) -> None:
-    """Print every sample: bench, doc_id, correct (null = not scored), cause, model, name, reply and more.
-
-    \b
-    Examples:
-      trimoe log export runs.db --format jsonl > samples.jsonl
-      trimoe log export runs.db --json
-    """
-    with RunLog(db, create=False) as log:
-        if as_json:
-            click.echo(json.dumps({"log": str(db), "samples": list(_rows(log))}, ensure_ascii=False))
-            return
-        for row in _rows(log):
-            click.echo(json.dumps(row, ensure_ascii=False))
-
-
-def _rows(log: RunLog) -> Iterator[dict[str, Any]]:
-    for run in log.runs():
-        for scored in log.samples(run):
-            s, v = scored.sample, scored.verdict
-            yield {
-                "bench": run.bench,
-                "doc_id": s.doc_id,
-                "correct": v.correct,
-                "cause": v.cause,
-                "name": run.name,
-                "model": run.model,
-                "run": run.identity,
-                "spec": run.spec_hash,
-                "sampler": run.sampler,
-                "prompt": s.prompt,
-                "reply": s.reply,
-                "extracted": v.extracted,
-                "detail": v.detail,
-                "finish_reason": s.finish_reason,
-                "prompt_tokens": s.prompt_tokens,
-                "reply_tokens": s.reply_tokens,
-            }
 
 
 @click.command("rescore")
@@ -220,4 +173,4 @@ def rescore_(db: Path, data: Path | None, as_json: bool) -> None:
     emit({"log": str(db), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
 
 
-COMMANDS: list[click.Command] = [eval_, log_group, rescore_]
+COMMANDS: list[click.Command] = [eval_, rescore_]

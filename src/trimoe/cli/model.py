@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trimoe.cli.common import emit, json_option
+from trimoe.errors import UsageError
 
 
 @click.command()
@@ -13,7 +14,7 @@ from trimoe.cli.common import emit, json_option
 @click.option("--finite", is_flag=True, help="Also read every weight and refuse NaN or infinity.")
 @json_option
 def inspect(model: Path, finite: bool, as_json: bool) -> None:
-    """Show family, layers, experts, layout and sizes of the checkpoint MODEL.
+    """Show family, layers, experts, layout and sizes of MODEL, a checkpoint directory or a GGUF file.
 
     Reads headers only, unless --finite is given.
 
@@ -21,9 +22,19 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
     Examples:
       trimoe inspect gemma-4-26B-A4B-it
       trimoe inspect gemma-4-26B-A4B-it --json
+      trimoe inspect gemma-4-26B-A4B-it-Q4_K_M.gguf
     """
     from trimoe.model.checkpoint import check_finite, open_checkpoint
+    from trimoe.model.gguf import find_gguf
+    from trimoe.model.gguf_model import open_gguf_model
 
+    if (gguf := find_gguf(model)) is not None:
+        if finite:
+            raise UsageError("--finite reads unquantized weights only", actual=f"{gguf} is a GGUF file",
+                             remedy="llama.cpp checks a GGUF file when it loads it with --check-tensors")  # fmt: skip
+        facts = describe_gguf(open_gguf_model(gguf))
+        emit(facts, gguf_text(facts), as_json)
+        return
     checkpoint = open_checkpoint(model)
     if finite:
         check_finite(checkpoint)
@@ -76,6 +87,53 @@ def describe(checkpoint: Any) -> dict[str, Any]:
         "bytes_per_expert": sum(in_first) // checkpoint.num_experts,
         "fingerprint": checkpoint.fingerprint,
     }
+
+
+def describe_gguf(model: Any) -> dict[str, Any]:
+    """The facts of a `GgufModel` as JSON values, under the same names; sizes in bytes."""
+    experts = [tensor.info for tensor in model.expert_tensors.values()]
+    expert_bytes = sum(info.nbytes for info in experts)
+    sizes: dict[str, int] = {}
+    for info in model.index.values():
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    return {
+        "path": str(model.path),
+        "family": model.architecture,
+        "layout": "GGUF",
+        "name": model.gguf.get("general.name"),
+        "layers": model.num_layers,
+        "moe_layers": len(model.moe_layers),
+        "experts": model.num_experts,
+        "top_k": model.top_k,
+        "dtypes": dict(sorted(sizes.items(), key=lambda pair: -pair[1])),
+        "tensors": len(model.index),
+        "shards": len(model.gguf.files),
+        "bytes": model.nbytes,
+        "file_bytes": sum(file.size for file in model.gguf.files),
+        "expert_bytes": expert_bytes,
+        "expert_dtypes": sorted({info.dtype for info in experts if len(info.shape) == 3}),
+        "bytes_per_expert": expert_bytes // (len(model.moe_layers) * model.num_experts),
+        "fingerprint": model.fingerprint,
+    }
+
+
+def gguf_text(data: dict[str, Any]) -> str:
+    """The facts of a GGUF model for people."""
+    types = [f"{name} {100 * size / max(1, data['bytes']):.1f} %" for name, size in data["dtypes"].items()]
+    share = 100 * data["expert_bytes"] / max(1, data["bytes"])
+    active = f"{data['experts']} per layer, {data['top_k']} active per token"
+    rows = [
+        ("family", f"{data['family']}, GGUF" + (f" ({data['name']})" if data["name"] else "")),
+        ("layers", f"{data['layers']} ({data['moe_layers']} with experts)"),
+        ("experts", f"{active}, in {', '.join(data['expert_dtypes'])}"),
+        ("size", f"{data['file_bytes']:,} bytes, {data['tensors']} tensors in {data['shards']} "
+                 f"file{'s' if data['shards'] > 1 else ''}"),
+        ("types", ", ".join(types)),
+        ("experts' share", f"{data['expert_bytes']:,} bytes, {share:.1f} %"),
+        ("one expert", f"{data['bytes_per_expert']:,} bytes in each layer, on average"),
+        ("fingerprint", str(data["fingerprint"])),
+    ]  # fmt: skip
+    return "\n".join(f"{label:<16}{value}" for label, value in rows)
 
 
 COMMANDS = [inspect]

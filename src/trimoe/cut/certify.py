@@ -163,7 +163,7 @@ def _byte_checks(base: Checkpoint, index: Index, drop_map: DropMap | None, progr
         return [make_check(name, "needs a map", reason, not_run=True) for name in ("tensors", "untouched", "cut")]
     expected = expected_tensors(base, drop_map)
     return [
-        check_tensors(expected, index),
+        check_tensors(expected, index, base.layer_of),
         check_untouched(expected, index, progress),
         check_cut(expected, index, progress),
     ]

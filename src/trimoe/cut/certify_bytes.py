@@ -16,7 +16,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_data import Check, Finding, make_check
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.safetensors import ITEM_BITS, TensorInfo
+from trimoe.model.gguf_model import GgufModel
+from trimoe.model.safetensors import TensorInfo
 
 Progress = Callable[[int, int, str], None]
 Index = dict[str, TensorInfo]
@@ -37,14 +38,21 @@ class Expected:
     kept: tuple[int, ...] | None = None
     expert: int | None = None
     position: int | None = None
+    block: int | None = None
+    """The decoder layer that the tensor lies in, whether it is cut or not; None outside of them."""
 
     @property
     def cut(self) -> bool:
         """Whether the tensor carries the expert axis."""
         return self.layer is not None
 
+    @property
+    def where(self) -> int | None:
+        """The layer to name in a finding. For a cut drafting block it is the one whose drops apply."""
+        return self.layer if self.block is None else self.block
 
-def fit_map(base: Checkpoint, drop_map: DropMap) -> DropMap:
+
+def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
     """`drop_map` over exactly the layers that have experts. Raises `MapError` if it cannot cut `base`.
 
     Layers without experts may be absent from a map or drop nothing.
@@ -76,7 +84,7 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
     for info in base.index.values():
         tensor = base.expert_tensors.get(info.name)
         if tensor is None:
-            expected[info.name] = Expected(info.name, info.dtype, info.shape, info)
+            expected[info.name] = Expected(info.name, info.dtype, info.shape, info, block=base.layer_of(info.name))
             continue
         kept = tuple(drop_map.keep(tensor.layer, base.num_experts))
         if tensor.expert is None:
@@ -91,20 +99,22 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
     return expected
 
 
-def check_tensors(expected: dict[str, Expected], pruned: Index) -> Check:
-    """Nothing missing, nothing extra, every dtype and shape as planned."""
+def check_tensors(
+    expected: dict[str, Expected], pruned: Index, layer_of: Callable[[str], int | None] = lambda name: None
+) -> Check:
+    """Nothing missing, nothing extra, every dtype and shape as planned. `layer_of` finds the layer of an extra one."""
     findings = []
     for name, want in expected.items():
         have = pruned.get(name)
         if have is None:
-            findings.append(Finding(subject=f"tensor {name} is missing", tensor=name, layer=want.layer))
+            findings.append(Finding(subject=f"tensor {name} is missing", tensor=name, layer=want.where))
         elif (have.dtype, have.shape) != (want.dtype, want.shape):
             what = "dtype" if have.dtype != want.dtype else "shape"
             findings.append(
                 Finding(
                     subject=f"tensor {name} has the wrong {what}",
                     tensor=name,
-                    layer=want.layer,
+                    layer=want.where,
                     expected=f"{want.dtype} {list(want.shape)}",
                     actual=f"{have.dtype} {list(have.shape)}",
                 )
@@ -114,6 +124,7 @@ def check_tensors(expected: dict[str, Expected], pruned: Index) -> Check:
             Finding(
                 subject=f"tensor {name} is extra",
                 tensor=name,
+                layer=layer_of(name),
                 actual=f"{pruned[name].dtype} {list(pruned[name].shape)}",
             )
         )
@@ -162,7 +173,7 @@ def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what:
                     subject=f"tensor {want.name} could not be compared",
                     actual=reason,
                     tensor=want.name,
-                    layer=want.layer,
+                    layer=want.where,
                 )
             )
         else:
@@ -179,12 +190,14 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
         at = first_difference(want.source, 0, have, 0, have.nbytes)
         if at is None:
             return []
-        whose = f" (layer {want.layer}, position {want.position}, original expert {want.expert})" if want.cut else ""
+        whose = f" (layer {want.where})" if want.where is not None else ""
+        if want.cut:
+            whose = f" (layer {want.layer}, position {want.position}, original expert {want.expert})"
         return [
             Finding(
                 subject=f"tensor {want.name} differs from the original at byte {at}{whose}",
                 tensor=want.name,
-                layer=want.layer,
+                layer=want.where,
                 position=want.position,
                 expert=want.expert,
                 offset=at,
@@ -221,14 +234,14 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
 
 def row_layout(info: TensorInfo, axis: int) -> tuple[int, int]:
     """(outer, row bytes): an expert's slice is `outer` pieces of `row` bytes. Raises if a row is not whole bytes."""
-    outer, bits = prod(info.shape[:axis]), prod(info.shape[axis + 1 :]) * ITEM_BITS[info.dtype]
-    if bits % 8:
+    outer, rows = prod(info.shape[:axis]), prod(info.shape[: axis + 1])
+    if info.nbytes % max(rows, 1):
         raise CheckpointError(
             f"tensor {info.name} packs several experts into one byte",
             actual=f"{info.dtype} {list(info.shape)}",
             remedy="this layout cannot be cut or compared by rows",
         )
-    return outer, bits // 8
+    return outer, info.nbytes // max(rows, 1)
 
 
 def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int]]:

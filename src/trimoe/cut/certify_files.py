@@ -12,11 +12,12 @@ from trimoe.artifact import MANIFEST, read_json, sha256_file
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_bytes import fit_map
 from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
+from trimoe.cut.record import METADATA, map_from, read_record, steps
 from trimoe.errors import BadInput, CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.gguf_model import GgufModel
 from trimoe.model.safetensors import TensorInfo
 
-METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
 _OURS = {METADATA, CERTIFICATE, MANIFEST}
 _READ_BY_LOADERS = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".merges"}
@@ -134,38 +135,26 @@ def _loader_files(directory: Path) -> dict[str, Path]:
 
 
 def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
-    """The map that expert_drop_metadata.json records, or None without that file.
+    """The map that expert_drop_metadata.json records against `base`, or None without that file.
 
-    Raises `MapError` if it contradicts itself or does not fit the original model.
+    For a model that was cut several times `base` may be the original or any state in between. Raises `MapError` if the
+    record contradicts itself or does not fit `base`.
     """
-    file = pruned / METADATA
-    if not file.exists():
+    if not (pruned / METADATA).exists():
         return None
-    data = read_json(file, "drop metadata", MapError)
-    drop = data.get("per_layer_drop") if isinstance(data, dict) else None
-    keep = data.get("per_layer_keep") if isinstance(data, dict) else None
-    if not isinstance(drop, dict) or not isinstance(keep, dict):
-        raise MapError(
-            f"{METADATA} has no per_layer_drop and per_layer_keep", expected="objects of layer -> expert ids"
-        )
-    try:
-        layers = {int(layer): tuple(sorted(int(i) for i in ids)) for layer, ids in drop.items()}
-        kept = {int(layer): [int(i) for i in ids] for layer, ids in keep.items()}
-    except (TypeError, ValueError) as exc:
-        raise MapError(f"{METADATA} has malformed expert ids", actual=str(exc)[:200]) from exc
-    result = fit_map(base, DropMap(layers, base.num_experts))
-    target = kept_count(result)
-    counts = (data.get("original_experts", base.num_experts), data.get("target_experts", target))
-    if counts != (base.num_experts, target):
+    return map_of_record(read_record(pruned), base)
+
+
+def map_of_record(record: dict[str, Any], base: Checkpoint | GgufModel) -> DropMap:
+    """The map in the content of expert_drop_metadata.json. Raises `MapError` as `recorded_map` does."""
+    found = map_from(record, base.num_experts)
+    if found is None:
         raise MapError(
             f"{METADATA} has wrong expert counts",
-            expected=f"{base.num_experts} -> {target}",
-            actual=f"{counts[0]} -> {counts[1]}",
+            expected=f"a cut of {base.num_experts} experts",
+            actual=", ".join(str(step.num_experts) for step in steps(record)),
         )
-    for layer in result.drop:
-        if kept.get(layer) != result.keep(layer):
-            raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
-    return result
+    return fit_map(base, found)
 
 
 def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput | None) -> Check:

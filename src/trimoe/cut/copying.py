@@ -1,8 +1,9 @@
 """Moving byte ranges between files at the speed of the machine, with memory that does not depend on their size.
 
-Order of preference: copy_file_range (the kernel copies, or shares blocks where the file system can), sendfile, reads
-and writes through one 8 MiB buffer. `Copier.methods` says what was used, so a fallback is visible in the report.
-Ranges far smaller than a page burst are gathered: read in one span, joined, written in one call.
+By default every byte passes through a small buffer and is hashed there while it is still in the processor's cache. With
+`kernel=True` nothing is hashed: copy_file_range (the kernel or a file server copies, or shares blocks where it can),
+then sendfile, then reads and writes. `Copier.methods` says what was used, so a fallback is visible in the report.
+Ranges far smaller than a page burst are gathered: read in one span, joined.
 """
 
 import errno
@@ -10,29 +11,47 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from trimoe.cut.hashing import HashedFile, Marks
 from trimoe.errors import CheckpointError
 
-CHUNK = 64 << 20  # per kernel call: large enough to cost nothing, small enough for progress and interrupts
+CHUNK = 64 << 20  # per step: large enough to cost nothing, small enough for progress and interrupts
 BUFFER = 8 << 20
-AHEAD = 32 << 20  # how far the kernel is asked to read ahead of the copy, across the gaps of dropped experts
 SMALL = 32 << 10  # ranges below this are gathered
 
 _UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: some sandboxes
 
 
-class Copier:
-    """Appends source ranges to one target file. A context manager; source files stay open until it closes."""
+class Target(Protocol):
+    """A file that grows at its end."""
 
-    def __init__(self, target: Path) -> None:
-        self.methods: set[str] = set()
-        self._target = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    methods: set[str]
+
+    def put(self, data: memoryview) -> None:
+        """Append bytes from memory."""
+
+    def take(self, source: int, start: int, length: int) -> int:
+        """Append up to `length` bytes of an open file; returns how many, 0 if the file has ended."""
+
+    def close(self, complete: bool) -> None:
+        """Write out what waits (if `complete`) and close."""
+
+
+class Copier:
+    """Appends source ranges to one target file. A context manager; source files stay open until it closes.
+
+    `size` is how large the target will be, if that is known (see `HashedFile`). With `marks` the target may exist: what
+    an earlier run is recorded to have written is read, and kept as far as its hashes agree; the same calls of `write`
+    and `append` as in that run then skip what is there already.
+    """
+
+    def __init__(self, target: Path, *, kernel: bool = False, size: int = 0, marks: Marks | None = None) -> None:
+        self._hashed = None if kernel else HashedFile(target, size, marks)
+        self._target: Target = KernelFile(target) if self._hashed is None else self._hashed
+        self._skip = self.resumed
         self._sources: dict[Path, int] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}
-        self._transfers: list[tuple[str, Callable[[int, int, int], int]]] = [
-            ("copy_file_range", self._by_range), ("sendfile", self._by_sendfile), ("read/write", self._by_buffer),
-        ]  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -40,15 +59,32 @@ class Copier:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._target)
         for fd in self._sources.values():
             os.close(fd)
+        self._target.close(complete=kind is None)
+
+    @property
+    def methods(self) -> set[str]:
+        """How bytes were moved."""
+        return self._target.methods
+
+    @property
+    def resumed(self) -> int:
+        """Bytes of an earlier run that were verified and kept."""
+        return 0 if self._hashed is None else self._hashed.verified
+
+    @property
+    def digest(self) -> str | None:
+        """Hex xxh3-128 of the whole file once it is closed; None if the kernel copied."""
+        return None if self._hashed is None else self._hashed.digest
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes from memory."""
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._target, view) :]
+        skipped = min(self._skip, len(view))
+        self._skip -= skipped
+        if len(view) > skipped:
+            self._target.put(view[skipped:])
 
     def append(self, file: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
         """Append `ranges` of `file` in order; yields the bytes done by each step.
@@ -57,7 +93,8 @@ class Copier:
         """
         source = self._open(file)
         small: list[tuple[int, int]] = []
-        for start, end in _with_readahead(source, ranges):
+        before = self._skip
+        for start, end in self._not_skipped(ranges):
             if end - start < SMALL and (not small or (start >= small[-1][1] and end - small[0][0] <= BUFFER)):
                 small.append((start, end))
                 continue
@@ -70,6 +107,8 @@ class Copier:
                 yield from self._copy(source, start, end)
         if small:
             yield self._gather(source, small)
+        if before > self._skip:
+            yield before - self._skip
 
     def unchanged(self) -> None:
         """Raise `CheckpointError` if a source file was modified since it was opened."""
@@ -81,18 +120,59 @@ class Copier:
     def _open(self, file: Path) -> int:
         if file not in self._sources:
             self._sources[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            if hasattr(os, "posix_fadvise"):  # twice the readahead; asking for pages by WILLNEED is half as fast
+                os.posix_fadvise(self._sources[file], 0, 0, os.POSIX_FADV_SEQUENTIAL)
             self._stamps[file] = _stamp(self._sources[file])
         return self._sources[file]
 
+    def _not_skipped(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for start, end in ranges:
+            skipped = min(self._skip, end - start)
+            self._skip -= skipped
+            if start + skipped < end:
+                yield start + skipped, end
+
     def _copy(self, source: int, start: int, end: int) -> Iterator[int]:
         while start < end:
-            count = self._transfer(source, start, min(CHUNK, end - start))
+            count = self._target.take(source, start, min(CHUNK, end - start))
             if count == 0:
                 raise _ended_early(end - start, 0)
             start += count
             yield count
 
-    def _transfer(self, source: int, start: int, length: int) -> int:
+    def _gather(self, source: int, ranges: list[tuple[int, int]]) -> int:
+        """Ascending small ranges within BUFFER bytes of each other, in one read."""
+        base = ranges[0][0]
+        span = ranges[-1][1] - base
+        block = memoryview(os.pread(source, span, base))
+        if len(block) != span:
+            raise _ended_early(span, len(block))
+        joined = b"".join(block[start - base : end - base] for start, end in ranges)
+        self._target.put(memoryview(joined))
+        self._target.methods.add("gather")
+        return len(joined)
+
+
+class KernelFile:
+    """A new file that the kernel fills; bytes do not enter this process where the file system can do without."""
+
+    def __init__(self, path: Path) -> None:
+        self.methods: set[str] = set()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._transfers: list[tuple[str, Callable[[int, int, int], int]]] = [
+            ("copy_file_range", self._by_range), ("sendfile", self._by_sendfile), ("read/write", self._by_buffer),
+        ]  # fmt: skip
+
+    def close(self, complete: bool) -> None:
+        """Close; everything is written already."""
+        os.close(self._fd)
+
+    def put(self, data: memoryview) -> None:
+        """Append bytes from memory."""
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def take(self, source: int, start: int, length: int) -> int:
         """One step by the best method that works here; a method that the file system refuses is not tried again."""
         while True:
             name, move = self._transfers[0]
@@ -112,46 +192,15 @@ class Copier:
     def _by_range(self, source: int, start: int, length: int) -> int:
         if not hasattr(os, "copy_file_range"):
             raise OSError(errno.ENOSYS, "no copy_file_range on this system")
-        return os.copy_file_range(source, self._target, length, offset_src=start)
+        return os.copy_file_range(source, self._fd, length, offset_src=start)
 
     def _by_sendfile(self, source: int, start: int, length: int) -> int:
-        return os.sendfile(self._target, source, start, length)
+        return os.sendfile(self._fd, source, start, length)
 
     def _by_buffer(self, source: int, start: int, length: int) -> int:
         data = os.pread(source, min(length, BUFFER), start)
-        self.write(data)
+        self.put(memoryview(data))
         return len(data)
-
-    def _gather(self, source: int, ranges: list[tuple[int, int]]) -> int:
-        """Ascending small ranges within BUFFER bytes of each other, in one read and one write."""
-        base = ranges[0][0]
-        span = ranges[-1][1] - base
-        block = memoryview(os.pread(source, span, base))
-        if len(block) != span:
-            raise _ended_early(span, len(block))
-        joined = b"".join(block[start - base : end - base] for start, end in ranges)
-        self.write(joined)
-        self.methods.add("gather")
-        return len(joined)
-
-
-def _with_readahead(source: int, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same ranges; the kernel is asked for the bytes of later ones while earlier ones are copied."""
-    if not hasattr(os, "posix_fadvise"):
-        yield from ranges
-        return
-    waiting: list[tuple[int, int]] = []
-    queued = 0
-    for start, end in ranges:
-        if end - start >= SMALL:
-            os.posix_fadvise(source, start, min(end - start, AHEAD), os.POSIX_FADV_WILLNEED)
-        waiting.append((start, end))
-        queued += end - start
-        while queued > AHEAD:
-            first = waiting.pop(0)
-            queued -= first[1] - first[0]
-            yield first
-    yield from waiting
 
 
 def _ended_early(expected: int, actual: int) -> CheckpointError:

@@ -111,7 +111,7 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
     checks: list[Check] = [
         check_config(original, config, kept_count(drop_map)),
         check_files(original.path, pruned, index),
-        check_tensors(expected, index),
+        check_tensors(expected, index, original.layer_of),
         check_untouched(expected, index, progress),
         check_cut(expected, index, progress),
     ]
@@ -155,22 +155,22 @@ def recover(base: Checkpoint, pruned: Index, progress: Progress | None = None) -
                 continue
             by_digest: dict[bytes, list[int]] = {}
             for expert, part in enumerate(originals):
-                digest = _digest(part)
+                digest = digest_slice(part)
                 by_digest.setdefault(digest, []).append(expert)
                 signatures[expert].append(digest)
             while len(votes) < len(found):
                 votes.append({})
             for position, part in enumerate(found):
-                for expert in by_digest.get(_digest(part), ()):
+                for expert in by_digest.get(digest_slice(part), ()):
                     votes[position].setdefault(expert, set()).add(role)
             done += sum(t.info.nbytes for t in base.expert_tensors.values() if (t.layer, t.role) == (layer, role))
             if progress is not None:
                 progress(done, total, "hashing experts")
-        recovery.order[layer] = _elect(votes, signatures)
+        recovery.order[layer] = elect(votes, signatures)
     return recovery
 
 
-def _elect(votes: list[dict[int, set[str]]], signatures: dict[int, list[bytes]]) -> list[int | None]:
+def elect(votes: list[dict[int, set[str]]], signatures: dict[int, list[bytes]]) -> list[int | None]:
     """Per position the expert that agrees in most roles; None where none does or several different ones tie."""
     order: list[int | None] = []
     used: set[int] = set()
@@ -205,7 +205,7 @@ def _slices(base: Checkpoint, index: Index, layer: int, role_name: str) -> list[
     return [(info, e * row, row, count * row) for e in range(count)]
 
 
-def _digest(part: Slice) -> bytes:
+def digest_slice(part: Slice) -> bytes:
     """sha256 over type and bytes of an expert's slice, read in blocks."""
     info, first, size, stride = part
     digest = hashlib.sha256(info.dtype.encode())

@@ -1,32 +1,42 @@
 """Cut experts out of a safetensors checkpoint by byte ranges: no torch, no tensor in memory.
 
 Invariants: everything is checked before the first byte is written; the output appears under its name only when it is
-complete and its headers have been read back; the same input gives the same bytes. Nothing is converted.
-Not guaranteed: that weight values are sound (they are not read; calibrate and certify look for NaN), and the bytes are
-not hashed while they are copied (the kernel moves them; certify compares every byte). Weights are left to the kernel's
+complete and its headers have been read back; the same input gives the same bytes, also when killed runs lie between.
+Nothing is converted. Weights are hashed on their way (the manifest says what was written; `verify` reads it back).
+Not guaranteed: that weight values are sound (calibrate and certify look for NaN). Weights are left to the kernel's
 writeback as `cp` does; `sync=True` waits for the disk.
 """
 
 import errno
+import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import MANIFEST, publish_dir, read_json, require_absent, require_space, write_manifest
+from trimoe.artifact import (
+    MANIFEST,
+    canonical_json,
+    partial_bytes,
+    publish_dir,
+    require_absent,
+    require_space,
+    write_manifest,
+)
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.copying import Copier
 from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
-from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite
+from trimoe.cut.record import METADATA, make_record, read_record
+from trimoe.cut.writing import Progress, Written, read_back, write_files
+from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.safetensors import header_bytes, read_header, read_index
 
-Progress = Callable[[int, int, str], None]
-
-METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
@@ -49,6 +59,8 @@ class PruneReport:
     bytes_after: int
     shards: int
     dry_run: bool
+    bytes_resumed: int = 0
+    """Of an earlier, killed or interrupted run: verified by their hashes and kept."""
     copied_by: list[str] = field(default_factory=list)
     files_copied: list[str] = field(default_factory=list)
     files_left_out: list[str] = field(default_factory=list)
@@ -66,22 +78,30 @@ def prune(
     max_shard: int | None = DEFAULT_SHARD,
     dry_run: bool = False,
     sync: bool = False,
+    verify: bool = False,
+    hashed: bool = True,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> PruneReport:
     """Cut `drop_map` out of the checkpoint `model` into the new directory `out`.
 
-    `max_shard` is bytes of tensors per file, None means files as in the source. Raises, before anything is written,
-    `CheckpointError`, `MapError`, `BadInput` (output exists) or `MissingPrerequisite` (disk space).
+    `max_shard` is bytes of tensors per file, None means files as in the source. What a killed or interrupted run of the
+    same cut left is verified and continued. `verify` reads the written weights back from the disk and compares hashes;
+    `hashed=False` lets the kernel move the bytes, unhashed and not resumable. `jobs` files are written at a time
+    (default: one per core, at most 4). Raises, before anything is written, `CheckpointError`, `MapError`, `BadInput`
+    (output exists) or `MissingPrerequisite` (disk space).
     """
     out = Path(out)
+    stamps = source_stamps(model)
     checkpoint = open_checkpoint(model)
     shards = plan_shards(plan_cut(checkpoint, drop_map), max_shard)
     kept = checkpoint.num_experts - len(drop_map.drop[checkpoint.moe_layers[0]])
-    config = edited_config(checkpoint, kept)
+    config, previous = edited_config(checkpoint, kept), previous_record(checkpoint)
     files, left_out = other_files(checkpoint.path)
     total = sum(shard.nbytes for shard in shards)
     require_absent(out)
-    require_space(out, total + sum(file.stat().st_size for file in files) + (1 << 20) * len(shards))
+    needed = total + sum(file.stat().st_size for file in files) + (1 << 20) * len(shards)
+    require_space(out, needed - partial_bytes(out))
     report = PruneReport(
         str(out), checkpoint.num_experts, kept, len(checkpoint.moe_layers), len(checkpoint.expert_tensors),
         checkpoint.nbytes, total, len(shards), dry_run,
@@ -90,45 +110,84 @@ def prune(
     if dry_run:
         return report
     try:
-        with publish_dir(out, sync=sync) as folder:
-            report.copied_by = write_shards(folder, shards, progress)
+        with publish_dir(out, sync=sync, identity=plan_identity(shards, stamps) if hashed else None) as folder:
+            written = write_shards(folder, shards, jobs=jobs, kernel=not hashed, progress=progress)
+            report.copied_by, report.bytes_resumed = written.methods, written.resumed
+            if verify and hashed:
+                read_back(folder, written.digests, progress)
             (folder / "config.json").write_bytes(config)
             for file, name in zip(files, report.files_copied, strict=True):
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, folder / name)
-            _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, kept))
+            _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, previous))
             inputs = {"base": checkpoint.fingerprint, "drop": drop_map.content_hash, "max_shard": max_shard,
                       "map_metadata": drop_map.metadata}  # fmt: skip
-            write_manifest(folder, "pruned checkpoint", inputs)
+            hashes = {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
+                      for name, digest in sorted(written.digests.items())}  # fmt: skip
+            write_manifest(folder, "pruned checkpoint", inputs, hashes or None)
             _verify(folder, shards)
+            if source_stamps(model) != stamps:
+                raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
+                                      remedy="wait until nothing writes to it and run again")  # fmt: skip
     except OSError as exc:
         raise _explained(exc, out) from exc
     return report
 
 
-def write_shards(folder: Path, shards: list[Shard], progress: Progress | None = None) -> list[str]:
-    """Write all shards and, for more than one, the index. Returns the copy methods that were used."""
-    total, done, methods = sum(shard.nbytes for shard in shards), 0, set[str]()
+def source_stamps(model: Path | str) -> dict[str, tuple[int, int, int]]:
+    """Size, time of change and time of change of the inode of every weights file; different after any write."""
+    stamps = {}
+    for file in sorted(Path(model).glob("*.safetensors")):
+        status = file.stat()
+        stamps[file.name] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return stamps
+
+
+def plan_identity(shards: list[Shard], stamps: dict[str, tuple[int, int, int]]) -> str:
+    """Hash of all that decides the bytes of the output files: a killed run of the same identity can be continued.
+
+    The source is identified by the stamps of its files, not by its fingerprint: that samples the weights, and a source
+    changed between its samples would be continued into a mixture.
+    """
+    digest = hashlib.sha256(canonical_json(stamps))
     for shard in shards:
-        for written in _write_shard(folder / shard.name, shard, methods):
-            done += written
-            if progress is not None:
-                progress(done, total, shard.name)
+        digest.update(shard.name.encode() + shard_header(shard))
+        for piece in shard.pieces:
+            place = [piece.source.file.name, piece.source.start, piece.source.end, piece.axis, piece.keep]
+            digest.update(canonical_json(place))
+    return digest.hexdigest()
+
+
+def write_shards(
+    folder: Path,
+    shards: list[Shard],
+    *,
+    jobs: int | None = None,
+    kernel: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Write all shards and, for more than one, the index."""
+    files = {shard.name: (shard.nbytes, partial(_append_shard, shard)) for shard in shards}
+    written = write_files(folder, files, jobs=jobs or min(4, os.cpu_count() or 1), kernel=kernel, progress=progress)
     if len(shards) > 1:
+        total = sum(shard.nbytes for shard in shards)
         weight_map = {piece.name: shard.name for shard in shards for piece in shard.pieces}
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    return sorted(methods)
+    return written
 
 
-def _write_shard(path: Path, shard: Shard, methods: set[str]) -> Iterator[int]:
-    """Write one file; yields the bytes of each copied block."""
+def shard_header(shard: Shard) -> bytes:
+    """The first bytes of an output file."""
     metadata = {"format": "pt", **read_header(shard.pieces[0].source.file)[1]}
-    with Copier(path) as copier:
-        copier.write(header_bytes({piece.name: (piece.dtype, piece.shape) for piece in shard.pieces}, metadata))
-        for piece in shard.pieces:
-            yield from copier.append(piece.source.file, piece.ranges())
-        copier.unchanged()
-        methods |= copier.methods
+    return header_bytes({piece.name: (piece.dtype, piece.shape) for piece in shard.pieces}, metadata)
+
+
+def _append_shard(shard: Shard, copier: Copier) -> Iterator[int]:
+    """Write one file; yields the bytes of each copied block."""
+    copier.write(shard_header(shard))
+    for piece in shard.pieces:
+        yield from copier.append(piece.source.file, piece.ranges())
+    copier.unchanged()
 
 
 def _verify(folder: Path, shards: list[Shard]) -> None:
@@ -193,19 +252,24 @@ def _with_number(text: str, key: str, value: int, scope: tuple[str, ...]) -> str
     return text
 
 
-def drop_metadata(checkpoint: Checkpoint, drop_map: DropMap, kept: int) -> dict[str, Any]:
-    """The content of expert_drop_metadata.json in the published layout. The record of an earlier cut is kept inside."""
-    layers = checkpoint.moe_layers
-    record: dict[str, Any] = {
-        "base_model": base_name(checkpoint),
-        "original_experts": checkpoint.num_experts,
-        "target_experts": kept,
-        "per_layer_keep": {str(i): drop_map.keep(i, checkpoint.num_experts) for i in layers},
-        "per_layer_drop": {str(i): list(drop_map.drop[i]) for i in layers},
-    }
-    if (checkpoint.path / METADATA).exists():
-        record["previous"] = read_json(checkpoint.path / METADATA, "drop metadata", CheckpointError)
+def previous_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The record that the source itself has. Raises `MapError` if it is not about the source."""
+    file = checkpoint.path / METADATA
+    if not file.exists():
+        return None
+    record = read_record(file)
+    try:
+        make_record("", "", DropMap(dict.fromkeys(checkpoint.moe_layers, ()), checkpoint.num_experts), record)
+    except MapError as exc:
+        raise MapError(f"{file} does not describe how this model was cut", actual=exc.subject,
+                       remedy="remove the file if it came from elsewhere") from exc  # fmt: skip
     return record
+
+
+def drop_metadata(checkpoint: Checkpoint, drop_map: DropMap, previous: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of expert_drop_metadata.json."""
+    fitted = DropMap({i: drop_map.drop[i] for i in checkpoint.moe_layers}, checkpoint.num_experts)
+    return make_record(base_name(checkpoint), checkpoint.fingerprint, fitted, previous)
 
 
 def base_name(checkpoint: Checkpoint) -> str:

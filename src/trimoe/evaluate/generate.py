@@ -26,7 +26,7 @@ class Reply:
 
 
 class Generator:
-    """A loaded model that answers single-turn chats."""
+    """A loaded model that answers chats."""
 
     def __init__(self, model_dir: Path, device: str = "cpu") -> None:
         try:
@@ -55,11 +55,13 @@ class Generator:
         ids |= {self._tokenizer.eos_token_id, self._tokenizer.get_vocab().get(TURN_END)}
         return {i for i in ids if i is not None}
 
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of the rendered chat, up to and including the marker that opens the reply."""
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+    def encode(self, prompt: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids of the rendered chat, up to and including the marker that opens the reply.
+
+        `history` holds earlier turns as (role, text).
+        """
+        turns = [{"role": role, "content": text} for role, text in (*history, ("user", prompt))]
+        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def require_room(self, prompts: Sequence[list[int]], max_new_tokens: int) -> None:

@@ -68,9 +68,12 @@ class Run:
     sampler: dict[str, Any]
 
 
+UNCOUNTED = -1  # tokens of a sample that came without counts
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One generated reply. Tokens are counted by the model's tokenizer."""
+    """One generated reply. Tokens are counted by the model's tokenizer, or `UNCOUNTED`."""
 
     doc_id: str
     position: int

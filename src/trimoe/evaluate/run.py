@@ -7,14 +7,14 @@ not score is tried again and is never a wrong answer.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trimoe.errors import UsageError
 from trimoe.evaluate.bench import Bench, Doc, Verdict, find
 from trimoe.evaluate.generate import SAMPLER, Generator, Reply
-from trimoe.evaluate.log import Run, RunLog, Sample
+from trimoe.evaluate.log import Run, RunLog, Sample, Scored
 from trimoe.model.checkpoint import open_checkpoint
 
 Progress = Callable[[int, int, str], None]
@@ -22,7 +22,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run's result over its first `n` rows. `score` is correct / scored, None when nothing could be scored."""
+    """One run's result over its first `n` rows. `score` is correct / scored, None when nothing could be scored.
+
+    Of a bench in parts (languages) it is the mean of the parts, None when one of them could not be scored.
+    """
 
     run_id: int
     bench: str
@@ -33,6 +36,7 @@ class RunSummary:
     unscored: int
     score: float | None
     causes: dict[str, int]
+    parts: dict[str, float | None] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -73,6 +77,7 @@ def evaluate(
         jobs = []
         for bench in wanted:
             docs = bench.docs(data)
+            bench.require_statements(docs[:limit])
             run = log.start(label, bench.name, bench.spec(docs), checkpoint.fingerprint, SAMPLER, settings)
             jobs.append(_Job(bench, docs[:limit], run))
         total = sum(len(job.docs) for job in jobs)
@@ -108,7 +113,7 @@ def _rescore(log: RunLog, job: _Job) -> set[str]:
 
 def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch_size: int) -> Iterator[int]:
     """Generate, score and store batch by batch; yields the number of rows that are there after each."""
-    encoded = {doc.doc_id: model.encode(doc.prompt) for doc in job.docs}
+    encoded = {doc.doc_id: model.encode(doc.prompt, doc.history) for doc in job.docs}
     model.require_room(list(encoded.values()), job.bench.max_new_tokens)
     places = {doc.doc_id: i for i, doc in enumerate(job.docs)}
     # similar lengths together; cut from the whole list, so that a resumed run makes the same batches
@@ -118,7 +123,10 @@ def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch
         batch = [doc for doc in order[start : start + batch_size] if doc.doc_id in missing]
         if not batch:
             continue
-        replies = model.reply([encoded[doc.doc_id] for doc in batch], job.bench.max_new_tokens)
+        replies = [
+            cut_at_stops(reply, job.bench.stops)
+            for reply in model.reply([encoded[doc.doc_id] for doc in batch], job.bench.max_new_tokens)
+        ]
         verdicts = job.bench.judge([(r.text, r.finish_reason, doc) for r, doc in zip(replies, batch, strict=True)])
         samples = [_sample(doc, places[doc.doc_id], reply) for doc, reply in zip(batch, replies, strict=True)]
         log.add(job.run, list(zip(samples, verdicts, strict=True)), job.bench.scorer)
@@ -126,37 +134,71 @@ def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch
         yield count
 
 
+def cut_at_stops(reply: Reply, stops: Sequence[str]) -> Reply:
+    """The reply up to the first stop text, as a server would have ended it. Tokens stay those that were generated."""
+    places = [place for stop in stops if (place := reply.text.find(stop)) >= 0]
+    return replace(reply, text=reply.text[: min(places)], finish_reason="stop") if places else reply
+
+
 def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
     return Sample(
-        doc.doc_id, position, doc.prompt, reply.text, reply.finish_reason, reply.prompt_tokens, reply.reply_tokens
+        doc.doc_id, position, doc.asked(), reply.text, reply.finish_reason, reply.prompt_tokens, reply.reply_tokens
     )
 
 
 def summarize(log: RunLog, run: Run, doc_ids: Sequence[str] | None = None) -> RunSummary:
     """Counts of a run, over some rows or all that are stored."""
     chosen = set(doc_ids) if doc_ids is not None else None
-    verdicts: list[Verdict] = [s.verdict for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
+    samples = [s for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
+    verdicts = [s.verdict for s in samples]
     scored = [v for v in verdicts if v.correct is not None]
-    correct = sum(v.correct is True for v in scored)
-    causes = Counter[str](v.cause for v in verdicts)
+    parts = _parts(samples) if run.spec.get("average") == "macro" else {}
     return RunSummary(
         run.run_id,
         run.bench,
         run.model,
         run.name,
         len(verdicts),
-        correct,
+        sum(v.correct is True for v in scored),
         len(verdicts) - len(scored),
-        correct / len(scored) if scored else None,
-        dict(sorted(causes.items())),
+        _macro(parts) if parts else _share(verdicts),
+        dict(sorted(Counter[str](v.cause for v in verdicts).items())),
+        parts,
     )
 
 
+def _parts(samples: Sequence[Scored]) -> dict[str, float | None]:
+    """Score of each part; the part is what stands before "::" in a row's id. Imported rows may have none."""
+    parts: dict[str, list[Verdict]] = {}
+    for scored in samples:
+        part, mark, _ = scored.sample.doc_id.partition("::")
+        if mark:
+            parts.setdefault(part, []).append(scored.verdict)
+    return {name: _share(verdicts) for name, verdicts in parts.items()}
+
+
+def _macro(parts: dict[str, float | None]) -> float | None:
+    """Mean of the parts; a part that was not run makes the whole unknown, never lower."""
+    known = [score for score in parts.values() if score is not None]
+    return sum(known) / len(known) if len(known) == len(parts) else None
+
+
+def _share(verdicts: Sequence[Verdict]) -> float | None:
+    scored = [v.correct for v in verdicts if v.correct is not None]
+    return sum(scored) / len(scored) if scored else None
+
+
 def rescore(log_path: Path | str, data: Path | None = None) -> list[RunSummary]:
-    """Judge every stored reply again with the scorers of this version, offline."""
+    """Judge every stored reply again with the scorers of this version, offline.
+
+    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log.
+    """
     with RunLog(log_path, create=False) as log:
         summaries = []
         for run in log.runs():
+            if "imported" in run.spec and data is None:
+                summaries.append(summarize(log, run))
+                continue
             bench = find([run.bench])[0]
             docs = {doc.doc_id: doc for doc in bench.docs(data)}
             samples = [scored.sample for scored in log.samples(run) if scored.sample.doc_id in docs]

@@ -21,7 +21,19 @@ from typing import Any
 _NOBODY = 65534
 _COMMON = (
     *("bisect", "collections.abc", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
-    *("heapq", "itertools", "math", "operator", "random", "re", "statistics", "string", "textwrap", "threading"),
+    *(
+        "hashlib",
+        "heapq",
+        "itertools",
+        "math",
+        "operator",
+        "random",
+        "re",
+        "statistics",
+        "string",
+        "textwrap",
+        "threading",
+    ),
     "typing",
 )
 

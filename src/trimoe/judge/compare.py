@@ -12,7 +12,7 @@ from typing import Any
 
 from trimoe.errors import RunLogError, UsageError
 from trimoe.evaluate.log import Run, RunLog
-from trimoe.judge.stats import holm, mcnemar_exact, paired_difference, wilson
+from trimoe.judge.stats import holm, mcnemar_exact, mean_difference, paired_difference, sign_flip_exact, wilson
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,43 @@ def compare_runs(log_path: Path | str, base: str | None = None, others: Sequence
     for i, adjusted in zip(tested, holm([rows[i].p or 0.0 for i in tested]), strict=True):
         rows[i] = replace(rows[i], p_holm=adjusted)
     return Comparison(base, tuple(names), tuple(rows))
+
+
+@dataclass(frozen=True)
+class AgainstMean:
+    """One model minus the mean of several on the same items; shares in [0, 1]. `lost` and `gained` count items on which
+    it does worse or better than that mean. The interval is over items, for these very models."""
+
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    lost: int
+    gained: int
+
+
+def against_mean(log_path: Path | str, name: str, others: Sequence[str], benches: Sequence[str]) -> AgainstMean:
+    """`name` against the mean of `others` over the items that all of them have scored, all benches together.
+
+    This is the test against choosing by chance, whose accuracy is that of its draws together. Raises `RunLogError` for
+    runs under other conditions, `UsageError` for a name or bench that is not in the log.
+    """
+    units: list[int] = []
+    with RunLog(log_path, create=False) as log:
+        runs = {(run.name, run.bench): run for run in log.runs()}
+        if missing := [(n, b) for b in benches for n in (name, *others) if (n, b) not in runs]:
+            raise UsageError(f"no run of {missing[0][0]} on {missing[0][1]} in {log_path}", remedy="evaluate it first")
+        for bench in benches:
+            mine = runs[name, bench]
+            for other in others:
+                _require_same(mine, runs[other, bench])
+            answers, theirs = _answers(log, mine), [_answers(log, runs[other, bench]) for other in others]
+            common = sorted(set(answers).intersection(*theirs))
+            units += [len(others) * answers[doc] - sum(each[doc] for each in theirs) for doc in common]
+    difference, low, high = mean_difference([unit / len(others) for unit in units])
+    lost, gained = sum(unit < 0 for unit in units), sum(unit > 0 for unit in units)
+    return AgainstMean(len(units), difference, low, high, sign_flip_exact(units), lost, gained)
 
 
 def _require_same(before: Run, now: Run) -> None:

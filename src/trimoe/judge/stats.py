@@ -31,6 +31,33 @@ def mcnemar_exact(b: int, c: int) -> float:
     return float(min(1.0, 2 * tail / (1 << n)))  # integers of any size; the division rounds once
 
 
+def sign_flip_exact(values: Sequence[int]) -> float:
+    """Two-sided exact test of paired differences in whole units: how probable a sum at least this far from zero is when
+    each difference is as likely with the other sign (Fisher's randomisation test). With values of -1, 0 and 1 it is
+    McNemar's exact test."""
+    sizes = [abs(v) for v in values if v]
+    ways = {0: 1}  # sum -> number of sign patterns
+    for size in sizes:
+        following: dict[int, int] = {}
+        for total, count in ways.items():
+            following[total + size] = following.get(total + size, 0) + count
+            following[total - size] = following.get(total - size, 0) + count
+        ways = following
+    seen = abs(sum(values))
+    extreme = sum(count for total, count in ways.items() if abs(total) >= seen)
+    return float(extreme / (1 << len(sizes)))
+
+
+def mean_difference(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences with its normal interval: (mean, low, high). (0, -1, 1) for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return 0.0, -1.0, 1.0
+    mean = sum(values) / n
+    spread = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) * NormalDist().inv_cdf(0.5 + confidence / 2)
+    return mean, max(-1.0, mean - spread), min(1.0, mean + spread)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment, in the order given. Controls the chance of any false claim in the family."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])

@@ -1,44 +1,28 @@
-"""`calibrate`: a checkpoint and a calibration set become expert statistics, one layer at a time.
+"""`calibrate`: a checkpoint and a calibration set become expert statistics, in the memory of one layer, resumable.
 
-All windows go through layer 0, then layer 1, and so on; weights of one layer are in memory and the next one is read
-meanwhile. Hidden states between layers stay in memory or on disk. After each layer everything is durable: a killed run
-goes on with the layer it was in, and ends with the same bytes.
-Invariants: one forward pass, nothing is computed twice; statistics are per window whatever the batching.
+Beside the statistics file OUT stand its manifest (`OUT.manifest.json`: what it is a function of) and `OUT.run.json`
+(what the run was predicted to need and what it took). While the run goes on, `.OUT.calibrating` holds its state.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from trimoe.artifact import require_absent
-from trimoe.measure.accumulate import Batch, LayerRecorder, recording
+from trimoe.artifact import require_absent, require_space, write_json, write_manifest
+from trimoe.errors import Interrupted, UsageError
+from trimoe.measure.accumulate import COUNT
 from trimoe.measure.calibration import CalibrationSet, Windows
-from trimoe.measure.layers import LayerModel
+from trimoe.measure.layerwise import Options, Progress, Run, compute_dtype
 from trimoe.measure.leaks import BenchTexts
+from trimoe.measure.plan import COVERAGE
 from trimoe.measure.replies import path_beside
-from trimoe.measure.result import assemble
+from trimoe.measure.state import Mark, RunState, state_path
 from trimoe.measure.stats import ExpertStats
 from trimoe.measure.tokenise import tokenise
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of a run. Only `shards` and `dtype` belong to the result's identity; the others are operational."""
-
-    device: str = "cpu"
-    dtype: str = "auto"
-    """auto: float32 on a CPU and for float16 weights, otherwise the weights' own type."""
-    shards: int = 16
-    """Bootstrap shards; a document is in the shard that its content hash says."""
-    batch_tokens: int = 4096
-    """Tokens (with padding) per forward of one layer; a longer window makes a batch of its own."""
+__all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_statistics"]
 
 
 def calibrate(
@@ -46,28 +30,91 @@ def calibrate(
     calibration: Path | str | CalibrationSet,
     out: Path | str,
     *,
-    device: str = "cpu",
     options: Options | None = None,
     benches: Sequence[BenchTexts] = (),
+    start_at: int | None = None,
+    on_layer: Callable[[Mark], None] | None = None,
     progress: Progress | None = None,
 ) -> ExpertStats:
     """Measure every expert on every class of a calibration set and write the statistics file `out`.
 
-    `benches` are compared with the set (13-grams); the report is in the statistics' metadata.
-    Raises `CheckpointError`, `CalibrationError`, `BadInput` (out exists), `MissingPrerequisite` (torch, disk space).
+    An interrupted run of the same call goes on (`start_at` 0: begin anew). `on_layer` gets the mark of each layer that
+    is finished. `benches` are compared with the set (13-grams); the report is in the statistics' metadata.
+    Raises `CheckpointError`, `CalibrationError`, `BadInput` (out exists), `UsageError` (an unfinished run with other
+    settings), `Refused` (another process works on it), `MissingPrerequisite` (torch, memory budget, disk space),
+    `Interrupted` (Ctrl-C; finished layers are kept).
     """
-    out = Path(out)
-    options = options or Options(device=device)
-    require_absent(out)
+    run = prepare(model_dir, calibration, options, Path(out), benches=benches, progress=progress)
+    return write_statistics(run, Path(out), start_at=start_at, on_layer=on_layer, progress=progress)
+
+
+def prepare(
+    model_dir: Path | str,
+    calibration: Path | str | CalibrationSet,
+    options: Options | None = None,
+    out: Path | None = None,
+    *,
+    benches: Sequence[BenchTexts] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Everything before the layers: the checkpoint opened, the set read, answered and tokenised, the plan made.
+
+    With `out`, a statistics file that is there already is refused before anything else, and prompts that the model
+    has to answer are answered into a file beside it. Without, nothing is written and answers are only allowed for.
+    """
+    if out is not None and not state_path(out).exists():
+        require_absent(out)
+    options = options or Options()
     checkpoint = open_checkpoint(model_dir)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
     windows = tokenise(
-        checkpoint, chosen, options.shards, replies=path_beside(out), device=options.device,
-        dtype=compute_dtype(checkpoint, options), benches=benches, progress=progress,
+        checkpoint, chosen, options.shards, replies=path_beside(out) if out else None, plan_only=out is None,
+        device=options.device, dtype=compute_dtype(checkpoint, options), benches=benches, progress=progress,
     )  # fmt: skip
-    stats = measure(checkpoint, windows, options, chosen.name, progress)
-    stats.save(out)
+    return Run(checkpoint, windows, options, chosen.name)
+
+
+def write_statistics(
+    run: Run,
+    out: Path,
+    *,
+    start_at: int | None = None,
+    on_layer: Callable[[Mark], None] | None = None,
+    progress: Progress | None = None,
+) -> ExpertStats:
+    """Execute a prepared run, or what is left of it, and publish `out`; see `calibrate`."""
+    layers = run.checkpoint.num_layers
+    with RunState(state_path(out), run.settings, start_over=start_at == 0) as state:
+        if out.exists():
+            return _published(out, run, state)
+        done = len(state.finished())
+        if start_at not in (None, 0, done):
+            raise UsageError(
+                f"cannot go on from layer {start_at}", expected=f"0 to start over, or {done}, the first unfinished one",
+                actual=f"hidden states are kept for layer {done} only", remedy="leave out --from to go on",
+            )  # fmt: skip
+        require_space(out, max(0, run.plan.disk - state.nbytes))
+        try:
+            stats = run.execute(state, progress, on_layer)
+        except KeyboardInterrupt as exc:
+            done = len(state.finished())
+            raise Interrupted(
+                f"calibration stopped: {done} of {layers} layers are finished and kept", actual=str(state.path),
+                remedy="run the same command again to go on; --status shows the state, --from 0 starts over",
+            ) from exc  # fmt: skip
+        about = {key: value for key, value in run.windows.origin.items() if key != "document_hashes"}
+        write_manifest(out, "statistics", {**about, **run.about})
+        write_json(report_path(out), _report(run, stats, state.finished()), overwrite=True)
+        stats.save(out)
+        state.remove()
     return stats
+
+
+def measure(checkpoint: Checkpoint, windows: Windows, options: Options, name: str) -> ExpertStats:
+    """The statistics of `windows` without a file; nothing is left to resume."""
+    run = Run(checkpoint, windows, options, name)
+    with TemporaryDirectory() as folder, RunState(Path(folder) / "state", run.settings) as state:
+        return run.execute(state)
 
 
 def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Windows:
@@ -75,71 +122,32 @@ def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Wi
     return tokenise(checkpoint, chosen, shards)
 
 
-def batches_of(windows: Windows, batch_tokens: int) -> list[Batch]:
-    """Micro-batches of one class and weight, longest windows first so that little is padded."""
-    groups: dict[tuple[int, float], list[int]] = {}
-    for i, window in enumerate(windows.windows):
-        groups.setdefault((window.category, window.weight), []).append(i)
-    result = []
-    for category, weight in sorted(groups):
-        rest = sorted(groups[category, weight], key=lambda i: (-len(windows.windows[i].tokens), i))
-        while rest:
-            length = len(windows.windows[rest[0]].tokens)
-            chosen, rest = rest[: max(1, batch_tokens // length)], rest[max(1, batch_tokens // length) :]
-            real, counted = np.zeros((len(chosen), length), bool), np.zeros((len(chosen), length), bool)
-            for row, i in enumerate(chosen):
-                real[row, : len(windows.windows[i].tokens)] = True
-                counted[row, : len(windows.windows[i].tokens)] = windows.windows[i].counted
-            shards = np.array([windows.windows[i].shard for i in chosen])
-            result.append(Batch(category, length, tuple(chosen), shards, weight, counted, real))
-    return result
+def report_path(out: Path) -> Path:
+    """Where the needs of the run that wrote `out` are kept. They differ from run to run, so not in the file itself."""
+    return out.with_name(out.name + ".run.json")
 
 
-def compute_dtype(checkpoint: Checkpoint, options: Options) -> str:
-    """The type of the forward pass: see `Options.dtype`."""
-    if options.dtype != "auto":
-        return options.dtype
-    stored = {t.info.dtype for t in checkpoint.expert_tensors.values()}
-    return "bfloat16" if stored == {"BF16"} and options.device != "cpu" else "float32"
+def coverage(stats: ExpertStats) -> dict[str, dict[str, int]]:
+    """Per class: how many experts (over all layers that have any) got fewer than `COVERAGE` tokens, and none at all."""
+    routed = stats.field(COUNT)[:, stats.metadata["moe_layers"]]
+    return {
+        name: {"experts": routed[i].size, "thin": int((routed[i] < COVERAGE).sum()),
+               "unused": int((routed[i] == 0).sum())}
+        for i, name in enumerate(stats.classes)
+    }  # fmt: skip
 
 
-def measure(
-    checkpoint: Checkpoint, windows: Windows, options: Options, name: str, progress: Progress | None = None
-) -> ExpertStats:
-    """The statistics of `windows`; see the module's docstring for how."""
-    import torch
-
-    dtype = compute_dtype(checkpoint, options)
-    batches = batches_of(windows, options.batch_tokens)
-    model = LayerModel(checkpoint, options.device, dtype)
-    results: list[dict[str, np.ndarray]] = []
-    total = checkpoint.num_layers * len(batches)
-    with torch.inference_mode(), ThreadPoolExecutor(1) as pool:
-        model.load_embedding()
-        hidden = [model.embed(_padded(windows, batch).to(model.device)) for batch in batches]
-        model.free_embedding()
-        ready: Future[None] = pool.submit(model.load, 0)
-        for layer in range(checkpoint.num_layers):
-            ready.result()
-            if layer + 1 < checkpoint.num_layers:
-                ready = pool.submit(model.load, layer + 1)
-            recorder = LayerRecorder(len(windows.classes), options.shards, checkpoint.num_experts, model.hidden_size)
-            with recording(model.experts(layer), model.router(layer), recorder):
-                for i, batch in enumerate(batches):
-                    recorder.begin(batch, hidden[i])
-                    hidden[i] = model.run(layer, hidden[i])
-                    if progress:
-                        progress(layer * len(batches) + i + 1, total, f"layer {layer}")
-            model.free(layer)
-            results.append(recorder.result())
-    about = {"set_name": name, "dtype": dtype, "shards": options.shards, "moe_layers": list(checkpoint.moe_layers)}
-    return assemble(results, windows, checkpoint.fingerprint, about)
+def _report(run: Run, stats: ExpertStats, marks: list[Mark]) -> dict[str, Any]:
+    peaks = {"ram": max(m.peak_ram for m in marks), "device": max(m.peak_device for m in marks)}
+    seconds = [round(m.seconds, 3) for m in marks]
+    return {"plan": run.plan.as_dict(), "peak": peaks, "seconds_per_layer": seconds,
+            "coverage": coverage(stats), "thin_below": COVERAGE}  # fmt: skip
 
 
-def _padded(windows: Windows, batch: Batch) -> Any:
-    import torch
-
-    tokens = np.zeros(batch.real.shape, np.int64)
-    for row, i in enumerate(batch.windows):
-        tokens[row, : len(windows.windows[i].tokens)] = windows.windows[i].tokens
-    return torch.from_numpy(tokens)
+def _published(out: Path, run: Run, state: RunState) -> ExpertStats:
+    """The run was killed between publishing and cleaning up: check that the file is its own, and clean up."""
+    stats = ExpertStats.load(out)
+    if any(stats.metadata.get(key) != value for key, value in run.about.items()):
+        require_absent(out)
+    state.remove()
+    return stats

@@ -10,53 +10,18 @@ attention is causal, so padding never reaches a token and no mask is needed.
 Not supported: families that pass state other than the hidden state from layer to layer.
 """
 
-import os
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trimoe.errors import CheckpointError
-from trimoe.measure.accumulate import IMPLEMENTATION
-from trimoe.measure.experts import adapt, register
+from trimoe.measure.experts import IMPLEMENTATION, adapt, register
 from trimoe.measure.routing import Router
+from trimoe.measure.weights import LazyTensor, mapped, require_finite, require_readable
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.safetensors import TensorInfo
-
-_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
-                 "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
-
-
-class LazyTensor:
-    """Stands for a tensor in a state dict; reading it (`lazy[...]`) fetches its byte range and checks it."""
-
-    def __init__(self, info: TensorInfo) -> None:
-        self.info = info
-
-    def __getitem__(self, _: Any) -> Any:
-        import torch
-
-        info = self.info
-        if info.dtype not in _TORCH_DTYPES:
-            raise CheckpointError(f"tensor {info.name} has type {info.dtype}", expected="float32, float16 or bfloat16",
-                                  remedy="calibrate the unquantized checkpoint")  # fmt: skip
-        buffer = torch.empty(info.nbytes, dtype=torch.uint8)
-        view, at = memoryview(buffer.numpy().data), 0
-        with info.file.open("rb") as handle:
-            while at < info.nbytes:
-                got = os.preadv(handle.fileno(), [view[at : at + (1 << 30)]], info.start + at)
-                if not got:
-                    raise CheckpointError(f"tensor {info.name} in {info.file} ends early",
-                                          remedy="download or copy the file again")  # fmt: skip
-                at += got
-        tensor = buffer.view(getattr(torch, _TORCH_DTYPES[info.dtype])).reshape(info.shape)
-        # A sum needs no temporary copy; only if it is not finite each value is looked at.
-        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32)))
-        if suspect and not all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.reshape(-1), 1 << 22)):
-            raise CheckpointError(
-                f"tensor {info.name} holds NaN or infinite values", expected="finite weights",
-                remedy="the file is damaged or the model diverged; no statistic of it means anything",
-            )  # fmt: skip
-        return tensor
 
 
 class LayerModel:
@@ -85,7 +50,11 @@ class LayerModel:
         self.active, self.returns_tuple = -1, False
         self._input: Any = None
         self._output: Any = None
+        self._vocabulary = np.zeros(0, np.int64)
         self._targets = self._map_names()
+        for name in self.checkpoint.index:
+            if self._targets[name] in self._meta_state:
+                require_readable(self.checkpoint.index[name])
         self._patch()
         self._adapt_experts()
         self._materialize_buffers()
@@ -151,14 +120,14 @@ class LayerModel:
         arch = self.checkpoint.arch
         for layer in self.checkpoint.moe_layers:
             experts, router = self.experts(layer), self.router(layer)
-            if router is not None and not hasattr(experts, "has_gate"):
+            if not hasattr(experts, "has_gate"):
                 if arch.routing.weight_on != "input":
                     raise CheckpointError(
                         f"{type(experts).__name__} is outside transformers' experts interface",
                         expected=f"an interface that family {arch.name} shares with the others",
                         remedy="this version of transformers cannot be used to calibrate it",
                     )
-                adapt(experts, router, arch.roles["down"].shape == ("E", "I", "H"))
+                adapt(experts, router.module, arch.roles["down"].shape == ("E", "I", "H"))
 
     def _hop(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -192,6 +161,33 @@ class LayerModel:
         prefix = f"{self.layers_name}.{layer}."
         return sum(t.numel() * t.element_size() for name, t in self._meta_state.items() if name.startswith(prefix))
 
+    def loading_bytes(self, layer: int) -> int:
+        """What loading a layer takes beyond its own bytes, at the worst moment.
+
+        Weights that are used as they are stored are mapped and take nothing more. Otherwise they are read while the
+        new ones fill up: half of both are there on average, and measured. What is stored as one tensor per expert is
+        converted first, then stacked, and gate and up are joined once more.
+        """
+        infos = [self.checkpoint.index[name] for name in self.names_of(layer)]
+        another_type = any(info.nbytes != math.prod(info.shape) * self.dtype.itemsize for info in infos)
+        restacked = len({self._targets[info.name] for info in infos}) < len(infos)
+        own = self.nbytes_of(layer)
+        half = sum(info.nbytes for info in infos) // 2
+        if restacked:
+            return own * 2 // 3 + (own if another_type else half)
+        return half if another_type else 0
+
+    @property
+    def inner_size(self) -> int:
+        """Width I of an expert."""
+        module = self.experts(self.checkpoint.moe_layers[0])
+        return int(module.down_proj.shape[1 if module.is_transposed else 2])
+
+    def widest(self) -> int:
+        """Most values per token that a linear layer outside the experts gives (attention heads, dense FFN)."""
+        shapes = [t.shape for name, t in self._meta_state.items() if name.startswith(self.layers_name) and t.dim() == 2]
+        return max(int(shape[0]) for shape in shapes)
+
     def _load(self, names: list[str], wanted: set[str]) -> None:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
@@ -221,24 +217,35 @@ class LayerModel:
         """Forget the weights of one layer."""
         _to_meta(self.layers[layer])
 
-    def load_embedding(self) -> None:
-        """Read the input embedding, which only the first layer needs."""
+    def load_embedding(self, tokens: np.ndarray) -> None:
+        """Read the rows of `tokens` (distinct ids, ascending) of the input embedding; only the first layer needs them.
+
+        The whole table is among the largest tensors of a model, and a calibration set uses a part of it.
+        """
+        import torch
+
         module = self.text.get_input_embeddings()
         target = next(n for n, m in self.model.named_modules() if m is module) + ".weight"
-        self._load([name for name, t in self._targets.items() if t == target], {target})
+        name = next((name for name, t in self._targets.items() if t == target), None)
+        if name is None:
+            raise CheckpointError(f"tensor {target} is missing", expected="the input embedding",
+                                  remedy="the checkpoint is incomplete: download it again")  # fmt: skip
+        rows = mapped(self.checkpoint.index[name])[torch.from_numpy(tokens)]
+        require_finite(rows, name)
+        module.weight = torch.nn.Parameter(rows.to(self.device, self.dtype), requires_grad=False)
+        module.padding_idx = None  # it matters to gradients only, and need not be among the rows
+        self._vocabulary = tokens
 
     def free_embedding(self) -> None:
         """Forget it again."""
         _to_meta(self.text.get_input_embeddings())
 
     def experts(self, layer: int) -> Any:
-        """The experts module of a layer, or None in a layer without."""
+        """The experts module of a layer, or None in a dense layer."""
         return _experts_in(self.layers[layer])
 
-    def router(self, layer: int) -> Router | None:
-        """The router of a layer, or None in a layer without experts."""
-        if layer not in self.checkpoint.moe_layers:
-            return None
+    def router(self, layer: int) -> Router:
+        """The router of a layer with experts."""
         arch = self.checkpoint.arch
         owner = self._owner(self.checkpoint.role_name("router", layer))[0]
         names = [self.checkpoint.role_name(name, layer) for name, role in arch.roles.items() if role.selects]
@@ -250,15 +257,18 @@ class LayerModel:
         path, _, attribute = self._targets[name].rpartition(".")
         return self.model.get_submodule(path), attribute
 
-    def embed(self, tokens: Any) -> Any:
-        """Hidden states [windows, length, H] that enter layer 0 (whose weights need not be there)."""
+    def embed(self, tokens: np.ndarray) -> Any:
+        """Hidden states [windows, length, H] that enter layer 0 for ids [windows, length] of the loaded rows."""
+        import torch
+
         self.active, self._input = -1, None
         found: list[Any] = []
         hook = self.layers[0].register_forward_pre_hook(
             lambda module, args, kwargs: found.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
         try:
-            self.text(input_ids=tokens, use_cache=False)
+            ids = torch.from_numpy(np.searchsorted(self._vocabulary, tokens)).to(self.device)
+            self.text(input_ids=ids, use_cache=False)
         finally:
             hook.remove()
         return found[0]

@@ -1,14 +1,15 @@
 """From per-layer arrays to the statistics file: totals by name, bootstrap shards beside them.
 
 Invariants: a total is the sum of its shards in shard order; `metadata["merge"]` says how a field that is not additive
-merges ("max", or "none" when it cannot be merged).
+merges ("max", or "none" when it cannot be merged). Dense layers, which have no experts, are zero everywhere.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from trimoe.measure.accumulate import MAXIMA, MEAN_VECTOR, SUMS
+from trimoe.measure.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.measure.calibration import Windows
 from trimoe.measure.stats import ExpertStats
 
@@ -18,8 +19,10 @@ def shard_field(shard: int, name: str) -> str:
     return f"shard{shard:02d}/{name}"
 
 
-def assemble(layers: list[dict[str, np.ndarray]], windows: Windows, model: str, about: dict[str, Any]) -> ExpertStats:
-    """Statistics of all layers; `about` joins the metadata."""
+def assemble(
+    layers: Sequence[dict[str, np.ndarray]], windows: Windows, about: dict[str, Any], moe_layers: Sequence[int]
+) -> ExpertStats:
+    """Statistics of all layers; `about` (model, set, how) joins the metadata."""
     fields: dict[str, np.ndarray] = {}
     for name in SUMS:
         split = np.stack([layer[name] for layer in layers], 2)  # [class, shard, layer, expert]
@@ -28,25 +31,29 @@ def assemble(layers: list[dict[str, np.ndarray]], windows: Windows, model: str, 
             fields[shard_field(shard, name)] = split[:, shard]
             total = total + split[:, shard]
         fields[name] = total
-    for name in (*MAXIMA, MEAN_VECTOR):
+    for name in (COUNT, *MAXIMA, MEAN_VECTOR):
         fields[name] = np.stack([layer[name] for layer in layers], 1)
+    wide = {
+        name: np.stack([layer[name] for layer in layers], 1)
+        for name in (COACTIVATION, NEURONS)
+        if name in layers[0]
+    }  # fmt: skip
     masked = {
         what: {c: [int(layer[what][i]) for layer in layers] for i, c in enumerate(windows.classes)}
         for what in ("masked_tokens", "masked_outputs")
     }
     metadata = {
-        "model": model,
-        "set": windows.set_hash,
         "tokens": windows.tokens(),
         "documents": windows.documents,
         "windows": {c: sum(w.category == i for w in windows.windows) for i, c in enumerate(windows.classes)},
+        "moe_layers": list(moe_layers),
         "nonfinite": {c: sum(masked["masked_tokens"][c]) + sum(masked["masked_outputs"][c]) for c in windows.classes},
         **masked,
         "merge": {**dict.fromkeys(MAXIMA, "max"), MEAN_VECTOR: "none"},
         **windows.origin,
         **about,
     }
-    return ExpertStats(windows.classes, fields, metadata)
+    return ExpertStats(windows.classes, fields, metadata, wide)
 
 
 def shards_of(stats: ExpertStats) -> list[ExpertStats]:

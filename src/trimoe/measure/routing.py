@@ -1,6 +1,6 @@
-"""What a layer's router tells: its logits, and the scores of which it takes the largest.
+"""The router of a layer, and by what it prefers one expert to another.
 
-The family's data says where the logits are in the router's output and what turns them into scores; no class names.
+The family's data says what turns its logits into scores and what is added to them; no class names.
 """
 
 from dataclasses import dataclass, field
@@ -18,10 +18,6 @@ class Router:
     terms: list[tuple[Any, str]] = field(default_factory=list)
     """Module and attribute of each tensor of E values that is added to the scores before the choice. Not the tensors
     themselves: they are replaced whenever a layer is loaded."""
-
-    def logits(self, output: Any) -> Any:
-        """The logits [tokens, E] in what the module returned."""
-        return output[self.routing.logits] if isinstance(output, tuple) else output
 
     def preference(self, logits: Any) -> Any:
         """[tokens, E], larger for an expert chosen earlier: the scores, or the logits where both order alike."""

@@ -118,7 +118,6 @@ class ExpertStats:
                 raise ValueError("class names are not distinct texts")
             if not isinstance(metadata, dict):
                 raise ValueError("metadata is not an object")
-            moe_layers = metadata.get("moe_layers", [])
             fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
         except (CheckpointError, KeyError, ValueError, TypeError) as exc:
             raise StatsError(
@@ -132,7 +131,7 @@ class ExpertStats:
         if not fields or len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
             raise StatsError(f"{path} has fields of unequal shape", expected="all [classes, layers, experts]",
                              actual=str(sorted(shapes))[:200], remedy="make the file again")  # fmt: skip
-        layers = next(iter(shapes))[1]
+        layers, moe_layers = next(iter(shapes))[1], metadata.get("moe_layers", [])
         if not isinstance(moe_layers, list) or moe_layers != [n for n in range(layers) if n in moe_layers]:
             raise StatsError(f"{path} names layers with experts that it does not have", expected=f"0..{layers - 1}",
                              actual=str(moe_layers)[:200], remedy="make the file again")  # fmt: skip

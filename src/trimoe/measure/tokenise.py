@@ -50,7 +50,6 @@ def tokenise(
     _require_vocabulary(documents, checkpoint)
     windows = windows_of(documents, chosen.window, shards, chosen.long_documents)
     _require_context(windows, checkpoint)
-    _require_enough(windows, checkpoint)
     origin: dict[str, Any] = {**windows.origin, "sources": chosen.describe()}
     if made:
         origin["replies"] = made
@@ -84,17 +83,6 @@ def _require_context(windows: Windows, checkpoint: Checkpoint) -> None:
         raise CalibrationError(f"a window of {longest} tokens is longer than the model's context",
                                expected=f"at most {context}", actual=f"window: {windows.origin['window']}",
                                remedy="lower `window` in the set file")  # fmt: skip
-
-
-def _require_enough(windows: Windows, checkpoint: Checkpoint) -> None:
-    """With fewer tokens than experts most of a class's ranks would be arbitrary."""
-    for name, count in windows.tokens().items():
-        if count < checkpoint.num_experts:
-            raise CalibrationError(
-                f"class {name} has {count} tokens for {checkpoint.num_experts} experts", expected="at least one each",
-                actual=f"{windows.documents[name]} documents, {count} measured positions",
-                remedy="add documents to the class, or count more of their positions",
-            )  # fmt: skip
 
 
 def _bench_items(documents: Sequence[Document]) -> dict[str, list[str]]:

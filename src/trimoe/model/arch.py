@@ -82,8 +82,6 @@ class Routing(BaseModel):
     """Scores of the logits; the experts with the largest scores (plus the roles that select) are chosen."""
     weight_on: Literal["output", "input"] = "output"
     """What the weight multiplies: an expert's output, or the token before it enters the expert."""
-    logits: int = 0
-    """Place of the logits in what transformers' router module returns, where that is a tuple."""
 
 
 Roles = dict[str, Role]

@@ -12,8 +12,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trimoe.artifact import canonical_json, read_json
 from trimoe.errors import CheckpointError
 from trimoe.model.arch import Arch, Role, Roles, detect
@@ -61,7 +59,8 @@ class Checkpoint:
     @property
     def config_scope(self) -> tuple[str, ...]:
         """Path inside config.json of the object that holds the counting keys: ('text_config',) or ()."""
-        return ("text_config",) if self.arch.config.num_experts in (self.config.get("text_config") or {}) else ()
+        text = self.config.get("text_config")
+        return ("text_config",) if isinstance(text, dict) and self.arch.config.num_experts in text else ()
 
     @property
     def nbytes(self) -> int:
@@ -256,6 +255,8 @@ def check_finite(checkpoint: Checkpoint, roles: Iterable[str] | None = None) -> 
 
     With `roles` only the expert tensors of these roles are read, e.g. ("router",): cheap at any size.
     """
+    import numpy as np
+
     names = checkpoint.index if roles is None else [
         name for name, tensor in checkpoint.expert_tensors.items() if tensor.role in set(roles)
     ]  # fmt: skip

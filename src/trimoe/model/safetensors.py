@@ -11,12 +11,13 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from trimoe.artifact import read_json
+from trimoe.artifact import parse_json, read_json
 from trimoe.errors import CheckpointError
+
+if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
+    import numpy as np
 
 ITEM_BITS = {
     "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
@@ -67,7 +68,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise _bad(f"{path} is not a safetensors file or is truncated", expected="a header within the file",
                            actual=f"header length {length}, file size {size}")  # fmt: skip
-            header = json.loads(handle.read(length), object_pairs_hook=_no_duplicates)
+            header = parse_json(handle.read(length), object_pairs_hook=_no_duplicates)
     except FileNotFoundError as exc:
         raise _bad(f"shard {path.name} is missing from {path.parent}", expected="every shard of the index") from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -104,7 +105,6 @@ def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorIn
         integers = all(type(v) is int and 0 <= v < 1 << 62 for v in (*shape, start, end))
         if dtype not in ITEM_BITS or not integers or start > end or len(shape) > MAX_DIMENSIONS:
             raise ValueError(f"{dtype} {shape[:MAX_DIMENSIONS]} {start}:{end}")
-        name.encode()  # a lone surrogate cannot be written back
     except (TypeError, KeyError, ValueError) as exc:
         raise _bad(f"tensor {name[:200]!r} in {path} has a malformed entry", actual=str(exc)[:200]) from exc
     if base + end > size:
@@ -165,8 +165,10 @@ def read_bytes(info: TensorInfo, offset: int = 0, length: int | None = None) -> 
     return data
 
 
-def read_array(info: TensorInfo) -> np.ndarray:
+def read_array(info: TensorInfo) -> "np.ndarray":
     """The tensor as numpy; BF16 and F16 become float32, everything else keeps its type."""
+    import numpy as np
+
     raw = read_bytes(info)
     if info.dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(info.shape)

@@ -409,23 +409,26 @@ def _text(rng: random.Random) -> Item:
 
 # ---------------------------------------------------------------- story: what happened to whom
 
-_OBJECTS = ["lamp", "coin", "map", "rope", "drum", "key", "ring", "flute", "book", "kite"]
-_PLACES = ["barn", "attic", "cellar", "kitchen", "harbor", "garden", "tower", "market", "mill", "shed"]
+_DEEDS = ["sold", "hid", "found", "lost", "made", "saw", "took", "kept"]
+_OBJECTS = ["lamps", "coins", "maps", "ropes", "drums", "keys", "rings", "flutes", "books", "kites"]
+_PLACES = ["upstairs", "outside", "nearby", "abroad", "downtown", "indoors", "overseas", "ashore", "uptown", "below"]
 
 
 def _story(rng: random.Random) -> Item:
-    """Notes of who, what, where. No word stands between the three: a model of this size recalls what comes next."""
-    people, objects, places = rng.sample(_NAMES, 4), rng.sample(_OBJECTS, 4), rng.sample(_PLACES, 4)
-    notes = [f"{who} {what} {where}." for who, what, where in zip(people, objects, places, strict=True)]
-    i = rng.randrange(4)
-    question, answer = rng.choice(
-        [(f"And {people[i]}?", notes[i]), (f"Where is the {objects[i]}?", f"The {objects[i]} {places[i]}.")]
-    )
-    if rng.random() < 0.25:
-        j = rng.choice([n for n in range(4) if n != i])
-        notes.append(f"Later {people[i]} {objects[j]} {places[j]}.")
-        question, answer = f"And {people[i]} later?", f"{people[i]} {objects[j]} {places[j]}."
-    return Item("story", " ".join(["Notes:", *notes, question]), answer, {"text": answer})
+    people, deeds, objects = rng.sample(_NAMES, 3), rng.sample(_DEEDS, 4), rng.sample(_OBJECTS, 4)
+    places = rng.sample(_PLACES, 4)
+    lines = [f"{people[n]} {deeds[n]} {objects[n]} {places[n]}." for n in range(3)]
+    i = rng.randrange(3)
+    kind = rng.randrange(3)
+    if kind == 0:
+        question, answer = f"What did {people[i]} do?", lines[i]
+    elif kind == 1:
+        question, answer = f"Where are the {objects[i]}?", f"Look for {objects[i]} {places[i]}."
+    else:
+        later = f"{people[i]} {deeds[3]} {objects[3]} {places[3]}."
+        lines.append(f"Later {later}")
+        question, answer = f"What did {people[i]} do last?", later
+    return Item("story", " ".join([*lines, question]), answer, {"text": answer})
 
 
 _MAKERS: dict[str, Callable[[random.Random], Item]] = {

@@ -1,0 +1,127 @@
+"""The algebra of drop maps: what several maps keep together, what they all keep, and two cuts as one.
+
+Invariants: pure; the order of the given maps does not matter to `combine`. All layers must keep equally many experts,
+which a union or intersection does not by itself: the layer that keeps the most decides, and the others are filled up
+with the experts that most of the maps keep, then those of higher score (if scores are given), then those of lower id.
+Filling adds experts and never takes one away, so a union holds everything that any map keeps.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from trimoe.choose.dropmap import DropMap
+from trimoe.errors import MapError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+How = Literal["union", "intersection"]
+
+
+def combine(
+    maps: Sequence[DropMap], how: How, *, keep: int | None = None, scores: "np.ndarray | None" = None
+) -> DropMap:
+    """Keep what any (`union`) or every (`intersection`) map keeps, in every layer equally many.
+
+    `keep` experts per layer instead of the most that a layer needs; `scores` [layer, expert], higher is better, order
+    the filling. The result's metadata say which experts were filled in. Raises `MapError` for maps of different models,
+    or if `keep` is less than a layer needs.
+    """
+    count, model = _common(maps)
+    layers = _layers(maps)
+    dropped = [{layer: set(m.drop.get(layer, ())) for layer in layers} for m in maps]
+    gone = {
+        layer: set.intersection(*(d[layer] for d in dropped))
+        if how == "union"
+        else set.union(*(d[layer] for d in dropped))
+        for layer in layers
+    }
+    # A layer in which no map drops anything has no experts, unless no map drops anything anywhere.
+    routed = [layer for layer in layers if any(d[layer] for d in dropped)] or layers
+    target = min(len(gone[layer]) for layer in routed)
+    if keep is not None:
+        if count is None:
+            raise MapError("no map says how many experts there are", expected="num_experts in one of them",
+                           remedy="make the maps with trimoe map, or leave --keep out")  # fmt: skip
+        if not 0 < keep <= count or count - keep > target:
+            layer = min(routed, key=lambda i: len(gone[i]))
+            raise MapError(f"{keep} experts per layer are not what the maps can give", actual=f"--keep {keep}",
+                           expected=f"{count - target} (layer {layer} needs them) to {count}",
+                           remedy="keep more, or combine other maps")  # fmt: skip
+        target = count - keep
+    if count == target:
+        raise MapError("the maps have no expert in common", expected="at least one in some layer",
+                       remedy="combine other maps, or say how many to --keep")  # fmt: skip
+    _check_scores(scores, gone)
+    filled: dict[int, list[int]] = {}
+    drop: dict[int, tuple[int, ...]] = {}
+    for layer in layers:
+
+        def order(expert: int, layer: int = layer) -> tuple[int, float, int]:
+            votes = sum(expert not in d[layer] for d in dropped)
+            return -votes, 0.0 if scores is None else -float(scores[layer, expert]), expert
+
+        surplus = len(gone[layer]) - target if layer in routed else 0
+        back = sorted(gone[layer], key=order)[:surplus]
+        if back:
+            filled[layer] = sorted(back)
+        drop[layer] = tuple(sorted(gone[layer] - set(back)))
+    metadata = {"recipe": how, "maps": sorted(m.content_hash for m in maps), "model": model,
+                "filled": {str(layer): ids for layer, ids in filled.items()}}  # fmt: skip
+    return DropMap(drop, count, metadata)
+
+
+def compose(first: DropMap, second: DropMap, num_experts: int | None = None) -> DropMap:
+    """One map for two cuts, in the ids of the first's model. `second` counts the experts that `first` keeps, from 0.
+
+    `num_experts` is the first's count if it does not say. Raises `MapError` if the second does not fit what the first
+    leaves.
+    """
+    count = first.num_experts or num_experts
+    if count is None:
+        raise MapError("the first map does not say how many experts there are", expected="num_experts",
+                       remedy="make it with trimoe map, or add num_experts to its file")  # fmt: skip
+    drop = {}
+    for layer in _layers([first, second]):
+        gone, later = first.drop.get(layer, ()), second.drop.get(layer, ())
+        kept = [e for e in range(count) if e not in gone]
+        if (later and (min(later) < 0 or max(later) >= len(kept))) or second.num_experts not in (None, len(kept)):
+            raise MapError(
+                f"the second map does not fit what the first leaves in layer {layer}",
+                expected=f"ids 0..{len(kept) - 1} of {len(kept)} experts",
+                actual=f"of {second.num_experts or 'an unknown number of'} experts, ids {list(later)}",
+                remedy="give the maps in the order of the cuts",
+            )
+        drop[layer] = tuple(sorted({*gone, *(kept[i] for i in later)}))
+    metadata = {"recipe": "composed", "maps": [first.content_hash, second.content_hash],
+                "model": first.metadata.get("model")}  # fmt: skip
+    return DropMap(drop, count, metadata)
+
+
+def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:
+    """Number of experts and fingerprint that the maps agree on, as far as they say."""
+    counts = {m.num_experts for m in maps} - {None}
+    models = {m.metadata.get("model") for m in maps} - {None}
+    if len(counts) > 1 or len(models) > 1:
+        facts = sorted(map(str, counts)) if len(counts) > 1 else sorted(str(m)[:16] for m in models)
+        raise MapError("the maps are of different models", expected="one model",
+                       actual=f"{'experts' if len(counts) > 1 else 'models'} {' and '.join(facts)}",
+                       remedy="combine maps of one model; for one cut after another: trimoe map compose")  # fmt: skip
+    return next(iter(counts), None), next(iter(models), None)
+
+
+def _layers(maps: Sequence[DropMap]) -> list[int]:
+    """The layers of all maps. A layer that a map leaves out must drop nothing in the others: it has no experts."""
+    layers = sorted(set().union(*(m.drop for m in maps)))
+    for layer in layers:
+        if any(layer not in m.drop for m in maps) and any(m.drop.get(layer) for m in maps):
+            raise MapError("the maps cover different layers", expected="the same layers in all",
+                           actual=f"layer {layer} is missing in one", remedy="combine maps of one model")  # fmt: skip
+    return layers
+
+
+def _check_scores(scores: "np.ndarray | None", gone: dict[int, set[int]]) -> None:
+    highest = max((e for ids in gone.values() for e in ids), default=0)
+    if scores is not None and (scores.shape[0] <= max(gone) or scores.shape[1] <= highest):
+        raise MapError("the statistics are of another model", expected=f"layer {max(gone)}, expert {highest}",
+                       actual=f"{scores.shape[0]} layers of {scores.shape[1]} experts")  # fmt: skip

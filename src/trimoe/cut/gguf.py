@@ -1,0 +1,184 @@
+"""Cut experts out of a GGUF model, and out of its importance matrix, in whatever quantization they are.
+
+Invariants: everything is checked before the first byte is written; the output appears under its name only when it is
+complete and its header has been read back; the same input gives the same bytes; nothing is converted and no weight is
+held in memory. Not guaranteed: that the weights are sound (they are not read; certify compares every byte).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trimoe.artifact import (
+    MANIFEST,
+    publish_dir,
+    publish_large_file,
+    read_json,
+    require_absent,
+    require_space,
+    write_json,
+    write_manifest,
+)
+from trimoe.choose.dropmap import DropMap
+from trimoe.cut.copying import Copier
+from trimoe.cut.gguf_imatrix import cut_imatrix
+from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
+from trimoe.cut.prune import PruneReport, _explained
+from trimoe.cut.record import METADATA, make_record, read_record
+from trimoe.cut.writing import Progress
+from trimoe.errors import CheckpointError, UsageError
+from trimoe.model.gguf import Gguf, open_gguf, split_stem
+from trimoe.model.gguf_format import header_bytes, padded
+from trimoe.model.gguf_model import GgufModel, open_gguf_model
+from trimoe.model.imatrix import open_imatrix
+
+KIND = "pruned GGUF"
+
+
+def prune_gguf(
+    model: Path | str,
+    drop_map: DropMap,
+    out: Path | str,
+    *,
+    max_shard: int | None = None,
+    imatrix: Path | None = None,
+    imatrix_out: Path | None = None,
+    dry_run: bool = False,
+    sync: bool = False,
+    progress: Progress | None = None,
+) -> PruneReport:
+    """Cut `drop_map` out of the GGUF model `model` (any part of a split names all of it).
+
+    `out` ending in .gguf becomes one file; any other name a directory with files as in the source, or of at most
+    `max_shard` bytes of tensors. `imatrix` is cut by the same map into `imatrix_out`, in its own format. Raises, before
+    anything is written, `CheckpointError`, `MapError`, `UsageError`, `BadInput` (output exists) or
+    `MissingPrerequisite` (disk space).
+    """
+    out = Path(out)
+    single = out.suffix == ".gguf"
+    if single and max_shard is not None:
+        raise UsageError("--max-shard makes several files, and the output is one", expected="a directory as output",
+                         actual=str(out), remedy="leave .gguf away from -o")  # fmt: skip
+    if (imatrix is None) != (imatrix_out is None):
+        raise UsageError("--imatrix and --imatrix-out belong together", expected="both or neither")
+    source = open_gguf_model(model)
+    drop_map = complete_map(source, drop_map)
+    stem = split_stem(source.path.name)
+    layout: Layout = "single" if single else max_shard or "source"
+    parts = plan_gguf(source, drop_map, stem, layout)
+    kept = source.num_experts - len(drop_map.drop[source.moe_layers[0]])
+    matrix = open_imatrix(imatrix) if imatrix is not None else None
+    total = sum(piece.nbytes for part in parts for piece in part.pieces)
+    for path in (out, imatrix_out):
+        if path is not None:
+            require_absent(path)
+    require_space(out, sum(part.nbytes for part in parts) + 2 * source.gguf.files[0].data_start)
+    report = PruneReport(
+        str(out), source.num_experts, kept, len(source.moe_layers), len(source.expert_tensors), source.nbytes, total,
+        len(parts), dry_run,
+    )  # fmt: skip
+    if matrix is not None:
+        cut_imatrix(source, matrix, drop_map, None)
+    if dry_run:
+        return report
+    methods: set[str] = set()
+    identity, record = _identity(source, drop_map, layout), drop_record(source, drop_map)
+    try:
+        if single:
+            with publish_large_file(out, sync=sync) as place:
+                _write_parts(place.parent, [(place.name, parts[0])], methods, progress)
+                _verify(open_gguf(place), parts)
+                # What goes with the model first: its name is the last to appear, so what it names is complete.
+                if matrix is not None and imatrix_out is not None:
+                    cut_imatrix(source, matrix, drop_map, imatrix_out)
+                write_json(own_record(out), record, overwrite=True)
+                write_manifest(out, KIND, identity)
+        else:
+            with publish_dir(out, sync=sync) as folder:
+                named = [(part.name or f"{stem}.gguf", part) for part in parts]
+                _write_parts(folder, named, methods, progress)
+                _verify(open_gguf(folder / named[0][0]), parts)
+                if matrix is not None and imatrix_out is not None:
+                    cut_imatrix(source, matrix, drop_map, imatrix_out)
+                write_json(folder / METADATA, record)
+                write_manifest(folder, KIND, identity)
+    except OSError as exc:
+        raise _explained(exc, out) from exc
+    report.copied_by = sorted(methods)
+    return report
+
+
+def _identity(source: GgufModel, drop_map: DropMap, layout: Layout) -> dict[str, Any]:
+    return {
+        "base": source.fingerprint,
+        "drop": drop_map.content_hash,
+        "layout": layout,
+        "map_metadata": drop_map.metadata,
+    }
+
+
+def _write_parts(folder: Path, parts: list[tuple[str, GgufPart]], methods: set[str], progress: Progress | None) -> None:
+    total, done = sum(part.nbytes for _, part in parts), 0
+    for name, part in parts:
+        for written in _write_part(folder / name, part, methods):
+            done += written
+            if progress is not None:
+                progress(done, total, name)
+
+
+def _write_part(path: Path, part: GgufPart, methods: set[str]) -> Iterator[int]:
+    """Write one file; yields the bytes of each copied block."""
+    tensors = {piece.name: (piece.source.dtype, piece.shape) for piece in part.pieces}
+    with Copier(path) as copier:
+        copier.write(header_bytes(part.version, part.fields, tensors, part.alignment))
+        for piece in part.pieces:
+            yield from copier.append(piece.source.file, piece.ranges())
+            gap = padded(piece.nbytes, part.alignment) - piece.nbytes
+            copier.write(bytes(gap))
+            yield gap
+        copier.unchanged()
+        methods |= copier.methods
+
+
+def _verify(written: Gguf, parts: list[GgufPart]) -> None:
+    """Read the written headers back: every planned tensor and key is there, and no file is short."""
+    found = {name: (info.dtype, info.shape) for name, info in written.index.items()}
+    wanted = {piece.name: (piece.source.dtype, piece.shape) for part in parts for piece in part.pieces}
+    if list(found.items()) != list(wanted.items()):
+        wrong = min((n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n)), default="order")
+        raise CheckpointError(f"tensor {wrong} was not written as planned", expected=str(wanted.get(wrong)),
+                              actual=str(found.get(wrong)), remedy="run again; check the disk")  # fmt: skip
+    for file, part in zip(written.files, parts, strict=True):
+        if tuple(field.raw for field in file.fields.values()) != tuple(field.raw for field in part.fields):
+            raise CheckpointError(f"the metadata of {file.path.name} were not written as planned",
+                                  remedy="run again; check the disk")  # fmt: skip
+
+
+def own_record(model: Path) -> Path:
+    """Where the record of a cut lies beside a single file."""
+    return model.with_name(f"{model.name}.{METADATA}")
+
+
+def record_of(model: Path) -> Path | None:
+    """The record of the cut that made this file: its own, or that of the directory if a cut made the directory."""
+    if own_record(model).exists():
+        return own_record(model)
+    shared, manifest = model.with_name(METADATA), model.with_name(MANIFEST)
+    if not shared.exists() or not manifest.exists():
+        return None
+    data = read_json(manifest, "manifest", CheckpointError)
+    return shared if isinstance(data, dict) and data.get("kind") == KIND else None
+
+
+def drop_record(source: GgufModel, drop_map: DropMap) -> dict[str, Any]:
+    """The content of expert_drop_metadata.json in the published layout. The record of an earlier cut is kept inside."""
+    fitted = DropMap({i: drop_map.drop[i] for i in source.moe_layers}, source.num_experts)
+    previous = None
+    if (earlier := record_of(source.path)) is not None:
+        previous = read_record(earlier)
+        if (found := previous.get("target_experts")) != source.num_experts:
+            raise CheckpointError(f"{earlier} does not describe how this model was cut",
+                                  expected=f"target_experts {source.num_experts}", actual=str(found)[:100],
+                                  remedy="remove the file if it came from elsewhere")  # fmt: skip
+    name = str(source.gguf.get("general.name") or split_stem(source.path.name))
+    return make_record(name, source.fingerprint, fitted, previous)

@@ -1,0 +1,141 @@
+"""expert_drop_metadata.json: what was dropped, step by step, in the published layout.
+
+A record describes one cut against the model it was made from. The record of that model, if it was a cut itself, stands
+inside as `previous`, and `composed` says the same of all cuts together against the original, so that a model that was
+pruned twice can be certified against either, and an earlier state can be made again.
+Not guaranteed: that a record is true; certify compares it with the bytes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from trimoe.artifact import read_json
+from trimoe.choose.combine import compose
+from trimoe.choose.dropmap import DropMap
+from trimoe.errors import MapError
+
+METADATA = "expert_drop_metadata.json"
+
+
+def make_record(
+    base_model: str, fingerprint: str, drop_map: DropMap, previous: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The record of cutting `drop_map` (its layers are those with experts, its `num_experts` is known) out of a model.
+
+    Raises `MapError` if `previous` is no usable record.
+    """
+    record = {"base_model": base_model, "base_fingerprint": fingerprint, **_facts(drop_map)}
+    if previous is not None:
+        whole = _composed([*steps(previous), drop_map])
+        oldest = _oldest(previous)
+        record["previous"] = previous
+        record["composed"] = {
+            "base_model": oldest.get("base_model", "unknown"),
+            "base_fingerprint": oldest.get("base_fingerprint"),
+            **_facts(whole),
+        }
+    return record
+
+
+def _facts(drop_map: DropMap) -> dict[str, Any]:
+    kept = {layer: drop_map.keep(layer) for layer in drop_map.drop}
+    return {
+        "original_experts": drop_map.num_experts,
+        "target_experts": len(next(iter(kept.values()), ())),
+        "per_layer_keep": {str(layer): ids for layer, ids in kept.items()},
+        "per_layer_drop": {str(layer): list(ids) for layer, ids in drop_map.drop.items()},
+    }
+
+
+def read_record(place: Path) -> dict[str, Any]:
+    """The record of a pruned model's directory, or of the file itself. Raises `MapError`."""
+    data = read_json(place / METADATA if place.is_dir() else place, "drop metadata", MapError)
+    if not isinstance(data, dict):
+        raise MapError(f"{METADATA} is not a record of a cut", expected="a JSON object")
+    return data
+
+
+def steps(record: dict[str, Any], experts: int | None = None) -> list[DropMap]:
+    """The cuts that a record describes, oldest first; each has its own count of experts.
+
+    `experts` is the count before the last cut, for records that do not say. Raises `MapError` for a record that
+    contradicts itself.
+    """
+    found: list[DropMap] = []
+    current: Any = record
+    while current is not None:
+        step = _step(current, experts)
+        if found and len(step.keep(min(step.drop))) != found[0].num_experts:
+            raise MapError(f"{METADATA}: the recorded cuts do not follow on each other",
+                           expected=f"{found[0].num_experts} experts after the earlier cut",
+                           actual=str(len(step.keep(min(step.drop)))))  # fmt: skip
+        found.insert(0, step)
+        current, experts = current.get("previous"), None
+    stated = record.get("composed")
+    if stated is not None and _step(stated, None).drop != _composed(found).drop:
+        raise MapError(f"{METADATA}: what it says of all cuts together is not what they make one by one")
+    return found
+
+
+def map_from(record: dict[str, Any], experts: int) -> DropMap | None:
+    """The map that leads from a model of `experts` experts to the recorded one; None if no state in the record had so
+    many. The earliest such state is meant: a cut that drops nothing does not change what the map says."""
+    cuts = steps(record, experts)
+    return next((_composed(cuts[i:]) for i, step in enumerate(cuts) if step.num_experts == experts), None)
+
+
+def original(record: dict[str, Any], undo: int = 0) -> DropMap:
+    """The map against the original, as it was `undo` cuts ago. Raises `MapError` if there were not so many."""
+    cuts = steps(record)
+    if not 0 <= undo <= len(cuts):
+        raise MapError(f"{undo} cuts cannot be undone", expected=f"0 to {len(cuts)}", actual=f"{len(cuts)} recorded")
+    rest = cuts[: len(cuts) - undo]
+    whole = _composed(rest) if rest else DropMap(dict.fromkeys(cuts[0].drop, ()), cuts[0].num_experts)
+    metadata = {"recipe": "recorded", "cuts": len(rest), "undone": undo,
+                "model": _oldest(record).get("base_fingerprint")}  # fmt: skip
+    return DropMap(whole.drop, whole.num_experts, metadata)
+
+
+def _composed(cuts: list[DropMap]) -> DropMap:
+    whole = cuts[0]
+    for cut in cuts[1:]:
+        whole = compose(whole, cut)
+    return whole
+
+
+def _oldest(record: dict[str, Any]) -> dict[str, Any]:
+    while record.get("previous") is not None:
+        record = record["previous"]
+    return record
+
+
+def _step(data: Any, experts: int | None) -> DropMap:
+    """One cut of a record, checked against itself."""
+    drop = data.get("per_layer_drop") if isinstance(data, dict) else None
+    keep = data.get("per_layer_keep") if isinstance(data, dict) else None
+    if not isinstance(drop, dict) or not isinstance(keep, dict) or not drop:
+        raise MapError(f"{METADATA} has no per_layer_drop and per_layer_keep",
+                       expected="objects of layer -> expert ids")  # fmt: skip
+    dropped = {layer: tuple(sorted(ids)) for layer, ids in _ids(drop).items()}
+    kept = _ids(keep)
+    count = data.get("original_experts", experts)
+    if type(count) is not int or not 0 < count <= 1 << 20:
+        raise MapError(f"{METADATA} has wrong expert counts", expected="a number of experts",
+                       actual=repr(count)[:40])  # fmt: skip
+    target = data.get("target_experts", count - len(next(iter(dropped.values()))))
+    for layer, ids in dropped.items():
+        if count - len(ids) != target:
+            raise MapError(f"{METADATA} has wrong expert counts", expected=f"{count} -> {target}",
+                           actual=f"{count} -> {count - len(ids)} in layer {layer}")  # fmt: skip
+        if kept.get(layer) != [e for e in range(count) if e not in ids] or len(set(ids)) != len(ids):
+            raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
+    return DropMap(dict(sorted(dropped.items())), count)
+
+
+def _ids(layers: dict[str, Any]) -> dict[int, list[int]]:
+    """{"0": [ids]} with whole numbers."""
+    for layer, ids in layers.items():
+        if not layer.isdecimal() or not isinstance(ids, list) or any(type(i) is not int for i in ids):
+            raise MapError(f"{METADATA} has malformed expert ids", expected='"layer number": [expert ids]',
+                           actual=f"{layer[:40]!r}: {str(ids)[:100]}")  # fmt: skip
+    return {int(layer): ids for layer, ids in layers.items()}

@@ -1,0 +1,7 @@
+"""LiveCodeBench, medium: the 55 pinned problems and 45 older ones."""
+
+from trimoe.evaluate.benches.lcb_medium_55 import between_fences, medium, row_id, views
+from trimoe.evaluate.code_tests import check_method
+from trimoe.evaluate.rows import spec_bench
+
+BENCH = spec_bench("lcb_medium_100", views, check_method, extract=between_fences, prepare=medium, row_id=row_id)

@@ -1,0 +1,273 @@
+"""Rows of a benchmark: from the hub at a pinned revision, or from local files; rendered into what is asked.
+
+Invariants: rows keep the order of their source, and a rule that picks them (`spec.Rows`) is applied to that order;
+local files whose rendered rows have another hash than the pinned one are refused, because a shifted selection gives a
+score that looks right. Nothing is downloaded when a data folder is given.
+Not guaranteed: that the hub still has the revision, or lets this account read it.
+"""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from random import Random
+from typing import Any, TextIO, cast
+
+from trimoe.errors import BenchError, MissingPrerequisite
+from trimoe.evaluate.bench import Bench, Doc, Verdict, rows_sha256
+from trimoe.evaluate.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a bench makes of a row: the fields of its templates, what the scorer needs, and a reply that passes."""
+
+    fields: dict[str, str]
+    check: dict[str, Any]
+    reference: str
+
+
+Views = Callable[[Sequence[Row], BenchSpec], list[View]]
+Prepare = Callable[[Iterable[Row], BenchSpec], Iterable[Row]]
+
+
+def each(view: Callable[[Row], View]) -> Views:
+    """Views of rows that do not depend on each other."""
+    return lambda rows, _spec: [view(row) for row in rows]
+
+
+def spec_bench(
+    file: str,
+    views: Views,
+    score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]],
+    *,
+    extract: Callable[[str], str | None] | None = None,
+    extract_for: Callable[[str, Doc], str | None] | None = None,
+    scorer: int = 1,
+    prepare: Prepare | None = None,
+    row_id: Callable[[Row], str] | None = None,
+) -> Bench:
+    """The bench of a spec file. `prepare` passes over the raw rows before any is chosen; `row_id` names one."""
+    spec = load_spec(file)
+
+    def build(variants: Sequence[str]) -> Bench:
+        chosen = with_variants(spec, variants) if variants else spec
+        return Bench(
+            name=":".join([spec.name, *variants]),
+            version=chosen.version,
+            rows=sum(_count(part, chosen.rows) for part in chosen.dataset),
+            max_new_tokens=chosen.generation.max_new_tokens,
+            load=lambda _rows, data: _docs(chosen, views, data, prepare, row_id),
+            extract=extract or (lambda _reply: None),
+            score=score,
+            scorer=scorer,
+            extract_for=extract_for,
+            protocol=chosen,
+            record=lambda doc_id, row: _doc(chosen, doc_id, row, views([row], chosen)[0], (), ""),
+            build=build,
+        )
+
+    return build(())
+
+
+def _count(part: Dataset, rule: Rows) -> int:
+    """How many rows the rule takes of a part."""
+    if rule.ids:
+        return len(rule.ids)
+    strided = -(-(part.rows or 0) // (rule.stride or 1))
+    return min(strided, rule.first or strided)
+
+
+def _docs(
+    spec: BenchSpec,
+    views: Views,
+    data: Path | None,
+    prepare: Prepare | None,
+    row_id: Callable[[Row], str] | None,
+) -> list[Doc]:
+    parts: list[list[Doc]] = []
+    for part in spec.dataset:
+        source = iter_rows(part, data)
+        chosen = choose(prepare(source, spec) if prepare else source, part, spec, row_id)
+        rows = [row for _, row in chosen]
+        shots = few_shot(spec, len(rows), data)
+        parts.append(
+            [
+                _doc(spec, f"{part.part}::{doc_id}" if part.part else doc_id, row, view, history, part.part)
+                for (doc_id, row), view, history in zip(chosen, views(rows, spec), shots, strict=True)
+            ]
+        )
+    # turn by turn, so that the first n rows of a bench in parts are of all parts
+    docs = [doc for turn in zip_longest(*parts) for doc in turn if doc is not None]
+    found = rows_sha256(docs)
+    if data is not None and spec.dataset_sha256 and found != spec.dataset_sha256:
+        raise BenchError(
+            f"bench {spec.name}: the rows below {data} are not the pinned ones",
+            expected=f"rows with hash {spec.dataset_sha256[:16]}",
+            actual=f"{found[:16]} of {len(docs)} rows",
+            remedy="use the data set named in docs/reference/benches.md, unchanged and in its order",
+        )
+    return docs
+
+
+def _doc(spec: BenchSpec, doc_id: str, row: Row, view: View, history: tuple[tuple[str, str], ...], part: str) -> Doc:
+    return Doc(doc_id, render(spec.prompt.user, view.fields), view.reference, view.check, history, part)
+
+
+def render(template: str, fields: Mapping[str, str]) -> str:
+    """A template with its `{fields}` put in, once: braces inside a field's text stay as they are."""
+    return template.format_map(fields)
+
+
+def few_shot(spec: BenchSpec, count: int, data: Path | None) -> list[tuple[tuple[str, str], ...]]:
+    """The turns before each of `count` questions, in their order.
+
+    lm-eval draws the examples of one question after the other from a single generator (`ContextSampler`), so the
+    examples of the tenth question depend on nine draws before it.
+    """
+    shots = spec.few_shot
+    if shots is None:
+        return [()] * count
+    if shots.dataset is None:
+        return [_turns(spec, shots.examples)] * count
+    pool = list(iter_rows(shots.dataset, data))
+    _require_count(shots.dataset, len(pool), spec)
+    draw = Random(shots.seed)
+    return [_turns(spec, draw.sample(pool, shots.k)) for _ in range(count)]
+
+
+def _turns(spec: BenchSpec, examples: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    turns: list[tuple[str, str]] = []
+    for example in examples:
+        turns.append(("user", render(spec.prompt.user, example)))
+        turns.append(("assistant", render(spec.prompt.assistant, example)))
+    return tuple(turns)
+
+
+def choose(
+    rows: Iterable[Row], part: Dataset, spec: BenchSpec, row_id: Callable[[Row], str] | None
+) -> list[tuple[str, Row]]:
+    """The rows a rule takes, each with its id: `row_id`, the spec's id field, or the place in the data set."""
+
+    def name(place: int, row: Row) -> str:
+        return row_id(row) if row_id else str(row[spec.id_field]) if spec.id_field else str(place)
+
+    if spec.rows.ids:
+        wanted = set(spec.rows.ids)
+        found: dict[str, Row] = {}
+        for place, row in enumerate(rows):
+            if (doc_id := name(place, row)) in wanted:
+                found.setdefault(doc_id, row)
+        if missing := [i for i in spec.rows.ids if i not in found]:
+            raise BenchError(
+                f"bench {spec.name}: {len(missing)} of {len(wanted)} pinned rows are not in the data set",
+                expected=", ".join(missing[:5]),
+                remedy="use all files of the pinned revision",
+            )
+        return [(i, found[i]) for i in spec.rows.ids]
+    everything = [(name(place, row), row) for place, row in enumerate(rows)]
+    _require_count(part, len(everything), spec)
+    return list(islice(everything[:: spec.rows.stride or 1], spec.rows.first))
+
+
+def _require_count(part: Dataset, found: int, spec: BenchSpec) -> None:
+    if part.rows is not None and found != part.rows:
+        raise BenchError(
+            f"bench {spec.name}: {part.hub} has another number of rows",
+            expected=f"{part.rows} rows",
+            actual=f"{found}",
+            remedy="use the pinned revision, unchanged and whole",
+        )
+
+
+def iter_rows(part: Dataset, data: Path | None) -> Iterator[Row]:
+    """Rows of one data set in their order, below `data` or from the hub, those of `where` only."""
+    source = _from_folder(part, data) if data is not None else _from_hub(part)
+    for row in source:
+        if all(low <= int(row[key]) <= high for key, (low, high) in part.where.items()):
+            yield row
+
+
+# ---------------------------------------------------------------- local files
+
+
+def _from_folder(part: Dataset, data: Path) -> Iterator[Row]:
+    paths = [data / part.local / file for file in part.files] if part.files else [data / part.local]
+    for path in paths:
+        if not path.is_file():
+            raise BenchError(
+                f"{path} not found",
+                expected=f"{part.hub} as a local file ({path.relative_to(data)} below --data)",
+                remedy="put it there, or leave out --data to take it from the hub",
+            )
+    for path in paths:
+        yield from read_file(path)
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """Rows of a .jsonl, .json (a list) or .csv file, gzipped or not. Lines end at a newline and nothing else.
+
+    U+2028 is legal inside a JSON string, and `str.splitlines` would cut the row there.
+    """
+    with _opened(path) as handle:
+        try:
+            kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+            if kind == ".csv":
+                yield from csv.DictReader(handle)
+            elif kind == ".json":
+                yield from json.load(handle)
+            else:
+                yield from (json.loads(line) for line in handle if line.strip())
+        except (OSError, EOFError, ValueError, csv.Error) as exc:
+            raise BenchError(
+                f"{path} is not readable as {kind or 'JSON lines'}", expected="one row after the other", actual=str(exc)
+            ) from exc
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
+    return path.open(encoding="utf-8", newline="")
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def _from_hub(part: Dataset) -> Iterator[Row]:
+    try:
+        import datasets
+        from huggingface_hub import hf_hub_download
+    except ImportError as exc:
+        raise MissingPrerequisite(
+            "data sets from the hub need the package datasets",
+            actual=str(exc),
+            remedy="pip install 'trimoe[eval]', or pass --data with local files",
+        ) from exc
+    try:
+        if part.files:
+            paths = [
+                hf_hub_download(part.hub, file, repo_type="dataset", revision=part.revision) for file in part.files
+            ]
+        else:
+            loaded = datasets.load_dataset(part.hub, part.config, split=part.split, revision=part.revision)
+    except (OSError, ValueError, RuntimeError) as exc:  # the hub's errors are subclasses of these
+        raise MissingPrerequisite(
+            f"data set {part.hub} cannot be fetched",
+            expected=f"revision {part.revision[:12]}" + (", which needs an accepted licence" if part.gated else ""),
+            actual=str(exc).strip().split("\n")[0][:200],
+            remedy=(
+                "accept its terms on the hub and set HF_TOKEN, or pass --data with local files"
+                if part.gated
+                else "connect to the hub, or pass --data with local files"
+            ),
+        ) from exc
+    if part.files:
+        for path in paths:
+            yield from read_file(Path(path))
+    else:
+        yield from loaded

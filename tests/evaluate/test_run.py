@@ -1,0 +1,88 @@
+"""What a run does around generation: stop texts, earlier turns, benches in parts, imported runs judged again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimoe.evaluate.bench import Doc, Verdict, find
+from trimoe.evaluate.generate import Generator, Reply
+from trimoe.evaluate.log import UNCOUNTED, RunLog, Sample
+from trimoe.evaluate.recorded import import_lm_eval
+from trimoe.evaluate.run import cut_at_stops, evaluate, rescore, summarize
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "finish"),
+    [
+        ("It is 4.\nQuestion: and", "It is 4.\n", "stop"),
+        ("a</s>Question:", "a", "stop"),
+        ("Question:", "", "stop"),
+        ("no stop", "no stop", "length"),
+    ],
+)
+def test_a_reply_ends_before_its_first_stop_text(text: str, kept: str, finish: str) -> None:
+    stops = find(["gsm8k-100"])[0].stops
+    assert cut_at_stops(Reply(text, "length", 3, 9), stops) == Reply(kept, finish, 3, 9)
+    assert cut_at_stops(Reply(text, "length", 3, 9), ()) == Reply(text, "length", 3, 9)
+
+
+def test_earlier_turns_are_rendered_by_the_chat_template(model_dir: Path) -> None:
+    model = Generator(model_dir)
+    alone, after = model.encode("b"), model.encode("b", (("user", "x"), ("assistant", "y")))
+    assert after[-len(alone) + 1 :] == alone[1:]
+    assert len(after) > len(alone)
+
+
+def test_what_is_logged_of_a_conversation() -> None:
+    assert Doc("0", "p", "", {}).asked() == "p"
+    asked = json.loads(Doc("0", "p", "", {}, (("user", "a"), ("assistant", "b"))).asked())
+    assert [(turn["role"], turn["content"]) for turn in asked] == [("user", "a"), ("assistant", "b"), ("user", "p")]
+
+
+def test_a_smoke_variant_is_a_run_of_its_own(model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    (small,) = evaluate(model_dir, ["tiny-story:smoke"], path, name="m")
+    (whole,) = evaluate(model_dir, ["tiny-story"], path, name="m", limit=3)
+    assert (small.bench, small.n, whole.bench) == ("tiny-story:smoke", 10, "tiny-story")
+    assert small.run_id != whole.run_id
+    assert {r.bench for r in rescore(path)} == {"tiny-story:smoke", "tiny-story"}
+
+
+def test_a_bench_in_parts_is_the_mean_of_its_parts(tmp_path: Path) -> None:
+    """Languages of unequal size: 1 of 1 and 1 of 3 make 66.7 %, not 50 %; one that was not run leaves no score."""
+    docs = [Doc(f"rs::{i}", "p", "", {"language": "rs"}) for i in range(3)] + [
+        Doc("js::0", "p", "", {"language": "js"})
+    ]
+    spec = find(["multipl-e-100"])[0].spec(docs)
+    with RunLog(tmp_path / "runs.db") as log:
+        run = log.start("m", "multipl-e-100", spec, "model", {}, {})
+        right, wrong, unknown = Verdict(True, "correct"), Verdict(False, "wrong"), Verdict(None, "harness error")
+
+        def scored(verdicts: list[Verdict]) -> tuple[float | None, dict[str, float | None]]:
+            samples = [Sample(d.doc_id, i, "p", "r", "", UNCOUNTED, UNCOUNTED) for i, d in enumerate(docs)]
+            log.add(run, list(zip(samples, verdicts, strict=True)), 1)
+            summary = summarize(log, run)
+            return summary.score, summary.parts
+
+        assert scored([right, wrong, wrong, right]) == (pytest.approx(2 / 3), {"rs": pytest.approx(1 / 3), "js": 1.0})
+        assert scored([right, wrong, wrong, unknown]) == (None, {"rs": pytest.approx(1 / 3), "js": None})
+
+
+def test_imported_runs_stay_as_they_are_without_data(tmp_path: Path, shared: Path) -> None:
+    file, path = tmp_path / "s.jsonl", tmp_path / "runs.db"
+    row = {"doc_id": 0, "doc": {"question": "?", "answer": "so #### 18"}, "resps": [["It is 18"]], "exact_match": 1.0}
+    file.write_text(json.dumps({**row, "filter": "flexible-extract"}) + "\n")
+    done = import_lm_eval(file, "gsm8k-100", path)
+    assert (done.compared, done.differences, done.summary.score) == (1, (), 1.0)
+    assert import_lm_eval(file, "gsm8k-100", path).summary == done.summary
+    assert rescore(path) == [done.summary]
+    (again,) = rescore(path, shared / "benchmarks")
+    assert (again.n, again.correct) == (1, 1)
+    row["exact_match"] = 0.0
+    file.write_text(json.dumps({**row, "filter": "flexible-extract"}) + "\n")
+    changed = import_lm_eval(file, "gsm8k-100", path, name="other")
+    assert [(d.doc_id, d.recorded, d.ours) for d in changed.differences] == [("0", False, True)]
+    with RunLog(path, create=False) as log:
+        assert log.verify() == []
+        assert {run.name for run in log.runs()} == {"s", "other"}
