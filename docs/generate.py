@@ -1,7 +1,8 @@
 """Writes what the code already says into the documentation: commands, errors, recipes, families, benches, the tree.
 
-`python docs/generate.py` rewrites docs/reference/{benches,cli,errors,families,recipes}.md and the README's tree; with
-`--check` it writes nothing and exits 1 if a page is not what the code says. Needs the base install only.
+`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,errors,families,recipes}.md and the
+README's tree; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is
+enough. set_page.py makes the page of calibration sets.
 """
 
 import argparse
@@ -20,6 +21,10 @@ from trimoe.cli.main import VERBS, cli
 from trimoe.evaluate.bench import SUITES, Bench, benches
 from trimoe.evaluate.spec import BenchSpec
 from trimoe.model.arch import all_archs
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
+
+from set_page import set_page
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -44,7 +49,8 @@ EXIT_CODES = """\
 ORDER = """
     errors.py artifact.py model measure choose cut quantize evaluate judge pipeline.py story_page.py cli
     arch.py archs checkpoint.py load.py safetensors.py gguf_format.py gguf.py gguf_model.py archs_gguf imatrix.py tiny
-    calibration.py sources.py engine.py stats.py score.py recipe.py recipes select.py dropmap.py
+    calibration.py sources records.py replies.py rendering.py windows.py tokenise.py leaks.py multipl_e.py grams.py
+    engine.py stats.py merge.py reference.py summary.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
     generate.py run.py recorded.py log.py main.py common.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
@@ -54,6 +60,7 @@ PEERS = {
     "model/archs_gguf": "names of GGUF tensors of experts as data",
     "quantize/native": "our C++ program beside llama.cpp's: logits with masked routers",
     "model/tiny/checkpoint": "the bundled model: weights, tokenizer, config",
+    "measure/sources": "kinds of calibration text: files, data sets, prompts, traces; one file each",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
     "evaluate/benches": "benchmarks, one thin file each: ARC, GPQA, GSM8K, ... as data and extraction",
 }
@@ -335,6 +342,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "families.md": families_page(),
         REFERENCE / "recipes.md": recipes_page(),
         REFERENCE / "benches.md": benches_page(),
+        REFERENCE / "calibration-set.md": f"{NOTE}\n{set_page()}",
         ROOT / "README.md": readme(),
     }
 

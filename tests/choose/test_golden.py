@@ -8,7 +8,8 @@ import pytest
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe
 from trimoe.choose.score import raw_scores
 from trimoe.choose.select import layer_floors, make_map, rescale
-from trimoe.measure.stats import ExpertStats, import_reference
+from trimoe.measure.reference import import_reference
+from trimoe.measure.stats import ExpertStats
 
 SHAPES = ("small", "gemma4-shape")
 CASES = (

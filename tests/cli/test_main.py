@@ -15,7 +15,7 @@ from trimoe.cli import common, doctor, main
 from trimoe.errors import BadInput, Interrupted, MissingPrerequisite, Refused, TrimoeError, UsageError
 
 CONTRACT = ("inspect", "calibrate", "stats", "map", "prune", "certify", "eval", "compare", "demo", "doctor")
-EXTRAS = ("torch", "transformers", "safetensors", "tokenizers", "matplotlib")
+EXTRAS = ("torch", "transformers", "safetensors", "tokenizers", "matplotlib", "datasets")
 BLOCK = f"import sys\nfor name in {EXTRAS}: sys.modules[name] = None\n"
 
 

@@ -35,6 +35,21 @@ def save_tokenizer(path: Path, template: str | None = TEMPLATE) -> int:
     return len(tokens)
 
 
+@pytest.fixture
+def make_tokenizer(tmp_path: Path) -> Callable[..., Any]:
+    """Loads such a tokenizer with a template of the test's own."""
+    from transformers import AutoTokenizer
+
+    made: list[Path] = []
+
+    def make(template: str | None = TEMPLATE) -> Any:
+        made.append(tmp_path / f"tokenizer-{len(made)}")
+        save_tokenizer(made[-1], template)
+        return AutoTokenizer.from_pretrained(made[-1])
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a random float32 Gemma 4 MoE (3 layers, 8 experts, top-2) with every scale away from 1."""

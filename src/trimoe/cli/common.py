@@ -38,6 +38,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         "building llama.cpp (trimoe llamacpp install) where the system has neither",
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
+    "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }
 

@@ -2,21 +2,30 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from trimoe.cli.common import Progress, emit, json_option, parse_size, progress, require_extra, show_size
+from trimoe.cli.stats import leak_lines
 
 if TYPE_CHECKING:
+    from trimoe.measure.leaks import BenchTexts
     from trimoe.measure.state import Mark
     from trimoe.measure.stats import ExpertStats
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--set", "set_path", required=True, type=click.Path(path_type=Path), help="Calibration set (YAML).")
+@click.option(
+    "--set",
+    "set_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Calibration set (YAML), or the shipped `generic`.",
+)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Statistics file to write.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
@@ -38,6 +47,18 @@ if TYPE_CHECKING:
               help="0 starts over; any other must be the first unfinished layer (the default).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what the run would need and stop.")
 @click.option("--status", "show_status", is_flag=True, help="Say how far the run that writes OUT is, and stop.")
+@click.option(
+    "--leak-check",
+    "leak_check",
+    multiple=True,
+    metavar="PATH|BENCH",
+    help="Report 13-word overlaps of the set with a bench: its file or folder of rows, or its name. May be repeated.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of local dataset files, for benches given to --leak-check by name.",
+)
 @json_option
 def calibrate(
     model: Path,
@@ -53,6 +74,8 @@ def calibrate(
     start_at: int | None,
     dry_run: bool,
     show_status: bool,
+    leak_check: tuple[str, ...],
+    data: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what every expert of MODEL contributes on a calibration set.
@@ -65,6 +88,7 @@ def calibrate(
       trimoe calibrate gemma-4-26B-A4B-it --set coding.yaml -o stats.safetensors
       trimoe calibrate MODEL --set SET.yaml -o STATS --ram 8GB
       trimoe calibrate MODEL --set SET.yaml -o STATS --device cuda
+      trimoe calibrate MODEL --set generic -o STATS --leak-check humaneval.jsonl --leak-check tiny-code
       trimoe calibrate MODEL --set SET.yaml -o STATS --dry-run
       trimoe calibrate MODEL --set SET.yaml -o STATS --status
     """
@@ -75,12 +99,16 @@ def calibrate(
     from trimoe.measure.engine import Options, prepare, write_statistics
 
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, budget)
-    prepared = prepare(model, set_path, options, None if dry_run else out)
+    benches = benches_of(leak_check, data)
+    with progress("answer") as report:
+        prepared = prepare(model, set_path, options, None if dry_run else out, benches=benches, progress=report)
+    leaks = leak_lines(prepared.windows.origin["leak_check"]) if benches else []
     plan = prepared.plan
     if dry_run:
-        return emit({"plan": plan.as_dict()}, "\n".join(plan.lines()), as_json)
+        found = {"leak_check": prepared.windows.origin["leak_check"]} if benches else {}
+        return emit({"plan": plan.as_dict(), **found}, "\n".join([*plan.lines(), *leaks]), as_json)
     if not as_json:
-        click.echo("\n".join(plan.lines()))
+        click.echo("\n".join([*plan.lines(), *leaks]))
     with progress("calibrate") as report:
         teller = _Teller(plan.layers, report, as_json)
         stats = write_statistics(prepared, out, start_at=start_at, on_layer=teller.layer, progress=teller.progress)
@@ -109,6 +137,7 @@ class _Teller:
 
 def _show_result(out: Path, stats: "ExpertStats", as_json: bool) -> None:
     from trimoe.measure.engine import report_path
+    from trimoe.measure.replies import path_beside
 
     report = json.loads(report_path(out).read_bytes())
     classes, layers, experts = stats.shape
@@ -124,7 +153,10 @@ def _show_result(out: Path, stats: "ExpertStats", as_json: bool) -> None:
     if plan["peak_device"]:
         lines[-1] += f", device {show_size(peak['device'])} (predicted {show_size(plan['peak_device'])})"
     lines[-1] += f"; layers took {_duration(sum(report['seconds_per_layer']))}"
-    emit({"stats": str(out), "shape": list(stats.shape), "run": report, **stats.metadata}, "\n".join(lines), as_json)
+    if made := stats.metadata.get("replies"):
+        lines.append(f"{made['rows']} replies of the model itself are in {path_beside(out)}")
+    metadata = {key: value for key, value in stats.metadata.items() if key != "document_hashes"}
+    emit({"stats": str(out), "shape": list(stats.shape), "run": report, **metadata}, "\n".join(lines), as_json)
 
 
 def _show_status(out: Path, as_json: bool) -> None:
@@ -147,6 +179,21 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def benches_of(names: Sequence[str], data: Path | None) -> list["BenchTexts"]:
+    """The benches of --leak-check: a path is read as it is, anything else is the name of a bench."""
+    from trimoe.evaluate.bench import find
+    from trimoe.measure.leaks import BenchTexts, read_benches
+
+    result = []
+    for name in names:
+        if Path(name).exists():
+            result += read_benches(Path(name))
+            continue
+        items = tuple((doc.doc_id, (doc.prompt, doc.reference)) for doc in find([name])[0].docs(data))
+        result.append(BenchTexts(name, items))
+    return result
 
 
 COMMANDS = [calibrate]

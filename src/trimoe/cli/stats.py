@@ -9,14 +9,19 @@ import click
 from trimoe.cli.common import emit, json_option
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from trimoe.measure.stats import ExpertStats
+
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 FILE = click.Path(path_type=Path)
 
 
 def open_stats(path: Path) -> "ExpertStats":
     """A statistics file, or reference JSON by its name (.json, .json.gz)."""
-    from trimoe.measure.stats import ExpertStats, import_reference
+    from trimoe.measure.reference import import_reference
+    from trimoe.measure.stats import ExpertStats
 
     return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
 
@@ -34,27 +39,152 @@ def stats() -> None:
 
 @stats.command()
 @click.argument("file", type=FILE)
+@click.option("--by", metavar="CRITERION",
+              help="What experts are compared by, as in `map --criterion`. Default: the first that was measured of "
+                   "contribution, reap, frequency.")  # fmt: skip
+@click.option("--class", "patterns", multiple=True, metavar="PATTERN",
+              help="Only classes of this name or pattern (generic_*); may be repeated.")  # fmt: skip
+@click.option("--top", type=click.IntRange(min=1), help="Size of the sets of strongest experts that classes are "
+              "compared by. Default: a quarter of the experts.")  # fmt: skip
+@click.option("--show", "shown", type=click.IntRange(min=0), default=3, show_default=True,
+              help="Experts listed at either end of a layer.")  # fmt: skip
+@click.option("--min-tokens", type=click.IntRange(min=1), default=16, show_default=True,
+              help="An expert with fewer tokens of a class is called thin.")  # fmt: skip
+@click.option("--heatmap", type=FILE, help="Also draw the experts of every class: a new .html or .png file.")
 @json_option
-def show(file: Path, as_json: bool) -> None:
-    """Classes, fields, how much was measured, and what is wrong with it.
+def show(
+    file: Path,
+    by: str | None,
+    patterns: tuple[str, ...],
+    top: int | None,
+    shown: int,
+    min_tokens: int,
+    heatmap: Path | None,
+    as_json: bool,
+) -> None:
+    """What was measured and how it is spread: coverage, Gini, top and bottom experts, kinship of classes.
 
     \b
     Examples:
       trimoe stats show stats.safetensors
       trimoe stats show base.json.gz --json
+      trimoe stats show stats.safetensors --by reap --class 'targeted_*' --heatmap experts.html
     """
-    data = summary(open_stats(file))
-    lines = [f"{data['num_layers']} layers x {data['num_experts']} experts, fields {', '.join(data['fields'])}"]
-    lines += [f"model {data['model'] or 'not recorded'}, content {data['sha256'][:16]}"]
+    from trimoe.artifact import require_absent
+    from trimoe.measure.summary import summarize
+
+    if heatmap:
+        require_absent(heatmap)
+    loaded = open_stats(file)
+    if patterns:
+        loaded = loaded.select(list(patterns))
+    by, scores = _scores(loaded, by)
+    top = min(top or max(1, loaded.shape[2] // 4), loaded.shape[2])
+    data = summarize(loaded, scores, by, top=top, show=shown, least=min_tokens)
+    if heatmap:
+        _draw(heatmap, file.name, data, loaded, scores)
+    emit({**data, "heatmap": str(heatmap) if heatmap else None}, "\n".join(_text(data, heatmap)), as_json)
+
+
+def _scores(loaded: "ExpertStats", by: str | None) -> tuple[str, "Array"]:
+    """(criterion, its scores [C, L, E]); values that are not finite stay in, to be reported."""
+    from trimoe.choose.score import CRITERIA, require_measured
+    from trimoe.errors import StatsError, UsageError
+
+    if by is not None and by not in CRITERIA:
+        raise UsageError(f"unknown criterion {by}", expected=", ".join(CRITERIA), actual=by, remedy="correct --by")
+    for name in [by] if by else ["contribution", "reap", "frequency", *CRITERIA]:
+        try:
+            require_measured(loaded, name)
+        except StatsError:
+            if by:
+                raise
+            continue
+        return name, CRITERIA[name][1](loaded, 2.0)
+    raise StatsError("the statistics hold nothing that experts can be compared by", expected="wnorm, tc or reap_sum",
+                     actual=", ".join(sorted(loaded.fields)), remedy="calibrate again")  # fmt: skip
+
+
+def _draw(path: Path, name: str, data: dict[str, Any], loaded: "ExpertStats", scores: "Array") -> None:
+    from trimoe.judge.report.heat import Panel, write_heatmap
+
+    layers = data["moe_layers"]
+    panels = [Panel(c, scores[i, layers].tolist()) for i, c in enumerate(loaded.classes)]
+    facts = [
+        f"{data['num_experts']} experts in {len(layers)} layers, by {data['by']}. Every layer is scaled to its "
+        "strongest expert; grey cells are not finite.",
+        f"Statistics {data['sha256'][:16]} of model {str(data['model'])[:16]}.",
+    ]
+    write_heatmap(path, f"Experts of {name}", facts, panels)
+
+
+def _text(data: dict[str, Any], heatmap: Path | None) -> list[str]:
+    lines = [f"{data['num_layers']} layers x {data['num_experts']} experts, fields {_named(data['fields'])}"]
+    lines += [f"model {data['model'] or 'not recorded'}, content {data['sha256'][:16]}", ""]
+    least = next(iter(data["classes"].values()))["least"]
+    lines.append(f"{'class':<24} {'routed tokens':>15} {'cells':>7} {'unused':>7} {f'< {least} tokens':>13}")
     for name, row in data["classes"].items():
-        lines.append(f"  {name:<24} {row['routed_tokens']:>14,.0f} routed tokens, {row['never_used']} cells never used")
+        if row["cells"] is None:
+            lines.append(f"{name:<24} {'no token counts':>15}")
+            continue
+        tokens = f"{row['routed_tokens']:,.0f}"
+        lines.append(f"{name:<24} {tokens:>15} {row['cells']:>7,d} {row['never_used']:>7,d} {row['thin']:>13,d}")
+    lines += ["", f"experts by {data['by']}, every class counting the same"]
+    lines.append(f"{'layer':>5}  {'Gini':>5}  {'strongest':<24}weakest")
+    for row in data["layers"]:
+        spread = "    -" if row["gini"] is None else f"{row['gini']:5.2f}"
+        strong, weak = (" ".join(f"{e:d}" for e in row[end]) for end in ("top", "bottom"))
+        unused = f"  ({row['never_used']} never used)" if row["never_used"] else ""
+        lines.append(f"{row['layer']:>5}  {spread}  {strong:<24}{weak}{unused}")
+    overlap = data["overlap"]
+    if overlap["pairs"]:
+        chance = f"(by chance {overlap['chance']:.2f})"
+        lines += ["", f"classes compared: Jaccard of the {overlap['top']} strongest {chance}, Spearman of all"]
+    for pair in sorted(overlap["pairs"], key=lambda p: -p["jaccard"]):
+        rho = "-" if pair["spearman"] is None else f"{pair['spearman']:.2f}"
+        lines.append(f"  {' and '.join(pair['classes']):<52} {pair['jaccard']:5.2f} {rho:>6}")
+    return [*lines, *_notes(data), *([f"wrote {heatmap}"] if heatmap else [])]
+
+
+def _named(fields: dict[str, Any]) -> str:
+    """Field names; the bootstrap shards of a field are its parts, not fields to read about."""
+    whole = [name for name in fields if "/" not in name]
+    shards = len({name.partition("/")[0] for name in fields if "/" in name})
+    return ", ".join(whole) + (f"; {shards} bootstrap shards" if shards else "")
+
+
+def _notes(data: dict[str, Any]) -> list[str]:
+    """What is wrong or worth knowing, one line each."""
+    lines = []
     for name, row in data["fields"].items():
         note = [f"{row['nonfinite']} not finite"] if row["nonfinite"] else []
-        note += ["zero everywhere: not measured"] if row["all_zero"] else []
+        note += ["zero everywhere: not measured"] if row["all_zero"] and "/" not in name else []
         note += [f"{row['extreme']} above 1e6"] if row["extreme"] else []
         if note:
             lines.append(f"warning: {name}: {', '.join(note)}")
-    emit(data, "\n".join(lines), as_json)
+    metadata = data["metadata"]
+    if left_out := metadata.get("left_out"):
+        lines.append(f"left out: {', '.join(left_out)}")
+    for bench, items in metadata.get("bench_items", {}).items():
+        lines.append(f"holds {len(items)} items of {bench} on purpose")
+    checks = metadata.get("leak_check")
+    for report in checks if isinstance(checks, list) else [checks]:
+        lines += leak_lines(report) if report else []
+    return ["", *lines] if lines else []
+
+
+def leak_lines(report: dict[str, Any]) -> list[str]:
+    """A leak check for people: one line per bench that shares something with the set, and one for all the others."""
+    lines, clean = [], []
+    for name, row in report["benches"].items():
+        if row["overlapping"]:
+            undeclared = len(row["undeclared"])
+            why = f"{undeclared} not on purpose: {', '.join(row['undeclared'][:5])}" if undeclared else "all on purpose"
+            lines.append(f"leak check: {len(row['overlapping'])} of {row['items']} items of {name} share "
+                         f"{report['gram']} words in a row with the set, {why}")  # fmt: skip
+        else:
+            clean.append(f"{name} ({row['items'] - row['unchecked']} of {row['items']} items checked)")
+    return lines + ([f"leak check: nothing shared with {', '.join(clean)}"] if clean else [])
 
 
 @stats.command(name="import")
@@ -69,15 +199,16 @@ def import_(file: Path, out: Path, as_json: bool) -> None:
       trimoe stats import base.json.gz -o base.safetensors
     """
     from trimoe.artifact import require_absent
-    from trimoe.measure.stats import import_reference
+    from trimoe.measure.reference import import_reference
 
     require_absent(out)
     loaded = import_reference(file)
     loaded.save(out)
-    data = {"stats": str(out), **summary(loaded)}
-    broken = sum(row["nonfinite"] for row in data["fields"].values())
+    data = _brief(loaded)
     text = f"{len(loaded.classes)} classes, {data['num_layers']} layers x {data['num_experts']} experts; wrote {out}"
-    emit(data, text + (f"\nwarning: {broken} values are not finite" if broken else ""), as_json)
+    text += f"\nleft out: {', '.join(data['left_out'])}" if data["left_out"] else ""
+    text += f"\nwarning: {data['nonfinite']} values are not finite" if data["nonfinite"] else ""
+    emit({"stats": str(out), **data}, text, as_json)
 
 
 @stats.command()
@@ -94,14 +225,14 @@ def export(file: Path, out: Path, as_json: bool) -> None:
     import gzip
 
     from trimoe.artifact import publish_file
-    from trimoe.measure.stats import REFERENCE_FIELDS, export_reference
+    from trimoe.measure.reference import export_reference, left_out
 
     loaded = open_stats(file)
     with publish_file(out) as temporary:
         # NaN and Infinity are no JSON, but the reference layout has them and they must not turn into numbers.
         body = json.dumps(export_reference(loaded)).encode()
         temporary.write_bytes(gzip.compress(body, mtime=0) if out.name.endswith(".gz") else body)
-    left = sorted(set(loaded.fields) - set(REFERENCE_FIELDS))
+    left = left_out(loaded)
     text = f"wrote {out}" + (f"\nleft out, not in the layout: {', '.join(left)}" if left else "")
     emit({"file": str(out), "left_out": left}, text, as_json)
 
@@ -111,51 +242,39 @@ def export(file: Path, out: Path, as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=FILE, help="The statistics file to write.")
 @json_option
 def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Add up statistics of one model over disjoint calibration sets.
+    """Add up statistics of one model over disjoint documents; the result is that of one run over all of them.
+
+    Runs may have classes of their own. A document that two runs measured in the same class is refused. Fields that
+    cannot be merged (the norm of a mean vector) are left out and named.
 
     \b
     Examples:
       trimoe stats merge monday.safetensors tuesday.safetensors -o both.safetensors
     """
     from trimoe.artifact import require_absent
-    from trimoe.measure.stats import merge as add
+    from trimoe.measure.merge import merge as add
 
     require_absent(out)
-    merged = add([open_stats(file) for file in files])
+    parts = [open_stats(file) for file in files]
+    merged = add(parts)
     merged.save(out)
-    emit({"stats": str(out), **summary(merged)}, f"{len(files)} files merged; wrote {out}", as_json)
+    unknown = [str(file) for file, part in zip(files, parts, strict=True) if "document_hashes" not in part.metadata]
+    data = {"stats": str(out), **_brief(merged), "documents_unknown": unknown}
+    lines = [f"{len(files)} files merged; wrote {out}"]
+    lines += [f"left out, cannot be merged: {', '.join(data['left_out'])}"] if data["left_out"] else []
+    lines += [f"warning: {name} does not record its documents; that they are not in another file is not checked"
+              for name in unknown if len(files) > 1]  # fmt: skip
+    emit(data, "\n".join(lines), as_json)
 
 
-def summary(loaded: "ExpertStats") -> dict[str, Any]:
-    """What `stats show` says, as plain data."""
+def _brief(loaded: "ExpertStats") -> dict[str, Any]:
+    """What import and merge say of their result."""
     import numpy as np
 
-    _, layers, experts = loaded.shape
-    tc = loaded.fields.get("tc")
-    classes = {}
-    for i, name in enumerate(loaded.classes):
-        used = np.nan_to_num(tc[i], nan=0.0, posinf=0.0, neginf=0.0) if tc is not None else np.zeros((layers, experts))
-        # every layer with experts routes every token, so the sum of any of them is tokens x top-k
-        used = used[list(loaded.moe_layers)]
-        classes[name] = {"routed_tokens": float(used[0].sum()), "never_used": int((used == 0).sum())}
-    fields = {
-        name: {
-            "nonfinite": int((~np.isfinite(a)).sum()),
-            "all_zero": not np.any(a),
-            "extreme": int((np.isfinite(a) & (np.abs(a) > 1e6)).sum()) if name in ("wnorm", "rnorm") else 0,
-        }
-        for name, a in sorted(loaded.fields.items())
-    }
-    return {
-        "num_layers": layers,
-        "num_experts": experts,
-        "classes": classes,
-        "fields": fields,
-        "model": loaded.metadata.get("model"),
-        "set": loaded.metadata.get("set"),
-        "metadata": loaded.metadata,
-        "sha256": loaded.content_hash,
-    }
+    broken = sum(int((~np.isfinite(array)).sum()) for array in (*loaded.fields.values(), *loaded.wide.values()))
+    return {"classes": list(loaded.classes), "num_layers": loaded.shape[1], "num_experts": loaded.shape[2],
+            "fields": sorted({*loaded.fields, *loaded.wide}), "sha256": loaded.content_hash, "nonfinite": broken,
+            "left_out": loaded.metadata.get("left_out", [])}  # fmt: skip
 
 
 COMMANDS = [stats]

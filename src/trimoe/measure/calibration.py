@@ -1,91 +1,37 @@
 """Calibration sets as data: a YAML file of classes, each a list of sources, read into documents and windows.
 
-Invariants: unknown keys are refused; a document belongs to one class and carries a weight; windows never cross
-documents and never overlap, so no token is counted twice; the set's hash covers the token ids, classes, masks and
-weights that are measured and nothing else (moving the files does not change it).
-Not guaranteed: that the data resembles your work. Nothing is downloaded here.
+Invariants: unknown keys, and keys given twice, are refused; a document belongs to one class and carries a weight; rows
+of MultiPL-E never get in. Not guaranteed: that the data resembles your work.
 """
 
-import hashlib
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from trimoe.artifact import canonical_json
 from trimoe.errors import CalibrationError
-from trimoe.measure.sources import Message, Source, SourceText
+from trimoe.measure.multipl_e import refuse_text
+from trimoe.measure.rendering import Tokenizer, documents_of
+from trimoe.measure.sources import Source, SourceText
+from trimoe.measure.windows import Document, LongDocuments, Window, Windows, windows_of
 
-
-class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
-
-    chat_template: Any
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
-    def __call__(self, text: str, **kwargs: Any) -> Any: ...
-    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text of a class as tokens. `counted` marks the positions whose routing is measured (None: all of them)."""
-
-    category: str
-    tokens: tuple[int, ...]
-    weight: float = 1.0
-    counted: tuple[bool, ...] | None = None
-
-    @property
-    def digest(self) -> bytes:
-        """sha256 of what is measured; it also draws the bootstrap shard of the document."""
-        body = struct.pack(f"<{len(self.tokens)}q", *self.tokens) + struct.pack("<d", self.weight)
-        mask = bytes(self.counted) if self.counted is not None else b""
-        return hashlib.sha256(self.category.encode() + b"\0" + body + b"\0" + mask).digest()
-
-
-@dataclass(frozen=True)
-class Window:
-    """A run of at most `window` tokens of one document: the unit of the window-wise statistics."""
-
-    category: int
-    document: int
-    shard: int
-    weight: float
-    tokens: np.ndarray
-    counted: np.ndarray
-
-
-@dataclass(frozen=True)
-class Windows:
-    """All windows of a set, by class and in document order. `set_hash` identifies what is measured."""
-
-    classes: tuple[str, ...]
-    windows: tuple[Window, ...]
-    set_hash: str
-    documents: dict[str, int]
-
-    def tokens(self) -> dict[str, int]:
-        """Counted tokens per class."""
-        counts = dict.fromkeys(self.classes, 0)
-        for window in self.windows:
-            counts[self.classes[window.category]] += int(window.counted.sum())
-        return counts
+__all__ = ["CalibrationSet", "Document", "Tokenizer", "Window", "Windows", "documents_of", "shipped", "windows_of"]
 
 
 class CalibrationSet(BaseModel):
-    """The YAML file: see docs/reference and examples/tiny/calibration.yaml."""
+    """The YAML file: see docs/reference/calibration-set.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     """A label for people; not part of the set's hash."""
-    window: int = Field(2048, ge=2, le=1 << 20)
-    """Tokens per window; a longer document is cut into several, without overlap."""
+    window: Annotated[int, Field(ge=2, le=1 << 20, strict=True)] = 2048
+    """Tokens per window."""
+    long_documents: LongDocuments = "split"
+    """A document longer than the window is split into several, without overlap; `cut`: what goes beyond the first
+    window is left out and counted; `refuse`: it is an error."""
     classes: dict[str, list[Source]] = Field(min_length=1)
     """Class name -> sources. Recipes address classes by name patterns (`generic_*`, `targeted_*`)."""
 
@@ -95,96 +41,89 @@ class CalibrationSet(BaseModel):
         for name, sources in classes.items():
             if not sources:
                 raise ValueError(f"class {name} has no source")
-            if not name or name.strip() != name:
-                raise ValueError(f"class name {name!r} is empty or has spaces around it")
+            if not name or name.strip() != name or not name.isprintable():
+                raise ValueError(f"class name {name!r} is empty, has spaces around it or cannot be printed")
         return classes
 
     @classmethod
     def load(cls, path: Path | str) -> "CalibrationSet":
-        """Read and validate a set file; relative paths in it are resolved against its folder. `CalibrationError`."""
+        """Read and validate a set file; relative paths in it are resolved against its folder. `CalibrationError`.
+
+        A bare name that is no file is looked for among the shipped sets.
+        """
         path = Path(path)
+        if not path.exists() and path.name in shipped() and path.parent == Path("."):
+            return cls._parse(_shipped_file(path.name), f"calibration set {path.name}", Path("."))
+        return cls._parse(path, f"calibration set {path}", path.parent)
+
+    @classmethod
+    def _parse(cls, file: Path | Traversable, what: str, folder: Path) -> "CalibrationSet":
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            data = yaml.load(file.read_text(encoding="utf-8"), _Loader)
         except FileNotFoundError as exc:
-            raise CalibrationError(f"calibration set {path} not found", expected="a YAML file",
-                                   remedy="check the path") from exc  # fmt: skip
+            raise CalibrationError(
+                f"{what} not found", expected=f"a YAML file, or one of the shipped sets: {', '.join(shipped())}",
+                remedy="check the path",
+            ) from exc  # fmt: skip
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-            raise CalibrationError(f"calibration set {path} is not readable YAML", actual=str(exc)[:300]) from exc
+            raise CalibrationError(f"{what} is not readable YAML", expected="UTF-8 YAML, every key once",
+                                   actual=str(exc)[:300], remedy="correct the file") from exc  # fmt: skip
         try:
             loaded = cls.model_validate(data)
         except ValidationError as exc:
-            found = exc.errors(include_url=False)[0]
+            # A misspelt key gives two errors (one missing, one unknown): the reader needs both.
+            found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors(include_url=False)]
             raise CalibrationError(
-                f"calibration set {path} is not valid", expected="name, window, classes: {class: [sources]}",
-                actual=f"{'.'.join(str(p) for p in found['loc'])}: {found['msg']}",
-                remedy="correct this key; examples/tiny/calibration.yaml shows every kind of source",
+                f"{what} is not valid", expected="name, window, classes: {class: [sources]}",
+                actual="; ".join(found[:4]), remedy="correct it; docs/reference/calibration-set.md lists all keys",
             ) from exc  # fmt: skip
-        classes = {
-            name: [source.resolve(path.parent) for source in sources] for name, sources in loaded.classes.items()
-        }
+        classes = {name: [source.resolve(folder) for source in sources] for name, sources in loaded.classes.items()}
         return loaded.model_copy(update={"classes": classes})
 
     def texts(self) -> dict[str, list[SourceText]]:
-        """Every source read, by class. Raises `CalibrationError` for an empty class."""
-        result = {}
+        """Every source read, by class. Raises `CalibrationError` for a class or source without documents, `Refused`
+        for a text of MultiPL-E."""
+        result: dict[str, list[SourceText]] = {}
         for name, sources in self.classes.items():
-            result[name] = [text for source in sources for text in source.read()]
-            if not result[name]:
-                raise CalibrationError(
-                    f"class {name} of calibration set {self.name} is empty", expected="at least one document",
-                    actual="no source gave any", remedy="check its filters and limits, or remove the class",
-                )  # fmt: skip
+            try:
+                result[name] = [text for source in sources for text in source.read()]
+            except CalibrationError as exc:
+                subject = f"class {name} of calibration set {self.name}: {exc.subject}"
+                raise CalibrationError(subject, expected=exc.expected, actual=exc.actual, remedy=exc.remedy) from exc
+            for text in result[name]:
+                refuse_text(text.text, f"{text.where} of class {name}")
         return result
 
-
-def documents_of(texts: dict[str, list[SourceText]], tokenizer: Tokenizer) -> list[Document]:
-    """Render and tokenise. Raises `CalibrationError` where a chat is given and the tokenizer has no chat template."""
-    return [_document(name, text, tokenizer) for name, items in texts.items() for text in items]
-
-
-def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document:
-    if isinstance(text.body, str):
-        ids = tokenizer(text.body, add_special_tokens=True)["input_ids"]
-    else:
-        ids = _render(text.body, text.thinking, tokenizer)
-    if not ids:
-        raise CalibrationError(f"a document of class {category} has no tokens", remedy="remove the empty document")
-    counted = None
-    if text.count_before is not None:
-        wanted = tokenizer.convert_tokens_to_ids(text.count_before)
-        if not isinstance(wanted, int):
-            raise CalibrationError(f"{text.count_before!r} is not one token of this model", expected="a token string",
-                                   remedy="give the token exactly as in the vocabulary")  # fmt: skip
-        counted = tuple(following == wanted for following in (*ids[1:], None))
-    return Document(category, tuple(int(i) for i in ids), text.weight, counted)
+    def describe(self) -> dict[str, list[dict[str, Any]]]:
+        """class -> its sources in a few words each, for the statistics file."""
+        return {name: [source.describe() for source in sources] for name, sources in self.classes.items()}
 
 
-def _render(messages: Sequence[Message], thinking: bool | None, tokenizer: Tokenizer) -> list[int]:
-    if not tokenizer.chat_template:
-        raise CalibrationError(
-            "the calibration set holds chats but the model has no chat template", expected="chat_template.jinja",
-            actual="a tokenizer without one", remedy="use sources with a text field, or add the model's template",
-        )  # fmt: skip
-    extra = {} if thinking is None else {"enable_thinking": thinking}
-    open_turn = messages[-1]["role"] != "assistant"
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=open_turn, **extra)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+def shipped() -> tuple[str, ...]:
+    """Names of the sets in the package."""
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml")))
 
 
-def windows_of(documents: Sequence[Document], window: int, shards: int) -> Windows:
-    """Cut documents into windows. The shard of a document is drawn by its content hash."""
-    classes = tuple(dict.fromkeys(d.category for d in documents))
-    digest = hashlib.sha256(canonical_json([window, list(classes)]))
-    windows = []
-    for number, document in enumerate(documents):
-        digest.update(document.digest)
-        shard = int.from_bytes(document.digest[:8], "big") % shards
-        tokens = np.asarray(document.tokens, np.int64)
-        counted = np.ones(len(tokens), bool) if document.counted is None else np.asarray(document.counted, bool)
-        category = classes.index(document.category)
-        for at in range(0, len(tokens), window):
-            cut = slice(at, at + window)
-            windows.append(Window(category, number, shard, document.weight, tokens[cut], counted[cut]))
-    counts = {name: sum(d.category == name for d in documents) for name in classes}
-    return Windows(classes, tuple(windows), digest.hexdigest(), counts)
+def _folder() -> Traversable:
+    return resources.files("trimoe.measure") / "sets"
+
+
+def _shipped_file(name: str) -> Traversable:
+    return _folder() / f"{name}.yaml"
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice: YAML would keep the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *name` brings keys that others may override
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )  # fmt: skip
+            seen.add(key if isinstance(key, str | int | float | bool) else id(key_node))
+        return super().construct_mapping(node, deep)

@@ -4,20 +4,22 @@ Beside the statistics file OUT stand its manifest (`OUT.manifest.json`: what it 
 (what the run was predicted to need and what it took). While the run goes on, `.OUT.calibrating` holds its state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from trimoe.artifact import require_absent, require_space, write_json, write_manifest
-from trimoe.errors import CalibrationError, Interrupted, UsageError
+from trimoe.errors import Interrupted, UsageError
 from trimoe.measure.accumulate import COUNT
-from trimoe.measure.calibration import CalibrationSet, Windows, documents_of, windows_of
-from trimoe.measure.layers import tokenizer_of
-from trimoe.measure.layerwise import Options, Progress, Run
+from trimoe.measure.calibration import CalibrationSet, Windows
+from trimoe.measure.layerwise import Options, Progress, Run, compute_dtype
+from trimoe.measure.leaks import BenchTexts
 from trimoe.measure.plan import COVERAGE
+from trimoe.measure.replies import path_beside
 from trimoe.measure.state import Mark, RunState, state_path
 from trimoe.measure.stats import ExpertStats
+from trimoe.measure.tokenise import tokenise
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 
 __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_statistics"]
@@ -29,6 +31,7 @@ def calibrate(
     out: Path | str,
     *,
     options: Options | None = None,
+    benches: Sequence[BenchTexts] = (),
     start_at: int | None = None,
     on_layer: Callable[[Mark], None] | None = None,
     progress: Progress | None = None,
@@ -36,12 +39,12 @@ def calibrate(
     """Measure every expert on every class of a calibration set and write the statistics file `out`.
 
     An interrupted run of the same call goes on (`start_at` 0: begin anew). `on_layer` gets the mark of each layer that
-    is finished.
+    is finished. `benches` are compared with the set (13-grams); the report is in the statistics' metadata.
     Raises `CheckpointError`, `CalibrationError`, `BadInput` (out exists), `UsageError` (an unfinished run with other
     settings), `Refused` (another process works on it), `MissingPrerequisite` (torch, memory budget, disk space),
     `Interrupted` (Ctrl-C; finished layers are kept).
     """
-    run = prepare(model_dir, calibration, options, Path(out))
+    run = prepare(model_dir, calibration, options, Path(out), benches=benches, progress=progress)
     return write_statistics(run, Path(out), start_at=start_at, on_layer=on_layer, progress=progress)
 
 
@@ -50,17 +53,25 @@ def prepare(
     calibration: Path | str | CalibrationSet,
     options: Options | None = None,
     out: Path | None = None,
+    *,
+    benches: Sequence[BenchTexts] = (),
+    progress: Progress | None = None,
 ) -> Run:
-    """Everything cheap: the checkpoint opened, the set read and tokenised, the plan made; nothing is written.
+    """Everything before the layers: the checkpoint opened, the set read, answered and tokenised, the plan made.
 
-    With `out`, a statistics file that is there already is refused before anything else.
+    With `out`, a statistics file that is there already is refused before anything else, and prompts that the model
+    has to answer are answered into a file beside it. Without, nothing is written and answers are only allowed for.
     """
     if out is not None and not state_path(out).exists():
         require_absent(out)
     options = options or Options()
     checkpoint = open_checkpoint(model_dir)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
-    return Run(checkpoint, tokenised(checkpoint, chosen, options.shards), options, chosen.name)
+    windows = tokenise(
+        checkpoint, chosen, options.shards, replies=path_beside(out) if out else None, plan_only=out is None,
+        device=options.device, dtype=compute_dtype(checkpoint, options), benches=benches, progress=progress,
+    )  # fmt: skip
+    return Run(checkpoint, windows, options, chosen.name)
 
 
 def write_statistics(
@@ -91,7 +102,8 @@ def write_statistics(
                 f"calibration stopped: {done} of {layers} layers are finished and kept", actual=str(state.path),
                 remedy="run the same command again to go on; --status shows the state, --from 0 starts over",
             ) from exc  # fmt: skip
-        write_manifest(out, "statistics", run.about)
+        about = {key: value for key, value in run.windows.origin.items() if key != "document_hashes"}
+        write_manifest(out, "statistics", {**about, **run.about})
         write_json(report_path(out), _report(run, stats, state.finished()), overwrite=True)
         stats.save(out)
         state.remove()
@@ -106,14 +118,8 @@ def measure(checkpoint: Checkpoint, windows: Windows, options: Options, name: st
 
 
 def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Windows:
-    """The set as windows of this checkpoint's tokens. Raises `CalibrationError` for tokens beyond the vocabulary."""
-    documents = documents_of(chosen.texts(), tokenizer_of(checkpoint.path))
-    scope = checkpoint.config.get("text_config") or checkpoint.config
-    vocabulary, largest = scope.get("vocab_size"), max(max(d.tokens) for d in documents)
-    if isinstance(vocabulary, int) and largest >= vocabulary:
-        raise CalibrationError(f"token {largest} is beyond the model's vocabulary", expected=f"below {vocabulary}",
-                               remedy="the tokenizer is of another model")  # fmt: skip
-    return windows_of(documents, chosen.window, shards)
+    """The set as windows of this checkpoint's tokens; a set of prompts without replies needs `calibrate`."""
+    return tokenise(checkpoint, chosen, shards)
 
 
 def report_path(out: Path) -> Path:

@@ -50,6 +50,7 @@ def assemble(
         "nonfinite": {c: sum(masked["masked_tokens"][c]) + sum(masked["masked_outputs"][c]) for c in windows.classes},
         **masked,
         "merge": {**dict.fromkeys(MAXIMA, "max"), MEAN_VECTOR: "none"},
+        **windows.origin,
         **about,
     }
     return ExpertStats(windows.classes, fields, metadata, wide)

@@ -1,0 +1,128 @@
+"""The reference page of calibration sets, from the models that validate them; called by generate.py."""
+
+import ast
+import inspect
+import types
+import typing
+
+from pydantic import BaseModel
+
+from trimoe.measure.calibration import CalibrationSet, shipped
+from trimoe.measure.records import Fields
+from trimoe.measure.sources import KINDS, BaseSource
+
+SET_PAGE = """\
+# The calibration set file
+
+A YAML file, UTF-8. Unknown keys, keys given twice and values of another type are refused; relative paths are resolved
+against the file's folder. `--set` also takes the name of a shipped set ({shipped}).
+
+```yaml
+name: my-work
+window: 2048
+classes:
+  generic_math: [{{kind: prompts, builtin: math}}]
+  targeted_code:
+    - {{kind: run-log, path: samples.jsonl, model: base, against: v4, benches: [humaneval]}}
+    - {{kind: jsonl, path: passed.jsonl, fields: {{prompt: task, reply: output}}, only: {{passed: true}}}}
+```
+
+## The file
+"""
+
+SET_KEPT = """\
+The metadata of the statistics say where they come from; `trimoe stats show FILE --json` prints them, the
+hashes left out.
+"""
+SET_METADATA = {
+    "`set`, `set_name`": "hash of what is measured (token ids, classes, masks, weights, window), and the file's `name`",
+    "`window`": "tokens per window",
+    "`sources`": "class -> its sources: kind, file name or data set and commit, weight",
+    "`document_hashes`": "class -> one hash per document, of its tokens; by them `trimoe stats merge` refuses a "
+    "document that two runs measured",
+    "`documents`, `windows`, `tokens`": "counts per class; `tokens` counts measured positions",
+    "`repeated_documents`": "class -> documents that are there more than once",
+    "`long_documents`, `cut_tokens`": "rule -> class -> documents longer than the window; class -> tokens left out by "
+    "`cut`",
+    "`unmeasured_documents`": "class -> documents in which `count_before` marks no position",
+    "`replies`": "of answers that the model gave itself: hash of the file beside the statistics, rows, tokens, and how "
+    "many the model ended",
+    "`bench_items`": "bench -> ids of its items that are in the set on purpose (`bench` of a source, traces)",
+    "`leak_check`": "of `--leak-check`: per bench the number of items, those not checked (shorter than 8 words), ids "
+    "of `overlapping` items, and of those the `undeclared` ones, which are not in the set on purpose. After a merge: a "
+    "list with one report per run, null where none was made",
+}
+
+
+def set_page() -> str:
+    """The keys of a calibration set, and what of it ends up in the statistics."""
+    parts = [SET_PAGE.format(shipped=", ".join(f"`{name}`" for name in shipped()))]
+    parts += [key_table(CalibrationSet), "\n## Every source\n", key_table(BaseSource, leave=("kind",))]
+    for model in KINDS:
+        kind = typing.get_args(model.model_fields["kind"].annotation)[0]
+        own = [name for name in model.model_fields if name not in BaseSource.model_fields]
+        changed = [
+            name for name, field in BaseSource.model_fields.items()
+            if name != "kind" and model.model_fields[name].default != field.default
+        ]  # fmt: skip
+        about = inspect.cleandoc(model.__doc__ or "")
+        parts += [f"\n## `kind: {kind}`\n", about, "", key_table(model, keep=(*own, *changed))]
+    parts += ["\n## `fields`\n", f"{inspect.cleandoc(Fields.__doc__ or '')}\n", key_table(Fields)]
+    parts += ["\n## What ends up in the statistics file\n", SET_KEPT, "| Key | What it holds |\n|---|---|"]
+    parts += [f"| {key} | {text} |" for key, text in SET_METADATA.items()]
+    return "\n".join(parts) + "\n"
+
+
+def key_table(model: type[BaseModel], leave: tuple[str, ...] = (), keep: tuple[str, ...] | None = None) -> str:
+    """A table of a model's keys with the docstrings under them."""
+    meaning: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            meaning |= attribute_docs(base)
+    lines = ["| Key | Value | Default | Meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if name in leave or (keep is not None and name not in keep):
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else as_yaml(default)
+        lines.append(f"| `{name}` | {value_of(field.annotation)} | {shown} | {meaning.get(name, '')} |")
+    return "\n".join(lines)
+
+
+def attribute_docs(model: type) -> dict[str, str]:
+    """attribute -> the docstring written below it."""
+    body = ast.parse(inspect.getsource(model).lstrip()).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, node in zip(body.body, body.body[1:], strict=False):
+        text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and isinstance(text, str):
+            found[before.target.id] = " ".join(text.split()).replace("|", "\\|")
+    return found
+
+
+def value_of(annotation: object) -> str:
+    """A type in words of YAML."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return value_of(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{a}`" for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(value_of(a) for a in arguments if a is not type(None)))
+    if origin is list:
+        return "list"
+    if origin is dict:
+        return "class: list of sources" if typing.get_origin(arguments[1]) is list else "mapping"
+    words = {"str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Path": "path",
+             "Fields": "see [fields](#fields)"}  # fmt: skip
+    return words[getattr(annotation, "__name__", "")]
+
+
+def as_yaml(value: object) -> str:
+    """A default as it would be written."""
+    if value is None:
+        return ""
+    if isinstance(value, Fields):
+        return f"`{{{', '.join(f'{k}: {v}' for k, v in value.model_dump().items() if v is not None)}}}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != {} else ""
