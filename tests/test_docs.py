@@ -10,6 +10,7 @@ from types import ModuleType
 import click
 import pytest
 
+from trimoe.cli.choose import Maps
 from trimoe.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,7 @@ def parse(line: str) -> None:
     command: click.Command = cli
     context = click.Context(cli, info_name="trimoe")
     while isinstance(command, click.Group):
+        words = command.completed(words) if isinstance(command, Maps) else words
         if words and words[0] in ("--help", "--version"):
             return
         assert words, f"{line}: incomplete"
