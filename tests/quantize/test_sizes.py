@@ -57,6 +57,7 @@ def test_files_without_imatrix(llamacpp: LlamaCpp, base: Path, tmp_path: Path, k
     assert_exact(quantize(llamacpp, tmp_path, base, kind), base, Request(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NEED_IMATRIX)
 def test_files_with_imatrix(llamacpp: LlamaCpp, base: Path, tmp_path: Path, kind: str) -> None:
     shapes = {
@@ -85,7 +86,7 @@ def test_embeddings_of_their_own_type(llamacpp: LlamaCpp, base: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0"])
 def test_a_layer_of_real_width(llamacpp: LlamaCpp, tmp_path: Path, kind: str) -> None:
     """Really quantized, with few experts: the dry run (test_type_rules) covers the others."""
     hollow = write_hollow(tmp_path / "hollow.gguf", real_width(2, 9))

@@ -61,7 +61,7 @@ def make_ladder(
     base = make_base(model, out, stem, ladder, tools)
     report(1, len(tiers) + 2, "imatrix")
     importance = importance_of(model, base, out, ladder, tools, sources, effort)
-    ranking = ranking_of(base, importance, sources)
+    ranking = ranking_of(base, importance, sources) if any(tier.dynamic for tier in tiers) else None
     jobs = plan_jobs(base.blueprint, out, stem, tiers, importance, ranking)
     version = llamacpp_version(tools)
     jobs = [
