@@ -30,7 +30,7 @@ def test_plan_result_and_status(
     assert main(command(random_model, small_set, out)) == 0
     text = capsys.readouterr().out
     for part in (
-        "26 windows", "generic_chat", "per expert", "warning: class targeted_text has", "predicted: memory", "disk",
+        "26 windows", "generic_chat", "per expert", "predicted: memory", "disk",
         "hidden states in memory", "layer 1 of 3 took", "left", "memory at most", "(predicted",
         "experts with fewer than",
     ):  # fmt: skip

@@ -16,7 +16,7 @@ from trimoe.measure.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, 
 from trimoe.measure.calibration import CalibrationSet, Windows
 from trimoe.measure.engine import Options, calibrate, measure, prepare, tokenised
 from trimoe.measure.result import shards_of
-from trimoe.measure.stats import ExpertStats
+from trimoe.measure.stats import ExpertStats, merge
 from trimoe.model.checkpoint import open_checkpoint
 
 COUNTS = ("tc", "cc", "runner_up", "tokens", COUNT, COACTIVATION)
@@ -110,6 +110,21 @@ def test_shards_add_up_and_hold_whole_documents(random_model: Path, small_set: P
     for name in SUMS:
         assert (sum(p.field(name) for p in parts) == stats.field(name)).all()
     assert sum(bool(p.field("tc").sum()) for p in parts) > 1
+
+
+def test_runs_over_disjoint_documents_merge_into_one_over_all(random_model: Path, small_set: Path) -> None:
+    windows = windows_of_set(random_model, small_set)
+    whole = run(random_model, windows)
+    parts = [
+        run(random_model, replace(windows, windows=tuple(w for w in windows.windows if w.document % 2 == half)))
+        for half in (0, 1)
+    ]
+    merged = merge(parts)
+    assert merged.metadata["left_out"] == [MEAN_VECTOR]
+    merged.fields[MEAN_VECTOR] = whole.field(MEAN_VECTOR)
+    assert_alike(whole, merged, 1e-6)
+    for name in ("tokens", "windows", "masked_tokens", "nonfinite"):
+        assert merged.metadata[name] == whole.metadata[name], name
 
 
 def test_file_is_deterministic_and_loads(random_model: Path, small_set: Path, tmp_path: Path) -> None:
@@ -208,7 +223,7 @@ def test_outputs_that_overflow_are_masked_and_counted(
 
 
 @pytest.mark.parametrize(
-    ("role", "layer", "at"), [("down", 1, 77), ("gate_up", 2, 0), ("router", 0, 5), ("embedding", 0, 64 * 40)]
+    ("role", "layer", "at"), [("down", 1, 77), ("gate_up", 2, 0), ("router", 0, 5), ("embedding", 0, 64 * 76)]
 )
 def test_nan_weights_are_refused_by_name(
     make_model: Callable[..., Path], small_set: Path, tmp_path: Path, role: str, layer: int, at: int
