@@ -10,7 +10,7 @@ from trimoe.evaluate.codeexec.compare import same
 from trimoe.evaluate.codeexec.verdict import verdict
 from trimoe.evaluate.sandbox import Calls, Limits, Outcome, run_jobs
 
-LIMITS = Limits(cpu=2, call_cpu=2, wall=15, memory=512 << 20, output=256 << 10)
+LIMITS = Limits(cpu=2, call_cpu=2, idle=10, memory=512 << 20, output=256 << 10)
 _FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

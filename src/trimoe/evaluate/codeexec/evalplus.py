@@ -82,7 +82,7 @@ def _canonical(problem: Problem, inputs: tuple[tuple[Any, ...], ...], digest_ove
 
 def _job(source: str, problem: Problem, reference: Expected) -> Calls:
     call = max(_LEAST_CALL_CPU, _CPU_FACTOR * reference.cpu)
-    limits = Limits(cpu=max(_MOST_CPU, call), call_cpu=call, wall=4 * max(_MOST_CPU, call), memory=4 << 30)
+    limits = Limits(cpu=max(_MOST_CPU, call), call_cpu=call, memory=4 << 30)
     return Calls(source, problem.entry_point, problem.inputs, limits, _DIGEST_OVER)
 
 

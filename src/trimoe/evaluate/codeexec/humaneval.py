@@ -8,7 +8,7 @@ from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.codeexec.verdict import Pairs, verdict
 from trimoe.evaluate.sandbox import Check, Limits, run_jobs
 
-LIMITS = Limits(cpu=10, wall=40)
+LIMITS = Limits(cpu=10)
 
 # HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer: it unpacks the root, a number. evalplus
 # 0.3.1 fails every answer too, for another reason: its special case skips the line that counts an input as passed.

@@ -11,7 +11,7 @@ from trimoe.evaluate.codeexec.compare import same
 from trimoe.evaluate.codeexec.verdict import Pairs, verdict
 from trimoe.evaluate.sandbox import Calls, Limits, Outcome, run_jobs
 
-LIMITS = Limits(cpu=10, call_cpu=10, wall=40)
+LIMITS = Limits(cpu=10, call_cpu=10)
 _MODULES = ("typing", "collections", "math", "heapq", "bisect", "itertools", "functools")
 PREAMBLE = "".join(f"import {name}\nfrom {name} import *\n" for name in _MODULES)
 

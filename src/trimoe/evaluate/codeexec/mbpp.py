@@ -12,7 +12,7 @@ from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.codeexec.verdict import Pairs, verdict
 from trimoe.evaluate.sandbox import Check, Limits, run_jobs
 
-LIMITS = Limits(cpu=10, wall=40)
+LIMITS = Limits(cpu=10)
 
 
 def score(pairs: Pairs) -> list[Verdict]:
@@ -42,4 +42,10 @@ def foreign_names(tests: str) -> tuple[list[str], list[str]]:
             defined.add(node.arg)
     free = sorted(name for name in used - defined if not hasattr(builtins, name))
     modules = [name for name in free if name in sys.stdlib_module_names]
-    return modules, [name for name in free if name not in modules]
+    return modules, [name for name in free if name not in modules] or _first_called(tests)
+
+
+def _first_called(tests: str) -> list[str]:
+    """A task may ask for a function named like a built-in one (`sum`): then it is what the first test calls."""
+    calls = [node.func for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Call)]
+    return [function.id for function in calls[:1] if isinstance(function, ast.Name)]

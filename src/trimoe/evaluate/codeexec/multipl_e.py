@@ -15,7 +15,7 @@ from trimoe.evaluate.codeexec.languages import Language, language_of
 from trimoe.evaluate.codeexec.verdict import Pairs, verdict
 from trimoe.evaluate.sandbox import Limits, Outcome, Program, run_jobs
 
-LIMITS = Limits(cpu=30, wall=90, call_cpu=30, memory=3 << 30, scratch=256 << 20, processes=256, output=1 << 20)
+LIMITS = Limits(cpu=30, call_cpu=30, memory=3 << 30, scratch=256 << 20, processes=256, output=1 << 20)
 
 
 def score(pairs: Pairs) -> list[Verdict]:

@@ -17,7 +17,7 @@ from trimoe.errors import Refused
 from trimoe.evaluate.sandbox import Calls, Limits, Sandbox
 
 _FORMAT = 1  # of the encoding of results
-LIMITS = Limits(cpu=120, call_cpu=120, wall=600, memory=4 << 30, output=64 << 20)
+LIMITS = Limits(cpu=120, call_cpu=120, memory=4 << 30, output=64 << 20)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ def read(job: Job, header: Mapping[str, Any], results: bytes) -> Outcome:
     if faults:
         return Outcome("harness", faults[0])
     cpu = sum(step["cpu"] for step in [*header["steps"], *header.get("candidate", [])])
+    if len(results) > job.limits.output and not header["stopped"]:
+        header = {**header, "stopped": "output"}
     if header["stopped"]:
         status, detail = _STOPPED[header["stopped"]]
         return Outcome(status, detail.format(limits=job.limits), cpu=cpu)
@@ -125,7 +127,7 @@ def read(job: Job, header: Mapping[str, Any], results: bytes) -> Outcome:
 
 
 _STOPPED: dict[str, tuple[Status, str]] = {
-    "wall": ("timeout", "more than {limits.wall:g} s of wall time"),
+    "idle": ("timeout", "did nothing for {limits.idle:g} s"),
     "cpu": ("timeout", "more CPU time than allowed ({limits.call_cpu:g} s for a call, {limits.cpu:g} s in all)"),
     "memory": ("memory", "more than {limits.memory:,} bytes of memory"),
     "output": ("error", "more than {limits.output:,} bytes of results"),
@@ -168,7 +170,7 @@ def _program(job: Program, reports: list[Mapping[str, Any]], cpu: float) -> Outc
     steps = tuple(Step(r["exit"], r["out"], r["err"], r["cpu"]) for r in reports)
     last = reports[-1]
     if stopped := last["stopped"]:
-        status, detail = _STOPPED["wall" if stopped == "timeout" else stopped]
+        status, detail = _STOPPED[stopped]
         return Outcome(status, detail.format(limits=job.limits), steps=steps, cpu=cpu)
     if ended := _ended(job, last):
         return Outcome(*ended, steps=steps, cpu=cpu)

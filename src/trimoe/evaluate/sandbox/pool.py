@@ -26,7 +26,7 @@ from trimoe.evaluate.sandbox.inside.limits import Limits
 from trimoe.evaluate.sandbox.jobs import Job, Outcome, data_of, read
 
 _START_SECONDS = 60.0  # for a worker to come up on a busy machine; a container may have to fetch its image
-_GRACE_SECONDS = 30.0  # over a job's own wall limit, which the worker enforces
+_GRACE_SECONDS = 30.0  # over a job's own limit of wall time, which the worker enforces
 _CLOSE_SECONDS = 5.0
 _TRIES = 2
 

@@ -17,8 +17,9 @@ class Limits:
 
     cpu: float = 10
     """CPU seconds of one process, and of all processes of the sample together."""
-    wall: float = 40
-    """Seconds from start to end. Only sleepers should meet it, even on a busy machine."""
+    idle: float = 15
+    """Seconds in which nothing of the sample runs or waits for a processor. Only sleepers meet it: a busy machine keeps
+    processes waiting, and that is not counted."""
     call_cpu: float = 10
     """CPU seconds between two results of a list of calls."""
     memory: int = 2 << 30
@@ -31,6 +32,11 @@ class Limits:
     """Processes and threads, three of ours included."""
     output: int = 8 << 20
     """Bytes of results, or of what a program prints."""
+
+    @property
+    def wall(self) -> float:
+        """Seconds from start to end, whatever happens: a net below the other limits."""
+        return 60 + 20 * (self.cpu + self.idle)
 
 
 def confine(limits: Limits, *, filtered: bool, own_users: bool) -> None:
@@ -65,28 +71,24 @@ def confine(limits: Limits, *, filtered: bool, own_users: bool) -> None:
 
 @dataclass(frozen=True)
 class Use:
-    """CPU seconds so far and bytes resident now, of several processes together."""
+    """Of several processes together: CPU seconds, seconds on a processor or waiting for one, bytes resident now."""
 
     cpu: float
+    active: float
     resident: int
 
 
 def use_below(root: int, shared: int) -> Use:
-    """What the descendants of process `root` use, and what those that ended and were waited for had used.
+    """What the descendants of process `root` use; CPU of those that ended is kept by whoever waited for them.
 
     `shared` bytes are not counted for each: a forked child shows its parent's pages until it writes to them.
     """
     parents: dict[int, int] = {}
     used: dict[int, tuple[int, int]] = {}
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            fields = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        parents[int(entry)] = int(fields[1])
-        used[int(entry)] = (sum(map(int, fields[11:15])), int(fields[21]))  # utime, stime, the same of children; rss
+        if entry.isdigit() and (fields := _fields(entry)):
+            parents[int(entry)] = int(fields[1])
+            used[int(entry)] = (sum(map(int, fields[11:15])), int(fields[21]))  # utime, stime, children's; rss
     below, grown = {root}, True
     while grown:
         more = {pid for pid, parent in parents.items() if parent in below} - below
@@ -94,7 +96,27 @@ def use_below(root: int, shared: int) -> Use:
     below.discard(root)
     ticks = sum(used[pid][0] for pid in below)
     pages = sum(max(0, used[pid][1] - shared // _PAGE) for pid in below)
-    return Use(ticks / _TICKS, pages * _PAGE)
+    return Use(ticks / _TICKS, sum(map(_active, below)), pages * _PAGE)
+
+
+def _fields(pid: str) -> list[bytes]:
+    """What follows the name in /proc/PID/stat; nothing if it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _active(pid: int) -> float:
+    """Seconds that the threads of a process ran or waited for a processor (nanoseconds in schedstat)."""
+    total = 0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            ran, waited, _ = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()
+            total += int(ran) + int(waited)
+    except (FileNotFoundError, ProcessLookupError):
+        return total / 1e9  # it ended meanwhile, or this kernel keeps no such account
+    return total / 1e9
 
 
 def resident_of(pid: int) -> int:

@@ -5,7 +5,7 @@ another process (and namespace) than the tests. So a verdict cannot be reached b
 checker, leaving early, printing something, or reading the tests: whatever the candidate sends is only taken as the
 value of a call. The checker runs a dataset's own test code with stand-ins for the candidate's functions.
 
-Messages on both channels are single lines of JSON (`wire`).
+Messages are single lines of JSON (`wire`).
 """
 
 import builtins
@@ -48,9 +48,9 @@ def candidate_calls(job: dict[str, Any], out: int) -> NoReturn:
     _leave(write)
 
 
-def candidate_serves(job: dict[str, Any], channel: int) -> NoReturn:
+def candidate_serves(job: dict[str, Any], asked: int, answer: int) -> NoReturn:
     """Run the source, then answer the checker's requests until it hangs up."""
-    write, lines = _Writer(channel), _Lines(channel)
+    write, lines = _Writer(answer), _Lines(asked)
     held: list[object] = []
 
     def hold(value: object) -> wire.Encoded:
@@ -67,10 +67,10 @@ def candidate_serves(job: dict[str, Any], channel: int) -> NoReturn:
             request = json.loads(line)
             target = eval(request["name"], space) if "name" in request else held[request["ref"]]
             arguments = wire.decode(request["args"], held.__getitem__)
-            answer: dict[str, Any] = {"value": wire.encode(_OPERATIONS[request["do"]](target, *arguments), hold)}
+            reply: dict[str, Any] = {"value": wire.encode(_OPERATIONS[request["do"]](target, *arguments), hold)}
         except BaseException as exc:  # noqa: BLE001
-            answer = {"raised": _told(exc)}
-        write(answer)
+            reply = {"raised": _told(exc)}
+        write(reply)
         write.flush()
     _leave(write)
 
@@ -82,14 +82,14 @@ def _call(target: Any, *arguments: Any) -> Any:
 _OPERATIONS: dict[str, Callable[..., Any]] = {"call": _call, "get": getattr, "set": setattr}
 
 
-def check(job: dict[str, Any], channel: int, out: int) -> NoReturn:
+def check(job: dict[str, Any], answered: int, ask: int, out: int) -> NoReturn:
     """Run `setup` and `tests` of a dataset against the candidate; writes one line: verdict and detail.
 
     `names` are the names of the candidate that the tests may use. Verdicts: ok; wrong (an assertion of the tests, or a
     value they cannot work with); raised (by the candidate, with its type first); lost (it hung up); fault (the
     dataset's own code failed: ours).
     """
-    remote = Candidate(channel)
+    remote = Candidate(answered, ask)
     try:
         space = types.ModuleType("tests").__dict__
         exec(compile(job["setup"], "setup.py", "exec"), space)
@@ -120,10 +120,10 @@ class Lost(BaseException):
 
 
 class Candidate:
-    """The checker's end of the channel."""
+    """The checker's ends of the two pipes."""
 
-    def __init__(self, channel: int) -> None:
-        self._write, self._lines = _Writer(channel), _Lines(channel)
+    def __init__(self, answered: int, ask: int) -> None:
+        self._write, self._lines = _Writer(ask), _Lines(answered)
 
     def ask(self, request: dict[str, Any], arguments: tuple[object, ...]) -> Any:
         """The value of an operation, or the exception it raised."""
@@ -266,7 +266,7 @@ class _Lines:
             start = len(self._data)
             if start > _LONGEST_LINE:
                 raise ValueError("a line of more than 16 MiB")
-            block = os.read(self._fd, 1 << 16)
+            block = os.read(self._fd, 1 << 20)
             if not block:
                 return None
             self._data += block

@@ -1,7 +1,8 @@
 """Values as JSON and back, between processes that do not trust each other.
 
 JSON holds what JSON can hold; everything else is {"$": [tag, payload]}: tuple, set, frozenset, dict, big integers,
-non-finite floats, complex, Fraction, Decimal, bytes, deque, iterators (read out, up to a bound) and numpy arrays and scalars. Instances of
+non-finite floats, complex, Fraction, Decimal, bytes, deque, built-in types by
+name, iterators (read out, up to a bound) and numpy arrays and scalars. Instances of
 subclasses travel as what they are below (a Counter as a dict, a named tuple as a tuple), read by the base class's own
 methods, so an overloaded operator stays behind. Anything else is handed to `other` (a reference, or refused).
 
@@ -56,6 +57,8 @@ def encode(value: object, other: Callable[[object], Encoded] = _refuse, depth: i
 
     if kind is list:
         return each(value)
+    if kind is type and value in _TYPES.values():
+        return {"$": ["type", value.__name__]}  # type: ignore[attr-defined]
     if kind.__module__.partition(".")[0] == "numpy" and (numeric := _numpy(value)) is not None:
         return numeric  # before the bases: a numpy.float64 is a float too
     for base in kind.__mro__:
@@ -87,6 +90,8 @@ def _is_plain(items: list[Any]) -> bool:
 
 _PLAIN = {str, bool, type(None)}
 _NUMBERS = {int, float, bool}
+
+_TYPES = {kind.__name__: kind for kind in (int, float, str, bool, bytes, complex, list, tuple, dict, set, frozenset)}
 
 # By the base class's own methods: what a subclass overloads is not asked.
 _WRITERS: Mapping[type, Callable[[Any], tuple[str, Any]]] = {
@@ -147,6 +152,7 @@ def _ndarray(payload: Any) -> Any:
 _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "int": (lambda text: int(text, 16), False),
     "float": (lambda text: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[text], False),
+    "type": (_TYPES.__getitem__, False),
     "tuple": (tuple, True),
     "set": (set, True),
     "frozenset": (frozenset, True),

@@ -5,16 +5,16 @@ sizes the header gives. Frames on standard output: a length, a JSON header with 
 The first frame out says whether the place could be built. The end of standard input ends the worker and all in it.
 """
 
+import fcntl
 import gc
 import importlib
 import json
 import os
 import select
-import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -25,6 +25,7 @@ from trimoe.evaluate.sandbox.inside.limits import Limits, resident_of, use_below
 from trimoe.evaluate.sandbox.inside.sample import Bare, Sample, Spaces, read_exactly, start
 
 _WATCH_SECONDS = 0.05
+_F_SETPIPE_SZ, _BLOCK = 1031, 1 << 20
 _LAST_WORDS = 2.0  # seconds that a candidate which hung up has to end, so that its exit status can be told
 
 # Loaded before the forks: what generated code imports most often.
@@ -58,44 +59,49 @@ def main() -> None:
             outcome, results = _KINDS[header["kind"]](spaces, Limits(**header["limits"]), header["sizes"])
         except (OSError, EOFError) as exc:
             _fault("run", exc)  # what was read of the input is unknown: this worker is of no more use
-        spaces.after()
         _reply(outcome, results)
 
 
 def _calls(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
     """Calls of a function: the lines of their results."""
-    out, tell = os.pipe()
+    out, tell = _wide_pipe()
     sample = start(spaces, sizes[0], limits, partial(_start_calls, out=tell), (tell,))
     os.close(tell)
-    data, stopped = _watch([sample], out, limits)
+    data, stopped = _watch(sample, out, limits)
     sample.end()
-    os.close(out)
+    spaces.after()
+    data += _rest(out, limits)
     return {"stopped": stopped, "steps": sample.steps()}, data
 
 
 def _check(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
-    """A dataset's tests against a candidate: the checker's verdict. Two samples, joined by a socket."""
-    ours, theirs = socket.socketpair()
-    out, tell = os.pipe()
-    candidate = start(spaces, sizes[0], limits, partial(_start_serving, channel=theirs.fileno()), (theirs.fileno(),))
-    theirs.close()
-    checker = start(spaces, sizes[1], limits, partial(_start_check, channel=ours.fileno(), out=tell), (ours.fileno(), tell))
-    ours.close()
+    """A dataset's tests against a candidate: the checker's verdict. Two samples, joined by two pipes."""
+    (asked, ask), (answered, answer), (out, tell) = _wide_pipe(), _wide_pipe(), os.pipe()
+    serve = partial(_start_serving, asked=asked, answer=answer)
+    candidate = start(spaces, sizes[0], limits, serve, (asked, answer))
+    os.close(asked)
+    os.close(answer)
+    question = partial(_start_check, answered=answered, ask=ask, out=tell)
+    checker = start(spaces, sizes[1], limits, question, (answered, ask, tell))
+    os.close(answered)
+    os.close(ask)
     os.close(tell)
-    data, stopped = _watch([checker], out, limits)
+    data, stopped = _watch(checker, out, limits)
     checker.end()
     if stopped is None and b'"lost"' in data:
-        _watch([candidate], None, replace(limits, wall=_LAST_WORDS))
+        _watch(candidate, None, replace(limits, idle=_LAST_WORDS))
     candidate.end()
-    os.close(out)
+    spaces.after()
+    data += _rest(out, limits)
     return {"stopped": stopped, "steps": checker.steps(), "candidate": candidate.steps()}, data
 
 
 def _program(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
     """Files and commands: a report per command."""
     sample = start(spaces, sizes[0], limits)
-    _, stopped = _watch([sample], None, limits)
+    _, stopped = _watch(sample, None, limits)
     sample.end()
+    spaces.after()
     return {"stopped": stopped, "steps": sample.steps()}, b""
 
 
@@ -107,13 +113,21 @@ def _start_calls(job: Any, out: int) -> NoReturn:
     python.candidate_calls(job, out)
 
 
-def _start_serving(job: Any, channel: int) -> NoReturn:
+def _start_serving(job: Any, asked: int, answer: int) -> NoReturn:
     _forget_ourselves()
-    python.candidate_serves(job, channel)
+    python.candidate_serves(job, asked, answer)
 
 
-def _start_check(job: Any, channel: int, out: int) -> NoReturn:
-    python.check(job, channel, out)
+def _start_check(job: Any, answered: int, ask: int, out: int) -> NoReturn:
+    python.check(job, answered, ask, out)
+
+
+def _wide_pipe() -> tuple[int, int]:
+    """A pipe that holds a mebibyte, so that long results pass with fewer switches between its two ends."""
+    ends = os.pipe()
+    with suppress(PermissionError):  # the user has many such pipes already: the usual 64 KiB will do
+        fcntl.fcntl(ends[0], _F_SETPIPE_SZ, _BLOCK)
+    return ends
 
 
 def _forget_ourselves() -> None:
@@ -122,42 +136,68 @@ def _forget_ourselves() -> None:
         del sys.modules[name]
 
 
-def _watch(samples: Sequence[Sample], out: int | None, limits: Limits) -> tuple[bytes, str | None]:
-    """Collect `out` until all samples have ended; returns it, and why they must be stopped if they must."""
-    data, running = bytearray(), {sample.report_fd: sample for sample in samples}
-    poll = select.poll()
+class _Meter:
+    """What a sample used, looked at every 50 ms, against its limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._shared = limits, resident_of(os.getpid())
+        self._begin = self._last = time.monotonic()
+        self._active = self._idle = self._cpu_at_result = 0.0
+
+    def exceeded(self, news: bool) -> str | None:
+        """Which limit is exceeded now. `news`: a result has come since the last look."""
+        now, use = time.monotonic(), use_below(os.getpid(), self._shared)
+        self._idle += max(0.0, now - self._last - max(0.0, use.active - self._active))
+        self._last, self._active = now, use.active
+        if news:
+            self._cpu_at_result = use.cpu
+        if use.resident > self._limits.memory:
+            return "memory"
+        if use.cpu > self._limits.cpu + 1 or use.cpu - self._cpu_at_result > self._limits.call_cpu:
+            return "cpu"
+        return "idle" if self._idle > self._limits.idle or now - self._begin > self._limits.wall else None
+
+    def due(self) -> bool:
+        """Whether it is time to look."""
+        return time.monotonic() - self._last > _WATCH_SECONDS
+
+
+def _watch(sample: Sample, out: int | None, limits: Limits) -> tuple[bytes, str | None]:
+    """Collect `out` until the sample ends; returns it, and why the sample must be stopped if it must."""
+    data, poll, meter, news = bytearray(), select.poll(), _Meter(limits), False
     poll.register(0, 0)  # only that it was closed
-    for fd in (*running, *(() if out is None else (out,))):
+    for fd in (sample.report_fd, *(() if out is None else (out,))):
         poll.register(fd, select.POLLIN)
-    shared, begin, measured, at_result = resident_of(os.getpid()), time.monotonic(), 0.0, 0.0
-    open_out, news = out is not None, False
-    while running or open_out:
+    while True:
         for fd, _ in poll.poll(_WATCH_SECONDS * 1000):
             if fd == 0:
+                sample.end()
+                sample.spaces.after()
                 os._exit(0)  # whoever wanted this is gone
-            block = os.read(fd, 1 << 16)
-            if not block:
-                poll.unregister(fd)
+            block = os.read(fd, _BLOCK)
             if fd == out:
-                data += block
-                open_out, news = bool(block), True
+                data, news = data + block, True
+                if not block:
+                    poll.unregister(fd)
             elif block:
-                running[fd].report += block
+                sample.report += block
             else:
-                del running[fd]
-        now = time.monotonic() - begin
+                return bytes(data), None
         if len(data) > limits.output:
             return bytes(data), "output"
-        if now > limits.wall:
-            return bytes(data), "wall"
-        if now - measured > _WATCH_SECONDS:
-            use, measured = use_below(os.getpid(), shared), now
-            at_result, news = (use.cpu if news else at_result), False
-            if use.resident > limits.memory:
-                return bytes(data), "memory"
-            if use.cpu > limits.cpu + 1 or use.cpu - at_result > limits.call_cpu:
-                return bytes(data), "cpu"
-    return bytes(data), None
+        if meter.due():
+            if why := meter.exceeded(news):
+                return bytes(data), why
+            news = False
+
+
+def _rest(out: int, limits: Limits) -> bytes:
+    """What still lies in a pipe when all who could write to it have ended; closes it."""
+    data = bytearray()
+    while len(data) <= limits.output and (block := os.read(out, _BLOCK)):
+        data += block
+    os.close(out)
+    return bytes(data)
 
 
 def _fault(stage: str, error: Exception) -> NoReturn:

@@ -1,0 +1,128 @@
+"""Hostile programs are contained: nothing outside is touched, the next sample is as good as the first, nothing stays."""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hostile import PATIENT, PROGRAMS, TRIED, Hostile
+
+from trimoe.evaluate.sandbox import Calls, Check, Outcome, Sandbox
+
+GOOD = Calls("import os, sys\ndef f(x):\n    return [x + 1, os.listdir('.'), 'left' in sys.modules]", "f", ((1,),), PATIENT)
+NEEDLE = "what-the-tests-expect"
+MARK = f"trimoe-hostile-{os.getpid()}"
+
+
+def processes() -> dict[int, str]:
+    """Every process outside the kernel, with its command line and environment as far as we may see them."""
+    found = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{entry}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if command:
+            found[int(entry)] = command.decode(errors="replace")
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Outcome, Outcome]]]:
+    """Outcome of every program and of the good sample that the same worker ran next."""
+    secret = tmp_path_factory.mktemp("home") / "secret"
+    secret.write_text("a secret")
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0)
+    words = {"{secret}": str(secret), "{checkout}": str(Path(__file__).parents[3]), "{pid}": str(os.getpid()),
+             "{port}": str(listener.getsockname()[1]), "{needle}": NEEDLE, "{mark}": MARK}  # fmt: skip
+    jobs = []
+    for program in PROGRAMS:
+        source = program.source
+        for word, value in words.items():
+            source = source.replace(word, value)
+        jobs += [Calls(source, "f", ((1,),), program.limits), GOOD]
+    os.environ["TRIMOE_SECRET_TOKEN"] = "a secret"
+    try:
+        with Sandbox(workers=1) as sandbox:
+            results = sandbox.run(jobs)
+            connected = not _nothing_came(listener)
+    finally:
+        del os.environ["TRIMOE_SECRET_TOKEN"]
+        listener.close()
+    assert not connected
+    assert secret.read_text() == "a secret"
+    yield {p.name: (results[2 * i], results[2 * i + 1]) for i, p in enumerate(PROGRAMS)}
+
+
+def _nothing_came(listener: socket.socket) -> bool:
+    try:
+        listener.accept()
+    except BlockingIOError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_contained(program: Hostile, outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
+    outcome, after = outcomes[program.name]
+    assert program.contained(outcome), (outcome.status, outcome.detail, outcome.lines)
+    assert after.status == "ok", after
+    assert after.values() == [[2, [], False]]
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(PROGRAMS) >= 25
+    assert len({program.name for program in PROGRAMS}) == len(PROGRAMS)
+
+
+def test_no_process_is_left(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
+    ours = os.readlink("/proc/self/ns/pid")
+    for pid, command in processes().items():
+        assert MARK not in command
+        try:
+            space = os.readlink(f"/proc/{pid}/ns/pid")
+        except OSError:
+            continue  # it ended, or belongs to somebody else
+        assert space == ours or "trimoe" not in command
+
+
+def test_no_core_file_is_left(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
+    assert not list(Path.cwd().glob("core*"))
+
+
+CHEATS = {
+    "equality": "class Any:\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x): return Any()",
+    "equal number": "class Int(int):\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x): return Int(7)",
+    "equal list": "class L(list):\n    def __eq__(self, other): return True\n    __iter__ = None\ndef f(x): return L()",
+    "marker": "print('{\"verdict\": \"ok\"}')\ndef f(x): return 7",
+    "leave": "import os\nos._exit(0)",
+    "leave later": "import os\ndef f(x): os._exit(0)",
+    "exit": "import sys\ndef f(x): sys.exit(0)",
+    "patch": "import builtins\nbuiltins.AssertionError = ValueError\nbuiltins.abs = builtins.len = lambda *a: 0\ndef f(x): return 7",
+    "forge": TRIED + "for fd in range(3, 64):\n    tried(os.write, fd, b'{\"verdict\": \"ok\", \"detail\": \"\"}\\n')\ndef f(x): return 7",
+    "forge and leave": TRIED + "for fd in range(3, 64):\n    tried(os.write, fd, b'{\"verdict\": \"ok\", \"detail\": \"\"}\\n')\nos._exit(0)",
+    "answer oddly": TRIED + "for fd in range(3, 64):\n    tried(os.write, fd, b'{\"value\": {\"$\": [\"ndarray\", [\"|O8\", []]]}}\\n')\ndef f(x): return 7",
+    "redefine the test": "def check(candidate): pass\ndef helper(): return 0\ndef f(x): return 7",
+    "read the tests": "import gc, sys\ndef f(x):\n    found = [o for o in gc.get_objects() if isinstance(o, (str, bytes)) and 'what-the-' in str(o)]\n"
+                      "    return found[0] if found else None",
+    "assertion": "def f(x): raise AssertionError('a contract of mine')",
+    "exit code": "class E(BaseException): pass\ndef f(x): raise E",
+    "fork the answer": "import os\ndef f(x):\n    os.fork()\n    return 7",
+}  # fmt: skip
+TESTS = "def check(candidate):\n    assert candidate(1) == 'what-the-' + 'tests-expect', 'not it'\n    assert helper() == 1\ncheck(f)"
+
+
+def test_no_cheat_passes_and_an_honest_candidate_does() -> None:
+    setup = "def helper(): return 1"
+    honest = Check("def f(x): return 'what-the-tests-expect'", setup, TESTS, ("f",), PATIENT)
+    jobs = [replace(honest, source=source) for source in CHEATS.values()]
+    with Sandbox() as sandbox:
+        first, *cheated, last = sandbox.run([honest, *jobs, honest])
+    assert first.status == last.status == "ok", (first, last)
+    statuses = dict(zip(CHEATS, cheated, strict=True))
+    assert {name: o.status for name, o in statuses.items() if o.status not in ("wrong", "error")} == {}
+    assert statuses["assertion"].status == "error"  # its own assertion, not the tests'
+    assert statuses["equality"].status == statuses["redefine the test"].status == "wrong"
