@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.sandboxed import policy_of, sandbox_options
 from trimoe.errors import UsageError
 from trimoe.evaluate.bench import SUITES, find
 from trimoe.evaluate.log import RunLog
@@ -37,6 +38,7 @@ from trimoe.evaluate.run import RunSummary, evaluate, rescore
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--dry-run", is_flag=True, help="Print the first prompts and stop; nothing is loaded or written.")
+@sandbox_options
 @json_option
 def eval_(
     model: str,
@@ -49,6 +51,9 @@ def eval_(
     batch_size: int,
     device: str,
     dry_run: bool,
+    sandbox: str | None,
+    sandbox_image: str | None,
+    unsafe_no_sandbox: bool,
     as_json: bool,
 ) -> None:
     """Evaluate a checkpoint on benches; every sample is stored as it is made, and the same command continues.
@@ -60,6 +65,7 @@ def eval_(
       trimoe eval MODEL --bench tiny-code --dry-run
     """
     wanted = _wanted(names, suite)
+    policy = policy_of(sandbox, sandbox_image, unsafe_no_sandbox)
     if "://" in model:
         raise UsageError(
             "a running server cannot be evaluated yet",
@@ -84,6 +90,7 @@ def eval_(
             batch_size=batch_size,
             device=device,
             data=data,
+            sandbox=policy,
         )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
 
@@ -208,15 +215,18 @@ def _rows(log: RunLog) -> Iterator[dict[str, Any]]:
 @click.command("rescore")
 @click.argument("db", metavar="RUNS.db", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="As for eval.")
+@sandbox_options
 @json_option
-def rescore_(db: Path, data: Path | None, as_json: bool) -> None:
+def rescore_(
+    db: Path, data: Path | None, sandbox: str | None, sandbox_image: str | None, unsafe_no_sandbox: bool, as_json: bool
+) -> None:
     """Judge every stored reply again, without generating anything.
 
     \b
     Examples:
       trimoe rescore runs.db
     """
-    results = rescore(db, data)
+    results = rescore(db, data, policy_of(sandbox, sandbox_image, unsafe_no_sandbox))
     emit({"log": str(db), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
 
 

@@ -48,7 +48,8 @@ class Bench:
     """A benchmark as data and two functions.
 
     `extract` returns None when the reply holds no answer in the asked form. `score` judges a list of extracted answers
-    at once, because code is cheaper to run in batches.
+    at once, because code is cheaper to run in batches. `needs` raises when the scorer cannot work here (no sandbox, no
+    compiler); it is asked before anything is generated.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Bench:
     extract: Callable[[str], str | None]
     score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]
     scorer: int = 1
+    needs: Callable[[], None] | None = None
 
     def docs(self, data: Path | None = None) -> list[Doc]:
         """All rows in their fixed order; `data` is a folder of local dataset files for benches that need one."""

@@ -11,7 +11,9 @@ from hostile import PATIENT, PROGRAMS, TRIED, Hostile
 
 from trimoe.evaluate.sandbox import Calls, Check, Outcome, Sandbox
 
-GOOD = Calls("import os, sys\ndef f(x):\n    return [x + 1, os.listdir('.'), 'left' in sys.modules]", "f", ((1,),), PATIENT)
+GOOD = Calls(
+    "import os, sys\ndef f(x):\n    return [x + 1, os.listdir('.'), 'left' in sys.modules]", "f", ((1,),), PATIENT
+)
 NEEDLE = "what-the-tests-expect"
 MARK = f"trimoe-hostile-{os.getpid()}"
 

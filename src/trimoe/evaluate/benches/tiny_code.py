@@ -8,7 +8,7 @@ from typing import Any
 from trimoe.evaluate.bench import Bench, Doc, Verdict, held_out
 from trimoe.evaluate.codeexec.compare import same
 from trimoe.evaluate.codeexec.verdict import verdict
-from trimoe.evaluate.sandbox import Calls, Limits, Outcome, run_jobs
+from trimoe.evaluate.sandbox import Calls, Limits, Outcome, require_sandbox, run_jobs
 
 LIMITS = Limits(cpu=2, call_cpu=2, idle=10, memory=512 << 20, output=256 << 10)
 _FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -44,5 +44,12 @@ def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
 
 
 BENCH = Bench(
-    name="tiny-code", version=1, rows=200, max_new_tokens=96, load=held_out("code"), extract=last_block, score=score
+    name="tiny-code",
+    version=1,
+    rows=200,
+    max_new_tokens=96,
+    load=held_out("code"),
+    extract=last_block,
+    score=score,
+    needs=require_sandbox,
 )

@@ -52,18 +52,22 @@ def problems(path: Path) -> dict[str, Problem]:
         found = [_problem(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise BadInput(
-            f"{path} does not hold evalplus problems", expected="HumanEvalPlus.jsonl.gz of a release", actual=repr(exc)[:200]
+            f"{path} does not hold evalplus problems",
+            expected="HumanEvalPlus.jsonl.gz of a release",
+            actual=repr(exc)[:200],
         ) from exc
     return {problem.task_id: problem for problem in found}
 
 
 def _problem(row: dict[str, Any]) -> Problem:
     base, plus = (tuple(tuple(one) for one in row[key]) for key in ("base_input", "plus_input"))
-    names = ("task_id", "prompt", "entry_point", "canonical_solution")
-    return Problem(*(str(row[name]) for name in names), base, plus, float(row["atol"]))
+    texts = {name: str(row[name]) for name in ("task_id", "prompt", "entry_point", "canonical_solution")}
+    return Problem(base_input=base, plus_input=plus, atol=float(row["atol"]), **texts)
 
 
-def score(pairs: Sequence[tuple[str, Problem]], sandbox: Sandbox | None = None, cache: Path | None = None) -> list[Verdict]:
+def score(
+    pairs: Sequence[tuple[str, Problem]], sandbox: Sandbox | None = None, cache: Path | None = None
+) -> list[Verdict]:
     """A verdict per (whole source, problem): correct when every base and plus input gives what it should."""
     if sandbox is None:
         with Sandbox() as fresh:
@@ -132,7 +136,7 @@ def _shown(problem: Problem, place: int, result: Any, due: Any) -> str:
 def _is_root(arguments: Sequence[Any], root: Any) -> bool:
     """HumanEval/32: any x with |p(x)| <= 1e-4 where p has the given coefficients, lowest first."""
     try:
-        return abs(sum(c * math.pow(root, i) for i, c in enumerate(arguments[0]))) <= 1e-4
+        return bool(abs(sum(c * math.pow(root, i) for i, c in enumerate(arguments[0]))) <= 1e-4)
     except (TypeError, ValueError, OverflowError):
         return False
 

@@ -10,8 +10,9 @@ from trimoe.evaluate.sandbox import Check, Limits, run_jobs
 
 LIMITS = Limits(cpu=10)
 
-# HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer: it unpacks the root, a number. evalplus
-# 0.3.1 fails every answer too, for another reason: its special case skips the line that counts an input as passed.
+# HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer: it unpacks the root, a number.
+# evalplus 0.3.1 fails every answer too, for another reason: its special case skips the line that counts an input as
+# passed.
 _BROKEN = "assert _poly(*candidate(*inp), inp) <= 0.0001"
 _MENDED = "assert abs(_poly(*inp, candidate(*inp))) <= 0.0001"
 

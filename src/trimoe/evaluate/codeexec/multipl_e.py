@@ -1,9 +1,9 @@
 """MultiPL-E: whole programs in other languages, which must compile, run, and reach the end of their tests.
 
-Candidate and tests are one program in these languages, so an exit status alone proves nothing: a program could leave with
-0 before the first test. A line with a number drawn for this run is added behind the last test, and only a program that
-printed it passes. What a program prints otherwise is ignored. Not prevented: a program written against this very harness
-that reads its own source or class file to find the number.
+Candidate and tests are one program in these languages, so an exit status alone proves nothing: a program could leave
+with 0 before the first test. A line with a number drawn for this run is added behind the last test, and only a
+program that printed it passes. What a program prints otherwise is ignored. Not prevented: a program written against
+this very harness that reads its own source or class file to find the number.
 """
 
 import secrets
@@ -51,7 +51,9 @@ def _score_language(language: Language, pairs: Pairs) -> list[Verdict]:
     tokens = [secrets.token_hex(16) for _ in pairs]
     programs = [_with_end(language, source, doc, token) for (source, doc), token in zip(pairs, tokens, strict=True)]
     runnable = [
-        Program({language.file: text, **language.extra}, toolchain.steps, toolchain.env, LIMITS) for text in programs if text is not None
+        Program({language.file: text, **language.extra}, toolchain.steps, toolchain.env, LIMITS)
+        for text in programs
+        if text is not None
     ]
     outcomes = iter(run_jobs(runnable, folders=toolchain.folders, proc=True))
     verdicts = []

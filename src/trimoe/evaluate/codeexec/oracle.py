@@ -1,7 +1,8 @@
 """Expected results of evalplus problems: what the canonical solution returns, computed in the sandbox and kept on disk.
 
-Invariants: a kept result is found by the hash of the source, every input, and the version of Python that ran it, never by
-a name; a file that does not hold what its name promises is computed again. Kept below $XDG_CACHE_HOME/trimoe/oracle.
+Invariants: a kept result is found by the hash of the source, every input, and the version of Python that ran it,
+never by a name; a file that does not hold what its name promises is computed again. Kept below
+$XDG_CACHE_HOME/trimoe/oracle.
 """
 
 import json

@@ -1,8 +1,8 @@
 """What builds the wall: namespaces (the default), docker, podman, or nothing, and only if told so in so many words.
 
 `namespaces` needs nothing installed. `docker` and `podman` start one container per sample, for systems whose kernel
-refuses namespaces to ordinary users, or that are not Linux. `none` contains nothing: limits, a scratch folder, and killing
-what is left. The engine is part of every result (`Policy.describe`).
+refuses namespaces to ordinary users, or that are not Linux. `none` contains nothing: limits, a scratch folder, and
+killing what is left. The engine is part of every result (`Policy.describe`).
 """
 
 import platform
@@ -63,7 +63,8 @@ class Policy:
 
 
 UNSAFE = Policy("none", unsafe=True)
-_current: ContextVar[Policy] = ContextVar("sandbox_policy", default=Policy())
+_DEFAULT = Policy()
+_current: ContextVar[Policy] = ContextVar("sandbox_policy", default=_DEFAULT)
 
 
 def current() -> Policy:
@@ -86,7 +87,9 @@ def require_engine(policy: Policy) -> None:
     if policy.engine in _CONTAINERS:
         if shutil.which(policy.engine) is None:
             raise MissingPrerequisite(
-                f"{policy.engine} is not installed", expected=f"{policy.engine} on PATH", remedy=f"install {policy.engine}"
+                f"{policy.engine} is not installed",
+                expected=f"{policy.engine} on PATH",
+                remedy=f"install {policy.engine}",
             )
     elif sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise Refused(
@@ -105,18 +108,20 @@ def command(policy: Policy, limits: Limits) -> list[str]:
     options = {
         "--network": "none", "--cap-drop": "ALL", "--security-opt": "no-new-privileges", "--user": "65534:65534",
         "--pids-limit": str(limits.processes + 8), "--memory": str(2 * limits.memory + (256 << 20)),
-        "--memory-swap": str(2 * limits.memory + (256 << 20)), "--ulimit": "core=0", "--ipc": "none",
-        "--tmpfs": f"/tmp:rw,exec,nosuid,nodev,size={limits.scratch},nr_inodes={limits.files},mode=1777",
+        "--memory-swap": str(2 * limits.memory + (256 << 20)), "--ipc": "none",
+        "--tmpfs": f"/tmp:rw,exec,nosuid,nodev,size={limits.scratch},mode=1777",
         "--volume": f"{_SOURCE / 'trimoe'}:{inside}/trimoe:ro", "--workdir": "/tmp",
     }  # fmt: skip
-    flags = [word for pair in options.items() for word in pair]
+    # all given, because defaults above the caller's own hard limits keep a container from starting
+    ulimits = [word for limit in ("core=0:0", "nofile=256:256", "nproc=4096:4096") for word in ("--ulimit", limit)]
+    flags = [word for pair in options.items() for word in pair] + ulimits
     settings = [word for name, value in _ENVIRONMENT.items() if name != "PATH" for word in ("--env", f"{name}={value}")]
-    worker = ["python3", "-s", "-P", "-S", "-c", _BOOT.format(inside)]
-    return [policy.engine, "run", "--rm", "--interactive", "--read-only", "--init", *flags, *settings, policy.image, *worker]
+    worker = ["python3", "-s", "-P", "-c", _BOOT.format(inside)]
+    return [policy.engine, "run", "--rm", "--interactive", "--read-only", *flags, *settings, policy.image, *worker]
 
 
 def environment(policy: Policy) -> dict[str, str] | None:
-    """The worker's whole environment: nothing of the caller's. A container's client keeps its own, to find its daemon."""
+    """The worker's whole environment: nothing of the caller's. A container's client needs it, to find its daemon."""
     return None if policy.engine in _CONTAINERS else dict(_ENVIRONMENT)
 
 
@@ -129,10 +134,10 @@ def configuration(policy: Policy, folders: tuple[str, ...], proc: bool) -> dict[
 
 
 REMEDIES = (
-    "allow unprivileged user namespaces (as root: sysctl -w kernel.unprivileged_userns_clone=1 "
-    "user.max_user_namespaces=10000; on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; inside a container "
-    "start it with --security-opt seccomp=unconfined --security-opt systempaths=unconfined --cap-add SYS_ADMIN), or use "
-    "--sandbox docker or podman"
+    "allow user namespaces (as root: sysctl -w user.max_user_namespaces=10000; on Debian before 11 also "
+    "kernel.unprivileged_userns_clone=1; on Ubuntu from 23.10 also kernel.apparmor_restrict_unprivileged_userns=0; a "
+    "container must be started with --security-opt seccomp=unconfined --security-opt systempaths=unconfined "
+    "--cap-add SYS_ADMIN), or use --sandbox docker or podman"
 )
 
 

@@ -94,7 +94,12 @@ def data_of(job: Job) -> tuple[str, list[bytes]]:
     match job:
         case Calls():
             args = [wire.encode(list(one)) for one in job.args]
-            body: dict[str, Any] = {"source": job.source, "entry": job.entry, "args": args, "digest_over": job.digest_over}
+            body: dict[str, Any] = {
+                "source": job.source,
+                "entry": job.entry,
+                "args": args,
+                "digest_over": job.digest_over,
+            }
             return "calls", [wire.dumps(body)]
         case Check():
             tests = {"setup": job.setup, "tests": job.tests, "names": list(job.names)}
@@ -193,7 +198,7 @@ def _ended(job: Job, step: Mapping[str, Any]) -> tuple[Status, str] | None:
 
 
 def _raised(told: Any, what: str, lines: tuple[bytes, ...], cpu: float) -> Outcome:
-    kind, text = (map(str, told) if isinstance(told, list) and len(told) == 2 else ("?", "malformed"))
+    kind, text = map(str, told) if isinstance(told, list) and len(told) == 2 else ("?", "malformed")
     status: Status = "memory" if kind == "MemoryError" else "error"
     return Outcome(status, f"{kind} {what}: {text}".rstrip(": "), lines, cpu=cpu)
 

@@ -39,7 +39,7 @@ class Worker:
     """One worker process and the two pipes to it. Raises `Refused` or `MissingPrerequisite` if it cannot be built."""
 
     def __init__(self, policy: Policy, limits: Limits, folders: tuple[str, ...], proc: bool) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
         self._process = subprocess.Popen(
             engines.command(policy, limits), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             env=engines.environment(policy), cwd="/", start_new_session=True,
@@ -136,7 +136,12 @@ class Sandbox:
     """
 
     def __init__(
-        self, *, folders: Sequence[str] = (), proc: bool = False, workers: int | None = None, policy: Policy | None = None
+        self,
+        *,
+        folders: Sequence[str] = (),
+        proc: bool = False,
+        workers: int | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.policy = policy or engines.current()
         engines.require_engine(self.policy)
@@ -147,11 +152,15 @@ class Sandbox:
         self._lock = threading.Lock()
         self._closed = False
 
+    def start(self, limits: Limits | None = None) -> None:
+        """Have one worker up; raises what prevents that. For a container `limits` are its own."""
+        self._give(self._take(limits or Limits()))
+
     def run(self, jobs: Sequence[Job], progress: Callable[[int], None] | None = None) -> list[Outcome]:
         """One outcome per job, in order. `progress` is told how many are done."""
         if not jobs:
             return []
-        self._give(self._take(jobs[0]))  # a sandbox that cannot be built is refused once, here
+        self.start(jobs[0].limits)  # a sandbox that cannot be built is refused once, here
         outcomes: list[Outcome] = []
         with ThreadPoolExecutor(min(self._most, len(jobs))) as threads:
             try:
@@ -171,7 +180,7 @@ class Sandbox:
                 break
             worker = None
             try:
-                worker = self._take(job)
+                worker = self._take(job.limits)
                 outcome = worker.run(job)
             except WorkerLost as exc:
                 reason = str(exc)
@@ -184,11 +193,11 @@ class Sandbox:
                 self._discard(worker)
         return Outcome("harness", reason)
 
-    def _take(self, job: Job) -> Worker:
+    def _take(self, limits: Limits) -> Worker:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        worker = Worker(self.policy, job.limits, *self._view)
+        worker = Worker(self.policy, limits, *self._view)
         with self._lock:
             self._all.add(worker)
         return worker
@@ -221,6 +230,12 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def require_sandbox() -> None:
+    """Start and end one worker. Raises `Refused` or `MissingPrerequisite` when the policy in force cannot be kept here."""
+    with Sandbox(workers=1) as sandbox:
+        sandbox.start()
 
 
 def run_jobs(jobs: Sequence[Job], *, folders: Sequence[str] = (), proc: bool = False) -> list[Outcome]:

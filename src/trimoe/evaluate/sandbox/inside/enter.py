@@ -103,13 +103,13 @@ def _build_root(view: dict[str, Any]) -> None:
     root = os.open(_NEW, os.O_PATH | os.O_DIRECTORY)
     for folder in ("proc", "tmp", "dev", "etc"):
         os.mkdir(f"{_NEW}/{folder}", 0o755)
-    for fd, folder, target in copies:
-        _make_target(_NEW + target, folder)
+    for fd, is_folder, target in copies:
+        _make_target(_NEW + target, folder=is_folder)
         kernel.attach_mount(fd, _NEW + target)
         os.close(fd)
-    for link, target in view["symlinks"]:
+    for link, leads_to in view["symlinks"]:
         os.makedirs(os.path.dirname(_NEW + link), exist_ok=True)
-        os.symlink(target, _NEW + link)
+        os.symlink(leads_to, _NEW + link)
     for path, text in view["files"].items():
         os.makedirs(os.path.dirname(_NEW + path), exist_ok=True)
         with open(_NEW + path, "w") as handle:
@@ -132,7 +132,7 @@ def _copy(path: str, attributes: int) -> int:
     return fd
 
 
-def _make_target(path: str, folder: bool) -> None:
+def _make_target(path: str, *, folder: bool) -> None:
     os.makedirs(path if folder else os.path.dirname(path), exist_ok=True)
     if not folder:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))

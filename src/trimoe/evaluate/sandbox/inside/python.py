@@ -132,7 +132,7 @@ class Candidate:
             self._write(request)
             self._write.flush()
             line = self._lines.read()
-            answer = json.loads(line) if line is not None else None
+            answer: Any = json.loads(line) if line is not None else None
             if isinstance(answer, dict) and answer.keys() == {"value"}:
                 return wire.decode(answer["value"], lambda number: Remote(self, ref=int(number)))
             (told,) = answer.values()

@@ -1,10 +1,10 @@
 """Values as JSON and back, between processes that do not trust each other.
 
 JSON holds what JSON can hold; everything else is {"$": [tag, payload]}: tuple, set, frozenset, dict, big integers,
-non-finite floats, complex, Fraction, Decimal, bytes, deque, built-in types by
-name, iterators (read out, up to a bound) and numpy arrays and scalars. Instances of
-subclasses travel as what they are below (a Counter as a dict, a named tuple as a tuple), read by the base class's own
-methods, so an overloaded operator stays behind. Anything else is handed to `other` (a reference, or refused).
+non-finite floats, complex, Fraction, Decimal, bytes, deque, range, views of dictionaries, built-in types by name,
+iterators (read out, up to a bound) and numpy arrays and scalars. Instances of subclasses travel as what they are
+below (a Counter as a dict, a named tuple as a tuple), read by the base class's own methods, so an overloaded operator
+stays behind. Anything else is handed to `other` (a reference, or refused).
 
 Decoding builds plain values only; it runs no code of the sender and raises `ValueError` on anything malformed.
 """
@@ -13,19 +13,21 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 _LONG = 1 << 1024  # beyond this, decimal digits get slow (and Python refuses more than 4300 of them)
 _MOST_ITEMS = 1 << 20  # of an iterator, which may be endless
 _DEEPEST = 200  # levels of containers; the JSON reader has a limit of its own
-_ITERATORS = tuple(
-    type(x) for x in (iter([]), iter(()), iter({}), iter(""), iter(set()), iter(range(0)), map(str, []), filter(None, []),
-                      zip([]), enumerate([]), reversed([]), {}.keys(), {}.values(), {}.items(), range(0), (x for x in ()),
-                      itertools.chain(), itertools.islice([], 0), itertools.permutations([]))
-)  # fmt: skip
+_EMPTY: list[Any] = []
+_MADE: tuple[Any, ...] = (
+    *(iter([]), iter(()), iter({}), iter(""), iter(set()), iter(range(0)), reversed([]), (item for item in _EMPTY)),
+    *(map(str, _EMPTY), filter(None, _EMPTY), zip(_EMPTY, strict=True), enumerate(_EMPTY)),
+    *(itertools.chain(), itertools.islice(_EMPTY, 0), itertools.permutations(_EMPTY), itertools.count()),
+)
+_ITERATORS = tuple(map(type, _MADE))
 
 Encoded = Any
 """What `json.dumps` accepts."""
@@ -39,15 +41,15 @@ def _refuse(value: object) -> Encoded:
     raise Unencodable(f"a value of type {type(value).__name__} cannot be compared outside its process")
 
 
-def encode(value: object, other: Callable[[object], Encoded] = _refuse, depth: int = 0) -> Encoded:
+def encode(value: Any, other: Callable[[object], Encoded] = _refuse, depth: int = 0) -> Encoded:
     """The JSON form of a value. `other` encodes what has none. Raises `Unencodable`."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
     if kind is int:
-        return value if -_LONG < value < _LONG else {"$": ["int", hex(value)]}  # type: ignore[operator]
+        return value if -_LONG < value < _LONG else {"$": ["int", hex(value)]}
     if kind is float:
-        return value if math.isfinite(value) else {"$": ["float", repr(value)]}  # type: ignore[arg-type]
+        return value if math.isfinite(value) else {"$": ["float", repr(value)]}
     if depth > _DEEPEST:
         raise Unencodable(f"more than {_DEEPEST} levels of containers, or one that holds itself")
 
@@ -58,7 +60,7 @@ def encode(value: object, other: Callable[[object], Encoded] = _refuse, depth: i
     if kind is list:
         return each(value)
     if kind is type and value in _TYPES.values():
-        return {"$": ["type", value.__name__]}  # type: ignore[attr-defined]
+        return {"$": ["type", value.__name__]}
     if kind.__module__.partition(".")[0] == "numpy" and (numeric := _numpy(value)) is not None:
         return numeric  # before the bases: a numpy.float64 is a float too
     for base in kind.__mro__:
@@ -70,7 +72,7 @@ def encode(value: object, other: Callable[[object], Encoded] = _refuse, depth: i
                 return each(items)
             return {"$": [tag, each(items) if isinstance(items, list | Iterator) else items]}
     if isinstance(value, _ITERATORS):
-        items = list(itertools.islice(value, _MOST_ITEMS + 1))
+        items = list(itertools.islice(cast(Iterable[Any], value), _MOST_ITEMS + 1))
         if len(items) > _MOST_ITEMS:
             raise Unencodable(f"an iterator of more than {_MOST_ITEMS} items")
         return {"$": ["iter", each(items)]}
@@ -104,6 +106,10 @@ _WRITERS: Mapping[type, Callable[[Any], tuple[str, Any]]] = {
     frozenset: lambda v: ("frozenset", frozenset.__iter__(v)),
     dict: lambda v: ("dict", [list(pair) for pair in dict.items(v)]),
     deque: lambda v: ("deque", deque.__iter__(v)),
+    range: lambda v: ("range", [v.start, v.stop, v.step]),
+    type({}.keys()): lambda v: ("keys", iter(v)),
+    type({}.values()): lambda v: ("values", iter(v)),
+    type({}.items()): lambda v: ("items", [list(pair) for pair in v]),
     bytes: lambda v: ("bytes", bytes.hex(v)),
     bytearray: lambda v: ("bytearray", bytearray.hex(v)),
     Decimal: lambda v: ("decimal", Decimal.__str__(v)),
@@ -159,6 +165,10 @@ _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "dict": (dict, True),
     "deque": (deque, True),
     "iter": (iter, True),
+    "range": (lambda ends: range(*ends), True),
+    "keys": (lambda items: dict.fromkeys(items).keys(), True),
+    "values": (lambda items: dict(enumerate(items)).values(), True),
+    "items": (lambda pairs: dict(pairs).items(), True),
     "bytes": (bytes.fromhex, False),
     "bytearray": (bytearray.fromhex, False),
     "decimal": (Decimal, False),

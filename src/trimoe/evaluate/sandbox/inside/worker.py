@@ -31,7 +31,19 @@ _LAST_WORDS = 2.0  # seconds that a candidate which hung up has to end, so that 
 # Loaded before the forks: what generated code imports most often.
 _WARM = (
     *("array", "ast", "bisect", "cmath", "collections.abc", "copy", "dataclasses", "datetime", "decimal", "enum"),
-    *("fractions", "functools", "hashlib", "heapq", "inspect", "itertools", "math", "operator", "queue", "random", "re"),
+    *(
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "inspect",
+        "itertools",
+        "math",
+        "operator",
+        "queue",
+        "random",
+        "re",
+    ),
     *("statistics", "string", "textwrap", "threading", "traceback", "typing", "numpy"),
 )
 
