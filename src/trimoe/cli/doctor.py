@@ -17,7 +17,7 @@ import click
 
 from trimoe import __version__
 from trimoe.cli.common import EXTRAS, emit, install_command, json_option
-from trimoe.errors import MissingPrerequisite
+from trimoe.errors import MissingPrerequisite, TrimoeError
 
 BASE = ("numpy", "click", "rich", "pydantic", "pyyaml", "jinja2")
 
@@ -27,10 +27,8 @@ TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
     "ninja": (("--version",), "building llama.cpp, for GGUF files (not used yet)"),
     "llama-quantize": (("--version",), "writing quantized GGUF files (not used yet)"),
     "llama-server": (("--version",), "serving GGUF files (not used yet)"),
-    "node": (("--version",), "running JavaScript answers of code benches (not used yet)"),
-    "java": (("-version",), "running Java answers of code benches (not used yet)"),
-    "rustc": (("--version",), "running Rust answers of code benches (not used yet)"),
-    "bwrap": (("--version",), "a stronger sandbox for generated code (not used yet)"),
+    "docker": (("--version",), "another sandbox for generated code, --sandbox docker"),
+    "podman": (("--version",), "another sandbox for generated code, --sandbox podman"),
 }
 
 GIB = 1 << 30
@@ -82,6 +80,8 @@ def examine() -> dict[str, Any]:
         "memory_available": memory("MemAvailable"),
         "disk_free": disk.free,
         "base": {name: package_version(name) for name in BASE},
+        "sandbox": sandbox_state(),
+        "languages": language_state(),
         "extras": extras,
         "tools": tools,
     }
@@ -102,9 +102,38 @@ def render(report: dict[str, Any]) -> str:
         lines += [_row(package, version) for package, version in extra["packages"].items()]
         if None in extra["packages"].values():
             lines.append(f"  install: {extra['install']}")
+    lines += ["", "generated code"]
+    lines.append(_row("sandbox", report["sandbox"]["engine"], report["sandbox"]["note"]))
+    lines += [_row(n, lang["version"], lang["note"]) for n, lang in report["languages"].items()]
     lines += ["", "tools outside Python"]
     lines += [_row(name, tool["version"], tool["enables"]) for name, tool in report["tools"].items()]
     return "\n".join(lines)
+
+
+def sandbox_state() -> dict[str, str | None]:
+    """The engine `namespaces` if one worker of it comes up here, else why it does not and what to do."""
+    from trimoe.evaluate.sandbox import require_sandbox
+
+    try:
+        require_sandbox()
+    except TrimoeError as exc:
+        return {"engine": None, "note": f"{exc.actual}; {exc.remedy}"}
+    return {"engine": "namespaces", "note": "contains generated code of code benches"}
+
+
+def language_state() -> dict[str, dict[str, str | None]]:
+    """Toolchains for generated code in other languages: version, or how to get one."""
+    from trimoe.evaluate.codeexec.languages import languages
+
+    found = {language.name: (language, language.toolchain()) for language in languages().values()}
+    return {
+        name: {
+            "version": tool.version if tool else None,
+            "note": f"answers of multipl-e in {name}"
+            + ("" if tool else f" are not run; needs {language.needs}: {language.install}"),
+        }
+        for name, (language, tool) in found.items()
+    }
 
 
 def package_version(name: str) -> str | None:

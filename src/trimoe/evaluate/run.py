@@ -63,7 +63,8 @@ def evaluate(
     """Generate, score and store what is missing of each bench; one summary per bench, in the order asked for.
 
     `limit` takes the first rows of each bench (the same run continues when it is raised); `name` labels the model in
-    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded. Raises `UsageError`, `CheckpointError`, `RunLogError`, `MissingPrerequisite`.
+    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded. Raises `UsageError`,
+    `CheckpointError`, `RunLogError`, `MissingPrerequisite`, `Refused`.
     """
     if (limit is not None and limit < 1) or batch_size < 1:
         raise UsageError("limit and batch size must be positive", actual=f"limit {limit}, batch size {batch_size}")

@@ -233,7 +233,7 @@ class Sandbox:
 
 
 def require_sandbox() -> None:
-    """Start and end one worker. Raises `Refused` or `MissingPrerequisite` when the policy in force cannot be kept here."""
+    """Start and end one worker. Raises `Refused` or `MissingPrerequisite` if the policy in force cannot be kept here."""
     with Sandbox(workers=1) as sandbox:
         sandbox.start()
 

@@ -63,7 +63,11 @@ class Spaces:
             os.kill(-1, signal.SIGKILL)  # everything in the namespace but init itself
         except ProcessLookupError:
             return
-        _reap_all()
+        while True:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
 
     def after(self) -> None:
         """In the worker, when init has been reaped: nothing is left to do, the kernel has done it."""
@@ -94,17 +98,9 @@ class Bare(Spaces):
         while orphans := children.read_text().split():
             for orphan in map(int, orphans):
                 os.kill(orphan, signal.SIGKILL)
-            _reap_all()
+                os.waitpid(orphan, 0)  # one by one: its children come back to us now, alive
         while self._folders:
             shutil.rmtree(self._folders.pop(), ignore_errors=True)
-
-
-def _reap_all() -> None:
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
 
 
 @dataclass
