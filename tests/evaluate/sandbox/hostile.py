@@ -1,4 +1,4 @@
-"""Programs that try to harm the machine, the next sample, or the verdict. Each defines f(x); what f returns is compared.
+"""Programs that try to harm the machine, the next sample, or the verdict. Each defines f(x); its result is compared.
 
 A program is contained when its outcome is the expected one and the good sample after it is as good as the one before.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from trimoe.evaluate.sandbox import Limits, Outcome
 
-QUICK = Limits(cpu=1, call_cpu=1, idle=1, memory=512 << 20, scratch=8 << 20, files=64, processes=32, output=1 << 20)
+QUICK = Limits(cpu=1, call_cpu=1, idle=3, memory=512 << 20, scratch=8 << 20, files=64, processes=32, output=1 << 20)
 
 # A call that must fail: the name of what it raised, or what it gave.
 TRIED = """
@@ -125,7 +125,8 @@ return seen
 """), gives([])),
     Hostile("read a planted secret", body("return tried(open, '{secret}')"), gives("FileNotFoundError")),
     Hostile("read the tests' checkout", body("return tried(os.listdir, '{checkout}')"), gives("FileNotFoundError")),
-    Hostile("connect out", body("return tried(socket.create_connection, ('1.1.1.1', 53), 2)"), gives("PermissionError")),
+    Hostile("connect out", body("return tried(socket.create_connection, ('1.1.1.1', 53), 2)"),
+            gives("PermissionError")),
     Hostile("connect to localhost", body("return tried(socket.create_connection, ('127.0.0.1', {port}), 2)"),
             gives("PermissionError")),
     Hostile("a datagram", body("return tried(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM)"),
@@ -165,13 +166,14 @@ return [syscall({N['ptrace']}, 16, os.getppid(), 0, 0), syscall({N['ptrace']}, 0
 """), gives(["EPERM"] * 3)),
     Hostile("write to the package and the system", body("""
 import numpy
-places = (os.__file__, numpy.__file__, '/usr/bin/python3', '/etc/passwd', '/site/x', '/usr/x', '/x', '/dev/x', '/dev/null/x')
+places = (os.__file__, numpy.__file__, '/usr/bin/python3', '/etc/passwd', '/site/x', '/usr/x',
+          '/x', '/dev/x', '/dev/null/x')
 return [name for name in places if not isinstance(tried(open, name, 'a'), str)]
 """), gives([])),
     Hostile("remove what is there", body("""
 import shutil
-for place in ('/usr', '/etc', '/dev', '/site', '/'): shutil.rmtree(place, ignore_errors=True)
-return os.path.exists(os.__file__) and os.path.exists('/etc/passwd')
+for place in ('/etc', '/dev', '/site', os.path.dirname(os.__file__) + '/json', '/usr/bin'): shutil.rmtree(place, ignore_errors=True)
+return all(map(os.path.exists, ('/etc/passwd', '/dev/null', '/site/numpy', os.path.dirname(os.__file__) + '/json')))
 """), gives(True)),
     Hostile("huge output", body("""
 for _ in range(2000):
@@ -215,11 +217,12 @@ return [syscall({N['unshare']}, 0x10000000), syscall({N['unshare']}, 0x20000), s
 """), gives(["EPERM"] * 4 + ["ENOSYS"])),
     Hostile("kernel machinery", body(f"""
 return [syscall(n, 0, 0, 0, 0, 0) for n in ({N['bpf']}, {N['userfaultfd']}, {N['perf_event_open']},
-        {N['io_uring_setup']}, {N['open_by_handle_at']}, {N['init_module']}, {N['reboot']}, {N['keyctl']}, {N['shmget']},
-        {N['add_key']})] + [syscall({N['unknown']})]
+        {N['io_uring_setup']}, {N['open_by_handle_at']}, {N['init_module']}, {N['reboot']}, {N['keyctl']},
+        {N['shmget']}, {N['add_key']})] + [syscall({N['unknown']})]
 """), gives(["EPERM"] * 10 + ["ENOSYS"])),
     Hostile("files without a folder", body("return tried(os.memfd_create, 'x')"), gives("PermissionError")),
-    Hostile("type into a terminal", body("import fcntl; return tried(fcntl.ioctl, 0, 0x5412, b'x')"), gives("PermissionError")),
+    Hostile("type into a terminal", body("import fcntl; return tried(fcntl.ioctl, 0, 0x5412, b'x')"),
+            gives("PermissionError")),
     Hostile("devices", body("""
 return [tried(open, '/dev/mem'), tried(open, '/dev/vda'), tried(os.mknod, 'd', 0o60666, os.makedev(8, 0)),
         sorted(os.listdir('/dev'))]

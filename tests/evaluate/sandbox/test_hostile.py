@@ -1,25 +1,30 @@
-"""Hostile programs are contained: nothing outside is touched, the next sample is as good as the first, nothing stays."""
+"""Hostile programs are contained: nothing outside is touched, the next sample is as good as the first, none stays."""
 
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hostile import PATIENT, PROGRAMS, TRIED, Hostile
+from hostile import PATIENT, PROGRAMS, Hostile
 
 from trimoe.evaluate.sandbox import Calls, Check, Outcome, Sandbox
 
-GOOD = Calls(
-    "import os, sys\ndef f(x):\n    return [x + 1, os.listdir('.'), 'left' in sys.modules]", "f", ((1,),), PATIENT
-)
+SEES = """
+import os, socket
+def f(x):
+    try:
+        socket.socket(socket.AF_UNIX).connect('\\0left')
+    except OSError as exc:
+        return [x + 1, os.listdir('.'), type(exc).__name__]
+"""
+GOOD = Calls(SEES, "f", ((1,),), PATIENT)
 NEEDLE = "what-the-tests-expect"
 MARK = f"trimoe-hostile-{os.getpid()}"
 
 
 def processes() -> dict[int, str]:
-    """Every process outside the kernel, with its command line and environment as far as we may see them."""
+    """Every process outside the kernel, with its command line."""
     found = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -32,7 +37,7 @@ def processes() -> dict[int, str]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Outcome, Outcome]]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Outcome, Outcome]]:
     """Outcome of every program and of the good sample that the same worker ran next."""
     secret = tmp_path_factory.mktemp("home") / "secret"
     secret.write_text("a secret")
@@ -56,7 +61,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tup
         listener.close()
     assert not connected
     assert secret.read_text() == "a secret"
-    yield {p.name: (results[2 * i], results[2 * i + 1]) for i, p in enumerate(PROGRAMS)}
+    return {p.name: (results[2 * i], results[2 * i + 1]) for i, p in enumerate(PROGRAMS)}
 
 
 def _nothing_came(listener: socket.socket) -> bool:
@@ -72,7 +77,7 @@ def test_contained(program: Hostile, outcomes: dict[str, tuple[Outcome, Outcome]
     outcome, after = outcomes[program.name]
     assert program.contained(outcome), (outcome.status, outcome.detail, outcome.lines)
     assert after.status == "ok", after
-    assert after.values() == [[2, [], False]]
+    assert after.values() == [[2, [], "ConnectionRefusedError"]]
 
 
 def test_there_are_enough_of_them() -> None:
@@ -95,26 +100,61 @@ def test_no_core_file_is_left(outcomes: dict[str, tuple[Outcome, Outcome]]) -> N
     assert not list(Path.cwd().glob("core*"))
 
 
+FORGE = """
+import os
+def say(line):
+    for fd in range(3, 64):
+        try: os.write(fd, line)
+        except OSError: pass
+"""
 CHEATS = {
-    "equality": "class Any:\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x): return Any()",
-    "equal number": "class Int(int):\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x): return Int(7)",
-    "equal list": "class L(list):\n    def __eq__(self, other): return True\n    __iter__ = None\ndef f(x): return L()",
-    "marker": "print('{\"verdict\": \"ok\"}')\ndef f(x): return 7",
+    "equality": """
+class Any:
+    def __eq__(self, other): return True
+    __hash__ = None
+def f(x): return Any()
+""",
+    "equal number": """
+class Int(int):
+    def __eq__(self, other): return True
+    __hash__ = None
+def f(x): return Int(7)
+""",
+    "equal list": """
+class L(list):
+    def __eq__(self, other): return True
+    __iter__ = None
+def f(x): return L()
+""",
+    "marker": 'print(\'{"verdict": "ok"}\')\ndef f(x): return 7',
     "leave": "import os\nos._exit(0)",
     "leave later": "import os\ndef f(x): os._exit(0)",
     "exit": "import sys\ndef f(x): sys.exit(0)",
-    "patch": "import builtins\nbuiltins.AssertionError = ValueError\nbuiltins.abs = builtins.len = lambda *a: 0\ndef f(x): return 7",
-    "forge": TRIED + "for fd in range(3, 64):\n    tried(os.write, fd, b'{\"verdict\": \"ok\", \"detail\": \"\"}\\n')\ndef f(x): return 7",
-    "forge and leave": TRIED + "for fd in range(3, 64):\n    tried(os.write, fd, b'{\"verdict\": \"ok\", \"detail\": \"\"}\\n')\nos._exit(0)",
-    "answer oddly": TRIED + "for fd in range(3, 64):\n    tried(os.write, fd, b'{\"value\": {\"$\": [\"ndarray\", [\"|O8\", []]]}}\\n')\ndef f(x): return 7",
+    "patch": """
+import builtins
+builtins.AssertionError = ValueError
+builtins.abs = builtins.len = lambda *a: 0
+def f(x): return 7
+""",
+    "forge": FORGE + 'say(b\'{"verdict": "ok", "detail": ""}\\n\')\ndef f(x): return 7',
+    "forge and leave": FORGE + 'say(b\'{"verdict": "ok", "detail": ""}\\n\')\nos._exit(0)',
+    "answer oddly": FORGE + 'say(b\'{"value": {"$": ["ndarray", ["|O8", []]]}}\\n\')\ndef f(x): return 7',
     "redefine the test": "def check(candidate): pass\ndef helper(): return 0\ndef f(x): return 7",
-    "read the tests": "import gc, sys\ndef f(x):\n    found = [o for o in gc.get_objects() if isinstance(o, (str, bytes)) and 'what-the-' in str(o)]\n"
-                      "    return found[0] if found else None",
+    "read the tests": """
+import gc, sys
+def f(x):
+    return next((o for o in gc.get_objects() if isinstance(o, (str, bytes)) and 'what-the-' in str(o)), None)
+""",
     "assertion": "def f(x): raise AssertionError('a contract of mine')",
     "exit code": "class E(BaseException): pass\ndef f(x): raise E",
     "fork the answer": "import os\ndef f(x):\n    os.fork()\n    return 7",
-}  # fmt: skip
-TESTS = "def check(candidate):\n    assert candidate(1) == 'what-the-' + 'tests-expect', 'not it'\n    assert helper() == 1\ncheck(f)"
+}
+TESTS = """
+def check(candidate):
+    assert candidate(1) == 'what-the-' + 'tests-expect', 'not it'
+    assert helper() == 1
+check(f)
+"""
 
 
 def test_no_cheat_passes_and_an_honest_candidate_does() -> None:

@@ -45,7 +45,7 @@ def expected(calls: Sequence[Calls], sandbox: Sandbox, cache: Path | None = None
                 remedy="check the data set file; if the machine was overloaded, run again",
             )
         known[place] = Expected(outcome.lines, outcome.cpu)
-        body = {"lines": [line.decode() for line in outcome.lines], "cpu": outcome.cpu}
+        body = {"lines": [line.decode("latin-1") for line in outcome.lines], "cpu": outcome.cpu}  # any bytes, unchanged
         with publish_file(paths[place], overwrite=True) as temporary:
             temporary.write_text(json.dumps(body))
     return [found for found in known if found is not None]
@@ -59,7 +59,7 @@ def _identity(call: Calls) -> str:
 def _read(path: Path, call: Calls) -> Expected | None:
     try:
         body: Any = json.loads(path.read_bytes())
-        lines = tuple(line.encode() for line in body["lines"])
+        lines = tuple(line.encode("latin-1") for line in body["lines"])
         return Expected(lines, float(body["cpu"])) if len(lines) == len(call.args) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -69,6 +69,13 @@ class Worker:
             raise WorkerLost(f"{report['stage']}: {report['error']}")
         return read(job, report, results)
 
+    def kill(self) -> None:
+        """End the worker at once; whoever waits for it sees `WorkerLost` and closes it."""
+        if self._process.poll() is None:
+            os.killpg(
+                self._process.pid, signal.SIGKILL
+            )  # a group of its own, which its children cannot leave unnoticed
+
     def close(self) -> None:
         """End the worker and everything in it. The end of its input is enough, unless it is broken."""
         assert self._process.stdin is not None
@@ -77,7 +84,7 @@ class Worker:
         try:
             self._process.wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # its group, itself included, is ours alone
+            self.kill()
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
@@ -199,8 +206,11 @@ class Sandbox:
                 return self._idle.pop()
         worker = Worker(self.policy, limits, *self._view)
         with self._lock:
-            self._all.add(worker)
-        return worker
+            if not self._closed:
+                self._all.add(worker)
+                return worker
+        worker.close()  # closed while this one was coming up
+        raise WorkerLost("the sandbox was closed")
 
     def _give(self, worker: Worker) -> None:
         if self.policy.in_container:
@@ -215,12 +225,13 @@ class Sandbox:
         worker.close()
 
     def close(self) -> None:
-        """End every worker."""
+        """End every worker. A busy one is killed here and closed by the thread that uses it."""
         with self._lock:
-            self._closed, workers = True, list(self._all)
-            self._all.clear()
-            self._idle.clear()
-        for worker in workers:
+            self._closed, idle, busy = True, self._idle, self._all.difference(self._idle)
+            self._idle, self._all = [], set()
+        for worker in busy:
+            worker.kill()
+        for worker in idle:
             worker.close()
 
     def __enter__(self) -> "Sandbox":
@@ -233,7 +244,7 @@ class Sandbox:
 
 
 def require_sandbox() -> None:
-    """Start and end one worker. Raises `Refused` or `MissingPrerequisite` if the policy in force cannot be kept here."""
+    """Start and end one worker; raises `Refused` or `MissingPrerequisite` if the policy cannot be kept here."""
     with Sandbox(workers=1) as sandbox:
         sandbox.start()
 

@@ -128,9 +128,10 @@ class Candidate:
     def ask(self, request: dict[str, Any], arguments: tuple[object, ...]) -> Any:
         """The value of an operation, or the exception it raised."""
         request["args"] = wire.encode(list(arguments), _reference)
-        try:
+        with suppress(OSError):  # it may have ended after an answer that still lies in the pipe
             self._write(request)
             self._write.flush()
+        try:
             line = self._lines.read()
             answer: Any = json.loads(line) if line is not None else None
             if isinstance(answer, dict) and answer.keys() == {"value"}:
@@ -148,7 +149,8 @@ def _exception(kind: str) -> type[Exception]:
     if not (isinstance(base, type) and issubclass(base, Exception)) or base is StopIteration:
         base = Exception
     with suppress(TypeError):  # a layout that does not mix
-        return type(kind, (Raised, base), {"told": kind, "__init__": lambda self, text: Exception.__init__(self, text)})
+        own = {"told": kind, "__init__": Exception.__init__, "__str__": lambda self: str(self.args[0])}
+        return type(kind, (Raised, base), own)
     return type(kind, (Raised,), {"told": kind})
 
 

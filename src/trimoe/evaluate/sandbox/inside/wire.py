@@ -142,7 +142,7 @@ def decode(value: Encoded, reference: Callable[[Any], object] | None = None) -> 
             raise ValueError(f"unknown tag {tag!r}"[:80])
         reader, nested = _READERS[tag]
         return reader([decode(item, reference) for item in payload] if nested else payload)
-    except (TypeError, KeyError, AttributeError, OverflowError) as exc:
+    except (TypeError, KeyError, AttributeError, ArithmeticError) as exc:
         raise ValueError(f"malformed value: {exc}"[:200]) from exc
 
 
@@ -180,5 +180,5 @@ _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
 
 
 def dumps(value: Encoded) -> bytes:
-    """One line of JSON, ASCII only: what lies between two newlines is one message."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    """One line of JSON, for `json.loads` of the bytes. Lone surrogates are not escaped: two would become one."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
