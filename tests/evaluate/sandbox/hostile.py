@@ -172,8 +172,10 @@ return [name for name in places if not isinstance(tried(open, name, 'a'), str)]
 """), gives([])),
     Hostile("remove what is there", body("""
 import shutil
-for place in ('/etc', '/dev', '/site', os.path.dirname(os.__file__) + '/json', '/usr/bin'): shutil.rmtree(place, ignore_errors=True)
-return all(map(os.path.exists, ('/etc/passwd', '/dev/null', '/site/numpy', os.path.dirname(os.__file__) + '/json')))
+json = os.path.dirname(os.__file__) + '/json'
+for place in ('/etc', '/dev', '/site', json, '/usr/bin'): shutil.rmtree(place, ignore_errors=True)
+kept = ('/etc/passwd', '/dev/null', '/site/numpy', '/usr/bin/env', json)
+return all(map(os.path.exists, kept))
 """), gives(True)),
     Hostile("huge output", body("""
 for _ in range(2000):
