@@ -4,7 +4,7 @@ CHECKED := src tests examples bench docs
 # One thread per worker and no spinning: two test workers on two cores starve each other otherwise.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check docs venv clean
+.PHONY: demo test check docs venv toolchains clean
 
 venv: .venv/.ready
 
@@ -18,6 +18,10 @@ venv: .venv/.ready
 # The whole way on the bundled model; results and the page in ./demo
 demo: venv
 	.venv/bin/trimoe demo --out demo
+
+# Compilers for the tests of generated code in other languages; without them those tests are skipped, with the reason
+toolchains:
+	sh .ci/toolchains
 
 # Everything, the slow tests too
 test: venv

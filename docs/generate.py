@@ -50,6 +50,7 @@ PEERS = {
     "model/archs": "model families as data, one file each",
     "model/tiny/checkpoint": "the bundled model: weights, tokenizer, config",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
+    "evaluate/codeexec/languages": "Rust, Java, JavaScript: toolchain, commands, end of tests; one file each",
     "evaluate/benches": "the six benches of the bundled model, one file each",
 }
 
