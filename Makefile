@@ -5,7 +5,7 @@ CHECKED := src tests examples bench docs
 # One thread per worker and no spinning: two test workers on two cores starve each other otherwise.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check docs venv llamacpp clean
+.PHONY: demo test check docs venv llamacpp toolchains clean
 
 venv: .venv/.ready
 
@@ -23,6 +23,10 @@ demo: venv
 # The tools for GGUF files, from the pinned source archive; at once where the cache has them
 llamacpp: venv
 	.venv/bin/trimoe llamacpp install
+
+# Compilers for the tests of generated code in other languages; without them those tests are skipped, with the reason
+toolchains:
+	sh .ci/toolchains
 
 # Everything, the slow tests too
 test: venv llamacpp

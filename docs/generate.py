@@ -62,6 +62,7 @@ PEERS = {
     "model/tiny/checkpoint": "the bundled model: weights, tokenizer, config",
     "measure/sources": "kinds of calibration text: files, data sets, prompts, traces; one file each",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
+    "evaluate/codeexec/languages": "Rust, Java, JavaScript: toolchain, commands, end of tests; one file each",
     "evaluate/benches": "benchmarks, one thin file each: ARC, GPQA, GSM8K, ... as data and extraction",
 }
 

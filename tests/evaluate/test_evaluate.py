@@ -1,7 +1,9 @@
 """Evaluating a real (random) model: batches, resuming after SIGKILL, shared runs, refusals."""
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,10 +14,12 @@ from click.testing import CliRunner
 
 from trimoe.cli.evaluate import eval_
 from trimoe.cli.log import log_group
-from trimoe.errors import BadInput, CheckpointError, RunLogError, UsageError
+from trimoe.errors import BadInput, CheckpointError, Refused, RunLogError, UsageError
 from trimoe.evaluate.generate import Generator
 from trimoe.evaluate.log import RunLog
 from trimoe.evaluate.run import evaluate, rescore
+from trimoe.evaluate.sandbox import UNSAFE, engines
+from trimoe.evaluate.sandbox.pool import Worker, WorkerLost
 from trimoe.model.tiny.tasks import generate
 
 SCRIPT = """
@@ -112,18 +116,44 @@ def count(path: Path) -> int:
 
 def test_harness_errors_are_tried_again(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "runs.db"
-    broken = tmp_path / "child.py"
-    broken.write_text("import sys; sys.exit(3)")
     reply = Generator.reply
     block = "```python\ndef solve(x):\n    return 0\n```"
     monkeypatch.setattr(Generator, "reply", lambda *a: [type(r)(block, "stop", 1, 1) for r in reply(*a)])
     with monkeypatch.context() as patch:
-        patch.setattr("trimoe.evaluate.sandbox._CHILD", broken)
+
+        def lose(*_: object) -> None:
+            raise WorkerLost("lost on purpose")
+
+        patch.setattr(Worker, "run", lose)
         (summary,) = evaluate(model_dir, ["tiny-code"], path, limit=3)
         assert (summary.score, summary.unscored, summary.causes) == (None, 3, {"harness error": 3})
     (summary,) = evaluate(model_dir, ["tiny-code"], path, limit=3)
     assert summary.unscored == 0
     assert summary.score is not None
+
+
+def test_a_sandbox_that_cannot_be_built_is_refused_before_anything_is_generated(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "runs.db"
+    monkeypatch.setattr(engines, "_BOOT", "raise SystemExit('{!r}')")
+    with pytest.raises(Refused, match="--sandbox docker"):
+        evaluate(model_dir, ["tiny-code"], path, limit=3)
+    assert not path.exists()
+    (summary,) = evaluate(model_dir, ["tiny-story"], path, limit=1)  # needs none
+    assert summary.n == 1
+
+
+def test_how_code_is_run_is_recorded(model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    evaluate(model_dir, ["tiny-code"], path, limit=1, sandbox=UNSAFE)
+    evaluate(model_dir, ["tiny-code"], path, limit=2)
+    rescore(path)
+    events = sqlite3.connect(path).execute("SELECT kind, detail FROM events ORDER BY id").fetchall()
+    recorded = [
+        json.loads(detail)["sandbox"]["engine"] for kind, detail in events if kind in ("generating", "rescoring")
+    ]
+    assert recorded == ["none", "namespaces", "namespaces"]
 
 
 def test_bad_input(model_dir: Path, tmp_path: Path) -> None:
@@ -151,8 +181,6 @@ def test_a_model_without_a_chat_template_is_refused(model_dir: Path, tmp_path: P
 
 
 def test_command_line(model_dir: Path, tmp_path: Path) -> None:
-    import json
-
     path, runner = str(tmp_path / "runs.db"), CliRunner()
     plan = runner.invoke(eval_, ["anything", "--suite", "tiny", "--limit", "3", "--dry-run", "--json"])
     assert [b["rows"] for b in json.loads(plan.stdout)["benches"]] == [3] * 6

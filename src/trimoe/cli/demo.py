@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.sandboxed import policy_of, sandbox_options
 
 if TYPE_CHECKING:
     from trimoe.judge.report.data import Duel, PageData
@@ -31,8 +32,18 @@ if TYPE_CHECKING:
 )
 @click.option("--methods", default="", help="Recipes to compare, separated by commas; default: the seven of the demo.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items of each bench, for a quick look.")
+@sandbox_options
 @json_option
-def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_json: bool) -> int:
+def demo(
+    out: Path,
+    drop_fraction: float,
+    methods: str,
+    limit: int | None,
+    sandbox: str | None,
+    sandbox_image: str | None,
+    unsafe_no_sandbox: bool,
+    as_json: bool,
+) -> int:
     """Prune the bundled, trained model seven ways, prove every cut, and show what each cost.
 
     Writes OUT/report.html (opens without a network), OUT/runs.db, the statistics, maps and cut models.
@@ -44,11 +55,13 @@ def demo(out: Path, drop_fraction: float, methods: str, limit: int | None, as_js
       trimoe demo --out quick --limit 20 --methods v5-coder,random-0
     """
     from trimoe import pipeline
+    from trimoe.evaluate.sandbox import require_sandbox, using
     from trimoe.judge.report import page
     from trimoe.story_page import page_data
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(pipeline.METHODS)
-    with progress("demo") as tell:
+    with using(policy_of(sandbox, sandbox_image, unsafe_no_sandbox)), progress("demo") as tell:
+        require_sandbox()  # before minutes of work: the demo runs generated code at its end
         story = pipeline.run_story(
             out,
             methods=chosen,

@@ -26,10 +26,8 @@ TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
     "c++": (("--version",), "building llama.cpp: trimoe llamacpp install"),
     "cmake": (("--version",), "building llama.cpp: trimoe llamacpp install"),
     "ninja": (("--version",), "building llama.cpp: trimoe llamacpp install"),
-    "node": (("--version",), "running JavaScript answers of code benches (not used yet)"),
-    "java": (("-version",), "running Java answers of code benches (not used yet)"),
-    "rustc": (("--version",), "running Rust answers of code benches (not used yet)"),
-    "bwrap": (("--version",), "a stronger sandbox for generated code (not used yet)"),
+    "docker": (("--version",), "another sandbox for generated code, --sandbox docker"),
+    "podman": (("--version",), "another sandbox for generated code, --sandbox podman"),
 }
 
 GIB = 1 << 30
@@ -82,6 +80,8 @@ def examine() -> dict[str, Any]:
         "memory_available": memory("MemAvailable"),
         "disk_free": disk.free,
         "base": {name: package_version(name) for name in BASE},
+        "sandbox": sandbox_state(),
+        "languages": language_state(),
         "extras": extras,
         "tools": tools,
     }
@@ -102,6 +102,9 @@ def render(report: dict[str, Any]) -> str:
         lines += [_row(package, version) for package, version in extra["packages"].items()]
         if None in extra["packages"].values():
             lines.append(f"  install: {extra['install']}")
+    lines += ["", "generated code"]
+    lines.append(_row("sandbox", report["sandbox"]["engine"], report["sandbox"]["note"]))
+    lines += [_row(n, lang["version"], lang["note"]) for n, lang in report["languages"].items()]
     found = report["llama.cpp"]
     note = "GGUF: quantize, serve, the logits of certify" + ("" if found else "; get it: trimoe llamacpp install")
     lines += ["", "tools outside Python", _row("llama.cpp", found and (found["version"] or found["origin"]), note)]
@@ -118,6 +121,32 @@ def llamacpp() -> dict[str, Any] | None:
     except TrimoeError:
         return None
     return {"version": tools.version(), "origin": tools.origin}
+
+
+def sandbox_state() -> dict[str, str | None]:
+    """The engine `namespaces` if one worker of it comes up here, else why it does not and what to do."""
+    from trimoe.evaluate.sandbox import require_sandbox
+
+    try:
+        require_sandbox()
+    except TrimoeError as exc:
+        return {"engine": None, "note": f"{exc.actual}; {exc.remedy}"}
+    return {"engine": "namespaces", "note": "contains generated code of code benches"}
+
+
+def language_state() -> dict[str, dict[str, str | None]]:
+    """Toolchains for generated code in other languages: version, or how to get one."""
+    from trimoe.evaluate.codeexec.languages import languages
+
+    found = {language.name: (language, language.toolchain()) for language in languages().values()}
+    return {
+        name: {
+            "version": tool.version if tool else None,
+            "note": f"answers of multipl-e in {name}"
+            + ("" if tool else f" are not run; needs {language.needs}: {language.install}"),
+        }
+        for name, (language, tool) in found.items()
+    }
 
 
 def package_version(name: str) -> str | None:

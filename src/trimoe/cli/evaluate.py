@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.sandboxed import policy_of, sandbox_options
 from trimoe.errors import TrimoeError, UsageError
 from trimoe.evaluate.bench import SMOKE, SUITES, Bench, find
 from trimoe.evaluate.run import RunSummary, evaluate, rescore
@@ -39,6 +40,7 @@ CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a t
 @click.option(
     "--dry-run", is_flag=True, help="Print the first prompts and estimated tokens; nothing is loaded or written."
 )
+@sandbox_options
 @json_option
 def eval_(
     model: str,
@@ -52,6 +54,9 @@ def eval_(
     device: str,
     smoke: bool,
     dry_run: bool,
+    sandbox: str | None,
+    sandbox_image: str | None,
+    unsafe_no_sandbox: bool,
     as_json: bool,
 ) -> int:
     """Evaluate a checkpoint on benches; every sample is stored as it is made, and the same command continues.
@@ -63,6 +68,7 @@ def eval_(
       trimoe eval MODEL --bench gsm8k-100:smoke,humaneval --data DIR --dry-run
     """
     wanted = _wanted(names, suite, smoke)
+    policy = policy_of(sandbox, sandbox_image, unsafe_no_sandbox)
     if "://" in model:
         raise UsageError(
             "a running server cannot be evaluated yet",
@@ -87,6 +93,7 @@ def eval_(
             batch_size=batch_size,
             device=device,
             data=data,
+            sandbox=policy,
         )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
     return 0
@@ -161,15 +168,18 @@ def _results(results: list[RunSummary]) -> str:
 @click.command("rescore")
 @click.argument("db", metavar="RUNS.db", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="As for eval.")
+@sandbox_options
 @json_option
-def rescore_(db: Path, data: Path | None, as_json: bool) -> None:
+def rescore_(
+    db: Path, data: Path | None, sandbox: str | None, sandbox_image: str | None, unsafe_no_sandbox: bool, as_json: bool
+) -> None:
     """Judge every stored reply again, without generating anything.
 
     \b
     Examples:
       trimoe rescore runs.db
     """
-    results = rescore(db, data)
+    results = rescore(db, data, policy_of(sandbox, sandbox_image, unsafe_no_sandbox))
     emit({"log": str(db), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
 
 

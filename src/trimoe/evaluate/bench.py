@@ -66,7 +66,8 @@ class Bench:
     `extract` returns None when the reply holds no answer in the asked form; `extract_for` does the same where the row
     is needed (options, a signature). `score` judges a list of extracted answers at once, because code is cheaper to run
     in batches. `protocol` is the spec file of a bench that has one, `record` makes a row of a recorded sample's `doc`,
-    and `build` makes the bench again with variants.
+    and `build` makes the bench again with variants. `needs` raises when the scorer cannot work here (no sandbox, no
+    compiler); it is asked before anything is generated.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Bench:
     extract: Callable[[str], str | None]
     score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]
     scorer: int = 1
+    needs: Callable[[], None] | None = None
     extract_for: Callable[[str, Doc], str | None] | None = None
     protocol: BenchSpec | None = None
     record: Callable[[str, Mapping[str, Any]], Doc] | None = None

@@ -15,6 +15,7 @@ from trimoe.errors import UsageError
 from trimoe.evaluate.bench import Bench, Doc, Verdict, find
 from trimoe.evaluate.generate import SAMPLER, Generator, Reply
 from trimoe.evaluate.log import Run, RunLog, Sample, Scored
+from trimoe.evaluate.sandbox import Policy, current, using
 from trimoe.model.checkpoint import open_checkpoint
 
 Progress = Callable[[int, int, str], None]
@@ -61,19 +62,23 @@ def evaluate(
     batch_size: int = 128,
     device: str = "cpu",
     data: Path | None = None,
+    sandbox: Policy | None = None,
 ) -> list[RunSummary]:
     """Generate, score and store what is missing of each bench; one summary per bench, in the order asked for.
 
     `limit` takes the first rows of each bench (the same run continues when it is raised); `name` labels the model in
-    tables (default: its folder's name). Raises `UsageError`, `CheckpointError`, `RunLogError`, `MissingPrerequisite`.
+    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded. Raises `UsageError`,
+    `CheckpointError`, `RunLogError`, `MissingPrerequisite`, `Refused`.
     """
     if (limit is not None and limit < 1) or batch_size < 1:
         raise UsageError("limit and batch size must be positive", actual=f"limit {limit}, batch size {batch_size}")
     wanted = find(benches)
     checkpoint = open_checkpoint(model_dir)
     label = name or checkpoint.path.resolve().name
-    settings = {"batch_size": batch_size, "device": device, "path": str(model_dir)}
-    with RunLog(log_path) as log:
+    policy = sandbox or current()
+    _require_scorers(wanted, policy)
+    settings = {"batch_size": batch_size, "device": device, "path": str(model_dir), "sandbox": policy.describe()}
+    with using(policy), RunLog(log_path) as log:
         jobs = []
         for bench in wanted:
             docs = bench.docs(data)
@@ -95,6 +100,14 @@ def evaluate(
             if progress:
                 progress(done, total, job.bench.name)
         return [summarize(log, job.run, [doc.doc_id for doc in job.docs]) for job in jobs]
+
+
+def _require_scorers(benches: Sequence[Bench], policy: Policy) -> None:
+    """Ask before the first reply is generated what would keep it from being scored."""
+    with using(policy):
+        for bench in benches:
+            if bench.needs:
+                bench.needs()
 
 
 def _rescore(log: RunLog, job: _Job) -> set[str]:
@@ -188,18 +201,21 @@ def _share(verdicts: Sequence[Verdict]) -> float | None:
     return sum(scored) / len(scored) if scored else None
 
 
-def rescore(log_path: Path | str, data: Path | None = None) -> list[RunSummary]:
+def rescore(log_path: Path | str, data: Path | None = None, sandbox: Policy | None = None) -> list[RunSummary]:
     """Judge every stored reply again with the scorers of this version, offline.
 
     Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log.
     """
-    with RunLog(log_path, create=False) as log:
+    policy = sandbox or current()
+    with using(policy), RunLog(log_path, create=False) as log:
         summaries = []
         for run in log.runs():
             if "imported" in run.spec and data is None:
                 summaries.append(summarize(log, run))
                 continue
             bench = find([run.bench])[0]
+            _require_scorers([bench], policy)
+            log.event(run, "rescoring", sandbox=policy.describe())
             docs = {doc.doc_id: doc for doc in bench.docs(data)}
             samples = [scored.sample for scored in log.samples(run) if scored.sample.doc_id in docs]
             verdicts = bench.judge([(s.reply, s.finish_reason, docs[s.doc_id]) for s in samples])

@@ -3,10 +3,14 @@
 import ast
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from trimoe.evaluate.bench import Bench, Doc, Verdict, held_out
-from trimoe.evaluate.sandbox import Job, Outcome, run_jobs
+from trimoe.evaluate.codeexec.compare import same
+from trimoe.evaluate.codeexec.verdict import verdict
+from trimoe.evaluate.sandbox import Calls, Limits, Outcome, require_sandbox, run_jobs
 
+LIMITS = Limits(cpu=2, call_cpu=2, idle=10, memory=512 << 20, output=256 << 10)
 _FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -17,30 +21,35 @@ def last_block(reply: str) -> str | None:
 
 
 def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
-    """Run every candidate; the expected values never enter the child."""
-    jobs = [Job(source, doc.check["entry_point"], tuple(arg for arg, _ in doc.check["tests"])) for source, doc in pairs]
+    """Run every candidate; the expected values never enter the sandbox."""
+    jobs = [Calls(source, doc.check["entry_point"], _arguments(doc), LIMITS) for source, doc in pairs]
     return [_verdict(source, doc, outcome) for (source, doc), outcome in zip(pairs, run_jobs(jobs), strict=True)]
 
 
+def _arguments(doc: Doc) -> tuple[tuple[Any, ...], ...]:
+    return tuple((ast.literal_eval(argument),) for argument, _ in doc.check["tests"])
+
+
 def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
-    if outcome.status == "harness":
-        return Verdict(None, "harness error", source, outcome.detail)
     if outcome.status != "ok":
-        return Verdict(False, "code timeout" if outcome.status == "timeout" else "code error", source, outcome.detail)
-    for result, (arg, expected) in zip(outcome.results, doc.check["tests"], strict=True):
-        if result != expected and not _same(result, expected):
-            return Verdict(False, "wrong", source, f"solve({arg}) gave {result[:80]}, expected {expected[:80]}")
+        return verdict(outcome, source)
+    try:
+        results = outcome.values()
+    except ValueError as exc:
+        return Verdict(False, "code error", source, str(exc))
+    for result, (argument, expected) in zip(results, doc.check["tests"], strict=True):
+        if not same(result, ast.literal_eval(expected)):
+            return Verdict(False, "wrong", source, f"solve({argument}) gave {result!r:.80}, expected {expected[:80]}")
     return Verdict(True, "correct", source)
 
 
-def _same(result: str, expected: str) -> bool:
-    """Equal values count as equal whatever their repr (a set's order, 2 and 2.0); anything but a literal does not."""
-    try:
-        return bool(ast.literal_eval(result) == ast.literal_eval(expected))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-
-
 BENCH = Bench(
-    name="tiny-code", version=1, rows=200, max_new_tokens=96, load=held_out("code"), extract=last_block, score=score
+    name="tiny-code",
+    version=1,
+    rows=200,
+    max_new_tokens=96,
+    load=held_out("code"),
+    extract=last_block,
+    score=score,
+    needs=require_sandbox,
 )
