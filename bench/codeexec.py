@@ -8,8 +8,9 @@ PYTHON is an interpreter of its own that has evalplus 0.3.1 (its dependencies do
 
 Both score all canonical solutions, as whole processes pinned to the same cores with one worker per core, by turns.
 Each first runs cold (expected outputs are computed), then `--rounds` times with expected outputs kept. evalplus is
-timed until it prints its result: afterwards it may sleep 20 s more. CPU seconds include all children. Then
-both judge one changed solution per problem (an operator, a constant, a condition), and every difference is listed.
+timed until it prints its result: afterwards it may sleep 20 s more. CPU seconds are of the process and all its
+children. Then both judge one changed solution per problem (an operator, a constant, a condition), and every difference
+is listed.
 """
 
 import argparse

@@ -1,14 +1,12 @@
-"""Rows of the benchmarks beside the checkout, and the pairs that scorers take."""
+"""Rows of the benchmarks beside the checkout."""
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-Rows = Callable[[str], list[dict[str, Any]]]
+from code_rows import Rows
 
 
 @pytest.fixture(scope="session")

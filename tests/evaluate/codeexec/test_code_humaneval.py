@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import Rows
+from code_rows import Rows
 
 from trimoe.evaluate.bench import Doc
 from trimoe.evaluate.codeexec import humaneval

@@ -1,7 +1,7 @@
 """MBPP: reference solutions pass all their tests, challenge tests too; other functions do not."""
 
 import pytest
-from conftest import Rows
+from code_rows import Rows
 
 from trimoe.evaluate.bench import Doc
 from trimoe.evaluate.codeexec import mbpp

@@ -1,7 +1,7 @@
 """MultiPL-E with real compilers: own solutions pass, wrong ones fail, and an exit status of 0 is not enough."""
 
 import pytest
-from conftest import Rows
+from code_rows import Rows
 from solutions import RIGHT_AND_WRONG
 
 from trimoe.errors import MissingPrerequisite

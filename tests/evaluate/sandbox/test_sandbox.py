@@ -304,24 +304,35 @@ with Sandbox(workers=2) as sandbox:
     print('up', flush=True)
     sandbox.run([Calls('def f(x):\\n    while True: pass', 'f', ((1,),), Limits(cpu=60, call_cpu=60))] * 2)
 """
-    before = set(_commands())
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_python_path()
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     time.sleep(0.5)
+    workers = _below(process.pid)
+    assert workers
     process.send_signal(number)
-    process.wait(30)
+    process.wait(60)
     process.stdout.close()
-    deadline = time.monotonic() + 30
-    while (left := _workers(before)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while (left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left == []
 
 
-def _workers(before: set[int]) -> list[int]:
-    return [pid for pid, command in _commands().items() if pid not in before and "sandbox.inside.worker" in command]
+def _below(root: int) -> set[int]:
+    """Every descendant of a process."""
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    below: set[int] = set()
+    while more := {pid for pid, parent in parents.items() if parent in below | {root}} - below:
+        below |= more
+    return below
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user here already")

@@ -18,7 +18,7 @@ class Limits:
     cpu: float = 10
     """CPU seconds of one process, and of all processes of the sample together."""
     idle: float = 15
-    """Seconds in which nothing of the sample runs or waits for a processor. Only sleepers meet it: a busy machine keeps
+    """Seconds in which nothing of the sample runs or waits to run. Only sleepers meet it: a busy machine keeps
     processes waiting, and that is not counted."""
     call_cpu: float = 10
     """CPU seconds between two results of a list of calls."""
@@ -39,12 +39,17 @@ class Limits:
         return 60 + 20 * (self.cpu + self.idle)
 
 
-def confine(limits: Limits, *, filtered: bool, own_users: bool) -> None:
-    """The calling process, for good: limits, no capabilities, no new privileges, the filter of system calls.
+def seal() -> None:
+    """The calling process and all its children, for good: no capabilities, none to be gained, the filter of calls."""
+    kernel.drop_capabilities()
+    seccomp.install()
+
+
+def set_limits(limits: Limits, *, own_users: bool) -> None:
+    """The calling process, for good; in a session of its own.
 
     Address space is not limited as such: runtimes reserve much more than they use. RLIMIT_DATA counts what can be
-    written. Without `filtered` only the limits are set. Processes are counted per user, so that limit is set only where
-    the users are the sandbox's own (`own_users`).
+    written. Processes are counted per user, so that limit is set only where the users are the sandbox's own.
     """
     os.setsid()
     seconds = max(1, round(limits.cpu))
@@ -64,17 +69,14 @@ def confine(limits: Limits, *, filtered: bool, own_users: bool) -> None:
         if most != resource.RLIM_INFINITY:
             soft, hard = min(soft, most), min(hard, most)
         resource.setrlimit(kind, (soft, hard))
-    if filtered:
-        kernel.drop_capabilities()
-        seccomp.install()
 
 
 @dataclass(frozen=True)
 class Use:
-    """Of several processes together: CPU seconds, seconds on a processor or waiting for one, bytes resident now."""
+    """Of several processes together: CPU seconds so far; now: whether any runs or waits to run, and bytes resident."""
 
     cpu: float
-    active: float
+    busy: bool
     resident: int
 
 
@@ -96,27 +98,24 @@ def use_below(root: int, shared: int) -> Use:
     below.discard(root)
     ticks = sum(used[pid][0] for pid in below)
     pages = sum(max(0, used[pid][1] - shared // _PAGE) for pid in below)
-    return Use(ticks / _TICKS, sum(map(_active, below)), pages * _PAGE)
+    return Use(ticks / _TICKS, any(map(_busy, below)), pages * _PAGE)
 
 
-def _fields(pid: str) -> list[bytes]:
-    """What follows the name in /proc/PID/stat; nothing if it has ended meanwhile."""
+def _fields(path: str) -> list[bytes]:
+    """What follows the name in /proc/PID/stat (state, parent, ...); nothing if it has ended meanwhile."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return Path(f"/proc/{path}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
 
 
-def _active(pid: int) -> float:
-    """Seconds that the threads of a process ran or waited for a processor (nanoseconds in schedstat)."""
-    total = 0
+def _busy(pid: int) -> bool:
+    """Whether a thread of a process runs, waits for a processor (R), or for a disk (D)."""
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            ran, waited, _ = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()
-            total += int(ran) + int(waited)
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
-        return total / 1e9  # it ended meanwhile, or this kernel keeps no such account
-    return total / 1e9
+        return False
+    return any(_fields(f"{pid}/task/{thread}")[:1] in ([b"R"], [b"D"]) for thread in threads)
 
 
 def resident_of(pid: int) -> int:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from trimoe.evaluate.sandbox.inside import kernel
 from trimoe.evaluate.sandbox.inside.enter import NOBODY
-from trimoe.evaluate.sandbox.inside.limits import Limits, confine
+from trimoe.evaluate.sandbox.inside.limits import Limits, seal, set_limits
 
 _HEAD, _TAIL = 8 << 10, 4 << 10  # what is kept of a program's errors and of its output
 _HIGHEST_FD = 4096
@@ -59,6 +59,8 @@ class Spaces:
 
     def sweep(self) -> None:
         """In init: end what a finished command left running."""
+        if os.getpid() != 1:
+            raise RuntimeError("not alone in a process namespace")  # -1 would mean the whole machine
         try:
             os.kill(-1, signal.SIGKILL)  # everything in the namespace but init itself
         except ProcessLookupError:
@@ -145,6 +147,8 @@ def start(spaces: Spaces, size: int, limits: Limits, role: Role | None = None, k
 def _init(spaces: Spaces, size: int, limits: Limits, role: Role | None, out: int, keep: Sequence[int]) -> NoReturn:
     try:
         spaces.in_init(limits)
+        if spaces.filtered:
+            seal()
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory and descriptors cannot be opened from inside
         job = json.loads(read_exactly(0, size))
         os.chdir(spaces.scratch)
@@ -191,7 +195,7 @@ def _python(spaces: Spaces, role: Role, job: Any, limits: Limits, ours: int) -> 
     child = os.fork()
     if child == 0:
         os.close(ours)  # the report is init's alone
-        _confined_or_tell(spaces, limits, tell)
+        _limit_or_tell(spaces, limits, tell)
         os.close(ready)
         os.close(tell)
         role(job)
@@ -203,11 +207,11 @@ def _python(spaces: Spaces, role: Role, job: Any, limits: Limits, ours: int) -> 
     return {"exit": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}
 
 
-def _confined_or_tell(spaces: Spaces, limits: Limits, tell: int) -> None:
+def _limit_or_tell(spaces: Spaces, limits: Limits, tell: int) -> None:
     try:
-        confine(limits, filtered=spaces.filtered, own_users=spaces.own_users)
+        set_limits(limits, own_users=spaces.own_users)
     except BaseException as exc:  # noqa: BLE001
-        os.write(tell, f"could not confine: {exc!r}"[:1000].encode())
+        os.write(tell, f"could not set limits: {exc!r}"[:1000].encode())
         os._exit(1)
 
 
@@ -232,7 +236,7 @@ def _command(spaces: Spaces, argv: list[str], env: dict[str, str], limits: Limit
     if child == 0:
         os.dup2(tell_out, 1)
         os.dup2(tell_err, 2)
-        _confined_or_tell(spaces, limits, tell)
+        _limit_or_tell(spaces, limits, tell)
         try:
             os.execvpe(argv[0], argv, {**env, "HOME": spaces.scratch, "TMPDIR": spaces.scratch})
         except OSError as exc:

@@ -31,20 +31,8 @@ _LAST_WORDS = 2.0  # seconds that a candidate which hung up has to end, so that 
 # Loaded before the forks: what generated code imports most often.
 _WARM = (
     *("array", "ast", "bisect", "cmath", "collections.abc", "copy", "dataclasses", "datetime", "decimal", "enum"),
-    *(
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "inspect",
-        "itertools",
-        "math",
-        "operator",
-        "queue",
-        "random",
-        "re",
-    ),
-    *("statistics", "string", "textwrap", "threading", "traceback", "typing", "numpy"),
+    *("fractions", "functools", "hashlib", "heapq", "inspect", "itertools", "math", "operator", "queue", "random"),
+    *("re", "statistics", "string", "textwrap", "threading", "traceback", "typing", "numpy"),
 )
 
 
@@ -154,13 +142,13 @@ class _Meter:
     def __init__(self, limits: Limits) -> None:
         self._limits, self._shared = limits, resident_of(os.getpid())
         self._begin = self._last = time.monotonic()
-        self._active = self._idle = self._cpu_at_result = 0.0
+        self._idle = self._cpu_at_result = 0.0
 
     def exceeded(self, news: bool) -> str | None:
         """Which limit is exceeded now. `news`: a result has come since the last look."""
         now, use = time.monotonic(), use_below(os.getpid(), self._shared)
-        self._idle += max(0.0, now - self._last - max(0.0, use.active - self._active))
-        self._last, self._active = now, use.active
+        self._idle += 0.0 if use.busy else min(now - self._last, 2 * _WATCH_SECONDS)  # of a long gap nothing is known
+        self._last = now
         if news:
             self._cpu_at_result = use.cpu
         if use.resident > self._limits.memory:
@@ -188,7 +176,8 @@ def _watch(sample: Sample, out: int | None, limits: Limits) -> tuple[bytes, str 
                 os._exit(0)  # whoever wanted this is gone
             block = os.read(fd, _BLOCK)
             if fd == out:
-                data, news = data + block, True
+                data += block
+                news = True
                 if not block:
                     poll.unregister(fd)
             elif block:
