@@ -37,7 +37,7 @@ from trimoe.quantize.llamacpp import (
 Progress = Callable[[int, int, str], None]
 
 _LEFT_IN_ARCHIVE = ("docs", "media", "models", "tests", "benches", "examples", "ci", "pocs", "app")
-_BUILD_SPACE = 3 << 30
+_BUILD_SPACE = 1 << 30  # sources and objects take about 300 MB
 _JOB_MEMORY = 1500 << 20  # the largest source file needs about this much in the compiler
 
 
