@@ -200,10 +200,10 @@ def test_shipped_families_are_valid_and_forms_are_general() -> None:
         (('name = "gemma4"', "name ="), "not valid"),
         (('score = "softmax"', 'score = "tanh"'), "'softmax' or 'sigmoid'"),
         (('name = "gemma4"', 'name = "gemma4"\ndraft_prefix = "mtp."'), "draft_prefix needs {L}"),
-        (("[roles.down]", '[layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[roles.down]'), "inside scopes"),
-        (("[roles.down]", "[layouts.x]\n[roles.down]"), "a layout without a tensor of its own"),
+        (("[roles.router]", '[layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[roles.router]'), "inside scopes"),
+        (("[roles.router]", "[layouts.x]\n[roles.router]"), "a layout without a tensor of its own"),
         (
-            ("[roles.down]", '[layouts.x.down]\ntensor = "experts.x"\nshape = ["E"]\n[roles.down]'),
+            ("[roles.router]", '[layouts.x.router]\ntensor = "experts.x"\nshape = ["E"]\n[roles.router]'),
             "stands in the roles of",
         ),
     ],

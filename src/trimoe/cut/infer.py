@@ -8,7 +8,7 @@ or requantized.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from trimoe.cut.certify_bytes import (
 from trimoe.cut.certify_data import Check, Finding
 from trimoe.cut.certify_files import check_config, check_files, kept_count, read_config
 from trimoe.errors import MapError
-from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.checkpoint import Checkpoint, ExpertTensor, open_checkpoint
 from trimoe.model.safetensors import TensorInfo, read_index
 
 Progress = Callable[[int, int, str], None]
@@ -143,30 +143,26 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
 def recover(base: Checkpoint, pruned: Index, progress: Progress | None = None) -> Recovery:
     """The original expert at every position of every layer of `pruned`, by hashes of slices."""
     recovery = Recovery(base.num_experts)
-    roles = base.arch.roles
-    total = sum(t.info.nbytes for t in base.expert_tensors.values())
-    done = 0
+    groups = _groups(base)
+    total, done = sum(t.info.nbytes for group in groups.values() for t in group), 0
     for layer in base.moe_layers:
-        votes: list[dict[int, set[str]]] = []
+        votes: dict[int, dict[int, set[str]]] = {}
         signatures: dict[int, list[bytes]] = {e: [] for e in range(base.num_experts)}
-        for role in roles:
-            originals, found = _slices(base, base.index, layer, role), _slices(base, pruned, layer, role)
-            if not originals:
-                continue
+        for template in sorted(t for number, t in groups if number == layer):
+            group = groups[layer, template]
             by_digest: dict[bytes, list[int]] = {}
-            for expert, part in enumerate(originals):
+            for expert, part in _originals(group):
                 digest = digest_slice(part)
                 by_digest.setdefault(digest, []).append(expert)
                 signatures[expert].append(digest)
-            while len(votes) < len(found):
-                votes.append({})
-            for position, part in enumerate(found):
+            for position, part in _candidates(group[0], pruned, base.num_experts):
+                ballot = votes.setdefault(position, {})
                 for expert in by_digest.get(digest_slice(part), ()):
-                    votes[position].setdefault(expert, set()).add(role)
-            done += sum(t.info.nbytes for t in base.expert_tensors.values() if (t.layer, t.role) == (layer, role))
+                    ballot.setdefault(expert, set()).add(template)
+            done += sum(t.info.nbytes for t in group)
             if progress is not None:
                 progress(done, total, "hashing experts")
-        recovery.order[layer] = elect(votes, signatures)
+        recovery.order[layer] = elect([votes.get(p, {}) for p in range(max(votes, default=-1) + 1)], signatures)
     return recovery
 
 
@@ -189,19 +185,41 @@ def elect(votes: list[dict[int, set[str]]], signatures: dict[int, list[bytes]]) 
 Slice = tuple[TensorInfo, int, int, int]  # tensor, first byte, bytes of a piece, stride between pieces (0: one piece)
 
 
-def _slices(base: Checkpoint, index: Index, layer: int, role_name: str) -> list[Slice]:
-    """The experts of one role in a layer, in position order; empty if the tensor is absent or of another rank."""
-    role, template = base.arch.roles[role_name], base.role_name(role_name, layer)
-    if role.per_expert:
-        result: list[Slice] = []
-        while (info := index.get(template.replace("{E}", str(len(result))))) is not None:
-            result.append((info, 0, info.nbytes, 0))
-        return result
-    info = index.get(template)
-    if info is None or len(info.shape) <= role.axis:
-        return []
-    _, row = row_layout(info, role.axis)
-    count = info.shape[role.axis]
+def _groups(base: Checkpoint) -> dict[tuple[int, str], list[ExpertTensor]]:
+    """The expert tensors of each layer by name template: one stack, or one tensor per expert in ascending order.
+    Drafting blocks are left out: they follow the last layer."""
+    groups: dict[tuple[int, str], list[ExpertTensor]] = {}
+    for name, tensor in base.expert_tensors.items():
+        if base.layer_of(name) == tensor.layer:
+            groups.setdefault((tensor.layer, tensor.template), []).append(tensor)
+    return groups
+
+
+def _originals(group: list[ExpertTensor]) -> Iterator[tuple[int, Slice]]:
+    """(expert, its slice) of a group."""
+    if group[0].expert is None:
+        yield from enumerate(_stack_slices(group[0].info, group[0].axis))
+    for tensor in group:
+        if tensor.expert is not None:
+            yield tensor.expert, (tensor.info, 0, tensor.info.nbytes, 0)
+
+
+def _candidates(like: ExpertTensor, pruned: Index, most: int) -> Iterator[tuple[int, Slice]]:
+    """(position, slice) of what the pruned model has under the names of a group."""
+    if like.expert is None:
+        info = pruned.get(like.template)
+        if info is not None and len(info.shape) > like.axis:
+            yield from enumerate(_stack_slices(info, like.axis))
+        return
+    for position in range(most):
+        info = pruned.get(like.renamed(position))
+        if info is not None:
+            yield position, (info, 0, info.nbytes, 0)
+
+
+def _stack_slices(info: TensorInfo, axis: int) -> list[Slice]:
+    _, row = row_layout(info, axis)
+    count = info.shape[axis]
     return [(info, e * row, row, count * row) for e in range(count)]
 
 

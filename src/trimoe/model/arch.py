@@ -124,7 +124,7 @@ class Arch(BaseModel):
         """The roles of each way the family lies on disk: those common to all and those of one layout."""
         of_layouts = {name for roles in self.layouts.values() for name in roles}
         common = {name: role for name, role in self.roles.items() if name not in of_layouts}
-        return [{**common, **roles} for roles in self.layouts.values()] or [common]
+        return [{**roles, **common} for roles in self.layouts.values()] or [common]
 
     def for_config(self, config: dict[str, Any]) -> "Arch":
         """This family with `num_experts` set to the name that this config.json uses for it."""

@@ -15,6 +15,7 @@ from typing import Any
 from trimoe.artifact import canonical_json, read_json
 from trimoe.errors import CheckpointError
 from trimoe.model.arch import Arch, Role, Roles, detect
+from trimoe.model.quant import Part, Quant, method_of, parts_of, quant_of
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
 _SAMPLE = 64 << 10
@@ -55,6 +56,7 @@ class Checkpoint:
     num_layers: int
     num_experts: int
     top_k: int
+    quant: Quant | None = None
 
     @property
     def config_scope(self) -> tuple[str, ...]:
@@ -67,15 +69,21 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.index.values())
 
-    @cached_property
+    @property
     def expert_tensors(self) -> dict[str, ExpertTensor]:
         """Every tensor on the expert axis, by name, validated. Raises `CheckpointError` naming the tensor."""
+        return self._claims[0]
+
+    @cached_property
+    def _claims(self) -> tuple[dict[str, ExpertTensor], set[str]]:
+        """(tensors on the expert axis, names of quantization scales that serve all experts of a stack alike)."""
         found: dict[str, ExpertTensor] = {}
+        whole: set[str] = set()
         for layer in range(self.num_layers):
             prefix, dense = self.prefix.replace("{L}", str(layer)), self.arch.dense_layer
             begun = [self._begins(prefix, role) for role in self.arch.roles.values()]
             if dense is None or prefix + dense not in self.index or any(begun):
-                found |= self._claim(prefix, layer, self.arch.roles)
+                self._claim(prefix, layer, self.arch.roles, found, whole)
         if not found:
             raise CheckpointError("no decoder layer of this checkpoint has experts", expected="a mixture of experts",
                                   actual="a dense model", remedy="there is nothing to prune in it")  # fmt: skip
@@ -83,36 +91,46 @@ class Checkpoint:
         for prefix in self.draft_blocks:
             for roles in self.arch.variants():
                 if all(self._begins(prefix, role) for role in roles.values() if not role.optional):
-                    found |= self._claim(prefix, last, roles)
+                    self._claim(prefix, last, roles, found, whole)
                     break
-        self._refuse_strays(found)
-        return found
+        self._refuse_strays(found.keys() | whole)
+        return found, whole
 
-    def _claim(self, prefix: str, layer: int, roles: Roles) -> dict[str, ExpertTensor]:
-        """The expert tensors of one block, each checked."""
+    def _claim(self, prefix: str, layer: int, roles: Roles, found: dict[str, ExpertTensor], whole: set[str]) -> None:
+        """Adds the expert tensors of one block, each checked."""
         sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
                  "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
-        found: dict[str, ExpertTensor] = {}
         for role_name, role in roles.items():
             if role.optional and not self._begins(prefix, role):
                 continue
-            template = prefix + role.tensor
-            for expert in range(self.num_experts if role.per_expert else 1):
-                name = template.replace("{E}", str(expert))
-                info = self.index.get(name)
+            for part in self._parts(role, prefix + role.tensor):
+                info = self.index.get(part.name)
                 if info is None:
                     raise CheckpointError(
-                        f"tensor {name} is missing", expected=f"{role_name} of {prefix[:-1]}, family {self.arch.name}",
+                        f"tensor {part.name} is missing",
+                        expected=f"{role_name} of {prefix[:-1]}, family {self.arch.name}",
                         actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
                     )  # fmt: skip
-                _check_shape(info, role, sizes)
-                only = expert if role.per_expert else None
-                found[name] = ExpertTensor(role_name, layer, info, role.axis, only, template)
-        return found
+                if part.plain:
+                    _check_shape(info, role, sizes)
+                key = f"{role_name}.{part.companion}" if part.companion else role_name
+                if part.axis is None:
+                    whole.add(part.name)
+                else:
+                    found[part.name] = ExpertTensor(key, layer, info, part.axis, part.expert, part.template)
+
+    def _parts(self, role: Role, template: str) -> list[Part]:
+        """The tensors of a role in one block: one, or one per expert, or what a quantization makes of them."""
+        quantized = self.quant and parts_of(self.quant, role, template, self.index, self.num_experts)
+        if quantized:
+            return quantized
+        experts = range(self.num_experts) if role.per_expert else (None,)
+        return [Part(template.replace("{E}", str(e)), "", template, role.axis, e, True) for e in experts]
 
     def _begins(self, prefix: str, role: Role) -> bool:
         """Whether a block has the (first) tensor of a role. One that lacks the first only is refused as a stray."""
-        return prefix + role.tensor.replace("{E}", "0") in self.index
+        name = prefix + role.tensor.replace("{E}", "0")
+        return name in self.index or (self.quant is not None and self.quant.begins(name, self.index))
 
     @cached_property
     def draft_blocks(self) -> tuple[str, ...]:
@@ -158,7 +176,7 @@ class Checkpoint:
         name = self.prefix.replace("{L}", str(layer)) + self.arch.roles[role].tensor
         return name if expert is None else name.replace("{E}", str(expert))
 
-    def _refuse_strays(self, claimed: dict[str, ExpertTensor]) -> None:
+    def _refuse_strays(self, claimed: set[str]) -> None:
         """The closed-world check: what looks like experts or router must have been explained."""
         prefixes = (self.prefix, *((self.arch.draft_prefix,) if self.arch.draft_prefix else ()))
         blocks = "|".join(re.escape(prefix).replace(r"\{L\}", r"\d+") for prefix in prefixes)
@@ -171,7 +189,8 @@ class Checkpoint:
                     f"tensor {name} belongs to the experts, but {self.arch.name} has no role for it",
                     expected=f"{', '.join(self.arch.roles)} of experts 0..{self.num_experts - 1}, "
                              f"layers 0..{self.num_layers - 1}",
-                    actual=f"{self.index[name].dtype} {list(self.index[name].shape)}",
+                    actual=f"{self.index[name].dtype} {list(self.index[name].shape)}, quantization "
+                           f"{method_of(self.config) or 'not named in config.json'}",
                     remedy="config and weights are of different models, or this quantized layout cannot be cut",
                 )  # fmt: skip
 
@@ -224,11 +243,15 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}/config.json is not a JSON object", expected="a Hugging Face config.json")
     index = read_index(path)
-    arch, prefix = detect(set(index), config)
-    return bind(path, config, index, arch, prefix)
+    quant = quant_of(config, path, index)
+    arch, prefix = detect(quant.plain_names(set(index)) if quant else set(index), config)
+    return bind(path, config, index, arch, prefix, quant)
 
 
-def bind(path: Path, config: dict[str, Any], index: dict[str, TensorInfo], arch: Arch, prefix: str) -> Checkpoint:
+def bind(
+    path: Path, config: dict[str, Any], index: dict[str, TensorInfo], arch: Arch, prefix: str,
+    quant: Quant | None = None,
+) -> Checkpoint:  # fmt: skip
     """A checkpoint of a known family, validated. Raises `CheckpointError`."""
     arch = arch.for_config(config)
     scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
@@ -245,7 +268,7 @@ def bind(path: Path, config: dict[str, Any], index: dict[str, TensorInfo], arch:
         raise CheckpointError("config.json routes to more experts than there are", expected=f"at most {counts[1]}",
                               actual=f"{arch.config.top_k} = {counts[2]}",
                               remedy="use the config.json that came with the weights")  # fmt: skip
-    checkpoint = Checkpoint(path, config, index, arch, prefix, *counts)
+    checkpoint = Checkpoint(path, config, index, arch, prefix, counts[0], counts[1], counts[2], quant)
     _ = checkpoint.expert_tensors
     return checkpoint
 
