@@ -1,6 +1,7 @@
 """Where code benches meet the sandbox: which harness judges which form of tests.
 
-Each function takes (source, row) pairs and gives one verdict each, in order; what could not be run is not scored.
+Each function takes (source, row) pairs and gives one verdict each, in order; a test that could not be run is not
+scored.
 """
 
 from trimoe.evaluate.bench import Doc, Verdict

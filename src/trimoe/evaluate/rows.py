@@ -51,8 +51,13 @@ def spec_bench(
     scorer: int = 1,
     prepare: Prepare | None = None,
     row_id: Callable[[Row], str] | None = None,
+    needs: Callable[[], None] | None = None,
 ) -> Bench:
-    """The bench of a spec file. `prepare` passes over the raw rows before any is chosen; `row_id` names one."""
+    """The bench of a spec file.
+
+    `prepare` passes over the raw rows before any is chosen; `row_id` names one; `needs` raises when the scorer cannot
+    work here.
+    """
     spec = load_spec(file)
 
     def build(variants: Sequence[str]) -> Bench:
@@ -66,6 +71,7 @@ def spec_bench(
             extract=extract or (lambda _reply: None),
             score=score,
             scorer=scorer,
+            needs=needs,
             extract_for=extract_for,
             protocol=chosen,
             record=lambda doc_id, row: _doc(chosen, doc_id, row, views([row], chosen)[0], (), ""),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hostile import PATIENT, PROGRAMS, Hostile
 
-from trimoe.evaluate.sandbox import Calls, Check, Outcome, Sandbox
+from trimoe.evaluate.sandbox import Calls, Check, Outcome, Sandbox, engines
 
 SEES = """
 import os, socket
@@ -23,16 +23,16 @@ NEEDLE = "what-the-tests-expect"
 MARK = f"trimoe-hostile-{os.getpid()}"
 
 
-def processes() -> dict[int, str]:
-    """Every process outside the kernel, with its command line."""
-    found = {}
+def marked_processes() -> list[int]:
+    """Processes that were born with our mark in their environment, or that took it as their name."""
+    found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path(f"/proc/{entry}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if command:
-            found[int(entry)] = command.decode(errors="replace")
+        for part in ("cmdline", "environ"):
+            try:
+                if MARK.encode() in Path(f"/proc/{entry}/{part}").read_bytes():
+                    found.append(int(entry))
+            except OSError:
+                continue  # it ended, or belongs to somebody else
     return found
 
 
@@ -51,14 +51,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Outcom
         for word, value in words.items():
             source = source.replace(word, value)
         jobs += [Calls(source, "f", ((1,),), program.limits), GOOD]
-    os.environ["TRIMOE_SECRET_TOKEN"] = "a secret"
-    try:
-        with Sandbox(workers=1) as sandbox:
-            results = sandbox.run(jobs)
-            connected = not _nothing_came(listener)
-    finally:
-        del os.environ["TRIMOE_SECRET_TOKEN"]
-        listener.close()
+    with pytest.MonkeyPatch.context() as patch, Sandbox(workers=1) as sandbox:
+        patch.setenv("TRIMOE_SECRET_TOKEN", "a secret")
+        patch.setitem(engines._ENVIRONMENT, "MARK", MARK)
+        sandbox.start()
+        assert marked_processes()  # so that finding none later means something
+        results = sandbox.run(jobs)
+    connected = not _nothing_came(listener)
+    listener.close()
     assert not connected
     assert secret.read_text() == "a secret"
     return {p.name: (results[2 * i], results[2 * i + 1]) for i, p in enumerate(PROGRAMS)}
@@ -86,31 +86,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 def test_no_process_is_left(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
-    ours = os.readlink("/proc/self/ns/pid")
-    for pid, command in processes().items():
-        assert MARK not in command
-        try:
-            space = os.readlink(f"/proc/{pid}/ns/pid")
-        except OSError:
-            continue  # it ended, or belongs to somebody else
-        # Other tests may have sandboxes of their own at this moment; what was left behind has only init above it.
-        assert space == ours or "trimoe" not in command or belongs_to_another(pid)
-
-
-def belongs_to_another(pid: int) -> bool:
-    """Whether a living process other than this one, and not init, has started it."""
-    try:
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return True  # it has ended meanwhile
-    while parent > 1:
-        command = Path(f"/proc/{parent}/cmdline").read_bytes()
-        if parent == os.getpid():
-            return False
-        if b"trimoe.evaluate.sandbox" not in command:
-            return True
-        parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
-    return False
+    assert marked_processes() == []
 
 
 def test_no_core_file_is_left(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:

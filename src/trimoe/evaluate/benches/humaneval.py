@@ -6,6 +6,7 @@ from trimoe.evaluate.bench import Doc
 from trimoe.evaluate.code_tests import check_function
 from trimoe.evaluate.extract import FENCE, complete_blocks, functions, has_body, valid_prefix
 from trimoe.evaluate.rows import Row, View, each, spec_bench
+from trimoe.evaluate.sandbox import require_sandbox
 
 
 def view(row: Row) -> View:
@@ -46,4 +47,4 @@ def _after_fence(reply: str) -> str:
     return rest if first.startswith(FENCE) else reply.lstrip("\n")
 
 
-BENCH = spec_bench("humaneval", each(view), check_function, extract_for=candidate)
+BENCH = spec_bench("humaneval", each(view), check_function, extract_for=candidate, needs=require_sandbox)

@@ -3,5 +3,8 @@
 from trimoe.evaluate.benches.lcb_medium_55 import between_fences, medium, row_id, views
 from trimoe.evaluate.code_tests import check_method
 from trimoe.evaluate.rows import spec_bench
+from trimoe.evaluate.sandbox import require_sandbox
 
-BENCH = spec_bench("lcb_medium_100", views, check_method, extract=between_fences, prepare=medium, row_id=row_id)
+BENCH = spec_bench(
+    "lcb_medium_100", views, check_method, extract=between_fences, prepare=medium, row_id=row_id, needs=require_sandbox
+)

@@ -19,6 +19,7 @@ from trimoe.errors import BenchError
 from trimoe.evaluate.code_tests import check_method
 from trimoe.evaluate.extract import FENCE
 from trimoe.evaluate.rows import Row, View, spec_bench
+from trimoe.evaluate.sandbox import require_sandbox
 from trimoe.evaluate.spec import BenchSpec
 
 _CODE = re.compile(r"^[ \t]*(?:class|def|import|from)\s", re.MULTILINE)
@@ -109,4 +110,6 @@ def private_tests(packed: str) -> list[dict[str, Any]]:
         raise BenchError("private tests of a LiveCodeBench row cannot be read", actual=str(exc)[:200]) from exc
 
 
-BENCH = spec_bench("lcb_medium_55", views, check_method, extract=between_fences, prepare=medium, row_id=row_id)
+BENCH = spec_bench(
+    "lcb_medium_55", views, check_method, extract=between_fences, prepare=medium, row_id=row_id, needs=require_sandbox
+)

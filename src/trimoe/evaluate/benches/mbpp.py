@@ -5,6 +5,7 @@ import re
 from trimoe.evaluate.code_tests import check_asserts
 from trimoe.evaluate.extract import largest_block
 from trimoe.evaluate.rows import Row, View, each, spec_bench
+from trimoe.evaluate.sandbox import require_sandbox
 
 _DEF = re.compile(r"^def ", re.MULTILINE)
 
@@ -25,4 +26,4 @@ def code(reply: str) -> str | None:
     return reply[found.start() :] if found else None
 
 
-BENCH = spec_bench("mbpp", each(view), check_asserts, extract=code)
+BENCH = spec_bench("mbpp", each(view), check_asserts, extract=code, needs=require_sandbox)

@@ -7,6 +7,7 @@ from trimoe.evaluate.bench import Doc
 from trimoe.evaluate.code_tests import check_program
 from trimoe.evaluate.extract import largest_block
 from trimoe.evaluate.rows import Row, View, spec_bench
+from trimoe.evaluate.sandbox import require_sandbox
 from trimoe.evaluate.spec import BenchSpec
 
 NAMES = {"rs": "Rust", "java": "Java", "js": "JavaScript"}
@@ -71,4 +72,4 @@ def without_closing_braces(text: str) -> str:
     return text
 
 
-BENCH = spec_bench("multipl_e_100", views, check_program, extract_for=program)
+BENCH = spec_bench("multipl_e_100", views, check_program, extract_for=program, needs=require_sandbox)

@@ -153,7 +153,7 @@ class Sandbox:
         self.policy = policy or engines.current()
         engines.require_engine(self.policy)
         self._view = (tuple(folders), proc)
-        self._most = workers or len(os.sched_getaffinity(0))
+        self._most = workers or _cores()
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._lock = threading.Lock()
@@ -253,6 +253,11 @@ def run_jobs(jobs: Sequence[Job], *, folders: Sequence[str] = (), proc: bool = F
     """Run jobs in a sandbox of their own."""
     with Sandbox(folders=folders, proc=proc) as sandbox:
         return sandbox.run(jobs)
+
+
+def _cores() -> int:
+    """Cores this process may use; all of them where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _frame(value: Any) -> bytes:
