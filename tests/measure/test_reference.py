@@ -92,6 +92,9 @@ def entry(**more: object) -> dict[str, object]:
         ({"categories": {"a": {"1": [entry()]}}}, "'0'"),
         ({"categories": {"a": {"0": [entry(), entry()]}}}, "does not list experts 0..1 once each"),
         ({"categories": {"a": {"0": [entry(id=1)]}}}, "does not list experts"),
+        # True == 1, but not as an index
+        ({"categories": {"a": {"0": [entry(), entry(id=True)]}}}, "does not list experts"),
+        ({"categories": {"a": {"0": [entry(), entry(id=1.0)]}}}, "does not list experts"),
         ({"categories": {"a": {"0": [{"id": 0}]}}}, "the entries have none of"),
         ({"categories": {"a": {"0": [entry(wnorm="x")]}}}, "wnorm of class a layer 0 expert 0 is 'x'"),
         ({"categories": {"a": {"0": [entry(wnorm=True)]}}}, "not a number"),

@@ -1,13 +1,22 @@
 """The set file: what is accepted, what is refused and in which words."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trimoe.errors import CalibrationError, Refused, TrimoeError
 from trimoe.measure.calibration import CalibrationSet, shipped
 from trimoe.measure.sources import KINDS, Source, SourceText
 from trimoe.measure.sources.prompts import builtin_prompts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For property tests, which would share a function's folder as well."""
+    return tmp_path_factory.mktemp("set")
 
 
 def load(folder: Path, classes: str, head: str = "name: t\n") -> CalibrationSet:
@@ -59,6 +68,12 @@ def texts(folder: Path, source: str) -> list[SourceText]:
         ("- 1\n", "set.yaml"),
         ("name: [\n", "YAML"),
         ("name: !!python/object:os.system x\n", "YAML"),
+        ("name: 2020-13-45\n", "YAML"),
+        ("name: !!float x\n", "YAML"),
+        ("name: !!timestamp 9\n", "YAML"),
+        ("name: " + "9" * 5000, "YAML"),
+        ("[" * 5000, "YAML"),
+        ("? [1]\n: 2\n", "YAML"),
     ],
 )
 def test_what_the_file_may_not_say(tmp_path: Path, text: str, word: str) -> None:
@@ -66,6 +81,20 @@ def test_what_the_file_may_not_say(tmp_path: Path, text: str, word: str) -> None
     with pytest.raises(CalibrationError) as caught:
         CalibrationSet.load(tmp_path / "set.yaml")
     assert word in str(caught.value)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 8))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_is_refused_or_read(folder: Path, at: int, value: int, cut: int) -> None:
+    data = bytearray(
+        b"name: t\nwindow: 64\nclasses:\n  a: &x\n    - {kind: text, path: x.txt, weight: 2.5, limit: 3}\n"
+        b"    - {kind: jsonl, path: 'y', fields: {prompt: q, reply: r}, only: {ok: true}}\n  b: *x\n"
+    )
+    at %= len(data)
+    data[at : at + cut] = bytes([value])
+    (folder / "set.yaml").write_bytes(data)
+    with suppress(CalibrationError):
+        CalibrationSet.load(folder / "set.yaml")
 
 
 def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:

@@ -125,6 +125,11 @@ class TestShow:
         ):  # fmt: skip
             assert part in text, text
 
+    @pytest.mark.parametrize("metadata", [{"bench_items": 3}, {"leak_check": {"benches": [1]}}, {"left_out": 7}])
+    def test_damaged_metadata_is_refused(self, tmp_path: Path, metadata: dict[str, object]) -> None:
+        stats_of(1, **metadata).save(tmp_path / "s")  # type: ignore[arg-type]
+        assert main(["stats", "show", str(tmp_path / "s")]) == 3
+
     def test_choices(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["stats", "show", str(file), "--by", "frequency", "--class", "class[01]", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)

@@ -71,6 +71,7 @@ def show(
       trimoe stats show stats.safetensors --by reap --class 'targeted_*' --heatmap experts.html
     """
     from trimoe.artifact import require_absent
+    from trimoe.errors import StatsError
     from trimoe.measure.summary import summarize
 
     if heatmap:
@@ -83,7 +84,13 @@ def show(
     data = summarize(loaded, scores, by, top=top, show=shown, least=min_tokens)
     if heatmap:
         _draw(heatmap, file.name, data, loaded, scores)
-    emit({**data, "heatmap": str(heatmap) if heatmap else None}, "\n".join(_text(data, heatmap)), as_json)
+    try:
+        text = "\n".join(_text(data, heatmap))
+    except (AttributeError, KeyError, TypeError) as exc:  # metadata is JSON of any form: never trusted
+        raise StatsError(f"the metadata of {file} is damaged", expected="what `trimoe calibrate` writes",
+                         actual=f"{type(exc).__name__}: {exc}"[:200],
+                         remedy="make the file again") from exc  # fmt: skip
+    emit({**data, "heatmap": str(heatmap) if heatmap else None}, text, as_json)
 
 
 def _scores(loaded: "ExpertStats", by: str | None) -> tuple[str, "Array"]:

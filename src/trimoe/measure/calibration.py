@@ -65,7 +65,8 @@ class CalibrationSet(BaseModel):
                 f"{what} not found", expected=f"a YAML file, or one of the shipped sets: {', '.join(shipped())}",
                 remedy="check the path",
             ) from exc  # fmt: skip
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        # PyYAML lets through what its constructors raise, for example for the date 2020-13-45.
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as exc:
             raise CalibrationError(f"{what} is not readable YAML", expected="UTF-8 YAML, every key once",
                                    actual=str(exc)[:300], remedy="correct the file") from exc  # fmt: skip
         try:

@@ -36,9 +36,14 @@ def merge(parts: Sequence[ExpertStats]) -> ExpertStats:
     if len(set(hashes)) < len(hashes):
         raise StatsError("the same statistics are given twice", expected="runs over disjoint documents",
                          remedy="name each file once")  # fmt: skip
-    for part in parts[1:]:
-        _require_alike(first, part)
-    _require_disjoint(parts)
+    try:
+        for part in parts[1:]:
+            _require_alike(first, part)
+        _require_disjoint(parts)
+        metadata = _metadata([part.metadata for part in parts])
+    except (AttributeError, TypeError) as exc:  # metadata is JSON of any form: never trusted
+        raise StatsError("the metadata of a run is damaged", expected="what `trimoe calibrate` writes",
+                         actual=str(exc)[:200], remedy="make the file again") from exc  # fmt: skip
     if len(parts) == 1:
         return ExpertStats(first.classes, dict(first.fields), {**first.metadata, "merged": hashes}, dict(first.wide))
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
@@ -47,7 +52,6 @@ def merge(parts: Sequence[ExpertStats]) -> ExpertStats:
     kept = [name for name in first.fields if not (rules[name] == "none" and shared)]
     fields = {name: _combine([(p.classes, p.fields[name]) for p in parts], classes, rules[name]) for name in kept}
     wide = {name: _combine([(p.classes, p.wide[name]) for p in parts], classes, "sum") for name in first.wide}
-    metadata = _metadata([part.metadata for part in parts])
     metadata["merged"] = hashes
     lost = {name for part in parts for name in part.metadata.get("left_out", [])} | (first.fields.keys() - set(kept))
     if lost:
@@ -120,6 +124,8 @@ def _metadata(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for key in sorted({key for metadata in every for key in metadata} - {"merged", "left_out"}):
         present = [m[key] for m in every if key in m]
         names = dict.fromkeys(name for value in present if isinstance(value, dict) for name in value)
+        if key in (*_JOINED, "bench_items") and not all(isinstance(value, dict) for value in present):
+            raise TypeError(f"{key} is not a mapping")
         if key in _ADDED:
             result[key] = _added(present)
         elif key in _JOINED:

@@ -105,7 +105,8 @@ def _stats(data: Any, digest: str) -> ExpertStats:
             raise ValueError(f"class {name} has {len(categories[name])} layers, not {layers}")
         for layer in range(layers):
             entries = categories[name][str(layer)]
-            if sorted(e["id"] for e in entries) != list(range(experts)):
+            ids = [e["id"] for e in entries]
+            if any(type(e) is not int for e in ids) or sorted(ids) != list(range(experts)):
                 raise ValueError(f"class {name} layer {layer} does not list experts 0..{experts - 1} once each")
             for entry in entries:
                 table.add((i, layer, entry["id"]), entry, f"class {name} layer {layer} expert {entry['id']}")
