@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimoe.evaluate.codeexec.compare import same, same_as_evalplus
+from trimoe.evaluate.codeexec.compare import same, same_as_evalplus, shown
 
 
 def by_numpy(out: Any, exp: Any, atol: float) -> bool:
@@ -64,6 +64,13 @@ def test_agrees_with_numpy_near_the_edge(exp: float, off: float, atol: float) ->
 )  # fmt: skip
 def test_cases(out: Any, exp: Any, atol: float, expected: bool) -> None:
     assert same_as_evalplus(out, exp, atol) is expected
+
+
+def test_any_value_can_be_shown() -> None:
+    assert shown([1, "a"]) == "[1, 'a']"
+    assert shown("x" * 100, 10) == "'" + "x" * 9
+    assert shown(1 << 100_000) == "<a long int>"
+    assert shown([1 << 100_000]) == "<a long list>"
 
 
 def test_same_never_raises() -> None:

@@ -60,6 +60,7 @@ def test_any_root_is_right_and_nothing_else(problems: dict[str, Problem], sandbo
         ("while x: pass", "code timeout", ""),
         ("import os; os._exit(0)", "code error", "ended early"),
         ("return [x * 2]", "wrong", ""),
+        ("return 1 << 99999", "wrong", "a long int"),
     ],
 )  # fmt: skip
 def test_verdicts(

@@ -5,7 +5,10 @@ import shutil
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from trimoe.cli.evaluate import eval_
+from trimoe.cli.sandboxed import policy_of
 from trimoe.errors import MissingPrerequisite, Refused, UsageError
 from trimoe.evaluate.sandbox import UNSAFE, Limits, Policy, Sandbox, current, engines, using
 
@@ -18,6 +21,16 @@ def test_no_sandbox_only_in_so_many_words() -> None:
     assert UNSAFE.describe() == {"engine": "none", "sandboxed": False}
     assert Policy().describe() == {"engine": "namespaces", "sandboxed": True}
     assert Policy("docker", image="mine").describe() == {"engine": "docker", "sandboxed": True, "image": "mine"}
+
+
+def test_options_that_contradict_each_other_are_a_usage_error() -> None:
+    command = ["m", "--bench", "tiny-code", "--dry-run", "--unsafe-no-sandbox"]
+    assert CliRunner().invoke(eval_, command).exit_code == 0
+    assert isinstance(CliRunner().invoke(eval_, [*command, "--sandbox", "docker"]).exception, UsageError)
+    assert CliRunner().invoke(eval_, ["m", "--bench", "tiny-code", "--dry-run", "--sandbox", "none"]).exit_code == 2
+    assert policy_of("docker", "mine", False) == Policy("docker", image="mine")
+    assert policy_of(None, None, False) == Policy()
+    assert policy_of(None, None, True) == UNSAFE
 
 
 def test_a_policy_is_in_force_for_its_block_only() -> None:

@@ -71,6 +71,12 @@ def test_causes_are_told_apart(source: str, status: str, word: str) -> None:
     assert (outcome.status, word in outcome.detail) == (status, True), outcome
 
 
+def test_what_a_candidate_says_of_its_failure_is_cut() -> None:
+    outcome = one("def f(x):\n    raise type('E' * 100_000, (Exception,), {})('m' * 100_000)", 1)
+    assert outcome.status == "error"
+    assert len(outcome.detail) < 500
+
+
 def test_results_before_a_failure_are_kept() -> None:
     (outcome,) = run_jobs([Calls("def f(x):\n    return 6 // x", "f", ((3,), (2,), (0,), (1,)), FAST)])
     assert (outcome.status, outcome.values()) == ("error", [2, 3])

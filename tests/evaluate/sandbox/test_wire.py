@@ -169,6 +169,26 @@ def test_any_json_is_a_value_or_a_value_error(value: Any) -> None:
         wire.decode(value)
 
 
+def test_small_texts_do_not_become_huge_values() -> None:
+    wide = wire.decode({"$": ["ndarray", ["<U999999", ["a"] * 1000]]})
+    assert wide.nbytes == 4000
+    colliding = [i * ((1 << 61) - 1) for i in range(20_000)]  # all of hash 0
+    for tag, items in (
+        ("set", colliding),
+        ("frozenset", colliding),
+        ("keys", colliding),
+        ("dict", [[i, 0] for i in colliding]),
+    ):
+        with pytest.raises(ValueError, match="hash"):
+            wire.decode({"$": [tag, items]})
+    assert len(there_and_back(set(range(20_000)) | {str(i) for i in range(20_000)})) == 40_000
+    deep: Any = 1
+    for _ in range(450):
+        deep = [deep]
+    with pytest.raises(ValueError, match="levels"):
+        wire.decode(deep)
+
+
 def test_exact_numbers() -> None:
     assert there_and_back(Fraction(1, 3)) == Fraction(1, 3)
     assert there_and_back(Decimal("0.10")) == Decimal("0.10")

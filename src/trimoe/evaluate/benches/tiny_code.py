@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimoe.evaluate.bench import Bench, Doc, Verdict, held_out
-from trimoe.evaluate.codeexec.compare import same
+from trimoe.evaluate.codeexec.compare import same, shown
 from trimoe.evaluate.codeexec.verdict import verdict
 from trimoe.evaluate.sandbox import Calls, Limits, Outcome, require_sandbox, run_jobs
 
@@ -39,7 +39,7 @@ def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
         return Verdict(False, "code error", source, str(exc))
     for result, (argument, expected) in zip(results, doc.check["tests"], strict=True):
         if not same(result, ast.literal_eval(expected)):
-            return Verdict(False, "wrong", source, f"solve({argument}) gave {result!r:.80}, expected {expected[:80]}")
+            return Verdict(False, "wrong", source, f"solve({argument}) gave {shown(result)}, expected {expected[:80]}")
     return Verdict(True, "correct", source)
 
 

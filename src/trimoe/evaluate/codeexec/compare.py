@@ -16,6 +16,14 @@ def same(result: Any, expected: Any) -> bool:
         return False
 
 
+def shown(value: Any, width: int = 80) -> str:
+    """A value for a person to read, cut to a width. Numbers too long to print are named instead."""
+    try:
+        return repr(value)[:width]
+    except (ValueError, RecursionError, MemoryError):
+        return f"<a long {type(value).__name__}>"
+
+
 def same_as_evalplus(result: Any, expected: Any, atol: float) -> bool:
     """evalplus 0.3.1's rule: equal, or of the same type and within tolerance where the row has one or floats are due.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from trimoe.errors import BadInput
 from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.codeexec.compare import same_as_evalplus
+from trimoe.evaluate.codeexec.compare import same_as_evalplus, shown
 from trimoe.evaluate.codeexec.oracle import LIMITS, Expected, expected
 from trimoe.evaluate.codeexec.verdict import verdict
 from trimoe.evaluate.sandbox import Calls, Limits, Outcome, Sandbox
@@ -130,7 +130,8 @@ def _in_full(source: str, problem: Problem, place: int, sandbox: Sandbox) -> tup
 def _shown(problem: Problem, place: int, result: Any, due: Any) -> str:
     base = len(problem.base_input)
     where = f"base input {place + 1}" if place < base else f"plus input {place + 1 - base}"
-    return f"{where}: {problem.entry_point}{problem.inputs[place]!r:.80} gave {result!r:.60}, expected {due!r:.60}"
+    call = f"{problem.entry_point}{shown(problem.inputs[place])}"
+    return f"{where}: {call} gave {shown(result, 60)}, expected {shown(due, 60)}"
 
 
 def _is_root(arguments: Sequence[Any], root: Any) -> bool:

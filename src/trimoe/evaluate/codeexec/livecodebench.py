@@ -7,7 +7,7 @@ tuples count as lists (the tests are JSON). Expected values stay outside the san
 from typing import Any
 
 from trimoe.evaluate.bench import Doc, Verdict
-from trimoe.evaluate.codeexec.compare import same
+from trimoe.evaluate.codeexec.compare import same, shown
 from trimoe.evaluate.codeexec.verdict import Pairs, verdict
 from trimoe.evaluate.sandbox import Calls, Limits, Outcome, run_jobs
 
@@ -34,7 +34,7 @@ def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
         return Verdict(False, "code error", source, str(exc))
     for number, (result, (_, expected)) in enumerate(zip(results, doc.check["tests"], strict=False), 1):
         if not same(listed(result), listed(expected)):
-            return Verdict(False, "wrong", source, f"test {number}: got {result!r:.80}, expected {expected!r:.80}")
+            return Verdict(False, "wrong", source, f"test {number}: got {shown(result)}, expected {shown(expected)}")
     return verdict(outcome, source)
 
 

@@ -200,7 +200,7 @@ def _ended(job: Job, step: Mapping[str, Any]) -> tuple[Status, str] | None:
 def _raised(told: Any, what: str, lines: tuple[bytes, ...], cpu: float) -> Outcome:
     kind, text = map(str, told) if isinstance(told, list) and len(told) == 2 else ("?", "malformed")
     status: Status = "memory" if kind == "MemoryError" else "error"
-    return Outcome(status, f"{kind} {what}: {text}".rstrip(": "), lines, cpu=cpu)
+    return Outcome(status, f"{kind[:80]} {what}: {text[:300]}".rstrip(": "), lines, cpu=cpu)
 
 
 def _parsed(line: bytes) -> Any:

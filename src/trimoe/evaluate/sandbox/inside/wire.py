@@ -20,6 +20,7 @@ from typing import Any, cast
 
 _LONG = 1 << 1024  # beyond this, decimal digits get slow (and Python refuses more than 4300 of them)
 _MOST_ITEMS = 1 << 20  # of an iterator, which may be endless
+_FEW = 1000  # of these, any can be put into a set in no time
 _DEEPEST = 200  # levels of containers; the JSON reader has a limit of its own
 _EMPTY: list[Any] = []
 _MADE: tuple[Any, ...] = (
@@ -128,10 +129,12 @@ def _numpy(value: Any) -> Encoded | None:
     return None
 
 
-def decode(value: Encoded, reference: Callable[[Any], object] | None = None) -> Any:
+def decode(value: Encoded, reference: Callable[[Any], object] | None = None, depth: int = 0) -> Any:
     """The value of a JSON form; `reference` resolves what `other` of the encoder made. Raises `ValueError`."""
+    if depth > 2 * _DEEPEST:  # a dictionary is two levels here and one there
+        raise ValueError("too many levels of containers")
     if isinstance(value, list):
-        return [decode(item, reference) for item in value]
+        return [decode(item, reference, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
     try:
@@ -141,7 +144,7 @@ def decode(value: Encoded, reference: Callable[[Any], object] | None = None) -> 
         if mark != "$" or tag not in _READERS:
             raise ValueError(f"unknown tag {tag!r}"[:80])
         reader, nested = _READERS[tag]
-        return reader([decode(item, reference) for item in payload] if nested else payload)
+        return reader([decode(item, reference, depth + 1) for item in payload] if nested else payload)
     except (TypeError, KeyError, AttributeError, ArithmeticError) as exc:
         raise ValueError(f"malformed value: {exc}"[:200]) from exc
 
@@ -150,9 +153,22 @@ def _ndarray(payload: Any) -> Any:
     import numpy as np
 
     kind, plain = payload
-    if not isinstance(kind, str) or kind[1:2] not in "biufcU" or len(kind) > 6:
+    if not isinstance(kind, str) or kind[1:2] not in ("b", "i", "u", "f", "c", "U") or len(kind) > 8:
         raise ValueError("not the type of an array")
-    return np.array(plain, dtype=np.dtype(kind))
+    # texts get the width they need: a width that the sender names would be paid for by every element
+    return np.array(plain, dtype=np.dtype("U" if kind[1] == "U" else kind))
+
+
+def _unlike(items: list[Any]) -> list[Any]:
+    """Items of a set or keys of a dictionary, refused when many have the same hash: a set of them takes for ever."""
+    if len(items) > _FEW and len(set(map(hash, items))) < len(items) // 2:
+        raise ValueError("many different items with the same hash")
+    return items
+
+
+def _dictionary(pairs: list[Any]) -> dict[Any, Any]:
+    _unlike([key for key, _ in pairs])
+    return dict(pairs)
 
 
 _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
@@ -160,15 +176,15 @@ _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "float": (lambda text: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[text], False),
     "type": (_TYPES.__getitem__, False),
     "tuple": (tuple, True),
-    "set": (set, True),
-    "frozenset": (frozenset, True),
-    "dict": (dict, True),
+    "set": (lambda items: set(_unlike(items)), True),
+    "frozenset": (lambda items: frozenset(_unlike(items)), True),
+    "dict": (_dictionary, True),
     "deque": (deque, True),
     "iter": (iter, True),
     "range": (lambda ends: range(*ends), True),
-    "keys": (lambda items: dict.fromkeys(items).keys(), True),
+    "keys": (lambda items: dict.fromkeys(_unlike(items)).keys(), True),
     "values": (lambda items: dict(enumerate(items)).values(), True),
-    "items": (lambda pairs: dict(pairs).items(), True),
+    "items": (lambda pairs: _dictionary(pairs).items(), True),
     "bytes": (bytes.fromhex, False),
     "bytearray": (bytearray.fromhex, False),
     "decimal": (Decimal, False),
