@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import quantized
 from hand_made import (
     gemma_arrays,
     gemma_config,
@@ -50,6 +51,8 @@ NASTY: tuple[Any, ...] = (
     -(1 << 63), 0.5, 1e308, -0.0, "", "0", "F32", "BF16", "U8", "F4", "x" * 3000, "\x00", "é", "../../etc/passwd",
     [], {}, [[]], [0], [1, 2], [1 << 40, 1 << 40], [0] * 40, {"dtype": "F32"}, {"drop": {}}, "config.json",
 )  # fmt: skip
+SETTINGS = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized",
+            "ignore": ["lm_head", "model.layers.0.mlp.experts.3", "re:.*mlp.gate$", "*self_attn*"]}  # fmt: skip
 KEYS = ("dtype", "shape", "data_offsets", "__metadata__", "weight_map", "drop", "num_experts", "text_config", "0", "-1",
         "1048577", "01", "quantization_config")  # fmt: skip
 
@@ -146,8 +149,11 @@ def inputs(folder: Path) -> list[Case]:
         write_checkpoint(folder / "sharded", gemma_arrays(), gemma_config(), [i % 3 for i in range(16)]),
         write_checkpoint(folder / "per_expert", per_expert_arrays(), per_expert_config(), [0] * 20 + [1] * 23),
         write_checkpoint(folder / "transposed", transposed_arrays(), transposed_config()),
+        quantized.write(folder / "quantized", quantized.qwen(quantized.ct_nvfp4), quantized.qwen_config(SETTINGS)),
+        quantized.write(folder / "quantized stacks", *quantized.llama4_nvfp4()),
     ]
-    maps = [{0: (1, 4), 1: (0, 7)}, {0: (1, 4), 1: (0, 7)}, {1: (0,), 2: (5,)}, {0: (1,), 1: (6,)}]
+    eight = {0: (1, 4), 1: (0, 7)}
+    maps = [eight, eight, {1: (0,), 2: (5,)}, {0: (1,), 1: (6,)}, eight, eight]
     cases = [
         Case(path, DropMap(drop), path.with_name(path.name + "-cut")) for path, drop in zip(made, maps, strict=True)
     ]

@@ -25,7 +25,7 @@ from trimoe.cut.certify_data import (
     make_check,
     verdict,
 )
-from trimoe.cut.certify_files import check_config, check_files, check_map, kept_count, read_config, recorded_map
+from trimoe.cut.certify_files import check_config, check_files, check_map, read_config, recorded_map
 from trimoe.cut.certify_logits import LogitProof, check_logits, missing_software, not_run
 from trimoe.cut.certify_prompts import Conversation, load_prompts
 from trimoe.cut.infer import recover
@@ -69,8 +69,8 @@ def certify(
         checks, drop_map, source = [readable], given, _source(given)
     else:
         drop_map, source, map_check = _resolve_map(original, pruned, index, given, progress)
-        kept = None if drop_map is None else kept_count(drop_map)
-        checks = [readable, map_check, check_config(original, config, kept), check_files(original.path, pruned, index)]
+        checks = [readable, map_check, check_config(original, config, drop_map)]
+        checks.append(check_files(original, pruned, index, drop_map))
         checks += _byte_checks(original, index, drop_map, progress)
     proof = _logit_proof(
         original, pruned, index, drop_map, conversations, checks, logits, keep_going, tolerance, device, progress

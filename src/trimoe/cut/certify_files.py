@@ -12,7 +12,9 @@ from trimoe.artifact import MANIFEST, read_json, sha256_file
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_bytes import fit_map
 from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
+from trimoe.cut.certify_settings import changed_patterns, in_original_numbers, without_dropped
 from trimoe.cut.record import METADATA, map_from, read_record, steps
+from trimoe.cut.renumber import FILES, SETTINGS
 from trimoe.errors import BadInput, CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.gguf_model import GgufModel
@@ -39,11 +41,13 @@ def kept_count(drop_map: DropMap) -> int:
     return len(drop_map.keep(min(drop_map.drop)))
 
 
-def check_config(base: Checkpoint, pruned: dict[str, Any], kept: int | None) -> Check:
-    """The pruned config is the original's with one key changed: the expert count, which must be `kept`."""
+def check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
+    """The pruned config is the original's with one key changed, the expert count; and where quantization settings name
+    experts, with their new numbers. Without a map any count will do."""
     key = ".".join((*base.config_scope, base.arch.config.num_experts))
+    kept = None if drop_map is None else kept_count(drop_map)
     counts: set[str] = set()
-    want = copy.deepcopy(base.config)
+    want, have = copy.deepcopy(base.config), copy.deepcopy(pruned)
     scope = want
     for part in base.config_scope:
         scope = scope[part]
@@ -51,11 +55,21 @@ def check_config(base: Checkpoint, pruned: dict[str, Any], kept: int | None) -> 
         if name in scope:
             scope[name] = kept
             counts.add(".".join((*base.config_scope, name)))
+    findings: list[Finding] = []
+    if drop_map is not None:
+        for where, (one, two) in {
+            "": (want, have),
+            "text_config.": (want.get("text_config"), have.get("text_config")),
+        }.items():
+            for name in SETTINGS:
+                if isinstance(one, dict) and isinstance(two, dict) and name in one and name in two:
+                    findings += _settings_findings(f"config.json: {where}{name}", one[name], two[name], base, drop_map)
+                    del one[name], two[name]
     findings = [
         Finding(subject=f"config.json: {path} is not what it should be", expected=expected, actual=actual)
-        for path, expected, actual in _json_differences(want, pruned)
+        for path, expected, actual in _json_differences(want, have)
         if not (path in counts and kept is None)
-    ]
+    ] + findings
     detail = (
         f"only {key} differs from the original: {base.num_experts} -> {kept}"
         if not findings
@@ -63,6 +77,21 @@ def check_config(base: Checkpoint, pruned: dict[str, Any], kept: int | None) -> 
     )
     claim = f"config.json is the original's with {key} set to the number of kept experts"
     return make_check("config", claim, detail, findings)
+
+
+def _settings_findings(place: str, want: Any, have: Any, base: Checkpoint, drop_map: DropMap) -> list[Finding]:
+    """Where quantization settings do not mean the same modules as the original's."""
+    wanted, found_there = without_dropped(want, base, drop_map), in_original_numbers(have, base, drop_map)
+    found = [
+        Finding(
+            subject=f"{path} is not what it should be", expected=expected, actual=f"{actual}, in the original's numbers"
+        )
+        for path, expected, actual in _json_differences(wanted, found_there, place)
+    ]
+    if not found:
+        found = [Finding(subject=f"{place}: {text} does not select the same experts as in the original")
+                 for text in changed_patterns(want, have, base, drop_map)]  # fmt: skip
+    return found
 
 
 def _json_differences(want: Any, have: Any, path: str = "") -> list[tuple[str, str, str]]:
@@ -87,9 +116,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def check_files(base: Path, pruned: Path, pruned_index: dict[str, TensorInfo]) -> Check:
+def check_files(base: Checkpoint, pruned: Path, pruned_index: dict[str, TensorInfo], drop_map: DropMap | None) -> Check:
     """Tokenizer, chat template, generation config and the like are identical; no second set of weights lies around."""
-    originals, copies = _loader_files(base), _loader_files(pruned)
+    originals, copies = _loader_files(base.path), _loader_files(pruned)
     findings = []
     for name in sorted(originals.keys() | copies.keys()):
         if name not in copies:
@@ -97,13 +126,7 @@ def check_files(base: Path, pruned: Path, pruned_index: dict[str, TensorInfo]) -
         elif name not in originals:
             findings.append(Finding(subject=f"file {name} is extra", expected="no such file, the original has none"))
         elif sha256_file(originals[name]) != sha256_file(copies[name]):
-            findings.append(
-                Finding(
-                    subject=f"file {name} differs from the original",
-                    expected=f"sha256 {sha256_file(originals[name])[:16]}",
-                    actual=f"sha256 {sha256_file(copies[name])[:16]}",
-                )
-            )
+            findings += _file_findings(name, originals[name], copies[name], base, drop_map)
     shards = {info.file.name for info in pruned_index.values()}
     for file in sorted(p for p in pruned.iterdir() if p.is_file()):
         # A loader may prefer such a file to the one that was compared.
@@ -117,6 +140,23 @@ def check_files(base: Path, pruned: Path, pruned_index: dict[str, TensorInfo]) -
             )
     claim = "tokenizer, chat template and every other file a loader reads are identical to the original's"
     return make_check("files", claim, f"{len(originals)} files: {', '.join(sorted(originals)) or 'none'}", findings)
+
+
+def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: DropMap | None) -> list[Finding]:
+    """A file that differs: wrong, unless it holds quantization settings that mean the same modules."""
+    if name in FILES and drop_map is not None:
+        try:
+            want, have = (read_json(p, "quantization settings", CheckpointError) for p in (one, two))
+        except CheckpointError as exc:
+            return [Finding(subject=exc.subject, actual=exc.actual)]
+        return _settings_findings(name, want, have, base, drop_map)
+    return [
+        Finding(
+            subject=f"file {name} differs from the original",
+            expected=f"sha256 {sha256_file(one)[:16]}",
+            actual=f"sha256 {sha256_file(two)[:16]}",
+        )
+    ]
 
 
 def _loader_files(directory: Path) -> dict[str, Path]:

@@ -8,6 +8,7 @@ original from being run and masked (software, memory, a router that was never re
 import gc
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from trimoe.cut.certify_files import read_config
 from trimoe.cut.certify_mask import CannotCheck, Routing, router_mask
 from trimoe.cut.certify_prompts import Conversation
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.quant import all_quants, method_of
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
 Progress = Callable[[int, int, str], None]
@@ -238,22 +240,24 @@ def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[st
     from transformers.utils import logging
 
     _require_memory(nbytes, device)
+    floats = _dequantized(path)
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        plain = _dequantized(path)
-        # Mismatched sizes are let through so that they are reported by name instead of as a stack trace.
-        model, keys = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            local_files_only=True,
-            attn_implementation="eager",
-            experts_implementation="eager",
-            **plain,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # on purpose
+            # Mismatched sizes are let through so that they are reported by name instead of as a stack trace.
+            model, keys = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                attn_implementation="eager",
+                experts_implementation="eager",
+                **floats,
+            )
         model = model.eval().to(device)
     except Exception as exc:  # loading damaged weights fails in every way there is; each means "does not load"
         raise _LoadingFailed(
@@ -271,12 +275,18 @@ def _loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[st
 
 
 def _dequantized(path: Path) -> dict[str, Any]:
-    """Loading options that turn MXFP4 weights, whose kernels not every machine has, into floats."""
-    from transformers import Mxfp4Config
+    """Loading options that turn quantized weights into floats, for which no special kernels are needed."""
+    import transformers
 
-    quantization = read_config(path).get("quantization_config")
-    mxfp4 = isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
-    return {"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {}
+    method = method_of(read_config(path))
+    if method is None:
+        return {}
+    quant = next((q for q in all_quants() if method in q.methods), None)
+    if quant is None or quant.loader is None:
+        raise CannotCheck(f"transformers cannot load {method} weights as floats")
+    if absent := [name for name in quant.packages if find_spec(name) is None]:
+        raise CannotCheck(f"loading {method} weights needs {', '.join(absent)}, not installed")
+    return {"quantization_config": getattr(transformers, quant.loader)(dequantize=True)}
 
 
 def _loading_findings(keys: dict[str, Any], unused: set[str]) -> list[Finding]:

@@ -26,7 +26,7 @@ from trimoe.cut.certify_bytes import (
     row_layout,
 )
 from trimoe.cut.certify_data import Check, Finding
-from trimoe.cut.certify_files import check_config, check_files, kept_count, read_config
+from trimoe.cut.certify_files import check_config, check_files, read_config
 from trimoe.errors import MapError
 from trimoe.model.checkpoint import Checkpoint, ExpertTensor, open_checkpoint
 from trimoe.model.safetensors import TensorInfo, read_index
@@ -109,8 +109,8 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
         return Inference(None, [f"{exc.subject}: {exc.actual}"], [])
     expected = expected_tensors(original, drop_map)
     checks: list[Check] = [
-        check_config(original, config, kept_count(drop_map)),
-        check_files(original.path, pruned, index),
+        check_config(original, config, drop_map),
+        check_files(original, pruned, index, drop_map),
         check_tensors(expected, index, original.layer_of),
         check_untouched(expected, index, progress),
         check_cut(expected, index, progress),

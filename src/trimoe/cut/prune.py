@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from trimoe.artifact import (
     write_manifest,
 )
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut.config import edited_files
 from trimoe.cut.copying import Copier
 from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
 from trimoe.cut.record import METADATA, make_record, read_record
@@ -96,7 +96,9 @@ def prune(
     checkpoint = open_checkpoint(model)
     shards = plan_shards(plan_cut(checkpoint, drop_map), max_shard)
     kept = checkpoint.num_experts - len(drop_map.drop[checkpoint.moe_layers[0]])
-    config, previous = edited_config(checkpoint, kept), previous_record(checkpoint)
+    previous = previous_record(checkpoint)
+    keeps = {i: tuple(drop_map.keep(i, checkpoint.num_experts)) for i in checkpoint.moe_layers}
+    edited = edited_files(checkpoint, keeps)
     files, left_out = other_files(checkpoint.path)
     total = sum(shard.nbytes for shard in shards)
     require_absent(out)
@@ -115,10 +117,11 @@ def prune(
             report.copied_by, report.bytes_resumed = written.methods, written.resumed
             if verify and hashed:
                 read_back(folder, written.digests, progress)
-            (folder / "config.json").write_bytes(config)
             for file, name in zip(files, report.files_copied, strict=True):
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, folder / name)
+            for name, content in edited.items():
+                (folder / name).write_bytes(content)
             _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, previous))
             inputs = {"base": checkpoint.fingerprint, "drop": drop_map.content_hash, "max_shard": max_shard,
                       "map_metadata": drop_map.metadata}  # fmt: skip
@@ -215,41 +218,6 @@ def other_files(directory: Path) -> tuple[list[Path], list[str]]:
         else:
             files.append(file)
     return files, left_out
-
-
-def edited_config(checkpoint: Checkpoint, kept: int) -> bytes:
-    """The text of the original config.json with only the digits of the expert count replaced."""
-    raw = (checkpoint.path / "config.json").read_bytes()
-    keys = checkpoint.arch.config
-    text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
-    scope = wanted
-    for part in checkpoint.config_scope:
-        scope = scope[part]
-    for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
-        scope[key] = kept
-        text = _with_number(text, key, kept, checkpoint.config_scope)
-    if json.loads(text) != wanted:
-        raise CheckpointError("config.json could not be edited exactly", expected=f"one {keys.num_experts} in it",
-                              remedy="remove duplicate keys from config.json")  # fmt: skip
-    return text.encode()
-
-
-def _with_number(text: str, key: str, value: int, scope: tuple[str, ...]) -> str:
-    """`text` with the number at scope.key replaced. The right one of several places is the one that, edited, changes
-    the parsed value there and nothing else."""
-
-    def at(config: Any) -> Any:
-        for part in scope:
-            config = config[part]
-        return config
-
-    wanted = json.loads(text)
-    at(wanted)[key] = value
-    for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*(-?\d+)', text):
-        candidate = text[: match.start(1)] + str(value) + text[match.end(1) :]
-        if json.loads(candidate) == wanted:
-            return candidate
-    return text
 
 
 def previous_record(checkpoint: Checkpoint) -> dict[str, Any] | None:

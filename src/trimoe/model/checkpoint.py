@@ -6,7 +6,7 @@ experts or the router unexplained, so later steps need not. Values are not read:
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -119,13 +119,14 @@ class Checkpoint:
                 else:
                     found[part.name] = ExpertTensor(key, layer, info, part.axis, part.expert, part.template)
 
-    def _parts(self, role: Role, template: str) -> list[Part]:
+    def _parts(self, role: Role, template: str) -> Iterator[Part]:
         """The tensors of a role in one block: one, or one per expert, or what a quantization makes of them."""
         quantized = self.quant and parts_of(self.quant, role, template, self.index, self.num_experts)
         if quantized:
-            return quantized
-        experts = range(self.num_experts) if role.per_expert else (None,)
-        return [Part(template.replace("{E}", str(e)), "", template, role.axis, e, True) for e in experts]
+            yield from quantized
+            return
+        for expert in range(self.num_experts) if role.per_expert else (None,):
+            yield Part(template.replace("{E}", str(expert)), "", template, role.axis, expert, True)
 
     def _begins(self, prefix: str, role: Role) -> bool:
         """Whether a block has the (first) tensor of a role. One that lacks the first only is refused as a stray."""

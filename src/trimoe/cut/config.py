@@ -1,0 +1,80 @@
+"""config.json and its like after a cut: the count of experts, and experts named by number in quantization settings.
+
+Invariants: the text is kept as it is except for what must change; every edit is checked by parsing the result.
+"""
+
+import json
+import re
+from typing import Any
+
+from trimoe.artifact import read_json
+from trimoe.cut.renumber import FILES, SETTINGS, ExpertNames, Keeps, renumbered
+from trimoe.errors import CheckpointError
+from trimoe.model.checkpoint import Checkpoint
+
+Scope = tuple[str, ...]
+
+
+def edited_files(checkpoint: Checkpoint, keeps: Keeps) -> dict[str, bytes]:
+    """The files that a cut changes, by name: config.json, and others only where they name experts by number.
+
+    `keeps` are the kept experts of each layer. Raises `CheckpointError` for settings that cannot be kept true.
+    """
+    names = ExpertNames(checkpoint, keeps)
+    files = {"config.json": edited_config(checkpoint, len(next(iter(keeps.values()))), names)}
+    for file in (checkpoint.path / name for name in FILES):
+        if file.is_file():
+            old = read_json(file, "quantization settings", CheckpointError)
+            new = renumbered(old, names)
+            if new != old:
+                files[file.name] = (json.dumps(new, indent=4, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> bytes:
+    """The text of the original config.json with the digits of the expert count replaced, and quantization settings
+    renumbered where they name experts."""
+    raw = (checkpoint.path / "config.json").read_bytes()
+    keys = checkpoint.arch.config
+    text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
+    scope = _at(wanted, checkpoint.config_scope)
+    for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
+        scope[key] = kept
+        text = _with_value(text, key, kept, checkpoint.config_scope)
+    for where in ((), ("text_config",)):
+        holder = _at(wanted, where)
+        for key in SETTINGS:
+            if isinstance(holder, dict) and key in holder:
+                new = renumbered(holder[key], names)
+                if new != holder[key]:
+                    holder[key] = new
+                    text = _with_value(text, key, new, where)
+    if json.loads(text) != wanted:
+        raise CheckpointError("config.json could not be edited exactly", expected=f"one {keys.num_experts} in it",
+                              remedy="remove duplicate keys from config.json")  # fmt: skip
+    return text.encode()
+
+
+def _at(config: Any, scope: Scope) -> Any:
+    for part in scope:
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _with_value(text: str, key: str, value: Any, scope: Scope) -> str:
+    """`text` with the value at scope.key replaced. The right one of several places is the one that, edited, changes the
+    parsed value there and nothing else."""
+    wanted = json.loads(text)
+    _at(wanted, scope)[key] = value
+    for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*', text):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, match.end())
+        except ValueError:  # not a key, but part of a text
+            continue
+        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        margin = line[: len(line) - len(line.lstrip())]
+        new = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n" + margin)
+        candidate = text[: match.end()] + new + text[end:]
+        if json.loads(candidate) == wanted:
+            return candidate
+    return text
