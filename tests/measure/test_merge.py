@@ -60,7 +60,7 @@ def write_sets(folder: Path, batch: str = "") -> tuple[Path, Path, Path]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
 def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: Path, batch_tokens: int) -> None:
-    """One window per batch: the same forward passes, so equal to the last bits; many: other padding, 1e-6."""
+    """Batches change no bit, so only the order of the additions differs: the last bits of sums, nothing of maxima."""
     options = Options(shards=4, batch_tokens=batch_tokens)
     one, two, whole = (
         calibrate(random_model, path, tmp_path / f"{path.stem}.stats", options=options) for path in write_sets(tmp_path)
@@ -71,10 +71,10 @@ def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: P
     assert set(merged.fields) == set(whole.fields) - {MEAN_VECTOR}
     for name, array in merged.fields.items():
         field = name.rpartition("/")[2]
-        if field in ("tc", "cc", "runner_up", "tokens") or (field in MAXIMA and batch_tokens == 1):
+        if field in ("tc", "cc", "runner_up", "tokens") or field in MAXIMA:
             assert (array == whole.fields[name]).all(), name
         else:
-            tolerance = {1: 1e-12, 4096: 2e-6}[batch_tokens]
+            tolerance = 1e-12
             scale = np.abs(whole.fields[name]).max() if "logit" in name else 0
             np.testing.assert_allclose(array, whole.fields[name], rtol=tolerance, atol=tolerance * scale, err_msg=name)
     assert {*SUMS, *MAXIMA} <= merged.fields.keys()

@@ -206,7 +206,7 @@ def test_a_sampler_in_the_checkpoint_does_not_matter(random_model: Path, chosen:
 def test_replies_made_elsewhere_need_no_memory(
     random_model: Path, chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "_available", lambda: 100_000)
+    monkeypatch.setattr(replies, "available_memory", lambda: 100_000)
     with pytest.raises(MissingPrerequisite, match="does not fit into memory") as caught:
         windows(random_model, chosen, tmp_path / "r.jsonl")
     assert "replies: FILE" in caught.value.remedy
@@ -224,7 +224,7 @@ def test_replies_made_elsewhere_need_no_memory(
 
 
 def test_a_plan_needs_no_replies(random_model: Path, chosen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replies, "_available", lambda: 0)
+    monkeypatch.setattr(replies, "available_memory", lambda: 0)
     planned = tokenise(open_checkpoint(random_model), CalibrationSet.load(chosen), 4, plan_only=True)
     lengths = [len(w.tokens) for w in planned.windows]
     tokenizer = tokenizer_of(random_model)

@@ -19,6 +19,7 @@ from typing import Any
 
 from trimoe.artifact import publish_file, sha256_file, sha256_json
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, MissingPrerequisite
+from trimoe.measure.plan import available_memory
 from trimoe.measure.records import Message
 from trimoe.measure.rendering import Tokenizer, end_of_turn, prompt_ids
 from trimoe.measure.sources import RawReply, SourceText
@@ -133,7 +134,7 @@ def require_memory(checkpoint: Checkpoint, device: str, dtype: str) -> None:
     weights = sum(prod(info.shape) for info in checkpoint.index.values()) * item
     need = int(weights * 1.1)  # caches and activations of a few short replies
     kind = torch.device(device).type
-    free = torch.cuda.mem_get_info(torch.device(device))[0] if kind == "cuda" else _available()
+    free = torch.cuda.mem_get_info(torch.device(device))[0] if kind == "cuda" else available_memory()
     if free < need:
         raise MissingPrerequisite(
             "the model does not fit into memory, so it cannot answer the prompts of this set itself",
@@ -263,11 +264,3 @@ def _require_finite(input_ids: Any, scores: Any) -> Any:
         raise CheckpointError("the model's logits are not finite", expected="finite numbers",
                               remedy="the weights hold NaN or overflow: check the checkpoint")  # fmt: skip
     return scores
-
-
-def _available() -> int:
-    """Bytes of memory that can be used without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
