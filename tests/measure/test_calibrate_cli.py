@@ -129,8 +129,9 @@ def test_interrupting_the_command_keeps_finished_layers(
     make_model: Callable[..., Path], long_set: Path, tmp_path: Path
 ) -> None:
     """A real process gets SIGINT after its first layer: exit code 6, a message that says how to go on, same bytes."""
-    kinds = ["sliding_attention"] * 7 + ["full_attention"]
-    model = make_model(num_hidden_layers=8, layer_types=kinds, hidden_size=128)
+    # Many layers: on a busy machine the signal may come seconds after the first.
+    kinds = ["sliding_attention"] * 29 + ["full_attention"]
+    model = make_model(num_hidden_layers=30, layer_types=kinds, hidden_size=128)
     out, whole = tmp_path / "out", tmp_path / "whole"
     child = subprocess.Popen(
         [sys.executable, "-m", "trimoe", *command(model, long_set, out)],
@@ -142,9 +143,9 @@ def test_interrupting_the_command_keeps_finished_layers(
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=120)
     assert child.returncode == 6, stderr
-    assert "of 8 layers are finished and kept" in stderr
+    assert "of 30 layers are finished and kept" in stderr
     assert "run the same command again to go on" in stderr
-    assert 1 <= len(read_marks(state_path(out))) < 8
+    assert 1 <= len(read_marks(state_path(out))) < 30
     calibrate(model, long_set, out)
     calibrate(model, long_set, whole, options=Options())
     assert out.read_bytes() == whole.read_bytes()
