@@ -27,6 +27,7 @@ def problems(shared: Path) -> dict[str, Problem]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # 32 s of CPU, which a busy machine stretches
 def test_every_canonical_solution_passes(problems: dict[str, Problem], sandbox: Sandbox, tmp_path: Path) -> None:
     pairs = [(p.prompt + p.canonical_solution, p) for p in problems.values()]
     verdicts = evalplus.score(pairs, sandbox, tmp_path)
