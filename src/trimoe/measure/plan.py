@@ -122,7 +122,8 @@ def make_plan(
 
     def ram_of(prefetch: bool, kept: int) -> int:
         if on_cpu:
-            return base + sizes.embedding + _layers(sizes, shape, largest, prefetch) + kept
+            first = sizes.embedding + sizes.layers[0].weights + sizes.layers[0].loading
+            return base + max(first, _layers(sizes, shape, largest, prefetch)) + kept
         return base + max(layer.weights + layer.loading for layer in sizes.layers) + kept
 
     budget = ram if ram is not None else int(available_memory() * 0.8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from trimoe.evaluate.sandbox import Limits, Outcome
 
 QUICK = Limits(cpu=1, call_cpu=1, idle=3, memory=512 << 20, scratch=8 << 20, files=64, processes=32, output=1 << 20)
+PATIENT = replace(QUICK, cpu=30, call_cpu=30, idle=60)  # filling memory is work, and a busy machine does it slowly
 
 # A call that must fail: the name of what it raised, or what it gave.
 TRIED = """
@@ -106,7 +107,7 @@ for _ in range(12):
         block = bytearray(os.urandom(1 << 20)) * 200
         time.sleep(60)
 time.sleep(60)
-"""), ends("memory")),
+"""), ends("memory"), PATIENT),
     Hostile("shared memory", body("""
 import mmap, time
 blocks = []
@@ -114,7 +115,7 @@ for _ in range(64):
     blocks.append(mmap.mmap(-1, 64 << 20))
     blocks[-1].write(bytes(64 << 20))
 time.sleep(60)
-"""), ends("memory")),
+"""), ends("memory"), PATIENT),
     Hostile("read /etc/shadow", body("return tried(open, '/etc/shadow')"), gives("FileNotFoundError")),
     Hostile("read the home directory", body("""
 seen = []
@@ -286,4 +287,3 @@ return [names, any(isinstance(o, str) and '{needle}' in o for o in gc.get_object
 """), gives([[], False])),
 ]  # fmt: skip
 
-PATIENT = replace(QUICK, cpu=10, call_cpu=10, idle=10)

@@ -1,0 +1,32 @@
+"""A running chat-completions server as the rest of this room sees it: where it is, what it serves, and how it was set.
+
+Invariants: `settings` holds what can change a reply and is part of a run's identity; `operational` never is. What could
+not be read from the live server is None, never a guess.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One server and one model on it.
+
+    `url` ends before `/chat/completions` (as in `http://127.0.0.1:8080/v1`); `model` is the id a request names;
+    `model_hash` is the content hash of what is served, None where nobody can know (a stranger's endpoint); `context` is
+    in tokens per slot. `settings`: engine build, KV type, reasoning parser and budget, template arguments, weights' type.
+    `operational`: port, command, paths, parallel requests. `body` is sent with every request as it stands.
+    `api_key_env` names the environment variable that holds the key; the key itself is never kept.
+    """
+
+    url: str
+    model: str
+    engine: str
+    model_hash: str | None = None
+    context: int | None = None
+    slots: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    operational: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+    api_key_env: str | None = None
