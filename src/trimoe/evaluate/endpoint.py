@@ -15,7 +15,7 @@ class Endpoint:
 
     `url` ends before `/chat/completions` (as in `http://127.0.0.1:8080/v1`); `model` is the id a request names;
     `model_hash` is the content hash of what is served, None where nobody can know (a stranger's endpoint); `context` is
-    in tokens per slot. `settings`: engine build, KV type, reasoning parser and budget, template arguments, weights' type.
+    in tokens per slot. `settings`: engine build, KV type, reasoning parser and budget, template arguments, dtype.
     `operational`: port, command, paths, parallel requests. `body` is sent with every request as it stands.
     `api_key_env` names the environment variable that holds the key; the key itself is never kept.
     """

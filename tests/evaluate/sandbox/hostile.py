@@ -286,4 +286,3 @@ while frame: frames.append(frame.f_code.co_name); frame = frame.f_back
 return [names, any(isinstance(o, str) and '{needle}' in o for o in gc.get_objects())]
 """), gives([[], False])),
 ]  # fmt: skip
-
