@@ -76,6 +76,7 @@ def test_show_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[s
     stats = stats_of(3, model="m")
     stats.fields["wnorm"][0, 0, :2] = np.nan, 1e9
     stats.fields["rnorm"][:] = 0
+    stats.fields["cc"][1, 0, 0], stats.fields["wnorm"][1, 0, 0] = 3, 2.5e6  # a sum over three windows: no accident
     stats.fields["tc"][1, 2, 3] = 0
     stats.save(tmp_path / "stats")
     assert main(["stats", "show", str(tmp_path / "stats"), "--json"]) == 0
@@ -85,5 +86,5 @@ def test_show_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert data["classes"]["class1"]["never_used"] == 1
     assert main(["stats", "show", str(tmp_path / "stats")]) == 0
     text = capsys.readouterr().out
-    assert "wnorm: 1 not finite, 1 above 1e6" in text
+    assert "wnorm: 1 not finite, 1 above 1e6 per window" in text
     assert "rnorm: zero everywhere" in text

@@ -166,7 +166,7 @@ def _notes(data: dict[str, Any]) -> list[str]:
     for name, row in data["fields"].items():
         note = [f"{row['nonfinite']} not finite"] if row["nonfinite"] else []
         note += ["zero everywhere: not measured"] if row["all_zero"] and "/" not in name else []
-        note += [f"{row['extreme']} above 1e6"] if row["extreme"] else []
+        note += [f"{row['extreme']} above 1e6 per window"] if row["extreme"] else []
         if note:
             lines.append(f"warning: {name}: {', '.join(note)}")
     metadata = data["metadata"]

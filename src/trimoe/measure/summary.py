@@ -16,7 +16,7 @@ from trimoe.measure.stats import ExpertStats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 EXTREME = 1e6
-"""A norm above it is an accident (protocol section 4)."""
+"""A norm above it is an accident (protocol section 4). Norms are summed over windows: their mean is compared."""
 
 
 def summarize(stats: ExpertStats, scores: Array, by: str, *, top: int, show: int, least: int) -> dict[str, Any]:
@@ -49,7 +49,10 @@ def summarize(stats: ExpertStats, scores: Array, by: str, *, top: int, show: int
         "model": stats.metadata.get("model"),
         "set": stats.metadata.get("set"),
         "sha256": stats.content_hash,
-        "fields": {name: _field(name, array) for name, array in sorted({**stats.fields, **stats.wide}.items())},
+        "fields": {
+            name: _field(name, array, stats.fields.get("cc"))
+            for name, array in sorted({**stats.fields, **stats.wide}.items())
+        },
         "classes": {name: _class(tc, i, least) for i, name in enumerate(stats.classes)},
         "by": by,
         "layers": shown,
@@ -146,12 +149,14 @@ def _class(tc: Array | None, c: int, least: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _field(name: str, array: Array) -> dict[str, Any]:
+def _field(name: str, array: Array, windows: Array | None) -> dict[str, Any]:
+    """`windows` [C, L, E] that hit the expert (cc); without them the sum itself is held against the limit."""
     norm = name in ("wnorm", "rnorm")
+    limit = EXTREME * (1 if windows is None else np.maximum(np.nan_to_num(windows, posinf=1.0), 1))
     return {
         "nonfinite": int((~np.isfinite(array)).sum()),
         "all_zero": not np.any(array),
-        "extreme": int((np.isfinite(array) & (np.abs(array) > EXTREME)).sum()) if norm else 0,
+        "extreme": int((np.isfinite(array) & (np.abs(array) > limit)).sum()) if norm else 0,
     }
 
 
