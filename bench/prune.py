@@ -1,14 +1,15 @@
 """Prune against `cp`: time and memory on generated models of real Gemma 4 layer shapes.
 
-    python bench/prune.py DIR [--gib 1,4,8] [--format safetensors,gguf] [--cache warm,cold] [--runs 5] [--sync] [--json]
+    python bench/prune.py DIR [--gib 1,4,8] [--format safetensors,gguf] [--cache warm,cold] [--runs 5] [--only prune,cp]
+                          [--sync] [--json]
 
 Each round deletes the output, waits for the disk, and runs in turn `trimoe prune` (the whole command in a child
 process, 30 of 128 experts dropped) as it is and with other options, and `cp --reflink=never` of a file of the output's
-size; with `--sync` also both followed by waiting for the disk. The order alternates from round to round. Reported are
-medians, the ratio of the medians, and the median of the rounds' own ratios, which is steadier on a machine that does
-other things too. Peak memory is the child's own maximum resident set. The input is read before every run, or (cold)
-dropped from the page cache. Everything below DIR/trimoe-bench is removed at the end; DIR needs about 4 times the
-largest size.
+size (`--only` takes these two, for many rounds); with `--sync` also both followed by waiting for the disk. The order
+alternates from round to round. Reported are medians, the ratio of the medians, and the median of the rounds' own
+ratios, which is steadier on a machine that does other things too. Peak memory is the child's own maximum resident set.
+The input is read before every run, or (cold) dropped from the page cache. Everything below DIR/trimoe-bench is removed
+at the end; DIR needs about 4 times the largest size.
 """
 
 import argparse
@@ -95,10 +96,10 @@ def commands(root: Path, source: Path, sync: bool) -> dict[str, list[str]]:
     return found
 
 
-def measure(root: Path, kind: str, size: int, cache: str, runs: int, sync: bool) -> dict[str, Any]:
+def measure(root: Path, kind: str, size: int, cache: str, runs: int, sync: bool, only: list[str]) -> dict[str, Any]:
     """All rounds of one size; returns medians, ratios and the conditions."""
     source, layers = make(root, kind, size)
-    jobs = commands(root, source, sync)
+    jobs = {name: job for name, job in commands(root, source, sync).items() if not only or name in only}
     out, reference = Path(jobs["prune"][-1]), root / "reference"
     child(jobs["prune"])  # also warms the interpreter's files
     with reference.open("wb") as target:  # cp's input: the output's bytes in one file
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--format", default="safetensors", help="safetensors, gguf, or both with a comma")
     parser.add_argument("--cache", default="warm,cold", help="warm, cold, or both with a comma")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", default="", help="contestants, comma-separated; prune and cp must be among them")
     parser.add_argument("--sync", action="store_true", help="also with the disk waited for")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON list and nothing else")
     options = parser.parse_args()
@@ -171,7 +173,9 @@ def main() -> None:
                 shutil.rmtree(root, ignore_errors=True)  # a leftover of a killed run
                 root.mkdir(parents=True)
                 try:
-                    results.append(measure(root, kind, int(float(size) * (1 << 30)), cache, options.runs, options.sync))
+                    only = options.only.split(",") if options.only else []
+                    results.append(measure(root, kind, int(float(size) * (1 << 30)), cache, options.runs, options.sync,
+                                           only))  # fmt: skip
                 finally:
                     shutil.rmtree(root)
                 if not options.as_json:

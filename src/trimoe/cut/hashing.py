@@ -2,14 +2,17 @@
 
 The hash is xxh3-128 of the file (what `xxh128sum` prints): at 30 GB/s per core it is far from the bottleneck, where
 sha256 with processor support reaches 1 to 2 GB/s and would be slower than copying. It finds damage, not malice.
-Every MARK bytes the hash so far is noted. Invariant: nothing that an earlier run wrote is trusted because it exists; it
-is read again and kept only up to the last mark whose hash it still has.
+A thread hashes and writes a block while the next one is read: a cold disk goes on reading meanwhile, and with a warm
+cache two processors share the copying. Every MARK bytes the hash so far is noted. Invariant: nothing that an earlier
+run wrote is trusted because it exists; it is read again and kept only up to the last mark whose hash it still has.
 """
 
 import ctypes
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +21,7 @@ import xxhash
 
 MARK = 64 << 20  # bytes between marks: what a kill can cost
 BLOCK = 512 << 10  # fits the second-level cache of current processors: hash and write find there what was just read
+BLOCKS = 16  # at most in memory: read and not yet written
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h: the file grows with what is written, not with what is reserved
 
@@ -46,12 +50,15 @@ class HashedFile:
         self._note = None if marks is None else marks.note
         self._fd = self._open(path, marks)
         self._size, self._expected = self.verified, size
-        self._block, self._used = memoryview(bytearray(BLOCK)), 0
         try:
             reserve(self._fd, self.verified, size - self.verified)
         except OSError:
             os.close(self._fd)
             raise
+        self._block, self._used = memoryview(bytearray(BLOCK)), 0
+        self._written, self._sound = self.verified, True
+        self._waiting: deque[Future[memoryview]] = deque()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trimoe-writer")
 
     def put(self, data: memoryview) -> None:
         """Append bytes from memory."""
@@ -78,13 +85,18 @@ class HashedFile:
         """Write what waits, unless an error made the file worthless, and close."""
         try:
             if complete:
-                self._flush()
+                self._hand_over()
+            self._writer.shutdown()  # full blocks that wait are written in any case
+            if complete:
+                for block in self._waiting:
+                    block.result()
                 if self._size < self._expected:
                     os.ftruncate(self._fd, self._size)  # gives back what was reserved for nothing
                 self.digest = self._hash.hexdigest()
                 if self._note is not None:
                     self._note(self._size, self.digest)
         finally:
+            self._writer.shutdown()
             os.close(self._fd)
 
     def _open(self, path: Path, marks: Marks | None) -> int:
@@ -122,16 +134,28 @@ class HashedFile:
         self._used += count
         self._size += count
         if self._size % BLOCK == 0:
-            self._flush()
-            if self._size % MARK == 0 and self._note is not None:
-                self._note(self._size, self._hash.hexdigest())
+            self._hand_over()
 
-    def _flush(self) -> None:
-        data = self._block[: self._used]
+    def _hand_over(self) -> None:
+        """Give the block to the writer and take another, waiting for one if need be; raises what writing raised."""
+        self._waiting.append(self._writer.submit(self._write, self._block, self._used))
+        self._block = self._waiting.popleft().result() if len(self._waiting) == BLOCKS else memoryview(bytearray(BLOCK))
+        self._used = 0
+
+    def _write(self, block: memoryview, used: int) -> memoryview:
+        """In the thread: hash and write one block; gives it back. After a failure nothing is written any more."""
+        if not self._sound:
+            return block
+        self._sound = False
+        data = block[:used]
         self._hash.update(data)
         while data:
             data = data[os.write(self._fd, data) :]
-        self._used = 0
+        self._written += used
+        if used and self._written % MARK == 0 and self._note is not None:
+            self._note(self._written, self._hash.hexdigest())
+        self._sound = True
+        return block
 
 
 def reserve(fd: int, start: int, length: int) -> None:
