@@ -135,7 +135,7 @@ def _run(
             for done, future in enumerate(as_completed(waiting), 1):
                 job = waiting[future]
                 facts, kept = future.result()
-                rows[job.tier.name] = _row(job, facts, kept)
+                rows[job.tier.name] = row_of(job, facts, kept)
                 report(done, f"{job.tier.name}{' (was finished)' if kept else ''}")
         except BaseException:
             stopper.stop()
@@ -144,7 +144,8 @@ def _run(
     return [rows[job.tier.name] for job in jobs]
 
 
-def _row(job: Job, facts: dict[str, Any], kept: bool) -> dict[str, Any]:
+def row_of(job: Job, facts: dict[str, Any], kept: bool) -> dict[str, Any]:
+    """A finished job's line of the table."""
     fallbacks = sum(choice.fell_back for choice in job.size.choices)
     row = {"tier": job.tier.name, "file": job.out.name, **facts, "imatrix": job.inputs["imatrix"],
            "fallback_tensors": fallbacks, "kept": kept}  # fmt: skip

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trimoe.artifact import sha256_json
 from trimoe.errors import BadInput
+from trimoe.quantize.children import bound
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
 _START = 600.0  # seconds that a server may take to load a model
@@ -114,7 +115,7 @@ def served(tools: LlamaCpp, model: Path, *, threads: int, context: int = 2048) -
                "-c", str(context), "--parallel", "1", "-t", str(threads), "--reasoning", "off", "--no-ui",
                "--no-warmup"]  # fmt: skip
     with (model.parent / f".{model.name}.server.txt").open("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(bound(command), stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait(process, port, model, log.name)
             yield f"http://127.0.0.1:{port}"
