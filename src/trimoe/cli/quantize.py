@@ -30,6 +30,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.option("--layer-ranking", type=FILE, help="Ranks layers for CD tiers: JSON, or statistics (.safetensors).")
 @click.option("--allow-thin-imatrix", is_flag=True, help="Go on where the imatrix saw too little of some experts.")
+@click.option("--allow-unchecked", is_flag=True, help="Go on where the base fails its own smoke test.")
 @click.option("--name", help="What files are called after; default: the model's name.")
 @click.option("--jobs", "-j", type=click.IntRange(1), default=1, show_default=True, help="Tiers at a time.")
 @click.option("--threads", "-t", type=click.IntRange(1), help="Threads of each program; default: half the cores.")
@@ -53,6 +54,7 @@ def quantize(
     tokenizer: Path | None,
     layer_ranking: Path | None,
     allow_thin_imatrix: bool,
+    allow_unchecked: bool,
     name: str | None,
     jobs: int,
     threads: int | None,
@@ -69,7 +71,7 @@ def quantize(
     the KL divergence of each type is measured, and the types that cost least in sum are chosen. It takes a run of
     llama-perplexity per group and type; measurements are kept beside the files.
 
-    Exit code 1: the files are made, but one failed its smoke test.
+    Exit code 1: the files are made, but one failed its smoke test or could not be checked by it.
 
     \b
     Examples:
@@ -95,6 +97,8 @@ def quantize(
     ladder = load_ladder(ladder_file)
     if tiers is not None:
         ladder = ladder.model_copy(update={"tiers": tuple(t.strip() for t in tiers.split(","))})
+    if allow_unchecked and ladder.smoke is not None:
+        ladder = ladder.model_copy(update={"smoke": ladder.smoke.model_copy(update={"allow_unchecked": True})})
     effort = Effort(jobs, threads or Effort().threads, parse_bytes(ram))
     sources = Sources(imatrix, calibration, tokenizer, layer_ranking, allow_thin_imatrix)
     if mix is not None:
@@ -120,19 +124,25 @@ def _text(data: dict[str, Any]) -> str:
     imatrix = data["imatrix"]
     lines = [f"{data['model']}, from {data['base']['file']}"
              + (f", imatrix {imatrix['sha256'][:16]}" if imatrix else ", no imatrix"), "",
-             f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<6} {'sha256':<13} MB"]  # fmt: skip
+             f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<9} {'sha256':<13} MB"]  # fmt: skip
     for row in data["files"]:
         smoke = row.get("smoke")
         mix = " ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(row["types"].items(), key=_by_size)[:4])
         lines.append(f"{row['tier']:<12} {row['file_bytes']:>15,} {row['bits_per_weight']:>6.2f} "
                      f"{'yes' if row['imatrix'] else 'no':<8} "
-                     f"{'-' if smoke is None else 'FAILED' if smoke['failed'] else 'ok':<6} {row['sha256'][:12]} {mix}"
+                     f"{_verdict(smoke):<9} {row['sha256'][:12]} {mix}"
                      f"{'  (kept)' if row['kept'] else ''}")  # fmt: skip
         if (done := row.get("map")) and (done["fell back"] or done["kept by llama.cpp"]):
             lines.append(f"{'':<12} of its map {done['fell back']} tensors fell back (row length), "
                          f"{done['kept by llama.cpp']} lines name tensors that llama.cpp keeps, "
                          f"{done['no such tensor']} match nothing")  # fmt: skip
     return "\n".join([*lines, *(f"finding: {text}" for text in data["findings"])])
+
+
+def _verdict(smoke: dict[str, Any] | None) -> str:
+    if smoke is None:
+        return "-"
+    return "FAILED" if smoke["failed"] else "unchecked" if smoke["unchecked"] else "ok"
 
 
 def _mix_text(data: dict[str, Any]) -> str:

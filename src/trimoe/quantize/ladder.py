@@ -41,7 +41,7 @@ from trimoe.quantize.quantizing import (
     write_map,
 )  # fmt: skip
 from trimoe.quantize.sizes import bytes_about
-from trimoe.quantize.smoke import Answers, judge
+from trimoe.quantize.smoke import Answers, Smoke, judge, require_good_base
 from trimoe.quantize.tiers import Tier
 
 Progress = Callable[[int, int, str], None]
@@ -75,10 +75,10 @@ def make_ladder(
         if not job.out.exists():
             cross_check(tools, job, base.path)
     answers = base_answers(tools, base, ladder.smoke, out, effort.threads) if ladder.smoke else None
+    fault = require_good_base(answers, ladder.smoke) if ladder.smoke and answers else None
     rows = _run(tools, jobs, base, ladder, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
     if ladder.smoke and answers:
-        for row in rows:
-            row["smoke"]["failed"] = judge(Answers.from_json(row["smoke"]), answers, ladder.smoke)
+        judge_rows(rows, answers, ladder.smoke, fault)
     table = {
         "model": stem, "base": {"file": base.path.name, "fingerprint": base.fingerprint},
         "imatrix": importance and {
@@ -108,10 +108,19 @@ def plan_jobs(
     return jobs
 
 
+def judge_rows(rows: Sequence[dict[str, Any]], base: Answers, wanted: Smoke, fault: str | None) -> None:
+    """Each row's verdict: `failed` (None: did not), and `unchecked` (why not failing means nothing; None: it does)."""
+    for row in rows:
+        failed = judge(Answers.from_json(row["smoke"]), base, wanted)
+        row["smoke"] |= {"failed": failed, "unchecked": fault and f"the base itself fails: {fault}"}
+
+
 def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know: files that do not end their answers, and dynamic files equal to their plain tier."""
     found = [f"{row['tier']} failed the smoke test: {row['smoke']['failed']}" for row in rows
              if row.get("smoke") and row["smoke"]["failed"]]  # fmt: skip
+    found += [f"{row['tier']} was not checked: {row['smoke']['unchecked']}" for row in rows
+              if row.get("smoke") and row["smoke"].get("unchecked") and not row["smoke"]["failed"]]  # fmt: skip
     hashes: dict[str, str] = {}
     for row in rows:
         if row["sha256"] in hashes:

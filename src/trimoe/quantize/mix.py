@@ -6,7 +6,7 @@ Not guaranteed: that the costs of groups add up. Predicted and measured KL diver
 both on the text that the choice was made on: compare files on another one with `trimoe kld`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import numpy as np
 
 from trimoe.artifact import publish_file, read_json, require_space, sha256_bytes, sha256_file, write_json
 from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.model.imatrix import open_imatrix
 from trimoe.quantize.dynamic import explain_overrides, map_text, normal
 from trimoe.quantize.importance import require_entries
 from trimoe.quantize.kld import RESAMPLES, Reference
 from trimoe.quantize.knapsack import Solution, solve
-from trimoe.quantize.ladder import Progress, findings, row_of
+from trimoe.quantize.ladder import Progress, findings, judge_rows, row_of
 from trimoe.quantize.ladder_checks import blueprint_before, model_name, refuse_early
 from trimoe.quantize.ladder_file import Ladder
 from trimoe.quantize.ladder_sources import (
@@ -38,7 +39,7 @@ from trimoe.quantize.mix_measure import Costs, measure_costs
 from trimoe.quantize.mix_options import TYPES, Group, groups_of, overrides_of_mix, tier_of
 from trimoe.quantize.quantizing import Job, Resources, Stopper, cross_check, inputs_of, refuse_f16, run_job
 from trimoe.quantize.sizes import DATASET_NAME, bytes_about, predict
-from trimoe.quantize.smoke import Answers, judge
+from trimoe.quantize.smoke import require_good_base
 from trimoe.quantize.tensor_types import TARGETS
 
 
@@ -84,9 +85,9 @@ class Space:
     values: int
 
 
-def space_of(blueprint: Blueprint, types: Sequence[str], about_imatrix: int | None) -> Space:
-    """`about_imatrix`: bytes of metadata about the imatrix, None without one."""
-    groups = groups_of(blueprint, types, imatrix=about_imatrix is not None)
+def space_of(blueprint: Blueprint, types: Sequence[str], entries: Collection[str], about_imatrix: int | None) -> Space:
+    """`entries`: the tensors of the imatrix; `about_imatrix`: bytes of metadata about it, None without one."""
+    groups = groups_of(blueprint, types, entries)
     if empty := [group.name for group in groups if not group.options]:
         raise BadInput(f"no type is left for {empty[0]}", expected="types that need no imatrix, or an imatrix",
                        actual=", ".join(types), remedy="add Q4_K to --mix-types, or give --imatrix")  # fmt: skip
@@ -111,7 +112,8 @@ def make_mix(
     base = make_base(model, out, stem, ladder, tools)
     importance = importance_of(model, base, out, ladder, tools, sources, effort)
     text = wish.text or out / DATASET_NAME
-    space = space_of(base.blueprint, wish.types, _about(importance))
+    entries = importance.imatrix.entries if importance else ()
+    space = space_of(base.blueprint, wish.types, entries, _about(importance))
     budget = wish.budget(space.values)
     identity: dict[str, Any] = {
         "base": base.fingerprint, "text": sha256_file(text), "imatrix": importance.sha256 if importance else None,
@@ -130,12 +132,13 @@ def make_mix(
         require_space(out, job.size.file_bytes)
         cross_check(tools, job, base.path)
     answers = base_answers(tools, base, ladder.smoke, out, effort.threads) if ladder.smoke else None
+    fault = require_good_base(answers, ladder.smoke) if ladder.smoke and answers else None
     report(0, 0, f"{wish.name} and its own KL divergence")
     resources = Resources(effort.threads, max(64, effort.memory >> 20))
     facts, kept = run_job(tools, job, base.path, ladder.smoke, resources, Stopper())
     row = row_of(job, facts, kept)
     if ladder.smoke and answers:
-        row["smoke"]["failed"] = judge(Answers.from_json(row["smoke"]), answers, ladder.smoke)
+        judge_rows([row], answers, ladder.smoke, fault)
     with Reference(tools, base.path, text, chunks=wish.chunks, context=wish.context, threads=effort.threads) as stored:
         measured = stored.compare(job.out).values["kld"]
     result = {
@@ -160,8 +163,9 @@ def _refuse_early(
     refuse_early(model, out, stem, ladder, [], sources, tools)
     blueprint, _ = blueprint_before(model, ladder)
     if blueprint is not None:
-        about = 0 if sources.imatrix or sources.calibration else None
-        space = space_of(blueprint, wish.types, about)
+        names = [t.name for t in blueprint.tensors if t.name.startswith("blk.")] if sources.calibration else []
+        entries = open_imatrix(sources.imatrix).entries if sources.imatrix else names
+        space = space_of(blueprint, wish.types, entries, 0 if entries else None)
         least = space.fixed + sum(min(o.nbytes for o in group.options) for group in space.groups)
         # Before the conversion some hundred bytes of metadata are estimated.
         if wish.budget(space.values) < least - (0 if blueprint.metadata.exact else 1 << 16):

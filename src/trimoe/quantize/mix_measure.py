@@ -99,7 +99,7 @@ def measure_costs(
 
 def _note(costs: Costs, key: str, reference: Reference, file: Path, path: Path) -> None:
     found = reference.compare(file)
-    costs.means[key], costs.chunks[key] = found.values["kld"], [round(float(c), 7) for c in found.chunks]
+    costs.means[key], costs.chunks[key] = found.values["kld"] + 0.0, [round(float(c), 7) + 0.0 for c in found.chunks]
     write_json(path, {"identity": costs.identity, "means": costs.means, "chunks": costs.chunks}, overwrite=True)
 
 

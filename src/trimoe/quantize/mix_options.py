@@ -6,7 +6,7 @@ Q5_0) are one option. Sizes are exact: a file is a fixed part plus the chosen op
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,13 +15,12 @@ from trimoe.model.gguf_format import nbytes_of, padded
 from trimoe.quantize.layout import Blueprint
 from trimoe.quantize.tensor_types import (
     FILE_TYPES,
-    Choice,
+    NEEDS_IMATRIX,
     Tensor,
     allows_quantization,
     category,
     fallback,
     layer_of,
-    requires_imatrix,
 )  # fmt: skip
 from trimoe.quantize.tiers import Tier
 
@@ -52,13 +51,17 @@ class Group:
         return tuple((f"^{re.escape(tensor.name)}$", wanted) for tensor in self.tensors)
 
 
-def groups_of(blueprint: Blueprint, types: Sequence[str], *, imatrix: bool) -> list[Group]:
-    """Every tensor that llama-quantize touches, in exactly one group, by layer. Raises `CheckpointError`."""
+def groups_of(blueprint: Blueprint, types: Sequence[str], entries: Collection[str]) -> list[Group]:
+    """Every tensor that llama-quantize touches, in exactly one group, by layer. Raises `CheckpointError`.
+
+    `entries` names the tensors of the imatrix: the lowest types exist only for these. llama-quantize asks for an entry
+    too, except for embeddings, where it dies in an assertion instead.
+    """
     found: dict[str, list[Tensor]] = {}
     for tensor in sorted(blueprint.tensors, key=lambda t: layer_of(t.name)):
         if allows_quantization(tensor):
             found.setdefault(_group(tensor), []).append(tensor)
-    return [Group(name, tuple(ts), _options(ts, types, imatrix)) for name, ts in found.items()]
+    return [Group(name, tuple(ts), _options(ts, types, entries)) for name, ts in found.items()]
 
 
 def _group(tensor: Tensor) -> str:
@@ -74,12 +77,11 @@ def _group(tensor: Tensor) -> str:
     return f"{layer_of(name)}-{role}" if layer_of(name) >= 0 else role
 
 
-def _options(tensors: Sequence[Tensor], types: Sequence[str], imatrix: bool) -> tuple[Option, ...]:
+def _options(tensors: Sequence[Tensor], types: Sequence[str], entries: Collection[str]) -> tuple[Option, ...]:
     found: dict[tuple[str, ...], Option] = {}
     for wanted in types:
         dtypes = tuple(fallback(wanted, tensor.row) for tensor in tensors)
-        needs = any(requires_imatrix(Choice(t, d, wanted), "") for t, d in zip(tensors, dtypes, strict=True))
-        if needs and not imatrix:
+        if any(d in NEEDS_IMATRIX and t.name not in entries for t, d in zip(tensors, dtypes, strict=True)):
             continue
         nbytes = sum(padded(nbytes_of(d, t.shape), DEFAULT_ALIGNMENT) for t, d in zip(tensors, dtypes, strict=True))
         found.setdefault(dtypes, Option(wanted, dtypes, nbytes))

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trimoe.artifact import sha256_json
-from trimoe.errors import BadInput
+from trimoe.errors import BadInput, Refused
 from trimoe.quantize.children import bound
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
@@ -52,11 +52,13 @@ class Smoke(BaseModel):
     prompts: tuple[Prompt, ...] = Field(min_length=1)
     min_right: int = Field(0, ge=0)
     max_tokens: int = Field(256, ge=1)
+    allow_unchecked: bool = False
+    """Go on where the base itself fails: its files cannot be judged by these prompts, and say so."""
 
     @property
     def identity(self) -> str:
         """Hash of all that is asked: answers to other questions cannot be reused."""
-        return sha256_json(self.model_dump(mode="json"))
+        return sha256_json(self.model_dump(mode="json", exclude={"allow_unchecked"}))
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,29 @@ def judge(found: Answers, base: Answers, wanted: Smoke) -> str | None:
     if right < needed:
         return f"{right} known answers were right, {needed} needed (the base had {base.right.count(True)})"
     return None
+
+
+def base_fault(base: Answers, wanted: Smoke) -> str | None:
+    """Why a base cannot be the measure of its files, None if it passes itself.
+
+    A base that ends nothing and knows nothing would let every broken file pass.
+    """
+    if (rambling := base.ended.count(False)) > 0:
+        return f"{rambling} of {len(base.ended)} prompts did not end"
+    if (right := base.right.count(True)) < wanted.min_right:
+        return f"{right} known answers were right, {wanted.min_right} needed"
+    return None
+
+
+def require_good_base(base: Answers, wanted: Smoke) -> str | None:
+    """Refuse a base that fails its own smoke test, or say why its files stay unchecked where that is allowed."""
+    fault = base_fault(base, wanted)
+    if fault is not None and not wanted.allow_unchecked:
+        raise Refused("the base fails the smoke test, so it could not find a broken file",
+                      expected="a base that passes", actual=fault,
+                      remedy="ask prompts that this model answers (smoke in a ladder file), or go on "
+                      "unchecked with --allow-unchecked")  # fmt: skip
+    return fault
 
 
 def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answers:
