@@ -121,7 +121,7 @@ def require_good_base(base: Answers, wanted: Smoke) -> str | None:
 def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answers:
     """Ask a file all prompts. Raises `BadInput` if llama.cpp cannot load it."""
     with served(tools, model, threads=threads) as url:
-        replies = [_ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
+        replies = [ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
     right = tuple(
         None if prompt.expect is None else re.search(prompt.expect, text) is not None
         for prompt, (text, _) in zip(wanted.prompts, replies, strict=True)
@@ -169,8 +169,8 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, model: Path, log: str) 
                    actual=last_lines(Path(log).read_text(errors="replace"), 3))  # fmt: skip
 
 
-def _ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
-    """(answer, why it ended): "stop" if the model ended it."""
+def ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
+    """(answer, why it ended) of one greedy chat turn: "stop" if the model ended it. Raises `BadInput`."""
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_tokens, "temperature": 0, "seed": 0,
             "cache_prompt": False}  # fmt: skip
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(),
