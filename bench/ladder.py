@@ -1,6 +1,6 @@
 """Every tier of the bundled model: size, KL divergence from the base on held-out text, accuracy on the bundled benches.
 
-    python bench/ladder.py DIR [--tiers sweep|all|NAME,...] [--mix 4.7,5.5] [--rows 25] [--chunks 32] [--json F] [--png F]
+    python bench/ladder.py DIR [--tiers NAME,...] [--mix 4.7,5.5] [--rows 25] [--chunks 32] [--json FILE] [--png FILE]
 
 Files lie in DIR (a rerun keeps them, and what was measured of them). The imatrix comes from examples/tiny, a mix is
 measured on other training items, KL and accuracy on held-out ones: the three texts share no item. Replies are greedy,

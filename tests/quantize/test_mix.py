@@ -98,10 +98,11 @@ NO_SMOKE = Ladder()
 FEW = ("Q8_0", "Q4_0")
 
 
+@pytest.mark.slow
 def test_measured_chosen_built(llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """The whole way with two types; a rerun measures nothing; another target uses the same measurements."""
-    wish = Wish(bits=6.0, text=text, types=FEW, chunks=2, context=64)
+    wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
     first = make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
     file = tmp_path / "tiny-AUTO-6bpw.gguf"
     assert file.stat().st_size == first["file_bytes"] <= first["target_bytes"]
@@ -143,7 +144,7 @@ def test_a_killed_measurement_goes_on(llamacpp: LlamaCpp, base: Path, text: Path
                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     from trimoe.quantize import mix_measure
 
-    wish = Wish(bits=6.0, text=text, types=FEW, chunks=2, context=64)
+    wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
     real, count = mix_measure._quantized, [0]
 
     def dies(*arguments: object) -> Path:

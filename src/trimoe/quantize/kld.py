@@ -26,8 +26,9 @@ from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
 Progress = Callable[[int, int, str], None]
 RESAMPLES = 10_000
-ATTEMPTS = 5
-_CHUNK = re.compile(r"^ *(\d+) +[\d.]+ ± +[\d.]+ +-?[\d.]+ ± +[\d.]+ +(-?[\d.]+) ±", re.M)
+ATTEMPTS = 25
+# Errors of differences that are all rounding print as nan or -nan: the mean before them is still good.
+_CHUNK = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± +\S+ +(-?[\d.]+) ± +\S+ ", re.M)
 _BASE = re.compile(r"Final estimate: PPL = ([\d.]+)")
 _FINAL = {
     "kld": re.compile(r"^Mean +KLD: +(-?[\d.]+) ± +([\d.]+)", re.M),
@@ -56,7 +57,11 @@ def parse(text: str, file: Path) -> Measured:
             raise BadInput(f"llama-perplexity gave no statistics for {file.name}", expected="at least 100 tokens",
                            actual=last_lines(text), remedy="use a longer text or more --chunks")  # fmt: skip
         values[name] = float(match[1])
-    running = np.array([float(mean) for _, mean in _CHUNK.findall(text)])
+    lines = _CHUNK.findall(text)
+    if [int(number) for number, _ in lines] != list(range(1, len(lines) + 1)) or not lines:
+        raise BadInput(f"llama-perplexity's report on {file.name} has gaps", expected="one line per chunk, in order",
+                       actual=", ".join(number for number, _ in lines[:10]) or "none")  # fmt: skip
+    running = np.array([float(mean) for _, mean in lines])
     counts = np.arange(1, len(running) + 1)
     totals = running * counts
     return Measured(file, values, np.diff(totals, prepend=0.0))

@@ -59,6 +59,10 @@ class Wish:
         """Refuse contradictions and unknown types."""
         if (self.nbytes is None) == (self.bits is None):
             raise UsageError("a mix needs one target", expected="--target-size SIZE or --target-bpw BITS")
+        if (compared := self.chunks * (self.context - 1 - self.context // 2)) < 100:
+            raise UsageError("too little text to measure a mix on", expected="at least 100 tokens compared",
+                             actual=f"{compared}: half of {self.chunks} chunks of {self.context}",
+                             remedy="raise --mix-chunks or --mix-context")  # fmt: skip
         for kind in self.types:
             if kind not in TARGETS:
                 raise UsageError(f"{kind} is not a type that a tensor can have", expected=", ".join(TARGETS))
