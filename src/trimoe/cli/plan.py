@@ -67,6 +67,7 @@ def plan(
     head = {"model": model, "experts": blueprint.facts.experts, "keep": smaller.facts.experts,
             "exact": blueprint.metadata.exact, "context": serving.context, "parallel": parallel,
             "kv": serving.kv_type.lower(),
+            "safetensors": _safetensors(model, smaller),
             "mmproj": tower and {"file_bytes": tower.file_bytes, "weights": tower.weights, "exact": False}}  # fmt: skip
     if budget is None and tier_name:
         (tier,) = find_tiers([tier_name])
@@ -121,6 +122,19 @@ def load_blueprint(model: str) -> "Blueprint":
         raise BadInput(f"{model} is neither a path nor a model known by name", expected=", ".join(shipped_configs()),
                        remedy="give a GGUF file, a checkpoint directory or a config.json")  # fmt: skip
     return blueprint_of_config(model, config)
+
+
+def _safetensors(model: str, blueprint: "Blueprint") -> dict[str, Any] | None:
+    """Bytes of the unquantized checkpoint; None for a GGUF file."""
+    from trimoe.model.gguf import find_gguf
+    from trimoe.quantize.checkpoint_size import checkpoint_bytes, estimated_bytes
+
+    path = Path(model)
+    if path.exists() and find_gguf(path) is not None:
+        return None
+    if path.is_dir():
+        return {"file_bytes": checkpoint_bytes(path, blueprint.facts.experts), "exact": True}
+    return {"file_bytes": estimated_bytes(blueprint), "exact": False}
 
 
 def load_config(model: str) -> dict[str, Any]:
@@ -182,9 +196,17 @@ def _one_text(data: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def _safetensors_text(head: dict[str, Any]) -> list[str]:
+    found = head["safetensors"]
+    if found is None:
+        return []
+    note = "" if found["exact"] else " (estimated, language model alone)"
+    return [f"safetensors, not quantized: {found['file_bytes']:,} bytes{note}"]
+
+
 def _table_text(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [f"{head['model']}, {head['keep']} of {head['experts']} experts"
-             f"{'' if head['exact'] else '; vocabulary estimated'}", "",
+             f"{'' if head['exact'] else '; vocabulary estimated'}", *_safetensors_text(head), "",
              f"{'tier':<12} {'bytes':>16} {'GB':>7} {'bpw':>6} {'in memory':>10}  types (GB)"]  # fmt: skip
     for row in sorted(rows, key=lambda r: -int(r["file_bytes"])):
         mix = " ".join(f"{kind} {_gb(size)}" for kind, size in list(row["types"].items())[:4])
