@@ -205,6 +205,8 @@ def test_each_file_answers(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> No
     answers = Answers.from_json(table["files"][0]["smoke"])
     assert (len(answers.texts), answers.right) == (2, (True, None))
     assert not table["findings"]
+    silent = make_ladder(base, tmp_path, tiers("Q8_0"), llamacpp, effort=QUICK)
+    assert "smoke" not in silent["files"][0], "answers that nobody judged are not shown as a result"
     # Other questions are asked again, without making the file again. One token is too few for any model to end.
     before = (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns
     other = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))

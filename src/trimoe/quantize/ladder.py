@@ -77,8 +77,7 @@ def make_ladder(
     answers = base_answers(tools, base, ladder.smoke, out, effort.threads) if ladder.smoke else None
     fault = require_good_base(answers, ladder.smoke) if ladder.smoke and answers else None
     rows = _run(tools, jobs, base, ladder, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
-    if ladder.smoke and answers:
-        judge_rows(rows, answers, ladder.smoke, fault)
+    judge_rows(rows, answers, ladder.smoke, fault)
     table = {
         "model": stem, "base": {"file": base.path.name, "fingerprint": base.fingerprint},
         "imatrix": importance and {
@@ -108,9 +107,12 @@ def plan_jobs(
     return jobs
 
 
-def judge_rows(rows: Sequence[dict[str, Any]], base: Answers, wanted: Smoke, fault: str | None) -> None:
+def judge_rows(rows: Sequence[dict[str, Any]], base: Answers | None, wanted: Smoke | None, fault: str | None) -> None:
     """Each row's verdict: `failed` (None: did not), and `unchecked` (why not failing means nothing; None: it does)."""
     for row in rows:
+        if base is None or wanted is None:
+            row.pop("smoke", None)  # answers that an earlier run asked for, and this one does not judge
+            continue
         failed = judge(Answers.from_json(row["smoke"]), base, wanted)
         row["smoke"] |= {"failed": failed, "unchecked": fault and f"the base itself fails: {fault}"}
 

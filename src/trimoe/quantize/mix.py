@@ -141,8 +141,7 @@ def make_mix(
     resources = Resources(effort.threads, max(64, effort.memory >> 20))
     facts, kept = run_job(tools, job, base.path, ladder.smoke, resources, Stopper())
     row = row_of(job, facts, kept)
-    if ladder.smoke and answers:
-        judge_rows([row], answers, ladder.smoke, fault)
+    judge_rows([row], answers, ladder.smoke, fault)
     with Reference(tools, base.path, text, chunks=wish.chunks, context=wish.context, threads=effort.threads) as stored:
         measured = stored.compare(job.out).values["kld"]
     result = {
