@@ -45,8 +45,8 @@ VERBS: dict[str, str] = {
     "doctor": "doctor",
 }
 
-# Read by OpenMP when torch is loaded. Threads that spin while they wait starve each other on a machine that does anything
-# else: a calibration of 12 seconds then takes minutes. On an idle machine sleeping costs nothing that can be measured.
+# Read by OpenMP when torch is loaded. Threads that spin while they wait starve each other on a machine that does
+# anything else: a calibration of 12 seconds then takes minutes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
