@@ -213,8 +213,8 @@ def write_manifest(
     """Write the manifest of an artifact: `trimoe.json` in a directory, `NAME.manifest.json` beside a file.
 
     `inputs` are what the artifact is a function of (hashes, options that change bytes); `identity` is their hash.
-    `files` are sizes and hashes of what was written, `facts` what else was found out while making it. No timestamp: the same inputs give the same manifest, the file
-    system knows when.
+    `files` are sizes and hashes of what was written, `facts` what else was found out while making it.
+    No timestamp: the same inputs give the same manifest, the file system knows when.
     """
     target = path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
     identity = sha256_json({"kind": kind, "inputs": inputs})

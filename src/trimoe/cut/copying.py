@@ -87,7 +87,7 @@ class Copier:
             self._target.put(view[skipped:])
 
     def skip(self, length: int) -> bool:
-        """Count the next `length` bytes as appended if an earlier run wrote all of them: they need not be made again."""
+        """Count the next `length` bytes as appended if an earlier run wrote all of them; else do nothing."""
         if self._skip < length:
             return False
         self._skip -= length

@@ -20,7 +20,15 @@ from typing import Any
 import numpy as np
 
 from trimoe.artifact import (
-    MANIFEST, RESUME, partial_bytes, publish_dir, read_json, require_absent, require_space, sha256_json, write_manifest,
+    MANIFEST,
+    RESUME,
+    partial_bytes,
+    publish_dir,
+    read_json,
+    require_absent,
+    require_space,
+    sha256_json,
+    write_manifest,
 )  # fmt: skip
 from trimoe.cut.copying import Copier
 from trimoe.cut.plan import DEFAULT_SHARD
@@ -120,9 +128,14 @@ def verify(folder: Path, plan: Plan) -> None:
     result = open_checkpoint(folder)
     for name, tensor in result.expert_tensors.items():
         matrix = tensor.expert is not None or len(tensor.info.shape) == 3
-        if matrix and tensor.role in rules().matrices and tensor.info.dtype in FLOATS and result.layer_of(name) is not None:
+        if (
+            matrix
+            and tensor.role in rules().matrices
+            and tensor.info.dtype in FLOATS
+            and result.layer_of(name) is not None
+        ):
             raise Refused(f"expert tensor {name} stayed {tensor.info.dtype}", expected="U8",
-                          actual="a checkpoint that only looks quantized", remedy="report this as a defect")  # fmt: skip
+                          actual="a checkpoint that only looks quantized", remedy="report this defect")  # fmt: skip
 
 
 def summary(checkpoint: Checkpoint, relative: dict[str, float], errors: "_Errors") -> dict[str, dict[str, Any]]:

@@ -34,8 +34,9 @@ def small_files(source: Path, plan: Plan) -> dict[str, bytes]:
 
 def _modelopt(plan: Plan) -> dict[str, Any]:
     weights = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": BLOCK}
-    return {"config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}}, "ignore": list(plan.ignored),
-            "quant_algo": _ALGORITHM, "producer": rules().producer.model_dump(), "quant_method": "modelopt"}  # fmt: skip
+    group = {"weights": weights, "targets": ["Linear"]}
+    return {"config_groups": {"group_0": group}, "ignore": list(plan.ignored), "quant_algo": _ALGORITHM,
+            "producer": rules().producer.model_dump(), "quant_method": "modelopt"}  # fmt: skip
 
 
 def _compressed_tensors(plan: Plan) -> dict[str, Any]:

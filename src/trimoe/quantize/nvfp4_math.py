@@ -1,11 +1,12 @@
-"""NVFP4 in numpy: 16 weights share an E4M3 scale, a tensor one float32; bit for bit what NVIDIA Model Optimizer 0.47 writes.
+"""NVFP4 in numpy: 16 weights share an E4M3 scale, a tensor one float32; the bytes of NVIDIA Model Optimizer 0.47.
 
-For a tensor with largest magnitude `amax`: scale_2 = amax / (6 x 448). For a block: scale = E4M3(block amax / (6 scale_2)),
-kept within [2^-9, 448] and 1 for a block of zeros. For a weight: E2M1(w / (scale x scale_2)), where E2M1 is one of 0, 0.5, 1,
-1.5, 2, 3, 4, 6 with a sign; a tie goes to the even code. All in float32, each operation rounded once. Source:
-modelopt/torch/quantization/qtensor/nvfp4_tensor.py (get_weights_scaling_factor, _cast_per_block_scale_to_fp8, _cast_fp4).
-One deliberate difference: a tensor whose weights are all 0, or all below 2^-116, gets scale_2 = 1 and zeros. There Model
-Optimizer divides 0 by 0 and stores NaN, and the reciprocal that compressed-tensors stores has no float32.
+For a tensor with largest magnitude `amax`: scale_2 = amax / (6 x 448). For a block: scale = E4M3(amax of the block /
+(6 x scale_2)), kept within [2^-9, 448], and 1 for a block of zeros. For a weight: E2M1(w / (scale x scale_2)), where
+E2M1 is one of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with a sign, and a tie goes to the even code. All in float32, each operation
+rounded once. Source: get_weights_scaling_factor, _cast_per_block_scale_to_fp8 and _cast_fp4 in
+modelopt/torch/quantization/qtensor/nvfp4_tensor.py.
+One deliberate difference: a tensor whose weights are all 0, or all below 2^-116, gets scale_2 = 1 and zeros. There
+Model Optimizer divides 0 by 0 and stores NaN, and the reciprocal that compressed-tensors stores has no float32.
 
 Invariants: the bytes depend on the values alone, not on how they are cut into pieces or how many threads work; buffers
 do not grow with the tensor. Not guaranteed: anything about weights that are not finite, which are refused (`largest`).
@@ -22,7 +23,10 @@ BLOCK = 16
 _CHUNK = 8192
 """Blocks that are worked on at a time: the working set (16 x 4 bytes x 8192 = 512 KiB) fits a second-level cache."""
 _NOTHING = np.float32(2.0**-116)
-_MAGNITUDE, _INFINITE = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF}, {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+_MAGNITUDE, _INFINITE = (
+    {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF},
+    {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000},
+)
 _BITS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}
 FLOATS = tuple(_BITS)
 """Types of weights that can be quantized."""

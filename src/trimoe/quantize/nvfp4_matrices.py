@@ -19,7 +19,8 @@ from trimoe.quantize.nvfp4_plan import Matrix
 SLICE = 8 << 20
 """Weights read at a time: 16 MiB of BF16."""
 _AHEAD = 2  # finished matrices that may wait for each thread
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def slices(matrix: Matrix) -> Iterator[Array]:

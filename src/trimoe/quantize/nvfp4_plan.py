@@ -1,7 +1,7 @@
 """Which matrices of a checkpoint become NVFP4, under which names, and what every output file holds. Pure: headers only.
 
-Invariants: every matrix of every expert of a decoder layer is planned, or the checkpoint is refused; what is not planned
-is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item size), so
+Invariants: every matrix of every expert of a decoder layer is planned, or the checkpoint is refused; what is not
+planned is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item size), so
 that cutting the result equals quantizing the cut. Matrices that loaders fuse share a group, and so a scale.
 """
 
@@ -123,16 +123,14 @@ def matrices_of(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Matrix]:
     tensor = checkpoint.expert_tensors.get(info.name)
     if checkpoint.layer_of(info.name) is None or (tensor is None and not _is_linear(info)):
         return
-    if tensor is None:
-        yield _matrix(info.name.removesuffix(_WEIGHT), info)
-    elif tensor.expert is not None and tensor.role in rules().matrices:
+    if tensor is None or (tensor.expert is not None and tensor.role in rules().matrices):
         yield _matrix(info.name.removesuffix(_WEIGHT), info)
     elif tensor.expert is None and tensor.role in rules().split:
         yield from _unstacked(checkpoint, tensor)
 
 
 def wildcards(ignored: set[str], quantized: set[str]) -> set[str]:
-    """Model Optimizer's short form: for each module the shortest beginning, cut at a dot, that matches no quantized one.
+    """Model Optimizer's short form: for each module the shortest beginning that matches no quantized one.
 
     `a.b*` if no quantized name begins with `a.b`, else `a.b.*` if none begins with `a.b.`, else the name itself.
     """
