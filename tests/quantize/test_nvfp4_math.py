@@ -51,7 +51,7 @@ def test_the_recorded_cases_are_hard() -> None:
     assert len(scales) > 60
     ties = GOLDEN["ties f32|F32|1.0|packed"]
     # 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5 behind a 6: the even one of both neighbours, as codes.
-    assert [7, 0, 2, 2, 4, 4, 6, 6] == [int(code) for byte in ties[1, :4] for code in (byte & 15, byte >> 4)]
+    assert [int(code) for byte in ties[1, :4] for code in (byte & 15, byte >> 4)] == [7, 0, 2, 2, 4, 4, 6, 6]
 
 
 def test_e4m3_rounds_to_the_nearest_and_ties_to_even() -> None:
@@ -117,7 +117,6 @@ def test_the_reported_error_is_the_error(width: int) -> None:
     assert back.shape == (5, width)
     assert found.error == pytest.approx(float(((back - values).astype(np.float64) ** 2).sum()), rel=1e-4)
     assert found.norm == pytest.approx(float((values.astype(np.float64) ** 2).sum()), rel=1e-5)
-    assert np.array_equal(quantize(back.view(np.uint32), "F32", second).packed & 0x77, found.packed & 0x77)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-38])

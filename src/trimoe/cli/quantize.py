@@ -131,8 +131,8 @@ def _nvfp4_text(data: dict[str, Any]) -> str:
             f"{kind:<32} {row['count']:>7,} {row['together']:>8.4f} {row['worst']:>8.4f}  {row['worst_matrix']}"
         )
     share = data["quantized_values"] / data["values"]
-    return "\n".join([*lines, f"{data['matrices']:,} matrices with {share:.1%} of the weights are quantized; the errors "
-                      "of each stand in trimoe.json (norm of the difference / norm of the weights)"])  # fmt: skip
+    last = f"{data['matrices']:,} matrices with {share:.1%} of the weights are quantized"
+    return "\n".join([*lines, f"{last}; the errors of each (norm of the difference / norm) stand in trimoe.json"])
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Which matrices of a checkpoint become NVFP4, under which names, and what every output file holds. Pure: headers only.
 
 Invariants: every matrix of every expert of a decoder layer is planned, or the checkpoint is refused; what is not
-planned is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item size), so
-that cutting the result equals quantizing the cut. Matrices that loaders fuse share a group, and so a scale.
+planned is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item
+size), so that cutting the result equals quantizing the cut. Matrices that loaders fuse share a group, and so a scale.
 """
 
 from collections.abc import Iterator
