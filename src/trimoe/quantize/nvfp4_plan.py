@@ -2,7 +2,8 @@
 
 Invariants: every matrix of every expert of a decoder layer is planned, or the checkpoint is refused; what is not
 planned is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item
-size), so that cutting the result equals quantizing the cut. Matrices that loaders fuse share a group, and so a scale.
+size), so that cutting the result gives the tensors of quantizing the cut, and the same file where there is one file.
+Matrices that loaders fuse share a group, and so a scale.
 """
 
 from collections.abc import Iterator
