@@ -26,8 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import header_bytes
-from trimoe.quantize.nvfp4_math import largest, quantize, scale_2
+from trimoe.quantize.nvfp4_math import scale_2
+from trimoe.quantize.nvfp4_matrices import largest_in, quantized
+from trimoe.quantize.nvfp4_plan import Matrix, plan_nvfp4
 
 HIDDEN, WIDTH = 2816, 704
 EXPORT = Path(__file__).parents[1] / "tests" / "quantize" / "modelopt_export.py"
@@ -102,22 +105,16 @@ def command(source: Path, out: Path, threads: int) -> tuple[float, float, int]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def in_memory(file: Path, experts: int, threads: int) -> tuple[float, float]:
+def in_memory(file: Path, threads: int) -> tuple[float, float]:
     """(wall, processor) seconds of reading and quantizing every expert's matrices, as the peer does."""
     begin, used = time.perf_counter(), time.process_time()
-    data = np.memmap(file, np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
+    matrices = plan_nvfp4(open_checkpoint(file.parent)).matrices
 
-    def work(expert: int) -> None:
-        at = start + expert * 2 * WIDTH * HIDDEN * 2
-        both = data[at : at + 2 * WIDTH * HIDDEN * 2].view("<u2").reshape(2 * WIDTH, HIDDEN)
-        at = start + experts * 2 * WIDTH * HIDDEN * 2 + expert * WIDTH * HIDDEN * 2
-        down = data[at : at + WIDTH * HIDDEN * 2].view("<u2").reshape(HIDDEN, WIDTH)
-        for matrix in (both[:WIDTH], both[WIDTH:], down):
-            quantize(matrix, "BF16", scale_2(largest(matrix, "BF16", "x")))
+    def work(matrix: Matrix) -> None:
+        quantized(matrix, scale_2(largest_in(matrix)))
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(experts)))
+        list(pool.map(work, matrices))
     return time.perf_counter() - begin, time.process_time() - used
 
 
@@ -138,7 +135,7 @@ def measure(root: Path, python: str, experts: int, runs: int, threads: int) -> d
                 peak = max(peak, used)
                 found[name].append((wall, processor))
             else:
-                found[name].append(peer.run() if name == "modelopt" else in_memory(file, experts, threads))
+                found[name].append(peer.run() if name == "modelopt" else in_memory(file, threads))
     peer.close()
     result: dict[str, Any] = {
         "bytes": size, "experts": experts, "threads": threads, "runs": runs, "load": round(load, 2),

@@ -12,6 +12,7 @@ Invariants: the bytes depend on the values alone, not on how they are cut into p
 do not grow with the tensor. Not guaranteed: anything about weights that are not finite, which are refused (`largest`).
 """
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ class Quantized:
     norm: float
 
 
-def bits_of(data: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
+def bits_of(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> Array:
     """The bytes of a floating tensor as unsigned integers of its width."""
     return np.frombuffer(data, _BITS[dtype]).reshape(shape)
 
@@ -105,12 +106,12 @@ def quantize(bits: Array, dtype: str, scale: np.float32) -> Quantized:
     rows, columns = bits.shape
     blocks = np.ascontiguousarray(bits).reshape(-1, BLOCK)
     packed, scales = np.empty((len(blocks), BLOCK // 2), np.uint8), np.empty(len(blocks), np.uint8)
-    work = _Workspace(min(_CHUNK, len(blocks)))
+    work = _workspace(min(_CHUNK, len(blocks)))
     error = norm = 0.0
     with np.errstate(under="ignore", over="ignore"):
         for start in range(0, len(blocks), _CHUNK):
             end = min(start + _CHUNK, len(blocks))
-            part = work.first(end - start)
+            part = work if end - start == work.blocks else _workspace(end - start)
             part.load(blocks[start:end], dtype)
             scales[start:end] = part.divide(scale)
             more, total = part.encode(packed[start:end])
@@ -129,23 +130,32 @@ def dequantize(packed: Array, scales: Array, scale: np.float32) -> Array:
     return result
 
 
+_of_thread = threading.local()
+
+
+def _workspace(blocks: int) -> "_Workspace":
+    """This thread's workspace of a size; the last few are kept, because fresh memory costs more than the arithmetic."""
+    kept: dict[int, _Workspace] = _of_thread.__dict__.setdefault("kept", {})
+    if blocks not in kept:
+        if len(kept) >= 4:
+            kept.clear()
+        kept[blocks] = _Workspace(blocks)
+    return kept[blocks]
+
+
 class _Workspace:
     """Buffers for some blocks, a row for each of the 16 places in a block, so that what belongs to blocks lies along
     the rows and every operation runs through memory in order. Even places first: a byte holds an even and an odd one.
     """
 
     def __init__(self, blocks: int) -> None:
-        self._blocks = blocks
+        self.blocks = blocks
         self._values = np.empty((BLOCK, blocks), np.float32)
         self._other = np.empty((BLOCK, blocks), np.float32)
         self._codes = np.empty((BLOCK, blocks), np.uint8)
         self._mask = np.empty((BLOCK, blocks), np.uint8)
         self._twice = np.empty((BLOCK, blocks), np.uint8)
         self._words = np.empty((BLOCK // 2, blocks), np.uint32)
-
-    def first(self, blocks: int) -> "_Workspace":
-        """A workspace of the right size: this one, or one for the rest at the end of a tensor."""
-        return self if blocks == self._blocks else _Workspace(blocks)
 
     def load(self, blocks: Array, dtype: str) -> None:
         """Values of `blocks` [n, 16] as float32."""
@@ -166,7 +176,7 @@ class _Workspace:
         ratio = top / (np.float32(6.0) * scale)
         ratio[ratio == 0] = 1.0
         codes = e4m3(np.clip(ratio, np.float32(2.0**-9), np.float32(448.0)))
-        self._factors = E4M3[codes] * scale
+        self._factors = np.take(E4M3, codes, mode="clip") * scale
         np.divide(self._values, self._factors, out=self._values)
         return codes
 
@@ -187,7 +197,7 @@ class _Workspace:
             np.multiply(mask, step, out=mask)
             np.add(twice, mask, out=twice)
         np.less(self._values, np.float32(0), out=flags)
-        np.left_shift(mask, 3, out=mask)
+        np.multiply(mask, 8, out=mask)  # numpy has vector code for products of bytes, not for shifts
         np.bitwise_or(codes, mask, out=codes)
         self._pack(packed)
         return self._errors()
@@ -196,7 +206,7 @@ class _Workspace:
         """Even places in the low half of each byte, odd ones in the high half."""
         half = BLOCK // 2
         odd = self._mask[half:]
-        np.left_shift(self._codes[half:], 4, out=odd)
+        np.multiply(self._codes[half:], 16, out=odd)
         np.bitwise_or(odd, self._codes[:half], out=odd)
         np.copyto(packed, odd.T)
 

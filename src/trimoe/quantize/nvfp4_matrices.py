@@ -4,6 +4,7 @@ Invariants: a matrix is read in slices of at most `SLICE` weights (a transposed 
 depends on the number of threads and on no tensor; results come in the order of the plan, whatever the threads do.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,19 +13,21 @@ from typing import TypeVar
 
 import numpy as np
 
+from trimoe.errors import CheckpointError
 from trimoe.model.safetensors import ITEM_BITS, read_bytes
 from trimoe.quantize.nvfp4_math import Array, Quantized, bits_of, largest, quantize
 from trimoe.quantize.nvfp4_plan import Matrix
 
-SLICE = 8 << 20
-"""Weights read at a time: 16 MiB of BF16."""
+SLICE = 1 << 20
+"""Weights read at a time: 2 MiB of BF16, which stay in the cache until they are quantized."""
+_of_thread = threading.local()
 _AHEAD = 2  # finished matrices that may wait for each thread
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def slices(matrix: Matrix) -> Iterator[Array]:
-    """The bits of a matrix, some rows at a time."""
+    """The bits of a matrix, some rows at a time; each only until the next is asked for, or another in this thread."""
     info = matrix.info
     item = ITEM_BITS[info.dtype] // 8
     start = 0 if matrix.expert is None else matrix.expert * (info.nbytes // info.shape[0])
@@ -33,12 +36,29 @@ def slices(matrix: Matrix) -> Iterator[Array]:
         whole = bits_of(read_bytes(info, start, shape[0] * shape[1] * item), info.dtype, (shape[0], shape[1]))
         yield np.ascontiguousarray(whole[:, matrix.first : matrix.first + matrix.rows].T)
         return
-    start += matrix.first * matrix.columns * item
+    start += info.start + matrix.first * matrix.columns * item
     step = max(1, SLICE // matrix.columns)
-    for row in range(0, matrix.rows, step):
-        count = min(step, matrix.rows - row)
-        data = read_bytes(info, start + row * matrix.columns * item, count * matrix.columns * item)
-        yield bits_of(data, info.dtype, (count, matrix.columns))
+    buffer = _buffer(min(step, matrix.rows) * matrix.columns * item)
+    with info.file.open("rb", buffering=0) as file:
+        file.seek(start)
+        for row in range(0, matrix.rows, step):
+            count = min(step, matrix.rows - row)
+            part = buffer[: count * matrix.columns * item]
+            done = 0
+            while done < len(part):
+                more = file.readinto(part[done:])
+                if not more:
+                    raise CheckpointError(f"tensor {info.name} in {info.file} ends early",
+                                          remedy="run again when nothing writes to it")  # fmt: skip
+                done += more
+            yield bits_of(part, info.dtype, (count, matrix.columns))
+
+
+def _buffer(size: int) -> memoryview:
+    """This thread's memory to read into: reused, because fresh memory costs as much as reading."""
+    if len(_of_thread.__dict__.get("buffer", b"")) < size:
+        _of_thread.buffer = bytearray(size)
+    return memoryview(_of_thread.buffer)[:size]
 
 
 def largest_in(matrix: Matrix) -> np.float32:
