@@ -1,4 +1,4 @@
-"""What other people's code makes of our files: compressed-tensors, and what the loss does to the model's predictions."""
+"""What other people's code makes of our files, and what the loss does to the model's predictions."""
 
 import json
 import shutil

@@ -21,8 +21,9 @@ from trimoe.errors import CheckpointError
 
 Array = np.ndarray
 BLOCK = 16
-_CHUNK = 8192
-"""Blocks that are worked on at a time: the working set (16 x 4 bytes x 8192 = 512 KiB) fits a second-level cache."""
+_CHUNK = 32768
+"""Blocks that are worked on at a time (8 MiB of buffers). One thread is fastest with 8192, which fits its own cache; two
+are not, because short operations make them wait for each other between any two (measured: 2.4 against 1.6 ns a weight)."""
 _NOTHING = np.float32(2.0**-116)
 _MAGNITUDE, _INFINITE = (
     {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF},
