@@ -18,8 +18,8 @@ from trimoe.model.safetensors import ITEM_BITS, read_bytes
 from trimoe.quantize.nvfp4_math import Array, Quantized, bits_of, largest, quantize
 from trimoe.quantize.nvfp4_plan import Matrix
 
-SLICE = 1 << 20
-"""Weights read at a time: 2 MiB of BF16, which stay in the cache until they are quantized."""
+SLICE = 4 << 20
+"""Weights read at a time: 8 MiB of BF16."""
 _of_thread = threading.local()
 _AHEAD = 2  # finished matrices that may wait for each thread
 T = TypeVar("T")
