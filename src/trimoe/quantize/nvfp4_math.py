@@ -23,7 +23,7 @@ Array = np.ndarray
 BLOCK = 16
 _CHUNK = 32768
 """Blocks that are worked on at a time (9 MiB of buffers). One thread alone is fastest with 8192, which fits its own
-cache; two are twice as fast with this, because after each short operation they wait for each other's interpreter lock."""
+cache; two are twice as fast with this, because after each short operation they wait for the interpreter lock."""
 _NOTHING = np.float32(2.0**-116)
 _MAGNITUDE, _INFINITE = (
     {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF},
