@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "stats": "stats",
     "map": "choose",
     "prune": "cut",
+    "heal": "heal",
     "certify": "certify",
     "infer-map": "certify",
     "llamacpp": "llamacpp",
