@@ -23,8 +23,8 @@ PATH = click.Path(path_type=Path)
               help="shared-alpha: scale the last matrix, or the gain of the norm behind it.")  # fmt: skip
 @click.option("--set", "set_file", type=PATH, help="Calibration set; a third of its documents is held out.")
 @click.option("--held-out", type=PATH, help="A set to judge by instead; no document may stand in both.")
-@click.option("--passes", type=click.IntRange(1), default=20, show_default=True, help="router: steps per layer.")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=0.003, show_default=True,
+@click.option("--passes", type=click.IntRange(1), default=12, show_default=True, help="router: steps per layer.")
+@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True,
               help="router: size of a step, relative to the router's values.")  # fmt: skip
 @click.option("--keep-worse", is_flag=True, help="Write it even if it is worse, marked as not publishable.")
 @click.option("--unmeasured", is_flag=True,

@@ -28,8 +28,8 @@ Progress = Callable[[int, int, str], None]
 class Steps:
     """How far the fit goes. `rate` is Adam's step in units of the root mean square of the layer's router."""
 
-    passes: int = 20
-    rate: float = 0.003
+    passes: int = 12
+    rate: float = 0.01
     decay: float = 1e-3
     """Weight of the squared change, in units of the router's own size, beside the relative squared error."""
 
