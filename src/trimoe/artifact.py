@@ -206,17 +206,21 @@ def _same(path: Path, fd: int) -> bool:
         return False
 
 
-def write_manifest(path: Path, kind: str, inputs: dict[str, Any], files: dict[str, Any] | None = None) -> None:
+def write_manifest(
+    path: Path, kind: str, inputs: dict[str, Any], files: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write the manifest of an artifact: `trimoe.json` in a directory, `NAME.manifest.json` beside a file.
 
     `inputs` are what the artifact is a function of (hashes, options that change bytes); `identity` is their hash.
-    `files` are sizes and hashes of what was written. No timestamp: the same inputs give the same manifest, the file
-    system knows when.
+    `files` are sizes and hashes of what was written, `facts` what else was found out while making it.
+    No timestamp: the same inputs give the same manifest, the file system knows when.
     """
     target = path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
     identity = sha256_json({"kind": kind, "inputs": inputs})
     body = {"kind": kind, "identity": identity, "inputs": inputs, "tool": f"trimoe {__version__}"}
     body |= {} if files is None else {"files": files}
+    body |= {} if facts is None else {"facts": facts}
     write_json(target, body, overwrite=True)
 
 

@@ -141,7 +141,7 @@ def test_interrupting_the_command_keeps_finished_layers(
     while not read_marks(state_path(out)) and child.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    _, stderr = child.communicate(timeout=120)
+    _, stderr = child.communicate(timeout=600)
     assert child.returncode == 6, stderr
     assert "of 30 layers are finished and kept" in stderr
     assert "run the same command again to go on" in stderr

@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "stats": "stats",
     "map": "choose",
     "prune": "cut",
+    "heal": "heal",
     "certify": "certify",
     "infer-map": "certify",
     "llamacpp": "llamacpp",
@@ -44,6 +45,10 @@ VERBS: dict[str, str] = {
     "demo": "demo",
     "doctor": "doctor",
 }
+
+# Read by OpenMP when torch is loaded. Threads that spin while they wait starve each other on a machine that does
+# anything else: a calibration of 12 seconds then takes minutes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 BROKEN_PIPE = 141  # what a shell reports for a process ended by SIGPIPE

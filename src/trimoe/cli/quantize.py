@@ -1,11 +1,11 @@
-"""`trimoe quantize`: a ladder of GGUF files from one command, resumable, every file checked."""
+"""`trimoe quantize`: a ladder of GGUF files or an NVFP4 checkpoint from one command, resumable, all checked."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.common import emit, json_option, parse_size, progress
 from trimoe.errors import UsageError
 
 FILE = click.Path(path_type=Path)
@@ -36,6 +36,10 @@ FILE = click.Path(path_type=Path)
 @click.option("--threads", "-t", type=click.IntRange(1), help="Threads of each program; default: half the cores.")
 @click.option("--ram", default="8GB", show_default=True, help="Buffers of all llama-quantize together.")
 @click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="A directory with llama.cpp's programs.")
+@click.option(
+    "--layout", metavar="NAME", help="NVFP4A16: modelopt (default) or compressed-tensors, as the loader wants it."
+)
+@click.option("--max-shard", metavar="SIZE", help="NVFP4A16: largest weights file; default 5GB.")
 @json_option
 def quantize(
     model: Path,
@@ -60,9 +64,11 @@ def quantize(
     threads: int | None,
     ram: str,
     directory: Path | None,
+    layout: str | None,
+    max_shard: str | None,
     as_json: bool,
 ) -> int:
-    """Make quantized GGUF files of MODEL, a checkpoint directory or an unquantized GGUF file.
+    """Make quantized files of MODEL: GGUF tiers of a checkpoint directory or an unquantized GGUF file, or NVFP4A16.
 
     Converts to a base, measures an imatrix once, and makes every tier of the ladder through llama.cpp. Sizes and types
     are predicted before and checked after; each file must load and end its answers. Finished files are kept.
@@ -70,6 +76,9 @@ def quantize(
     With --mix auto no tier is made but one file of at most --target-size: for every layer's attention, FFN and experts
     the KL divergence of each type is measured, and the types that cost least in sum are chosen. It takes a run of
     llama-perplexity per group and type; measurements are kept beside the files.
+
+    The tier NVFP4A16 (4-bit weights for vLLM and others) is a checkpoint directory: OUT itself, or OUT/NAME-NVFP4A16
+    beside other tiers. It needs neither llama.cpp nor torch, reads MODEL in pieces, and resumes.
 
     Exit code 1: the files are made, but one failed its smoke test or could not be checked by it.
 
@@ -79,11 +88,15 @@ def quantize(
       trimoe quantize MODEL --tiers CD-Q4_K_M,IQ3_M -o files --calibration calibration.yaml
       trimoe quantize MODEL --ladder ladder.yaml -o files --imatrix imatrix.gguf --jobs 2
       trimoe quantize MODEL --mix auto --target-size 12.9GB -o files --calibration calibration.yaml
+      trimoe quantize MODEL --tiers NVFP4A16 -o MODEL-NVFP4A16
     """
+    from trimoe.model.checkpoint import open_checkpoint
     from trimoe.quantize.ladder import make_ladder
     from trimoe.quantize.ladder_file import load_ladder
     from trimoe.quantize.ladder_sources import Effort, Sources
     from trimoe.quantize.llamacpp import locate
+    from trimoe.quantize.nvfp4_plan import plan_nvfp4
+    from trimoe.quantize.nvfp4_rules import LAYOUTS, rules
     from trimoe.quantize.plan import parse_bytes
 
     targets = (target_size, target_bpw, mix_text, mix_types)
@@ -94,9 +107,20 @@ def quantize(
                          remedy="run the command twice with the same -o: base and imatrix are shared")  # fmt: skip
     if mix is None and tiers is None and ladder_file is None:
         raise UsageError("nothing to make", expected="--tiers NAME,..., --ladder FILE or --mix auto")
+    names = [] if tiers is None else [name.strip() for name in tiers.split(",")]
+    nvfp4 = rules().tier in names
+    if not nvfp4 and (layout is not None or max_shard is not None):
+        raise UsageError(f"--layout and --max-shard are for {rules().tier}", expected=f"--tiers {rules().tier}")
+    if names == [rules().tier]:
+        made = _nvfp4(model, out, layout, max_shard, threads)
+        emit(made, _nvfp4_text(made), as_json)
+        return 0
+    if nvfp4:  # refused before the others are made; made after them
+        names.remove(rules().tier)
+        plan_nvfp4(open_checkpoint(model), layout or LAYOUTS[0])
     ladder = load_ladder(ladder_file)
-    if tiers is not None:
-        ladder = ladder.model_copy(update={"tiers": tuple(t.strip() for t in tiers.split(","))})
+    if names:
+        ladder = ladder.model_copy(update={"tiers": tuple(names)})
     if allow_unchecked and ladder.smoke is not None:
         ladder = ladder.model_copy(update={"smoke": ladder.smoke.model_copy(update={"allow_unchecked": True})})
     effort = Effort(jobs, threads or Effort().threads, parse_bytes(ram))
@@ -116,8 +140,40 @@ def quantize(
     with progress("quantize") as report:
         data = make_ladder(model, out, ladder, locate(directory), sources=sources, effort=effort, name=name,
                            progress=report)  # fmt: skip
-    emit(data, _text(data), as_json)
+    text = _text(data)
+    if nvfp4:
+        folder = out / f"{name or model.absolute().name}-{rules().tier}"
+        data["nvfp4"] = _nvfp4(model, folder, layout, max_shard, threads)
+        text += f"\n\n{_nvfp4_text(data['nvfp4'])}"
+    emit(data, text, as_json)
     return 1 if data["findings"] else 0
+
+
+def _nvfp4(model: Path, out: Path, layout: str | None, max_shard: str | None, threads: int | None) -> dict[str, Any]:
+    from trimoe.cli.cut import resumable
+    from trimoe.cut.plan import DEFAULT_SHARD
+    from trimoe.quantize.nvfp4 import quantize_nvfp4
+    from trimoe.quantize.nvfp4_rules import rules
+
+    limit = DEFAULT_SHARD if max_shard is None else parse_size(max_shard, "--max-shard 5GB")
+    chosen = layout or "modelopt"
+    with progress(rules().tier) as report, resumable(out):
+        result = quantize_nvfp4(model, out, layout=chosen, max_shard=limit, threads=threads, progress=report)
+    return {"tier": rules().tier, "layout": chosen, "out": str(out), "kept": result.kept, **result.facts,
+            "relative_error_by_matrix": result.errors}  # fmt: skip
+
+
+def _nvfp4_text(data: dict[str, Any]) -> str:
+    lines = [f"{data['out']}: {data['tier']}, {data['layout']} layout, {data['file_bytes']:,} bytes of weights, "
+             f"{data['bits_per_weight']:.2f} bits per weight{'  (kept)' if data['kept'] else ''}", "",
+             f"{'matrices':<32} {'count':>7} {'error':>8} {'worst':>8}  worst matrix"]  # fmt: skip
+    for kind, row in data["relative_error"].items():
+        lines.append(
+            f"{kind:<32} {row['count']:>7,} {row['together']:>8.4f} {row['worst']:>8.4f}  {row['worst_matrix']}"
+        )
+    share = data["quantized_values"] / data["values"]
+    last = f"{data['matrices']:,} matrices with {share:.1%} of the weights are quantized"
+    return "\n".join([*lines, f"{last}; the errors of each (norm of the difference / norm) stand in trimoe.json"])
 
 
 def _text(data: dict[str, Any]) -> str:

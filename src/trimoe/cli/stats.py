@@ -240,7 +240,9 @@ def export(file: Path, out: Path, as_json: bool) -> None:
         body = json.dumps(export_reference(loaded)).encode()
         temporary.write_bytes(gzip.compress(body, mtime=0) if out.name.endswith(".gz") else body)
     left = left_out(loaded)
-    text = f"wrote {out}" + (f"\nleft out, not in the layout: {', '.join(left)}" if left else "")
+    whole = [name for name in left if "/" not in name]
+    whole += ["the bootstrap shards"] if len(whole) < len(left) else []
+    text = f"wrote {out}" + (f"\nleft out, not in the layout: {', '.join(whole)}" if left else "")
     emit({"file": str(out), "left_out": left}, text, as_json)
 
 

@@ -28,6 +28,7 @@ from trimoe.cut.certify_data import (
 from trimoe.cut.certify_files import check_config, check_files, check_map, read_config, recorded_map
 from trimoe.cut.certify_logits import LogitProof, check_logits, missing_software, not_run
 from trimoe.cut.certify_prompts import Conversation, load_prompts
+from trimoe.cut.heal_record import CLAIM, HEAL_CHECK, changed_tensors, check_heal, read_heal
 from trimoe.cut.infer import recover
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
@@ -71,7 +72,8 @@ def certify(
         drop_map, source, map_check = _resolve_map(original, pruned, index, given, progress)
         checks = [readable, map_check, check_config(original, config, drop_map)]
         checks.append(check_files(original, pruned, index, drop_map))
-        checks += _byte_checks(original, index, drop_map, progress)
+        healed, heal_check = _heal_check(pruned, index)
+        checks += _byte_checks(original, index, drop_map, healed, progress) + heal_check
     proof = _logit_proof(
         original, pruned, index, drop_map, conversations, checks, logits, keep_going, tolerance, device, progress
     )
@@ -157,15 +159,29 @@ def _resolve_map(
     return inferred, "inferred", check
 
 
-def _byte_checks(base: Checkpoint, index: Index, drop_map: DropMap | None, progress: Progress | None) -> list[Check]:
+def _heal_check(pruned: Path, index: Index) -> tuple[set[str], list[Check]]:
+    """The tensors that a heal record names, and the check that the record is true, which never passes."""
+    try:
+        record = read_heal(pruned)
+    except BadInput as exc:
+        finding = Finding(subject=exc.subject, expected=exc.expected, actual=exc.actual)
+        return set(), [make_check(HEAL_CHECK, CLAIM, "the heal record is unusable", [finding])]
+    if record is None:
+        return set(), []
+    return set(changed_tensors(record)), [check_heal(record, index)]
+
+
+def _byte_checks(
+    base: Checkpoint, index: Index, drop_map: DropMap | None, healed: set[str], progress: Progress | None
+) -> list[Check]:
     if drop_map is None:
         reason = "not compared: no map is known"
         return [make_check(name, "needs a map", reason, not_run=True) for name in ("tensors", "untouched", "cut")]
     expected = expected_tensors(base, drop_map)
     return [
         check_tensors(expected, index, base.layer_of),
-        check_untouched(expected, index, progress),
-        check_cut(expected, index, progress),
+        check_untouched(expected, index, progress, healed),
+        check_cut(expected, index, progress, healed),
     ]
 
 
@@ -189,6 +205,8 @@ def _logit_proof(
         reason = "the pruned model or its map cannot be read"
     elif verdict(checks) == "refuted" and not keep_going:
         reason = "the cut is refuted already"
+    elif any(check.name == HEAL_CHECK for check in checks):
+        reason = "the model was healed, so its logits differ on purpose"
     else:
         reason = missing_software()
     if reason is not None or index is None or drop_map is None:

@@ -86,6 +86,13 @@ class Copier:
         if len(view) > skipped:
             self._target.put(view[skipped:])
 
+    def skip(self, length: int) -> bool:
+        """Count the next `length` bytes as appended if an earlier run wrote all of them; else do nothing."""
+        if self._skip < length:
+            return False
+        self._skip -= length
+        return True
+
     def append(self, file: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
         """Append `ranges` of `file` in order; yields the bytes done by each step.
 

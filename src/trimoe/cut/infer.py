@@ -17,6 +17,7 @@ import numpy as np
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_bytes import (
     BLOCK,
+    Expected,
     Index,
     check_cut,
     check_tensors,
@@ -29,7 +30,7 @@ from trimoe.cut.certify_data import Check, Finding
 from trimoe.cut.certify_files import check_config, check_files, read_config
 from trimoe.errors import MapError
 from trimoe.model.checkpoint import Checkpoint, ExpertTensor, open_checkpoint
-from trimoe.model.safetensors import TensorInfo, read_index
+from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
 Progress = Callable[[int, int, str], None]
 
@@ -127,13 +128,8 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
     scaled = {}
     for change in changes:
         want, have = expected.get(change.tensor or ""), index.get(change.tensor or "")
-        if (
-            want is not None
-            and have is not None
-            and want.kept is None
-            and (want.dtype, want.shape) == (have.dtype, have.shape)
-        ):
-            factor = scale_factor(want.source, have)
+        if want is not None and have is not None and (want.dtype, want.shape) == (have.dtype, have.shape):
+            factor = scale_factor(want.source, have) if want.kept is None else _row_factor(want, have)
             if factor is not None:
                 scaled[want.name] = factor
     drop_map = DropMap(drop_map.drop, drop_map.num_experts, {"recipe": "inferred", "model": original.fingerprint})
@@ -252,6 +248,22 @@ def scale_factor(original: TensorInfo, changed: TensorInfo) -> float | None:
             x = _floats(os.pread(a.fileno(), length, original.start + at), original.dtype)
             y = _floats(os.pread(b.fileno(), length, changed.start + at), changed.dtype)
             xx, xy, yy = xx + float(x @ x), xy + float(x @ y), yy + float(y @ y)
+    return _accepted(xx, xy, yy)
+
+
+def _row_factor(want: Expected, have: TensorInfo) -> float | None:
+    """The factor on the kept rows of a small tensor of one value or row per expert (scales, routers)."""
+    if want.dtype not in ("BF16", "F16", "F32") or want.axis != 0 or want.source.nbytes > BLOCK:
+        return None
+    rows = _floats(read_bytes(want.source), want.dtype).reshape(want.source.shape)[list(want.kept or ())].reshape(-1)
+    return _fitted(rows, _floats(read_bytes(have), have.dtype))
+
+
+def _fitted(x: np.ndarray, y: np.ndarray) -> float | None:
+    return _accepted(float(x @ x), float(x @ y), float(y @ y))
+
+
+def _accepted(xx: float, xy: float, yy: float) -> float | None:
     if not (np.isfinite([xx, xy, yy]).all() and xx > 0 and yy > 0):
         return None
     alpha = xy / xx

@@ -48,6 +48,8 @@ class LayerModel:
         self.layers_name, self.layers, self.text = self._find_layers()
         self.hidden_size = int(config.get_text_config().hidden_size)
         self.active, self.returns_tuple = -1, False
+        self.edits: dict[str, Callable[[bytes], bytes]] = {}
+        """Changes to tensors by name that are made while they are loaded."""
         self._input: Any = None
         self._output: Any = None
         self._vocabulary = np.zeros(0, np.int64)
@@ -113,7 +115,8 @@ class LayerModel:
     def _patch(self) -> None:
         for number, layer in enumerate(self.layers):
             layer.forward = self._hop(number, layer.forward)
-        self.text.norm.forward = lambda hidden, *args, **kwargs: hidden
+        self._norm = self.text.norm.forward
+        self.text.norm.forward = _unchanged
 
     def _adapt_experts(self) -> None:
         """Experts that stand outside transformers' experts interface are fitted to it."""
@@ -196,7 +199,7 @@ class LayerModel:
         # The plan names what a family keeps in float32 whatever the rest is in, such as corrections of the choice.
         config = LoadStateDictConfig(device_map={"": self.device}, dtype=self.dtype, weight_mapping=self.mapping,
                                      dtype_plan=self.model._get_dtype_plan(self.dtype))  # fmt: skip
-        lazy = {name: LazyTensor(self.checkpoint.index[name]) for name in names}
+        lazy = {name: LazyTensor(self.checkpoint.index[name], self.edits.get(name)) for name in names}
         info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
         wrong = sorted(str(mismatch[0]) for mismatch in info.mismatched_keys) + sorted(info.unexpected_keys)
         wrong += sorted(info.conversion_errors) + sorted(info.missing_keys & wanted)
@@ -257,6 +260,38 @@ class LayerModel:
         path, _, attribute = self._targets[name].rpartition(".")
         return self.model.get_submodule(path), attribute
 
+    def load_head(self) -> None:
+        """Read what stands behind the last layer (norm, output matrix, or the embedding that serves as one)."""
+        import torch
+
+        state, layers = self._meta_state, f"{self.layers_name}."
+        text = self.layers_name.rpartition(".")[0] + "."
+        head = self.model.get_output_embeddings()
+        heads = {n + "." for n, m in self.model.named_modules() if m is head or m is self.text.get_input_embeddings()}
+        wanted = (f"{text}norm.", *heads)
+        names = [
+            n for n, t in self._targets.items() if t in state and t.startswith(wanted) and not t.startswith(layers)
+        ]
+        embedding = self.text.get_input_embeddings()  # `load_embedding` may have left a part of the rows there
+        target = next(n for n, m in self.model.named_modules() if m is embedding) + ".weight"
+        embedding.weight = torch.nn.Parameter(torch.empty_like(self._meta_state[target]), requires_grad=False)
+        self.model.tie_weights()
+        self._load(names, set())
+        self.model.tie_weights()
+        loose = [n for n, p in self.model.named_parameters() if n.startswith(wanted) and p.is_meta]
+        if loose:
+            raise CheckpointError(f"tensor {loose[0]} is missing", expected="the final norm and the output matrix",
+                                  remedy="the checkpoint is incomplete: download it again")  # fmt: skip
+
+    def logits(self, hidden: Any) -> Any:
+        """Logits [windows, length, vocabulary] for the output of the last layer, through the model's own head."""
+        self.active, self._input = -1, None
+        self.text.norm.forward = self._norm
+        try:
+            return self.model(inputs_embeds=hidden, use_cache=False).logits
+        finally:
+            self.text.norm.forward = _unchanged
+
     def embed(self, tokens: np.ndarray) -> Any:
         """Hidden states [windows, length, H] that enter layer 0 for ids [windows, length] of the loaded rows."""
         import torch
@@ -285,6 +320,10 @@ class LayerModel:
             return self._output
         finally:
             self.active, self._input, self._output = -1, None, None
+
+
+def _unchanged(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    return hidden
 
 
 def _experts_in(layer: Any) -> Any:

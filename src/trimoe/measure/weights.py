@@ -8,10 +8,11 @@ Not guaranteed: an orderly end if the file is truncated while it is mapped (the 
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any
 
 from trimoe.errors import CheckpointError
-from trimoe.model.safetensors import TensorInfo
+from trimoe.model.safetensors import TensorInfo, read_bytes
 
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
                  "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
@@ -19,15 +20,26 @@ _BLOCK = 1 << 22
 
 
 class LazyTensor:
-    """Stands for a tensor in a state dict; `lazy[...]` maps its byte range and checks it."""
+    """Stands for a tensor in a state dict; `lazy[...]` maps its byte range and checks it.
 
-    def __init__(self, info: TensorInfo) -> None:
-        self.info = info
+    `edit` (bytes to bytes of the same length) stands between file and model: a change tried before it is written.
+    """
+
+    def __init__(self, info: TensorInfo, edit: Callable[[bytes], bytes] | None = None) -> None:
+        self.info, self.edit = info, edit
 
     def __getitem__(self, _: Any) -> Any:
-        tensor = mapped(self.info)
+        tensor = mapped(self.info) if self.edit is None else _edited(self.info, self.edit)
         require_finite(tensor, self.info.name)
         return tensor
+
+
+def _edited(info: TensorInfo, edit: Callable[[bytes], bytes]) -> Any:
+    import torch
+
+    require_readable(info)
+    changed = torch.frombuffer(bytearray(edit(read_bytes(info))), dtype=torch.uint8)
+    return changed.view(getattr(torch, _TORCH_DTYPES[info.dtype])).reshape(info.shape)
 
 
 def require_readable(info: TensorInfo) -> None:

@@ -100,6 +100,10 @@ class Arch(BaseModel):
     scopes: tuple[str, ...]
     untouched: tuple[str, ...] = ()
     dense_layer: str | None = None
+    shared_down: str | None = None
+    """Last matrix of the FFN that runs beside the experts for every token; none in families without one."""
+    shared_gain: str | None = None
+    """Gain of the norm that stands right behind that FFN. A norm undoes any factor before it."""
     config: ConfigKeys
     routing: Routing = Routing()
     roles: Roles = {}

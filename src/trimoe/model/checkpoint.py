@@ -82,7 +82,7 @@ class Checkpoint:
         for layer in range(self.num_layers):
             prefix, dense = self.prefix.replace("{L}", str(layer)), self.arch.dense_layer
             begun = [self._begins(prefix, role) for role in self.arch.roles.values()]
-            if dense is None or prefix + dense not in self.index or any(begun):
+            if dense is None or not self._has(prefix + dense) or any(begun):
                 self._claim(prefix, layer, self.arch.roles, found, whole)
         if not found:
             raise CheckpointError("no decoder layer of this checkpoint has experts", expected="a mixture of experts",
@@ -130,7 +130,10 @@ class Checkpoint:
 
     def _begins(self, prefix: str, role: Role) -> bool:
         """Whether a block has the (first) tensor of a role. One that lacks the first only is refused as a stray."""
-        name = prefix + role.tensor.replace("{E}", "0")
+        return self._has(prefix + role.tensor.replace("{E}", "0"))
+
+    def _has(self, name: str) -> bool:
+        """Whether a weight is there under this name or the one that its quantization gives it."""
         return name in self.index or (self.quant is not None and self.quant.begins(name, self.index))
 
     @cached_property

@@ -38,6 +38,9 @@ class Rule(BaseModel):
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     rows: bool = True
+    factor: str | None = None
+    """A single float that multiplies (`factor_divides`: divides) the whole weight, if there is one."""
+    factor_divides: bool = False
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -53,6 +56,8 @@ class Rule(BaseModel):
     def _distinct(self) -> "Rule":
         if not self.required or len(set(self.suffixes)) != len(self.suffixes):
             raise ValueError(f"rule {self.main!r} needs required tensors, each named once")
+        if self.factor is not None and self.factor not in self.suffixes:
+            raise ValueError(f"rule {self.main!r}: factor {self.factor!r} is none of its tensors")
         return self
 
 

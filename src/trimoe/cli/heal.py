@@ -1,0 +1,150 @@
+"""`trimoe heal`: parse, call, print."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimoe.cli.common import emit, json_option, progress, require_extra
+from trimoe.errors import UsageError
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("base", type=PATH)
+@click.argument("pruned", type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, help="Directory to create.")
+@click.option("--method", required=True, type=click.Choice(["shared-alpha", "expert-scale", "router"]),
+              help="Scale the FFN that always runs, scale the experts, or refit the routers.")  # fmt: skip
+@click.option("--alpha", default="1.2", show_default=True, metavar="A|FIRST:LAST:STEP",
+              help="Factor; a range is tried on the calibration part and the least divergent taken.")  # fmt: skip
+@click.option("--on", type=click.Choice(["down", "gain"]), default="down", show_default=True,
+              help="shared-alpha: scale the last matrix, or the gain of the norm behind it.")  # fmt: skip
+@click.option("--set", "set_file", type=PATH, help="Calibration set; a third of its documents is held out.")
+@click.option("--held-out", type=PATH, help="A set to judge by instead; no document may stand in both.")
+@click.option("--passes", type=click.IntRange(1), default=12, show_default=True, help="router: steps per layer.")
+@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True,
+              help="router: size of a step, relative to the router's values.")  # fmt: skip
+@click.option("--keep-worse", is_flag=True, help="Write it even if it is worse, marked as not publishable.")
+@click.option("--unmeasured", is_flag=True,
+              help="Write without comparing (quantized models), marked as not publishable.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would change; write nothing.")
+@click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
+@json_option
+def heal(
+    base: Path,
+    pruned: Path,
+    out: Path,
+    method: str,
+    alpha: str,
+    on: str,
+    set_file: Path | None,
+    held_out: Path | None,
+    passes: int,
+    rate: float,
+    keep_worse: bool,
+    unmeasured: bool,
+    dry_run: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Change more of PRUNED, a cut of BASE, than its experts, and show whether that brought it nearer to BASE.
+
+    The KL divergence from BASE is measured before and after on text that took no part. If it rises nothing is
+    written (exit 5). OUT/trimoe.json names every changed tensor. `certify` never calls a healed model proven.
+
+    \b
+    Examples:
+      trimoe heal MODEL PRUNED -o HEALED --method router --set set.yaml
+      trimoe heal MODEL PRUNED -o HEALED --method shared-alpha --alpha 1.0:1.3:0.05 --set set.yaml
+      trimoe heal MODEL PRUNED -o HEALED --method expert-scale --alpha 1.2 --set set.yaml --held-out other.yaml
+      trimoe heal MODEL-NVFP4 PRUNED-NVFP4 -o HEALED --method shared-alpha --alpha 1.2 --unmeasured
+    """
+    from trimoe.artifact import require_absent
+    from trimoe.cut import heal as healing_of
+    from trimoe.model.checkpoint import open_checkpoint
+
+    if unmeasured == (set_file is not None):
+        raise UsageError("give --set to measure, or --unmeasured", expected="one of them", remedy="see --help")
+    if unmeasured and method == "router":
+        raise UsageError("routers are fitted on text", expected="--set", actual="--unmeasured")
+    if held_out is not None and set_file is None:
+        raise UsageError("--held-out goes with --set", expected="both")
+    require_absent(out)
+    before, after = open_checkpoint(base), open_checkpoint(pruned)
+    healing_of.require_related(before, after)
+    if unmeasured:
+        healing = _unmeasured(before, after, method, alpha, on)
+    else:
+        require_extra("torch", "measuring a heal")
+        from trimoe.cut.heal_measure import Plan, alphas_of, edits_of, parts
+        from trimoe.cut.heal_measure import heal as run
+        from trimoe.cut.heal_router import Steps
+        from trimoe.measure.calibration import CalibrationSet
+
+        plan = Plan(method, alphas_of(alpha), on, Steps(passes, rate), device)
+        chosen = CalibrationSet.load(set_file or Path())
+        other = CalibrationSet.load(held_out) if held_out is not None else None
+        planned = edits_of(after, plan)
+        fit, held = parts(before, chosen, other)
+        if dry_run:
+            _plan_only(method, after, planned, len(fit.windows), len(held.windows), as_json)
+            return
+        with progress("heal") as update:
+            healing = run(before, after, plan, fit, held, update)
+    if dry_run:
+        _plan_only(method, after, healing.edits, 0, 0, as_json)
+        return
+    with progress("heal") as update:
+        record = healing_of.publish(healing, out, keep_worse=keep_worse or unmeasured, progress=update)
+    emit({"out": str(out), **record}, _text(out, record), as_json)
+
+
+def _unmeasured(before: Any, after: Any, method: str, alpha: str, on: str) -> Any:
+    from trimoe.cut.heal import Healing
+    from trimoe.cut.heal_edit import factor_edits
+
+    try:
+        factor = float(alpha)
+    except ValueError as exc:
+        raise UsageError("a range of factors has to be measured", expected="one number", actual=alpha) from exc
+    if not 0 < factor < 1e3:
+        raise UsageError(f"{alpha} is no factor", expected="a number above 0, below 1000")
+    settings = {"alpha": factor} | ({"on": on} if method == "shared-alpha" else {})
+    return Healing(before, after, method, settings, factor_edits(after, method, factor, on))
+
+
+def _plan_only(method: str, model: Any, edits: list[Any], fit: int, held: int, as_json: bool) -> None:
+    names = [e.info.name for e in edits] or [model.role_name("router", layer) for layer in model.moe_layers]
+    data = {"method": method, "dry_run": True, "tensors": names, "fit_windows": fit, "held_out_windows": held}
+    emit(data, f"{method}: would change {len(names)} tensors: {', '.join(names)}\n"
+               f"text: {fit} windows to fit on, {held} held out", as_json)  # fmt: skip
+
+
+def _text(out: Path, record: dict[str, Any]) -> str:
+    lines = []
+    for row in record.get("sweep", []):
+        lines.append(f"  factor {row['alpha']:<6g} KL {row['kl']:.5f} [{row['low']:.5f}, {row['high']:.5f}]")
+    tried = [row["alpha"] for row in record.get("sweep", [])]
+    if tried and record["settings"]["alpha"] in (tried[0], tried[-1]):
+        lines.append("  the least divergent factor is at the end of the range: a wider one may find a better one")
+    for row in record.get("layers", []):
+        lines.append(f"  layer {row['layer']}: error {row['error_before']:.5f} -> {row['error_after']:.5f}, "
+                     f"rows moved by {row['change']:.2%}")  # fmt: skip
+    measured = record["measured"]
+    if measured is not None:
+        low, high = measured["kl_change_interval"]
+        lines.append(f"KL to the unpruned model, {measured['tokens']} held-out tokens: {measured['kl_before']:.5f} -> "
+                     f"{measured['kl_after']:.5f} nats per token, change {measured['kl_change']:+.5f} "
+                     f"[{low:+.5f}, {high:+.5f}]")  # fmt: skip
+        lines += [f"  {name}: loss {c['loss_unpruned']:.4f} unpruned, {c['loss_before']:.4f} -> {c['loss_after']:.4f}"
+                  for name, c in measured["classes"].items()]  # fmt: skip
+        if not measured["gain_shown"]:
+            lines.append("the interval includes no change: no gain is shown")
+    lines.append(f"{out}: {len(record['tensors'])} tensors changed by {record['method']}")
+    lines += [f"NOT publishable: {reason}" for reason in record["reasons"]]
+    return "\n".join(lines)
+
+
+COMMANDS = [heal]
