@@ -38,6 +38,11 @@ def test_reading_a_report() -> None:
     assert found.values == {"kld": 0.002, "kld_median": -0.000216, "kld_99": 0.130027, "perplexity": 1313.577671,
                             "same_top": 97.785}  # fmt: skip
     np.testing.assert_allclose(found.chunks, [0.001, 0.005, 0.0], atol=1e-12)
+    # What is all rounding has no error; its chunk must not be lost, or every later one would be wrong.
+    again = parse(REPORT.replace("0.00300 ±    0.00240", "0.00300 ±       -nan"), Path("x.gguf"))
+    np.testing.assert_array_equal(again.chunks, found.chunks)
+    with pytest.raises(BadInput, match="has gaps"):
+        parse(REPORT.replace("   2    1776", "   x    1776"), Path("x.gguf"))
     for line in ("Mean    KLD", "Same top p", "Mean PPL"):
         with pytest.raises(BadInput, match=r"gave no statistics for x\.gguf"):
             parse(REPORT.replace(line, "?"), Path("x.gguf"))

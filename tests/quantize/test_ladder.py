@@ -23,7 +23,7 @@ from trimoe.quantize.ladder_checks import model_name
 from trimoe.quantize.ladder_file import Ladder, load_ladder
 from trimoe.quantize.ladder_sources import Effort, Sources, llamacpp_version
 from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.smoke import Answers, Prompt, Smoke, judge
+from trimoe.quantize.smoke import Answers, Prompt, Smoke, base_fault, judge
 
 QUICK = Effort(1, 1)
 
@@ -205,12 +205,17 @@ def test_each_file_answers(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> No
     answers = Answers.from_json(table["files"][0]["smoke"])
     assert (len(answers.texts), answers.right) == (2, (True, None))
     assert not table["findings"]
+    silent = make_ladder(base, tmp_path, tiers("Q8_0"), llamacpp, effort=QUICK)
+    assert "smoke" not in silent["files"][0], "answers that nobody judged are not shown as a result"
     # Other questions are asked again, without making the file again. One token is too few for any model to end.
     before = (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns
     other = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
-    again = make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
+    with pytest.raises(Refused, match=r"(?s)base fails the smoke test.*2 of 2 prompts did not end"):
+        make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
+    allowed = Smoke(prompts=ask, max_tokens=1, allow_unchecked=True)
+    again = make_ladder(base, tmp_path, other.model_copy(update={"smoke": allowed}), llamacpp, effort=QUICK)
     assert again["files"][0]["smoke"]["ended"] == [False, False]
-    assert not again["findings"]  # the base cannot end in one token either
+    assert again["findings"] == ["Q8_0 was not checked: the base itself fails: 2 of 2 prompts did not end"]
     assert (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns == before
 
 
@@ -224,8 +229,10 @@ def test_a_file_is_judged_by_its_base() -> None:
     assert judge(rambling, base, wanted) == "1 of 2 prompts that the base ends did not end"
     wrong = Answers("", (True, True, True), (False, True, False), ("", "", ""))
     assert judge(wrong, base, wanted) == "1 known answers were right, 2 needed (the base had 2)"
+    assert base_fault(base, wanted) == "1 of 3 prompts did not end"
     knows_nothing = Answers("", (True, True, True), (False, False, False), ("", "", ""))
-    assert judge(knows_nothing, knows_nothing, wanted) is None
+    assert base_fault(knows_nothing, wanted) == "0 known answers were right, 2 needed"
+    assert base_fault(Answers("", (True,) * 3, (True, True, None), ("",) * 3), wanted) is None
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--context", default="8k", show_default=True, help="Tokens of each conversation, e.g. 32k.")
 @click.option("--kv", default="f16", show_default=True, help="Type of the key-value cache, e.g. q8_0.")
 @click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="Conversations at a time.")
+@click.option("--vision", is_flag=True, help="Load the vision tower too (an mmproj file).")
 @click.option("--table", "as_table", is_flag=True, help="A table of every tier, opt-in ones included.")
 @json_option
 def plan(
@@ -32,6 +33,7 @@ def plan(
     context: str,
     kv: str,
     parallel: int,
+    vision: bool,
     as_table: bool,
     as_json: bool,
 ) -> None:
@@ -49,19 +51,24 @@ def plan(
       trimoe plan gemma-4-26B-A4B --keep 98 --tier Q4_K_M
       trimoe plan gemma-4-26B-A4B --memory 16GB --context 32k --kv q8_0
       trimoe plan model-BF16.gguf --table
+      trimoe plan gemma-4-26B-A4B --keep 98 --tier Q4_K_M --vision
     """
     from trimoe.quantize.plan import Serving, fitting, parse_bytes, parse_tokens, size_of
     from trimoe.quantize.plan import memory as memory_of
     from trimoe.quantize.tiers import all_tiers, default_ladder, find_tiers
+    from trimoe.quantize.vision import vision_of
 
     if tier_name and as_table:
         raise UsageError("--tier and --table contradict each other", expected="one tier, or the table of all")
     blueprint = load_blueprint(model)
-    serving = Serving(parse_tokens(context), parallel, kv.upper())
+    tower = vision_of(model, load_config(model)) if vision else None
+    serving = Serving(parse_tokens(context), parallel, kv.upper(), tower.nbytes if tower else 0)
     smaller = blueprint.with_experts(keep) if keep else blueprint
     head = {"model": model, "experts": blueprint.facts.experts, "keep": smaller.facts.experts,
             "exact": blueprint.metadata.exact, "context": serving.context, "parallel": parallel,
-            "kv": serving.kv_type.lower()}  # fmt: skip
+            "kv": serving.kv_type.lower(),
+            "safetensors": _safetensors(model, smaller),
+            "mmproj": tower and {"file_bytes": tower.file_bytes, "weights": tower.weights, "exact": False}}  # fmt: skip
     if budget is None and tier_name:
         (tier,) = find_tiers([tier_name])
         size = size_of(smaller, tier)
@@ -117,13 +124,45 @@ def load_blueprint(model: str) -> "Blueprint":
     return blueprint_of_config(model, config)
 
 
+def _safetensors(model: str, blueprint: "Blueprint") -> dict[str, Any] | None:
+    """Bytes of the unquantized checkpoint; None for a GGUF file."""
+    from trimoe.model.gguf import find_gguf
+    from trimoe.quantize.checkpoint_size import checkpoint_bytes, estimated_bytes
+
+    path = Path(model)
+    if path.exists() and find_gguf(path) is not None:
+        return None
+    if path.is_dir():
+        return {"file_bytes": checkpoint_bytes(path, blueprint.facts.experts), "exact": True}
+    return {"file_bytes": estimated_bytes(blueprint), "exact": False}
+
+
+def load_config(model: str) -> dict[str, Any]:
+    """The configuration of a checkpoint directory, config.json or shipped name. Raises `BadInput`."""
+    from trimoe.artifact import read_json
+    from trimoe.quantize.layout import shipped_config
+
+    path = Path(model)
+    if not path.exists():
+        config = shipped_config(model)
+        assert config is not None  # load_blueprint has found it
+        return config
+    source = path / "config.json" if path.is_dir() else path
+    if source.suffix != ".json" or not source.exists():
+        raise BadInput(f"{model} does not say what its vision tower is", expected="config.json",
+                       remedy="give the checkpoint or its config.json; an mmproj file has its own size")  # fmt: skip
+    config = read_json(source, "model configuration")
+    assert isinstance(config, dict)
+    return config
+
+
 def _size_json(tier: str, size: "Size", memory: "Memory") -> dict[str, Any]:
     fallbacks = sum(choice.fell_back for choice in size.choices)
     return {
         "tier": tier, "file_bytes": size.file_bytes, "bits_per_weight": round(size.bits_per_weight, 4),
         "weights": size.values, "types": size.type_mix(), "fallback_tensors": fallbacks,
         "memory": {"weights": memory.weights, "kv_cache": memory.kv_cache, "compute_estimate": memory.compute,
-                   "total": memory.total},
+                   "vision": memory.vision, "total": memory.total},
     }  # fmt: skip
 
 
@@ -151,13 +190,23 @@ def _one_text(data: dict[str, Any]) -> str:
                                   if data["fallback_tensors"] else ""),
         f"  memory   {memory['total']:>15,} bytes: weights {_gb(memory['weights'])}, cache {_gb(memory['kv_cache'])} "
         f"({data['parallel']} x {data['context']:,} tokens, {data['kv']}), compute about "
-        f"{_gb(memory['compute_estimate'])} GB",
+        f"{_gb(memory['compute_estimate'])} GB" + (f", vision {_gb(memory['vision'])}" if memory["vision"] else ""),
+        *([f"  mmproj   {data['mmproj']['file_bytes']:>15,} bytes (header estimated), a file of its own"]
+          if data["mmproj"] else []),
     ])  # fmt: skip
+
+
+def _safetensors_text(head: dict[str, Any]) -> list[str]:
+    found = head["safetensors"]
+    if found is None:
+        return []
+    note = "" if found["exact"] else " (estimated, language model alone)"
+    return [f"safetensors, not quantized: {found['file_bytes']:,} bytes{note}"]
 
 
 def _table_text(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [f"{head['model']}, {head['keep']} of {head['experts']} experts"
-             f"{'' if head['exact'] else '; vocabulary estimated'}", "",
+             f"{'' if head['exact'] else '; vocabulary estimated'}", *_safetensors_text(head), "",
              f"{'tier':<12} {'bytes':>16} {'GB':>7} {'bpw':>6} {'in memory':>10}  types (GB)"]  # fmt: skip
     for row in sorted(rows, key=lambda r: -int(r["file_bytes"])):
         mix = " ".join(f"{kind} {_gb(size)}" for kind, size in list(row["types"].items())[:4])

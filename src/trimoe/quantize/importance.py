@@ -14,6 +14,7 @@ import numpy as np
 from trimoe.artifact import publish_file
 from trimoe.errors import BadInput, CheckpointError, Refused
 from trimoe.model.imatrix import Imatrix, open_imatrix
+from trimoe.quantize.children import bound
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 from trimoe.quantize.sizes import DATASET_NAME, IMATRIX_NAME
 from trimoe.quantize.tensor_types import Choice, Tensor, requires_imatrix
@@ -107,7 +108,7 @@ def make_imatrix(
                    temporary.name, "--output-format", "gguf", "--parse-special", "--no-ppl", "-c", str(context),
                    "-b", str(context), "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
         answer = subprocess.run(
-            command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False
+            bound(command), cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False
         )
         if answer.returncode != 0 or not temporary.exists():
             raise BadInput(f"llama-imatrix could not measure {base.name}", expected="a model and a long enough text",

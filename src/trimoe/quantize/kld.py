@@ -21,12 +21,14 @@ import numpy as np
 from trimoe.artifact import require_space, sha256_bytes, sha256_file
 from trimoe.errors import BadInput, CheckpointError
 from trimoe.model.gguf import open_gguf
+from trimoe.quantize.children import bound
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
 Progress = Callable[[int, int, str], None]
 RESAMPLES = 10_000
-ATTEMPTS = 5
-_CHUNK = re.compile(r"^ *(\d+) +[\d.]+ ± +[\d.]+ +-?[\d.]+ ± +[\d.]+ +(-?[\d.]+) ±", re.M)
+ATTEMPTS = 25
+# Errors of differences that are all rounding print as nan or -nan: the mean before them is still good.
+_CHUNK = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± +\S+ +(-?[\d.]+) ± +\S+ ", re.M)
 _BASE = re.compile(r"Final estimate: PPL = ([\d.]+)")
 _FINAL = {
     "kld": re.compile(r"^Mean +KLD: +(-?[\d.]+) ± +([\d.]+)", re.M),
@@ -55,10 +57,59 @@ def parse(text: str, file: Path) -> Measured:
             raise BadInput(f"llama-perplexity gave no statistics for {file.name}", expected="at least 100 tokens",
                            actual=last_lines(text), remedy="use a longer text or more --chunks")  # fmt: skip
         values[name] = float(match[1])
-    running = np.array([float(mean) for _, mean in _CHUNK.findall(text)])
+    lines = _CHUNK.findall(text)
+    if [int(number) for number, _ in lines] != list(range(1, len(lines) + 1)) or not lines:
+        raise BadInput(f"llama-perplexity's report on {file.name} has gaps", expected="one line per chunk, in order",
+                       actual=", ".join(number for number, _ in lines[:10]) or "none")  # fmt: skip
+    running = np.array([float(mean) for _, mean in lines])
     counts = np.arange(1, len(running) + 1)
     totals = running * counts
     return Measured(file, values, np.diff(totals, prepend=0.0))
+
+
+class Reference:
+    """A base's log-probabilities on a text, stored once, against which files are compared one after the other.
+
+    A context manager: the stored probabilities (about 2 bytes per vocabulary entry and token) go away with it.
+    """
+
+    def __init__(self, tools: LlamaCpp, base: Path, text: Path, *, chunks: int, context: int, threads: int) -> None:
+        self.base, self.text, self.chunks, self.context = base, text, chunks, context
+        self.vocabulary = _vocabulary(base)
+        self.perplexity: float | None = None
+        self._common = [str(tools.program("llama-perplexity")), "-f", str(text), "-c", str(context), "-b", str(context),
+                        "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
+        self._folder = tempfile.TemporaryDirectory(prefix="trimoe-kld-")
+
+    def __enter__(self) -> "Reference":
+        # llama.cpp stores 16 bits per log-probability of half of each chunk, and a scale per token.
+        logits = Path(self._folder.name) / "logits"
+        try:
+            require_space(logits, self.chunks * (self.context // 2) * 2 * (self.vocabulary + 4))
+            said = _run([*self._common, "-m", str(self.base), "--kl-divergence-base", str(logits)], self.base)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        # The comparison prints a perplexity of the base too, but from probabilities stored in 16 bits and cut off at
+        # the low end; the base's own run is exact.
+        own = _BASE.search(said)
+        self.perplexity = float(own[1]) if own else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def require_same_vocabulary(self, file: Path) -> None:
+        """Raise `CheckpointError` for a file of another vocabulary."""
+        if _vocabulary(file) != self.vocabulary:
+            raise CheckpointError(f"{file} has another vocabulary than {self.base}",
+                                  expected=f"{self.vocabulary} tokens", actual=str(_vocabulary(file)),
+                                  remedy="compare files of one model")  # fmt: skip
+
+    def compare(self, file: Path) -> Measured:
+        """KL divergence of a file from the base. Raises `BadInput`."""
+        logits = Path(self._folder.name) / "logits"
+        return _compared([*self._common, "-m", str(file), "--kl-divergence-base", str(logits), "--kl-divergence"], file)
 
 
 def measure(
@@ -66,33 +117,21 @@ def measure(
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare files with their base on a text. Raises `BadInput` for models of another vocabulary or a short text."""
-    vocabulary = _vocabulary(base)
-    for file in files:
-        if _vocabulary(file) != vocabulary:
-            raise CheckpointError(f"{file} has another vocabulary than {base}", expected=f"{vocabulary} tokens",
-                                  actual=str(_vocabulary(file)), remedy="compare files of one model")  # fmt: skip
     report = progress or (lambda done, total, note: None)
-    program = str(tools.program("llama-perplexity"))
-    common = [program, "-f", str(text), "-c", str(context), "-b", str(context), "--chunks", str(chunks), "-t",
-              str(threads)]  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="trimoe-kld-") as folder:
-        logits = Path(folder) / "logits"
-        # llama.cpp stores 16 bits per log-probability of half of each chunk, and a scale per token.
-        require_space(logits, chunks * (context // 2) * 2 * (vocabulary + 4))
-        report(0, len(files) + 1, f"logits of {base.name}")
-        own = _BASE.search(_run([*common, "-m", str(base), "--kl-divergence-base", str(logits)], base))
+    reference = Reference(tools, base, text, chunks=chunks, context=context, threads=threads)
+    for file in files:
+        reference.require_same_vocabulary(file)
+    report(0, len(files) + 1, f"logits of {base.name}")
+    with reference:
         found = []
         for number, file in enumerate(files, 1):
             report(number, len(files) + 1, file.name)
-            command = [*common, "-m", str(file), "--kl-divergence-base", str(logits), "--kl-divergence"]
-            found.append(_compared(command, file))
+            found.append(reference.compare(file))
     counts = {len(one.chunks) for one in found}
     if len(counts) != 1 or 0 in counts:
         raise BadInput("llama-perplexity measured different chunks", expected="the same number for every file",
                        actual=str(sorted(counts)))  # fmt: skip
-    # The comparison prints a perplexity of the base too, but from probabilities stored in 16 bits and cut off at the
-    # low end; the base's own run is exact.
-    return summary(base, found, text, context) | {"perplexity_base": float(own[1]) if own else None}
+    return summary(base, found, text, context) | {"perplexity_base": reference.perplexity}
 
 
 def _compared(command: list[str], file: Path) -> Measured:
@@ -138,7 +177,7 @@ def _vocabulary(file: Path) -> int:
 
 
 def _run(command: list[str], file: Path) -> str:
-    answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    answer = subprocess.run(bound(command), capture_output=True, encoding="utf-8", errors="replace", check=False)
     if answer.returncode != 0:
         raise BadInput(f"llama-perplexity failed with {file.name}", expected="a model that loads and enough text",
                        actual=last_lines(answer.stderr or answer.stdout), remedy="see its message")  # fmt: skip

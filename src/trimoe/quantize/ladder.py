@@ -41,7 +41,7 @@ from trimoe.quantize.quantizing import (
     write_map,
 )  # fmt: skip
 from trimoe.quantize.sizes import bytes_about
-from trimoe.quantize.smoke import Answers, judge
+from trimoe.quantize.smoke import Answers, Smoke, judge, require_good_base
 from trimoe.quantize.tiers import Tier
 
 Progress = Callable[[int, int, str], None]
@@ -75,10 +75,9 @@ def make_ladder(
         if not job.out.exists():
             cross_check(tools, job, base.path)
     answers = base_answers(tools, base, ladder.smoke, out, effort.threads) if ladder.smoke else None
+    fault = require_good_base(answers, ladder.smoke) if ladder.smoke and answers else None
     rows = _run(tools, jobs, base, ladder, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
-    if ladder.smoke and answers:
-        for row in rows:
-            row["smoke"]["failed"] = judge(Answers.from_json(row["smoke"]), answers, ladder.smoke)
+    judge_rows(rows, answers, ladder.smoke, fault)
     table = {
         "model": stem, "base": {"file": base.path.name, "fingerprint": base.fingerprint},
         "imatrix": importance and {
@@ -108,10 +107,22 @@ def plan_jobs(
     return jobs
 
 
+def judge_rows(rows: Sequence[dict[str, Any]], base: Answers | None, wanted: Smoke | None, fault: str | None) -> None:
+    """Each row's verdict: `failed` (None: did not), and `unchecked` (why not failing means nothing; None: it does)."""
+    for row in rows:
+        if base is None or wanted is None:
+            row.pop("smoke", None)  # answers that an earlier run asked for, and this one does not judge
+            continue
+        failed = judge(Answers.from_json(row["smoke"]), base, wanted)
+        row["smoke"] |= {"failed": failed, "unchecked": fault and f"the base itself fails: {fault}"}
+
+
 def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know: files that do not end their answers, and dynamic files equal to their plain tier."""
     found = [f"{row['tier']} failed the smoke test: {row['smoke']['failed']}" for row in rows
              if row.get("smoke") and row["smoke"]["failed"]]  # fmt: skip
+    found += [f"{row['tier']} was not checked: {row['smoke']['unchecked']}" for row in rows
+              if row.get("smoke") and row["smoke"].get("unchecked") and not row["smoke"]["failed"]]  # fmt: skip
     hashes: dict[str, str] = {}
     for row in rows:
         if row["sha256"] in hashes:
@@ -135,7 +146,7 @@ def _run(
             for done, future in enumerate(as_completed(waiting), 1):
                 job = waiting[future]
                 facts, kept = future.result()
-                rows[job.tier.name] = _row(job, facts, kept)
+                rows[job.tier.name] = row_of(job, facts, kept)
                 report(done, f"{job.tier.name}{' (was finished)' if kept else ''}")
         except BaseException:
             stopper.stop()
@@ -144,7 +155,8 @@ def _run(
     return [rows[job.tier.name] for job in jobs]
 
 
-def _row(job: Job, facts: dict[str, Any], kept: bool) -> dict[str, Any]:
+def row_of(job: Job, facts: dict[str, Any], kept: bool) -> dict[str, Any]:
+    """A finished job's line of the table."""
     fallbacks = sum(choice.fell_back for choice in job.size.choices)
     row = {"tier": job.tier.name, "file": job.out.name, **facts, "imatrix": job.inputs["imatrix"],
            "fallback_tensors": fallbacks, "kept": kept}  # fmt: skip

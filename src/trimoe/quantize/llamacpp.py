@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trimoe.artifact import sha256_bytes, sha256_file
 from trimoe.errors import BadInput, MissingPrerequisite
+from trimoe.quantize.children import bound
 
 PROGRAMS = (
     "llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server", "llama-cli", "llama-gguf-split",
@@ -252,7 +253,7 @@ def run_converter(tools: LlamaCpp, model: Path, out: Path, outtype: str = "bf16"
             remedy="run `trimoe llamacpp install`",
         )  # fmt: skip
     command = [sys.executable, str(tools.converter), str(model), "--outtype", outtype, "--outfile", str(out)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = subprocess.run(bound(command), capture_output=True, text=True, check=False)
     if answer.returncode != 0 or not out.exists():
         raise BadInput(
             f"{model} could not be converted to GGUF", expected="a model that llama.cpp's converter knows",

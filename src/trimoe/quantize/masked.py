@@ -9,6 +9,7 @@ from typing import Any
 
 from trimoe.cut.certify_gguf_logits import read_record
 from trimoe.errors import BadInput
+from trimoe.quantize.children import bound
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
 Progress = Callable[[int, int, str], None]
@@ -29,9 +30,8 @@ class MaskedLogits:
         file = out / "input.json"
         file.write_text(json.dumps({"threads": self.threads, **job}))
         with (out / "messages.txt").open("w+") as messages:
-            process = subprocess.Popen(
-                [self.program, str(model), str(file), str(out)], stdout=subprocess.PIPE, stderr=messages, text=True
-            )
+            command = bound([self.program, str(model), str(file), str(out)])
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True)
             try:
                 assert process.stdout is not None
                 for line in process.stdout:

@@ -29,11 +29,12 @@ class Memory:
     weights: int
     kv_cache: int
     compute: int
+    vision: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.compute
+        return self.weights + self.kv_cache + self.compute + self.vision
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Serving:
     context: int
     parallel: int = 1
     kv_type: str = "F16"
+    vision: int = 0
+    """Bytes of a vision tower that is loaded too."""
 
     def __post_init__(self) -> None:
         """Refuse cache types that llama.cpp has no attention for."""
@@ -78,7 +81,7 @@ def compute_bytes(blueprint: Blueprint, serving: Serving) -> int:
 
 def memory(blueprint: Blueprint, size: Size, serving: Serving) -> Memory:
     """What serving this file takes."""
-    return Memory(size.data, kv_cache_bytes(blueprint, serving), compute_bytes(blueprint, serving))
+    return Memory(size.data, kv_cache_bytes(blueprint, serving), compute_bytes(blueprint, serving), serving.vision)
 
 
 def size_of(

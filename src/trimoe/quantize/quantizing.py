@@ -15,6 +15,7 @@ from typing import Any
 from trimoe.artifact import publish_file, read_json, sha256_bytes, sha256_json, write_json
 from trimoe.errors import BadInput, Refused
 from trimoe.model.gguf import open_gguf
+from trimoe.quantize.children import bound
 from trimoe.quantize.dynamic import (
     OverrideReport,
     Ranking,
@@ -65,17 +66,22 @@ def plan_job(
         overrides = overrides_of(tier, ranking, [t.name for t in blueprint.tensors])
     request = tier.request(normal(overrides), imatrix=imatrix is not None)
     size = predict(blueprint.tensors, blueprint.facts, blueprint.metadata, request, about_imatrix)
+    refuse_f16(size, tier.name)
+    report = explain_overrides(request.overrides, size.choices) if overrides else None
+    map_file = out.with_name(out.name.removesuffix(".gguf") + ".tensor-types.txt") if overrides else None
+    used = imatrix if request.imatrix else None
+    return Job(tier, request, size, out, {}, used, map_file, report)
+
+
+def refuse_f16(size: Size, tier: str) -> None:
+    """Refuse rows that no block type divides: llama-quantize would leave them at F16 without a word at the end."""
     for choice in size.choices:
         if choice.dtype == "F16" and choice.wanted not in PLAIN:
             raise Refused(
                 f"tensor {choice.tensor.name} cannot be quantized to {choice.wanted} or any smaller block type",
                 expected="rows of a multiple of 32 values", actual=f"rows of {choice.tensor.row}",
-                remedy=f"llama.cpp would keep it at F16; leave tier {tier.name} out",
+                remedy=f"llama.cpp would keep it at F16; leave tier {tier} out",
             )  # fmt: skip
-    report = explain_overrides(request.overrides, size.choices) if overrides else None
-    map_file = out.with_name(out.name.removesuffix(".gguf") + ".tensor-types.txt") if overrides else None
-    used = imatrix if request.imatrix else None
-    return Job(tier, request, size, out, {}, used, map_file, report)
 
 
 def inputs_of(job: Job, base: str, imatrix_sha256: str | None, llamacpp: str) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
     """llama-quantize's dry run must choose the predicted type for every tensor. Raises `Refused` where it does not."""
     words = command(tools, job, base, None, 1, 64)
     answer = subprocess.run(
-        words, cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False
+        bound(words), cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False
     )
     text = answer.stdout + answer.stderr
     if answer.returncode != 0:
@@ -158,7 +164,7 @@ class Stopper:
         with self._lock:
             if self._stopped:
                 return -1, "stopped"
-            process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            process = subprocess.Popen(bound(words), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                        encoding="utf-8", errors="replace")  # fmt: skip
             self._running.add(process)
         try:

@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trimoe.artifact import sha256_json
-from trimoe.errors import BadInput
+from trimoe.errors import BadInput, Refused
+from trimoe.quantize.children import bound
 from trimoe.quantize.llamacpp import LlamaCpp, last_lines
 
 _START = 600.0  # seconds that a server may take to load a model
@@ -51,11 +52,13 @@ class Smoke(BaseModel):
     prompts: tuple[Prompt, ...] = Field(min_length=1)
     min_right: int = Field(0, ge=0)
     max_tokens: int = Field(256, ge=1)
+    allow_unchecked: bool = False
+    """Go on where the base itself fails: its files cannot be judged by these prompts, and say so."""
 
     @property
     def identity(self) -> str:
         """Hash of all that is asked: answers to other questions cannot be reused."""
-        return sha256_json(self.model_dump(mode="json"))
+        return sha256_json(self.model_dump(mode="json", exclude={"allow_unchecked"}))
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,33 @@ def judge(found: Answers, base: Answers, wanted: Smoke) -> str | None:
     return None
 
 
+def base_fault(base: Answers, wanted: Smoke) -> str | None:
+    """Why a base cannot be the measure of its files, None if it passes itself.
+
+    A base that ends nothing and knows nothing would let every broken file pass.
+    """
+    if (rambling := base.ended.count(False)) > 0:
+        return f"{rambling} of {len(base.ended)} prompts did not end"
+    if (right := base.right.count(True)) < wanted.min_right:
+        return f"{right} known answers were right, {wanted.min_right} needed"
+    return None
+
+
+def require_good_base(base: Answers, wanted: Smoke) -> str | None:
+    """Refuse a base that fails its own smoke test, or say why its files stay unchecked where that is allowed."""
+    fault = base_fault(base, wanted)
+    if fault is not None and not wanted.allow_unchecked:
+        raise Refused("the base fails the smoke test, so it could not find a broken file",
+                      expected="a base that passes", actual=fault,
+                      remedy="ask prompts that this model answers (smoke in a ladder file), or go on "
+                      "unchecked with --allow-unchecked")  # fmt: skip
+    return fault
+
+
 def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answers:
     """Ask a file all prompts. Raises `BadInput` if llama.cpp cannot load it."""
     with served(tools, model, threads=threads) as url:
-        replies = [_ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
+        replies = [ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
     right = tuple(
         None if prompt.expect is None else re.search(prompt.expect, text) is not None
         for prompt, (text, _) in zip(wanted.prompts, replies, strict=True)
@@ -114,7 +140,7 @@ def served(tools: LlamaCpp, model: Path, *, threads: int, context: int = 2048) -
                "-c", str(context), "--parallel", "1", "-t", str(threads), "--reasoning", "off", "--no-ui",
                "--no-warmup"]  # fmt: skip
     with (model.parent / f".{model.name}.server.txt").open("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(bound(command), stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait(process, port, model, log.name)
             yield f"http://127.0.0.1:{port}"
@@ -143,8 +169,8 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, model: Path, log: str) 
                    actual=last_lines(Path(log).read_text(errors="replace"), 3))  # fmt: skip
 
 
-def _ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
-    """(answer, why it ended): "stop" if the model ended it."""
+def ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
+    """(answer, why it ended) of one greedy chat turn: "stop" if the model ended it. Raises `BadInput`."""
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_tokens, "temperature": 0, "seed": 0,
             "cache_prompt": False}  # fmt: skip
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(),

@@ -32,7 +32,7 @@ _FALLBACK: dict[str, str] = {
     **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
-_NEEDS_IMATRIX = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
+NEEDS_IMATRIX = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 # A tensor whose name holds one of these keeps its type.
 _KEPT = (
@@ -127,7 +127,7 @@ def requires_imatrix(choice: Choice, file_type: str) -> bool:
     """Whether llama-quantize stops without an imatrix entry for this tensor."""
     if not choice.quantizable or choice.tensor.name in (*_EMBEDDINGS, "output.weight"):
         return False
-    return choice.dtype in _NEEDS_IMATRIX or (choice.dtype == "Q2_K" and file_type == "Q2_K_S")
+    return choice.dtype in NEEDS_IMATRIX or (choice.dtype == "Q2_K" and file_type == "Q2_K_S")
 
 
 def category(name: str) -> str:

@@ -1,0 +1,56 @@
+"""The vision tower's size against the file that llama.cpp's converter writes for a random model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trimoe.artifact import read_json
+from trimoe.errors import CheckpointError
+from trimoe.model.gguf import open_gguf
+from trimoe.quantize.layout import shipped_config
+from trimoe.quantize.llamacpp import LlamaCpp
+from trimoe.quantize.vision import vision_of
+
+
+@pytest.mark.slow
+def test_the_mmproj_file_of_the_converter(llamacpp: LlamaCpp, tmp_path: Path) -> None:
+    import torch
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    vision = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "num_attention_heads": 4,
+              "num_key_value_heads": 4, "head_dim": 16, "position_embedding_size": 50, "patch_size": 16}  # fmt: skip
+    text = {"vocab_size": 100, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"], "num_attention_heads": 4, "num_key_value_heads": 2,
+            "hidden_size_per_layer_input": 0}  # fmt: skip
+    config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None)  # type: ignore[arg-type]
+    Gemma4ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    out = tmp_path / "mmproj.gguf"
+    command = [sys.executable, str(llamacpp.converter), str(tmp_path / "m"), "--mmproj", "--outtype", "bf16",
+               "--outfile", str(out)]  # fmt: skip
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    found = vision_of("m", read_json(tmp_path / "m" / "config.json", "config"))
+    made = open_gguf(next(tmp_path.glob("*mmproj*.gguf")))
+    assert sum(info.nbytes for info in made.index.values()) == found.nbytes
+    assert len(made.index) == found.tensors
+    assert abs(made.path.stat().st_size - found.file_bytes) < 2000
+
+
+def test_the_shipped_model_has_about_what_the_reference_says() -> None:
+    config = shipped_config("gemma-4-26B-A4B")
+    assert config is not None
+    found = vision_of("x", config)
+    assert 0.5e9 < found.weights < 0.6e9
+    assert 1.1e9 < found.file_bytes < 1.25e9
+
+
+def test_what_is_no_tower() -> None:
+    with pytest.raises(CheckpointError, match="no vision tower"):
+        vision_of("x", {})
+    with pytest.raises(CheckpointError, match="no layout for the vision tower siglip"):
+        vision_of("x", {"vision_config": {"model_type": "siglip"}})
+    with pytest.raises(CheckpointError, match=r"(?s)incomplete.*hidden_size"):
+        vision_of("x", {"vision_config": {"model_type": "gemma4_vision"}})
