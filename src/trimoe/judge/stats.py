@@ -22,6 +22,23 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return (0.0 if k == 0 else low), (1.0 if k == n else high)
 
 
+def standard_error(k: int, n: int) -> float | None:
+    """Binomial standard error of k right answers out of n, sqrt(p (1 - p) / n); None when n is 0.
+
+    It is 0 at p = 0 and p = 1, where it says nothing: read the Wilson interval there.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} right answers out of {n}")
+    return sqrt(k / n * (1 - k / n) / n) if n else None
+
+
+def difference_error(n: int, b: int, c: int) -> float | None:
+    """Standard error of the paired difference (c - b) / n: sqrt((b + c - (c - b)^2 / n)) / n; None when n is 0."""
+    if min(n, b, c) < 0 or b + c > n:
+        raise ValueError(f"{b} and {c} flips of {n} pairs")
+    return sqrt(max(0.0, b + c - (c - b) ** 2 / n)) / n if n else None
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """Two-sided exact McNemar test: how probable flips at least this uneven are when both ways are equally likely."""
     if b < 0 or c < 0:
