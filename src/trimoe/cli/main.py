@@ -41,6 +41,7 @@ VERBS: dict[str, str] = {
     "eval": "evaluate",
     "log": "log",
     "rescore": "evaluate",
+    "audit": "audit",
     "compare": "judge",
     "demo": "demo",
     "doctor": "doctor",
