@@ -49,7 +49,7 @@ def test_a_clean_run_is_publishable_with_a_row_for_every_check(tmp_path: Path) -
     made = one(tmp_path / "r.db")
     assert (made.verdict, made.flags, made.score) == ("publishable", ("CLEAN",), 0.75)
     assert {c.flag for c in made.checks if c.level == "not checked"} == {"LEAK"}
-    assert len([c for c in made.checks if c.level == "ok"]) == 13
+    assert len([c for c in made.checks if c.level == "ok"]) == 14
     assert [f[1] for f in made.measures.failures] == ["wrong"] * 10
 
 

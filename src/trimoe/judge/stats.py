@@ -8,8 +8,11 @@ from math import comb, sqrt
 from statistics import NormalDist
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of k right answers out of n. (0, 1) when n is 0: nothing is known."""
+def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of k right answers out of n. (0, 1) when n is 0: nothing is known.
+
+    Fractions are for effective sample sizes: k = share x n / design effect.
+    """
     if not 0 <= k <= n:
         raise ValueError(f"{k} right answers out of {n}")
     if n == 0:
