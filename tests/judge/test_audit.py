@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from click.testing import CliRunner
 
 from trimoe.cli.audit import audit as command
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.evaluate.bench import Verdict
+from trimoe.evaluate.bench import Doc, Verdict
 from trimoe.evaluate.log import RunLog, Sample
 from trimoe.evaluate.recorded import import_lm_eval
 from trimoe.judge.audit import RunAudit, Wanted, audit
-from trimoe.judge.measures import foreign_share
+from trimoe.judge.audit_run import run_checks
+from trimoe.judge.measures import foreign_share, measure, solution
 from trimoe.judge.rules import rules
 
 Reply = tuple[str, bool | None]
@@ -99,7 +101,7 @@ def test_partial_length_stops_and_short_answers(tmp_path: Path) -> None:
 
 
 def test_a_pile_up_at_the_cap_says_what_it_costs_at_most(tmp_path: Path) -> None:
-    put(tmp_path / "r.db", [(f"{i} " + "ab cd " * 6000, False) for i in range(2)] + good(98), counted=True)
+    put(tmp_path / "r.db", [(f"{i} " + "ab cd " * 6000, False) for i in range(2)] + good(98), counted=True, finish="")
     check = next(c for c in one(tmp_path / "r.db").checks if c.flag == "CAPPED")
     assert (check.level, check.value) == ("notes", pytest.approx(2.0))
 
@@ -175,19 +177,30 @@ def test_humaneval_to_its_plus(tmp_path: Path) -> None:
 
 
 def test_replies_that_repeat_the_own_solution(tmp_path: Path) -> None:
-    """On the bundled bench of code, whose rows are at hand."""
-    from trimoe.evaluate.bench import find
-
-    docs = find(["tiny-code"])[0].docs()
+    """The solution counts without its prompt and fence, as it would stand in a reply."""
+    prompt = 'def double(x):\n    """Twice x."""\n'
+    body = "    result = x + x\n    return result"
+    doc = Doc("d0", "question 0", f"```python\n{prompt}{body}\n```", {"prompt": prompt})
+    assert solution(doc) == body.strip()
+    put(tmp_path / "r.db", [(f"```python\n{prompt}{body}\n", True), (f"{prompt}    return 2 * x", True)], bench="mbpp")
     with RunLog(tmp_path / "r.db") as log:
-        run = log.start("m", "tiny-code", {"rows": len(docs)}, "h", {}, {})
-        rows = [(Sample(d.doc_id, i, d.prompt, d.reference if i % 2 else f"no idea {i}", "stop", 1, 1),
-                 Verdict(bool(i % 2), "correct" if i % 2 else "wrong")) for i, d in enumerate(docs)]  # fmt: skip
-        log.add(run, rows, 1)
-    made = one(tmp_path / "r.db")
-    assert "VERBATIM" in made.flags
-    assert made.measures.verbatim is not None
-    assert len(made.measures.verbatim) == len(docs) // 2
+        (run,) = log.runs()
+        docs = {f"d{i}": replace(doc, doc_id=f"d{i}") for i in range(2)}
+        found = measure(run, log.samples(run), rules().of("mbpp"), rules().texts, docs)
+    assert found.verbatim == ("d0",)
+    checks = run_checks(run, [], found, rules().of("mbpp"), rules(), None, True)
+    assert next(c for c in checks if c.flag == "VERBATIM").level == "notes"
+    assert "VERBATIM" in {c.flag for c in one(tmp_path / "r.db").checks if c.level == "not checked"}
+
+
+def test_a_reply_that_stopped_by_itself_near_the_cap_was_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "r.db"
+    with RunLog(path) as log:
+        run = log.start("m", "tiny-choice", {"rows": 40, "max_new_tokens": 20}, "h", {}, {})
+        log.add(run, [(Sample(f"d{i}", i, f"q{i}", f"({i})", "length" if i < 2 else "stop", 1, 18),
+                       Verdict(i > 5, "correct" if i > 5 else "wrong")) for i in range(40)], 1)  # fmt: skip
+    check = next(c for c in one(path).checks if c.flag == "CAPPED")
+    assert (check.level, check.value) == ("notes", pytest.approx(5.0))
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ VERBS: dict[str, str] = {
     "rescore": "evaluate",
     "audit": "audit",
     "compare": "judge",
+    "attribute": "attribute",
     "demo": "demo",
     "doctor": "doctor",
 }

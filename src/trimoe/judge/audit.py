@@ -93,10 +93,11 @@ def audit(log_path: Path | str, wanted: Wanted | None = None) -> list[RunAudit]:
 
 def _one(log: RunLog, run: Run, samples: list[Scored], wanted: Wanted) -> RunAudit:
     limits = wanted.rules.of(run.bench)
-    docs = rows_of(run.bench, wanted.data)
-    m = measure(run, samples, limits, wanted.rules.texts, docs if code_bench(run.bench) else None)
+    code = run.bench.partition(":")[0] in wanted.rules.texts.solutions
+    docs = rows_of(run.bench, wanted.data) if code else None
+    m = measure(run, samples, limits, wanted.rules.texts, docs)
     summary = summarize(log, run)
-    checks = tuple(run_checks(run, samples, m, limits, wanted.rules, wanted.leaks, code_bench(run.bench)))
+    checks = tuple(run_checks(run, samples, m, limits, wanted.rules, wanted.leaks, code))
     low, high = wilson(m.correct, m.scored)
     rows = run.spec.get("rows")
     expected = rows if isinstance(rows, int) else None
@@ -114,13 +115,8 @@ def _with(one: RunAudit, more: Sequence[Check]) -> RunAudit:
     return replace(one, checks=checks, verdict=verdict, flags=fired or ("CLEAN",))
 
 
-def code_bench(bench: str) -> bool:
-    """Whether replies hold code that can be held against the data set's own solution."""
-    return bench.partition(":")[0] in ("humaneval", "humaneval-plus", "mbpp", "tiny-code")
-
-
 def rows_of(bench: str, data: Path | None) -> dict[str, Doc] | None:
-    """The bench's rows from local files (bundled benches need none); None where they are not at hand."""
+    """The bench's rows from local files; None where they are not at hand."""
     try:
         known = find([bench])[0]
     except UsageError:

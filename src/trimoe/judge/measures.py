@@ -7,12 +7,12 @@ the audit to decide.
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trimoe.evaluate.bench import Doc
-from trimoe.evaluate.cause import Ceilings, Limits, ceilings, loops
+from trimoe.evaluate.cause import TOLERANCE, Ceilings, Limits, ceilings, loops
 from trimoe.evaluate.extract import FENCE
 from trimoe.evaluate.log import UNCOUNTED, Run, Scored
 from trimoe.judge.rules import Limits as Thresholds
@@ -128,13 +128,27 @@ def duplicated(samples: Sequence[Scored], shortest: int) -> tuple[str, ...]:
 
 
 def _ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
-    """Pile-ups at limits, over replies whose tokens were counted; None when none was, or no cap is known."""
+    """Pile-ups at limits, over replies whose tokens were counted; None when none was, or no cap is known.
+
+    A reply near the cap whose server said that it stopped by itself was not cut: with a small cap every reply is near.
+    """
     counted = [s for s in samples if s.sample.reply_tokens != UNCOUNTED]
     cap = run.spec.get("max_new_tokens")
     if not counted or not isinstance(cap, int):
         return None
-    tokens = [s.sample.reply_tokens for s in counted]
-    return ceilings(tokens, [s.verdict.correct is True for s in counted], Limits(cap), split=False)
+    found = ceilings(
+        [s.sample.reply_tokens for s in counted],
+        [s.verdict.correct is True for s in counted],
+        Limits(cap),
+        split=False,
+    )
+    if found.hit != "cap":
+        return found
+    cut = [s for s in counted if s.sample.reply_tokens >= cap - TOLERANCE and s.sample.finish_reason != "stop"]
+    right = sum(s.verdict.correct is True for s in cut)
+    if not cut:
+        return replace(found, verdict="CLEAN", hit="none", capped=0, capped_correct=0, tax_pp=0.0)
+    return replace(found, capped=len(cut), capped_correct=right, tax_pp=100 * (len(cut) - right) / len(counted))
 
 
 def _verbatim(replies: Sequence[tuple[str, str]], docs: Mapping[str, Doc]) -> tuple[str, ...]:

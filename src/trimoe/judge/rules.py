@@ -56,8 +56,9 @@ class ForBench(_Data):
 
 
 class Texts(_Data):
-    """Marker texts and Unicode scripts."""
+    """Marker texts, Unicode scripts, benches with solutions of their own."""
 
+    solutions: tuple[str, ...]
     markers: tuple[str, ...]
     scripts: tuple[str, ...]
 
