@@ -44,6 +44,7 @@ VERBS: dict[str, str] = {
     "audit": "audit",
     "compare": "judge",
     "attribute": "attribute",
+    "ladder": "ladder",
     "demo": "demo",
     "doctor": "doctor",
 }
