@@ -33,7 +33,7 @@ def test_the_iso_disk_comparison_of_the_card() -> None:
     picked = [p for p in ours if p.tier in ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")]
     pairs = [pair for _, pair in pair_by_size(picked, rivals, 0.1, "nearest") if pair]
     assert [(p.rival.tier, p.ours.tier, round(100 * p.difference, 2)) for p in pairs] == [
-        ("Q8_0", "Q5_K_M", 6.09), ("Q6_K", "Q4_K_M", 7.31), ("Q5_K_M", "Q3_K_M", 0.61), 
+        ("Q8_0", "Q5_K_M", 6.09), ("Q6_K", "Q4_K_M", 7.31), ("Q5_K_M", "Q3_K_M", 0.61),
         ("Q4_K_M", "Q2_K", -79.27)]  # fmt: skip
     assert {p.p for p in pairs} == {None}  # published numbers have no paired test
 

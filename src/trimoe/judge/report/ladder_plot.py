@@ -33,7 +33,7 @@ def write_ladder_plot(path: Path, bench: str, points: Sequence[Point]) -> None:
             for kind in ("measured", "published"):
                 mine = sorted((p for p in points if p.model == model and p.kind == kind), key=lambda p: p.size)
                 if mine:
-                    _series(axes, mine, hue, mark, on_front)
+                    _series(axes, mine, hue, mark, on_front, below=number % 2 == 1)
         axes.set_xlabel("file size in GB (10^9 bytes)")
         axes.set_ylabel(f"{canvas.clean(bench, 40)}, %")
         axes.grid(color=canvas.COLOURS["line"], linewidth=0.6)
@@ -46,7 +46,7 @@ def write_ladder_plot(path: Path, bench: str, points: Sequence[Point]) -> None:
                            metadata={"Date": None, "Creator": None, "Format": None, "Type": None})  # fmt: skip
 
 
-def _series(axes: object, mine: Sequence[Point], hue: str, mark: str, on_front: set[int]) -> None:
+def _series(axes: object, mine: Sequence[Point], hue: str, mark: str, on_front: set[int], *, below: bool) -> None:
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
@@ -62,5 +62,5 @@ def _series(axes: object, mine: Sequence[Point], hue: str, mark: str, on_front: 
             low, high = point.interval
             axes.vlines(px, 100 * low, 100 * high, color=hue, linewidth=1.0, alpha=0.55, zorder=2)
         weight = "bold" if id(point) in on_front else "normal"
-        axes.annotate(canvas.clean(point.tier), (px, py), xytext=(6, 5), textcoords="offset points", fontsize=9.5,
-                      color=hue, weight=weight, parse_math=False)  # fmt: skip
+        axes.annotate(canvas.clean(point.tier), (px, py), xytext=(6, -13 if below else 5), textcoords="offset points",
+                      fontsize=9.5, color=hue, weight=weight, parse_math=False)  # fmt: skip
