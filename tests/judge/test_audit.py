@@ -67,6 +67,8 @@ LOOP = "so the answer is that " * 60
         ([("no", False)] * 4 + good(56), {"EMPTY_FAIL"}, "refused"),
         ([("yes", True)] * 8 + good(52), {"TOO_SHORT"}, "refused"),
         ([("x" * 30_100 + str(i), True) for i in range(20)], {"TOO_LONG", "SAT_COLLAPSE"}, "refused"),
+        ([("", None), *good(59)], {"UNSCORED_SOME"}, "notes"),  # never answered: not an empty reply
+        ([("", True)] * 4 + good(56), {"CLEAN"}, "publishable"),  # the answer stood in the reasoning
         ([(GOOD, None), *good(59)], {"UNSCORED_SOME"}, "notes"),
         ([(GOOD + str(i), None) for i in range(4)] + good(56), {"UNSCORED"}, "refused"),
         (good(40, 0), {"ZERO"}, "refused"),
@@ -85,7 +87,7 @@ def test_every_flag_fires_alone(replies: list[Reply], flags: set[str], verdict: 
     made = one(tmp_path / "r.db")
     assert (set(made.flags), made.verdict) == (flags, verdict)
     for check in made.checks:
-        if check.flag in flags - {"ZERO", "TOO_SHORT", "TOO_LONG"}:
+        if check.flag in flags - {"CLEAN", "ZERO", "TOO_SHORT", "TOO_LONG"}:
             assert check.docs, check
 
 

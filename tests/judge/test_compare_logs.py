@@ -92,6 +92,11 @@ def test_other_conditions_are_refused_in_one_column_and_shown_side_by_side(
     put(path, "base", "1111w", engine="vllm", temperature=0)
     put(path, "cut", "111ww", engine="vllm", temperature=0)
     put(path, "gguf", "11www", engine="llamacpp", temperature=0)
+    put(tmp_path / "deep.db", "one", "1", server={"kv": "f16", "slots": 2})
+    put(tmp_path / "deep.db", "two", "1", server={"kv": "q8_0", "slots": 2})
+    with pytest.raises(Refused) as error:
+        compare_runs(tmp_path / "deep.db")
+    assert error.value.actual == "server.kv f16 against q8_0"
     with pytest.raises(Refused) as error:
         compare_runs(path)
     assert error.value.actual == "engine vllm against llamacpp"

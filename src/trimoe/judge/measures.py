@@ -55,7 +55,11 @@ def measure(
     run: Run, samples: Sequence[Scored], limits: Thresholds, texts: Texts, docs: Mapping[str, Doc] | None = None
 ) -> Measures:
     """Count everything at once; `docs` are the bench's rows, for the check against its own solutions."""
-    replies = [(s.sample.doc_id, s.sample.reply) for s in samples]
+    # a sample that never got a reply (an error of ours) is unscored, not empty
+    replies = [(s.sample.doc_id, s.sample.reply) for s in samples
+               if s.verdict.correct is not None or s.sample.reply.strip()]  # fmt: skip
+    # right without content: the answer was read where it stood, in the reasoning
+    right = {s.sample.doc_id for s in samples if s.verdict.correct}
     misses = [s for s in samples if s.verdict.correct is False]
     lengths = np.array([len(reply) for _, reply in replies] or [0])
     p10, p50, p90 = (float(q) for q in np.percentile(lengths, [10, 50, 90]))
@@ -63,7 +67,7 @@ def measure(
         n=len(samples),
         scored=sum(s.verdict.correct is not None for s in samples),
         correct=sum(s.verdict.correct is True for s in samples),
-        empty=tuple(i for i, reply in replies if not reply.strip()),
+        empty=tuple(i for i, reply in replies if not reply.strip() and i not in right),
         short_failures=tuple(s.sample.doc_id for s in misses if len(s.sample.reply.strip()) < limits.short_chars),
         fenced=sum(FENCE in reply for _, reply in replies),
         chars=(p10, p50, p90),

@@ -19,10 +19,16 @@ def conditions(run: Run) -> dict[str, Any]:
     return dict(run.sampler)
 
 
-def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as text: "top_k 0 against 20"."""
-    keys = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
-    return [f"{key} {one.get(key)} against {two.get(key)}" for key in keys]
+def differing(one: Mapping[str, Any], two: Mapping[str, Any], under: str = "") -> list[str]:
+    """Settings that differ, as text: "top_k 0 against 20"; those of nested settings with their path."""
+    out: list[str] = []
+    for key in sorted(one.keys() | two.keys()):
+        first, second = one.get(key), two.get(key)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            out += differing(first, second, f"{under}{key}.")
+        elif first != second:
+            out.append(f"{under}{key} {first} against {second}")
+    return out
 
 
 def differences(before: Run, now: Run) -> list[tuple[str, list[str]]]:
