@@ -45,6 +45,7 @@ VERBS: dict[str, str] = {
     "compare": "judge",
     "attribute": "attribute",
     "ladder": "ladder",
+    "card": "card",
     "demo": "demo",
     "doctor": "doctor",
 }
