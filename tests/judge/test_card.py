@@ -179,9 +179,12 @@ def test_the_recipe_in_the_card_of_a_real_prune_makes_the_same_map(tmp_path: Pat
     from trimoe.model import tiny
 
     chosen = tmp_path / "set.yaml"
-    chosen.write_text("name: s\nclasses:\n  generic_math: [{kind: tiny, domain: math, count: 4}]\n")
+    chosen.write_text(
+        "name: s\nclasses:\n  generic_math: [{kind: tiny, domain: math, count: 4}]\n"
+        "  targeted_code: [{kind: tiny, domain: code, count: 4}]\n"
+    )
     stats = calibrate(tiny.path(), chosen, tmp_path / "stats.safetensors")
-    made = make_map(stats, load_recipe("v4"), keep=24)
+    made = make_map(stats, load_recipe("v5-coder"), keep=24, force_keep={1: [3, 4, 5]})
     prune(tiny.path(), made, tmp_path / "pruned")
     put(tmp_path / "r.db", "base", "1" * 40)
     put(tmp_path / "r.db", "pruned", "1" * 39 + "w")
@@ -189,10 +192,11 @@ def test_the_recipe_in_the_card_of_a_real_prune_makes_the_same_map(tmp_path: Pat
     text, _ = card(found, Sources([tmp_path / "r.db"], "base", ["pruned"], found.facts),
                    Wish("t", "org/base", "me/small", {"license": "gemma"}))  # fmt: skip
     assert "unchanged to the byte" in text
-    recipe = text.split("```yaml\n")[1].split("```")[0]
-    (tmp_path / "recipe.yaml").write_text(recipe)
+    recipe = text.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "recipe.toml").write_text(recipe)
+    (tmp_path / "keep.txt").write_text(text.split("`keep.txt`:\n\n```\n")[1].split("```")[0])
     line = next(line for line in text.splitlines() if line.startswith("trimoe map STATS")).split()[3:-2]
-    place = {"recipe.yaml": str(tmp_path / "recipe.yaml")}
+    place = {name: str(tmp_path / name) for name in ("recipe.toml", "keep.txt")}
     command = ["map", str(tmp_path / "stats.safetensors"), *(place.get(word, word) for word in line)]
     assert main([*command, "-o", str(tmp_path / "again.json")]) == 0
     assert DropMap.load(tmp_path / "again.json").drop == made.drop

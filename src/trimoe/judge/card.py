@@ -8,6 +8,7 @@ Not guaranteed: that the hub accepts the metadata; its own check needs the netwo
 
 import json
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,13 +198,59 @@ def _changes(artifact: Artifact, n: Numbers) -> str:
 def _recipe(artifact: Artifact, n: Numbers) -> str:
     if not artifact.recipe:
         return "The artifact's manifest does not hold a recipe."
-    body = {k: v for k, v in artifact.recipe.items() if v not in (None, {}, [])}
-    text = yaml.safe_dump(body, sort_keys=True, allow_unicode=True).rstrip()
-    if "```" in text:
-        raise BadInput("the recipe cannot be shown", expected="text without a code fence")
+    text = recipe_toml(artifact.recipe, artifact.map_metadata.get("classes"))
     keep = f" --keep {n('fact', name='map_keep')}" if "map_keep" in artifact.facts else ""
-    run = f"trimoe map STATS --recipe recipe.yaml{keep} -o map.json\ntrimoe prune BASE map.json -o OUT"
-    return f"`recipe.yaml`:\n\n```yaml\n{text}\n```\n\n```sh\n{run}\n```"
+    pins = artifact.map_metadata.get("force_keep")
+    more, files = "", f"`recipe.toml`:\n\n```toml\n{text}```\n\n"
+    if other_base(artifact):
+        more += " --base-stats BASE_STATS"
+    if isinstance(pins, dict) and pins:
+        more += " --force-keep keep.txt"
+        lines = "".join(f"{layer}:{int(e)}\n" for layer, ids in pins.items() for e in ids)
+        files += f"`keep.txt`:\n\n```\n{lines}```\n\n"
+    run = f"trimoe map STATS --recipe recipe.toml{keep}{more} -o map.json\ntrimoe prune BASE map.json -o OUT"
+    return f"{files}```sh\n{run}\n```"
+
+
+def other_base(artifact: Artifact) -> str | None:
+    """Hash of the statistics that the floor came from, where they are not those of the scores."""
+    found = artifact.map_metadata.get("base_stats")
+    return str(found) if found and found != artifact.map_metadata.get("stats") else None
+
+
+def recipe_toml(recipe: dict[str, Any], classes: Any) -> str:
+    """The recipe as a file that `trimoe map --recipe` reads.
+
+    In a recipe the first pattern that matches a class counts, and a manifest sorts its keys; so the weights that each
+    class really had stand here instead of the patterns. Raises `BadInput` when the text would not be read back.
+    """
+    body = _without_none(recipe)
+    if isinstance(classes, dict) and classes:
+        body["class_weights"] = classes
+        body.pop("exclude", None)  # classes without a weight are out anyway
+    text = "".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in body.items())
+    try:
+        same = tomllib.loads(text) == body and "```" not in text
+    except tomllib.TOMLDecodeError:
+        same = False
+    if not same:
+        raise BadInput("the recipe in the manifest cannot be shown", expected="plain values without a code fence")
+    return text
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null; what is not set is left out, as are empty tables and lists at the top."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v not in (None, {}, [])}
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _calibration(artifact: Artifact) -> str:
@@ -211,9 +258,11 @@ def _calibration(artifact: Artifact) -> str:
     if not stats:
         return "The artifact's manifest does not name the calibration statistics."
     names = ", ".join(markdown_text(str(c)) for c in classes) if isinstance(classes, dict) else "not recorded"
+    floor = other_base(artifact)
+    second = f" The floor of each layer is from statistics with sha256 `{markdown_text(floor, 64)}`." if floor else ""
     return (
-        f"Experts were chosen by statistics with sha256 `{markdown_text(str(stats), 64)}`, classes {names}. Whether a "
-        "calibration set holds items of a bench is in the audit's leak row (`trimoe audit --stats`)."
+        f"Experts were chosen by statistics with sha256 `{markdown_text(str(stats), 64)}`, classes {names}.{second} "
+        "Whether a calibration set holds items of a bench is in the audit's leak row (`trimoe audit --stats`)."
     )
 
 
