@@ -198,8 +198,8 @@ def test_replies_that_repeat_the_own_solution(tmp_path: Path) -> None:
 def test_a_reply_that_stopped_by_itself_near_the_cap_was_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     with RunLog(path) as log:
-        run = log.start("m", "tiny-choice", {"rows": 40, "max_new_tokens": 20}, "h", {}, {})
-        log.add(run, [(Sample(f"d{i}", i, f"q{i}", f"({i})", "length" if i < 2 else "stop", 1, 18),
+        run = log.start("m", "tiny-choice", {"rows": 40, "max_new_tokens": 2000}, "h", {}, {})
+        log.add(run, [(Sample(f"d{i}", i, f"q{i}", f"({i})", "length" if i < 2 else "stop", 1, 1990),
                        Verdict(i > 5, "correct" if i > 5 else "wrong")) for i in range(40)], 1)  # fmt: skip
     check = next(c for c in one(path).checks if c.flag == "CAPPED")
     assert (check.level, check.value) == ("notes", pytest.approx(5.0))

@@ -97,6 +97,8 @@ def test_other_conditions_are_refused_in_one_column_and_shown_side_by_side(
     with pytest.raises(Refused) as error:
         compare_runs(tmp_path / "deep.db")
     assert error.value.actual == "server.kv f16 against q8_0"
+    deep = CliRunner().invoke(compare, [str(tmp_path / "deep.db"), "--side-by-side"]).stdout
+    assert "column 2: server.kv q8_0\n" in deep
     with pytest.raises(Refused) as error:
         compare_runs(path)
     assert error.value.actual == "engine vllm against llamacpp"

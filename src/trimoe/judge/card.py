@@ -20,6 +20,7 @@ from trimoe.artifact import publish_file, write_json
 from trimoe.errors import BadInput, Refused
 from trimoe.judge.facts import Artifact, front_matter
 from trimoe.judge.numbers import Numbers, Sources
+from trimoe.judge.runs import flat
 from trimoe.judge.text import markdown_text
 
 BEGIN, END = "<!-- trimoe:begin {} -->", "<!-- trimoe:end {} -->"
@@ -162,9 +163,9 @@ def _scores(n: Numbers) -> str:
                 rows.append([markdown_text(row.bench), markdown_text(row.name), n("items", **at), n("score", **at),
                              n("error", **at), n("interval", **at), n("difference", **at), n("flips", **at),
                              n("p", **at)])  # fmt: skip
-        settings = ", ".join(f"{k} {v}" for k, v in sorted(conditions.items()) if not isinstance(v, dict | list))
+        settings = ", ".join(f"{k} {v}" for k, v in sorted(flat(conditions).items()))
         head = ("bench", "run", "n", "score %", "SE", "95 %", "difference (95 %)", "lost/gained", "p (Holm)")
-        parts.append(f"Measured with {markdown_text(settings, 400)}.\n\n" + _table(head, rows))
+        parts.append(f"Measured with {markdown_text(settings, 2000)}.\n\n" + _table(head, rows))
     note = (
         f"Differences are paired with {markdown_text(comparison.base)} on the same items: interval by Newcombe, exact "
         "McNemar test, Holm over the tables. Tables of different engines must not be compared with each other."

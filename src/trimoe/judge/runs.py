@@ -19,16 +19,19 @@ def conditions(run: Run) -> dict[str, Any]:
     return dict(run.sampler)
 
 
-def differing(one: Mapping[str, Any], two: Mapping[str, Any], under: str = "") -> list[str]:
-    """Settings that differ, as text: "top_k 0 against 20"; those of nested settings with their path."""
-    out: list[str] = []
-    for key in sorted(one.keys() | two.keys()):
-        first, second = one.get(key), two.get(key)
-        if isinstance(first, Mapping) and isinstance(second, Mapping):
-            out += differing(first, second, f"{under}{key}.")
-        elif first != second:
-            out.append(f"{under}{key} {first} against {second}")
+def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Nested settings as one table: {"server": {"kv": "f16"}} becomes {"server.kv": "f16"}."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= flat(value, f"{under}{key}.") if isinstance(value, Mapping) else {f"{under}{key}": value}
     return out
+
+
+def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, as text: "top_k 0 against 20"; those of nested settings with their path."""
+    first, second = flat(one), flat(two)
+    keys = [key for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key)]
+    return [f"{key} {first.get(key)} against {second.get(key)}" for key in keys]
 
 
 def differences(before: Run, now: Run) -> list[tuple[str, list[str]]]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from trimoe.judge.compare import Comparison, Row
+from trimoe.judge.runs import flat
 from trimoe.judge.text import columns, comma_separated, markdown, markdown_text, safe
 
 HEAD = ("bench", "model", "n", "score", "SE", "95 %", "difference", "SE", "95 %", "bootstrap 95 %", "lost/gained", "p",
@@ -54,11 +55,10 @@ def _by_column(comparison: Comparison) -> list[tuple[int, list[Row]]]:
 
 def _settings(comparison: Comparison, number: int) -> str:
     """The settings of a column that differ between columns."""
-    flat = [{**column["conditions"], **{f"bench.{k}": v for k, v in column["bench"].items()}}
-            for column in comparison.columns]  # fmt: skip
-    mine = flat[number - 1]
-    keys = [k for k in sorted({k for each in flat for k in each}) if len({repr(each.get(k)) for each in flat}) > 1]
-    shown = [f"{k} {mine[k]}" for k in keys if k in mine and not isinstance(mine[k], dict)]
+    every = [flat({**column["conditions"], "bench": column["bench"]}) for column in comparison.columns]
+    mine = every[number - 1]
+    keys = [k for k in sorted({k for each in every for k in each}) if len({repr(each.get(k)) for each in every}) > 1]
+    shown = [f"{k} {mine[k]}" for k in keys if k in mine]
     return safe("; ".join(shown) or "the only conditions")
 
 
