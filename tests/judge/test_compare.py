@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from trimoe.cli.judge import compare
-from trimoe.errors import RunLogError, UsageError
+from trimoe.errors import Refused, RunLogError, UsageError
 from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.log import RunLog, Sample
 from trimoe.judge.compare import against_mean, compare_runs
@@ -64,10 +64,10 @@ def test_refusals(path: Path, tmp_path: Path) -> None:
     with RunLog(path) as log:
         put(log, "new", "11", spec={"name": "b", "version": 2})
         put(log, "hot", "11", temperature=1)
-    with pytest.raises(RunLogError, match="differ in bench") as error:
+    with pytest.raises(Refused, match="differ in bench") as error:
         compare_runs(path, "base", ["new"])
     assert "version" in error.value.actual
-    with pytest.raises(RunLogError, match="engine or sampler"):
+    with pytest.raises(Refused, match="engine, sampler or stack"):
         compare_runs(path, "base", ["hot"])
     RunLog(tmp_path / "empty.db").close()
     with pytest.raises(RunLogError, match="no runs"):

@@ -41,7 +41,11 @@ VERBS: dict[str, str] = {
     "eval": "evaluate",
     "log": "log",
     "rescore": "evaluate",
+    "audit": "audit",
     "compare": "judge",
+    "attribute": "attribute",
+    "ladder": "ladder",
+    "card": "card",
     "demo": "demo",
     "doctor": "doctor",
 }

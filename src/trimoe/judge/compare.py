@@ -1,18 +1,58 @@
 """Compares runs question by question.
 
-Invariants: only runs of the same bench spec and the same engine and sampler are compared, over the rows that both have
-scored; a row that was not scored counts for nobody and is shown. p values are exact, and adjusted over the table.
+Invariants: only runs of the same bench identity, engine, sampler and stack stand in one column, over the rows that both
+have scored; a row that was not scored counts for nobody and is shown. p values are exact, and adjusted over the table.
+Where a bench asks the same problem several times, problems are the units, not rows.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trimoe.errors import RunLogError, UsageError
-from trimoe.evaluate.log import Run, RunLog
-from trimoe.judge.stats import holm, mcnemar_exact, mean_difference, paired_difference, sign_flip_exact, wilson
+from trimoe.errors import UsageError
+from trimoe.evaluate.log import RunLog
+from trimoe.judge.bootstrap import cluster_error, paired_bootstrap
+from trimoe.judge.gather import Read, gather, names_of, of_bench
+from trimoe.judge.measures import split_failures
+from trimoe.judge.power import detectable
+from trimoe.judge.runs import RECORDED, bench_identity, conditions, differences, require_same, unknown_name
+from trimoe.judge.stats import (
+    difference_error,
+    holm,
+    mcnemar_exact,
+    mean_difference,
+    paired_difference,
+    sign_flip_exact,
+    standard_error,
+    wilson,
+)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What changed between two runs, with why: (doc_id, cause) where it was missed.
+
+    `lost_as` splits the losses into empty, loop, cut and normal: only a normal one is a loss of knowledge.
+    """
+
+    lost: tuple[tuple[str, str], ...] = ()
+    gained: tuple[tuple[str, str], ...] = ()
+    lost_as: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What `trimoe compare` adds to a row. Shares; `se` are standard errors, `detectable` the smallest true difference
+    found with 80 % probability at this n and share of flips, `units` the clusters behind the bootstrap interval."""
+
+    se: float | None
+    difference_se: float | None = None
+    bootstrap_low: float | None = None
+    bootstrap_high: float | None = None
+    units: int = 0
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +60,7 @@ class Row:
     """One model on one bench, against the base. Shares are in [0, 1]; the base's own rows have no difference.
 
     `n` rows were scored, `correct` of them right; `pairs` rows are scored in both runs, `lost` and `gained` are flips.
+    `column` numbers the conditions that it was measured under (0 unless shown side by side).
     """
 
     bench: str
@@ -39,58 +80,88 @@ class Row:
     gained: int = 0
     p: float | None = None
     p_holm: float | None = None
+    column: int = 0
+    flips: Flips = Flips()
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows: per bench the base first, then the others in the order asked for."""
+    """All rows: per bench the base first, then the others in the order asked for. `columns` are the conditions that
+    rows refer to by number."""
 
     base: str
     names: tuple[str, ...]
     rows: tuple[Row, ...]
+    columns: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json` and the report page."""
-        return {"base": self.base, "names": list(self.names), "rows": [asdict(row) for row in self.rows]}
+        return {
+            "base": self.base,
+            "names": list(self.names),
+            "rows": [asdict(row) for row in self.rows],
+            "columns": list(self.columns),
+            "notes": list(self.notes),
+        }
 
 
-def compare_runs(log_path: Path | str, base: str | None = None, others: Sequence[str] | None = None) -> Comparison:
+def compare_runs(
+    log_path: Path | str | Sequence[Path | str],
+    base: str | None = None,
+    others: Sequence[str] | None = None,
+    *,
+    detail: bool = False,
+    apart: bool = False,
+) -> Comparison:
     """Per bench of the base: accuracy with 95 % interval and the paired difference of each other model.
 
-    `base` defaults to the first name in the log, `others` to all other names. Raises `UsageError` for an unknown name,
-    `RunLogError` when two runs did not answer the same questions under the same conditions.
+    `base` defaults to the first name in the logs, `others` to all other names. `detail` adds standard errors, bootstrap
+    intervals and detectable effects. `apart` shows runs under other conditions in columns of their own, where they are
+    compared with the base only if it was run under the same. Raises `UsageError` for an unknown name, `Refused` when
+    two runs did not answer the same questions under the same conditions.
     """
-    with RunLog(log_path, create=False) as log:
-        runs = {(run.name, run.bench): run for run in log.runs()}
-        known = list(dict.fromkeys(name for name, _ in runs))
-        if not known:
-            raise RunLogError(
-                f"{log_path} holds no runs",
-                expected="a log with evaluated models",
-                remedy="run `trimoe eval MODEL --log ...` first",
-            )
-        base = base if base is not None else known[0]
-        names = [name for name in (others if others is not None else known) if name != base]
-        unknown = [name for name in (base, *names) if name not in known]
-        if unknown:
-            raise UsageError(
-                f"no run named {', '.join(unknown)} in {log_path}",
-                expected="one of " + ", ".join(known),
-                remedy="correct --base or the names",
-            )
-        rows: list[Row] = []
-        for bench in [bench for name, bench in runs if name == base]:
-            before = runs[base, bench]
-            answers = _answers(log, before)
-            rows.append(_plain(log, before))
-            for name in names:
-                if now := runs.get((name, bench)):
-                    _require_same(before, now)
-                    rows.append(_paired(_plain(log, now), answers, _answers(log, now)))
+    paths = [log_path] if isinstance(log_path, Path | str) else list(log_path)
+    found = gather(paths)
+    known = names_of(found)
+    base = base if base is not None else known[0]
+    names = [name for name in (others if others is not None else known) if name != base]
+    for name in (base, *names):
+        if name not in known:
+            raise unknown_name(name, known, ", ".join(map(str, paths)))
+    benches = dict.fromkeys(bench for name, bench in found if apart or name == base)
+    rows: list[Row] = []
+    columns: list[dict[str, Any]] = []
+    for bench in benches:
+        before = found.get((base, bench))
+        for read in of_bench(found, bench, [base, *names]):
+            row = _plain(read, detail)
+            if before is not None and read is not before:
+                if not apart:
+                    require_same(before.run, read.run)
+                if not differences(before.run, read.run):
+                    row = _paired(row, before, read, detail)
+            rows.append(replace(row, column=_column(columns, read) if apart else 0))
+    if apart:
+        rows.sort(key=lambda row: (list(benches).index(row.bench), row.column))
     tested = [i for i, row in enumerate(rows) if row.p is not None]
     for i, adjusted in zip(tested, holm([rows[i].p or 0.0 for i in tested]), strict=True):
         rows[i] = replace(rows[i], p_holm=adjusted)
-    return Comparison(base, tuple(names), tuple(rows))
+    return Comparison(base, tuple(names), tuple(rows), tuple(columns), _notes(found, [base, *names]))
+
+
+def _column(columns: list[dict[str, Any]], read: Read) -> int:
+    """The number of the run's conditions, from 1."""
+    settings = {"bench": bench_identity(read.run), "conditions": conditions(read.run)}
+    if settings not in columns:
+        columns.append(settings)
+    return columns.index(settings) + 1
+
+
+def _notes(found: dict[tuple[str, str], Read], names: Sequence[str]) -> tuple[str, ...]:
+    recorded = list(dict.fromkeys(n for n, b in found if n in names and RECORDED in found[n, b].run.spec))
+    return (f"recorded elsewhere, engine and stack not known: {', '.join(recorded)}",) if recorded else ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +181,7 @@ class AgainstMean:
 def against_mean(log_path: Path | str, name: str, others: Sequence[str], benches: Sequence[str]) -> AgainstMean:
     """`name` against the mean of `others` over the items that all of them have scored, all benches together.
 
-    This is the test against choosing by chance, whose accuracy is that of its draws together. Raises `RunLogError` for
+    This is the test against choosing by chance, whose accuracy is that of its draws together. Raises `Refused` for
     runs under other conditions, `UsageError` for a name or bench that is not in the log.
     """
     units: list[int] = []
@@ -121,8 +192,11 @@ def against_mean(log_path: Path | str, name: str, others: Sequence[str], benches
         for bench in benches:
             mine = runs[name, bench]
             for other in others:
-                _require_same(mine, runs[other, bench])
-            answers, theirs = _answers(log, mine), [_answers(log, runs[other, bench]) for other in others]
+                require_same(mine, runs[other, bench])
+            answers, theirs = (
+                Read(mine, tuple(log.samples(mine)), None).answers,
+                [Read(r, tuple(log.samples(r)), None).answers for r in (runs[other, bench] for other in others)],
+            )
             common = sorted(set(answers).intersection(*theirs))
             units += [len(others) * answers[doc] - sum(each[doc] for each in theirs) for doc in common]
     difference, low, high = mean_difference([unit / len(others) for unit in units])
@@ -130,46 +204,66 @@ def against_mean(log_path: Path | str, name: str, others: Sequence[str], benches
     return AgainstMean(len(units), difference, low, high, sign_flip_exact(units), lost, gained)
 
 
-def _require_same(before: Run, now: Run) -> None:
-    for what, one, two in (("bench", before.spec, now.spec), ("engine or sampler", before.sampler, now.sampler)):
-        if one != two:
-            keys = [key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
-            raise RunLogError(
-                f"{now.name} and {before.name} differ in {what} on {now.bench}",
-                expected="the same for both",
-                actual=", ".join(f"{key} {one.get(key)} against {two.get(key)}" for key in keys),
-                remedy="evaluate both again with this version",
-            )
-
-
-def _answers(log: RunLog, run: Run) -> dict[str, bool]:
-    return {s.sample.doc_id: s.verdict.correct for s in log.samples(run) if s.verdict.correct is not None}
-
-
-def _plain(log: RunLog, run: Run) -> Row:
-    samples = log.samples(run)
-    scored = [s.verdict.correct for s in samples if s.verdict.correct is not None]
+def _plain(read: Read, detail: bool) -> Row:
+    scored = list(read.answers.values())
     correct, n = sum(scored), len(scored)
+    share = read.score if read.clustered else correct / n if n else None
+    error = standard_error(correct, n)
     low, high = wilson(correct, n)
-    causes = dict(sorted(Counter[str](s.verdict.cause for s in samples).items()))
-    return Row(run.bench, run.name, n, correct, len(samples) - n, correct / n if n else None, low, high, causes)
+    if read.clustered and n and share is not None and error:
+        # the interval of as many independent rows as these clusters are worth
+        clusters = cluster_error(_clusters(read))
+        worth = n / max(1.0, (clusters / error) ** 2)
+        error = max(clusters, error)
+        low, high = wilson(share * worth, worth)
+    causes = dict(sorted(Counter[str](s.verdict.cause for s in read.samples).items()))
+    more = Detail(error) if detail else None
+    return Row(read.run.bench, read.run.name, n, correct, len(read.samples) - n, share, low, high, causes, detail=more)
 
 
-def _paired(row: Row, before: dict[str, bool], now: dict[str, bool]) -> Row:
-    pairs = Counter((before[doc], now[doc]) for doc in before.keys() & now.keys())
+def _clusters(read: Read) -> list[list[int]]:
+    sums: dict[str, list[int]] = {}
+    for doc, right in read.answers.items():
+        both = sums.setdefault(read.cluster(doc), [0, 0])
+        both[0] += right
+        both[1] += 1
+    return list(sums.values())
+
+
+def _paired(row: Row, before: Read, now: Read, detail: bool) -> Row:
+    was, is_ = before.answers, now.answers
+    common = [doc for doc in was if doc in is_]
+    pairs = Counter((was[doc], is_[doc]) for doc in common)
     if not pairs:
         return row
-    lost, gained = pairs[True, False], pairs[False, True]
+    lost, gained, n = pairs[True, False], pairs[False, True], len(common)
     difference, low, high = paired_difference(pairs[True, True], lost, gained, pairs[False, False])
-    return replace(
-        row,
-        pairs=sum(pairs.values()),
-        difference=difference,
-        difference_low=low,
-        difference_high=high,
-        lost=lost,
-        gained=gained,
-        p=mcnemar_exact(lost, gained),
+    p = mcnemar_exact(lost, gained)
+    if detail or now.clustered:
+        units = [(now.cluster(doc), is_[doc] - was[doc]) for doc in common]
+        drawn = paired_bootstrap(units)
+        error = drawn.se if now.clustered else difference_error(n, lost, gained)
+        if now.clustered:
+            sums = Counter[str]()
+            for cluster, change in units:
+                sums[cluster] += change
+            low, high, p = drawn.low, drawn.high, sign_flip_exact(list(sums.values()))
+        if detail and row.detail is not None:
+            seen = None if now.clustered else detectable(n, (lost + gained) / n)
+            row = replace(row, detail=Detail(row.detail.se, error, drawn.low, drawn.high, drawn.units, seen))
+    return replace(row, pairs=n, difference=difference, difference_low=low, difference_high=high, lost=lost,
+                   gained=gained, p=p, flips=_flips(before, now))  # fmt: skip
+
+
+def _flips(before: Read, now: Read) -> Flips:
+    """Losses with the cause of the new miss, gains with the cause of the old one."""
+    was, is_ = before.answers, now.answers
+    lost = [s for s in now.samples if is_.get(s.sample.doc_id) is False and was.get(s.sample.doc_id)]
+    gained = [s for s in before.samples if was.get(s.sample.doc_id) is False and is_.get(s.sample.doc_id)]
+    return Flips(
+        tuple((s.sample.doc_id, s.verdict.cause) for s in lost),
+        tuple((s.sample.doc_id, s.verdict.cause) for s in gained),
+        split_failures(lost),
     )
 
 

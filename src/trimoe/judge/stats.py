@@ -8,8 +8,11 @@ from math import comb, sqrt
 from statistics import NormalDist
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of k right answers out of n. (0, 1) when n is 0: nothing is known."""
+def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of k right answers out of n. (0, 1) when n is 0: nothing is known.
+
+    Fractions are for effective sample sizes: k = share x n / design effect.
+    """
     if not 0 <= k <= n:
         raise ValueError(f"{k} right answers out of {n}")
     if n == 0:
@@ -20,6 +23,23 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     spread = z * sqrt(share * (1 - share) / n + weight / (4 * n))
     low, high = (centre - spread) / (1 + weight), (centre + spread) / (1 + weight)
     return (0.0 if k == 0 else low), (1.0 if k == n else high)
+
+
+def standard_error(k: int, n: int) -> float | None:
+    """Binomial standard error of k right answers out of n, sqrt(p (1 - p) / n); None when n is 0.
+
+    It is 0 at p = 0 and p = 1, where it says nothing: read the Wilson interval there.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} right answers out of {n}")
+    return sqrt(k / n * (1 - k / n) / n) if n else None
+
+
+def difference_error(n: int, b: int, c: int) -> float | None:
+    """Standard error of the paired difference (c - b) / n: sqrt((b + c - (c - b)^2 / n)) / n; None when n is 0."""
+    if min(n, b, c) < 0 or b + c > n:
+        raise ValueError(f"{b} and {c} flips of {n} pairs")
+    return sqrt(max(0.0, b + c - (c - b) ** 2 / n)) / n if n else None
 
 
 def mcnemar_exact(b: int, c: int) -> float:

@@ -1,0 +1,115 @@
+"""`trimoe audit`: whether the numbers of a run log may be published."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimoe.cli.common import emit, json_option
+from trimoe.errors import BadInput
+from trimoe.judge.audit import RunAudit, Wanted
+from trimoe.judge.audit import audit as audit_runs
+from trimoe.judge.text import safe, some
+
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("log", metavar="RUNS.db", type=click.Path(path_type=Path))
+@click.option("--run", "name", metavar="NAME", help="Audit the runs of this name alone (default: all).")
+@click.option("--pair", nargs=2, metavar="BASE VARIANT", help="Also hold a variant against its base.")
+@click.option("--stats", type=FILE, help="Statistics file whose leak check (calibrate --leak-check) is reported.")
+@click.option("--recorded", type=FILE, metavar="FILE.json",
+              help="Recorded scores of the unpruned model, {name: {bench: percent}}; drift refuses.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Folder of local dataset files, to find replies that repeat a data set's own solution.")  # fmt: skip
+@json_option
+def audit(
+    log: Path, name: str | None, pair: tuple[str, str] | None, stats: Path | None, recorded: Path | None,
+    data: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Say of every run whether its number is publishable, publishable with notes, or refused, and why.
+
+    Looks for empty, cut, looping, repeated and drifting replies, leaked control text, leaks of the calibration set,
+    and a reference that moved. Exit 1 when any run is refused.
+
+    \b
+    Examples:
+      trimoe audit runs.db
+      trimoe audit runs.db --run v5-coder --data data --json
+      trimoe audit runs.db --pair base v5-coder --stats stats.safetensors
+    """
+    wanted = Wanted(name, pair or None, _recorded(recorded), _leaks(stats), data)
+    made = audit_runs(log, wanted)
+    refused = sum(one.verdict == "refused" for one in made)
+    body = {"log": str(log), "refused": refused, "runs": [one.as_dict() for one in made]}
+    emit(body, "" if as_json else "\n\n".join(map(_text, made)) or "the log holds no runs", as_json)
+    return 1 if refused else 0
+
+
+def _recorded(path: Path | None) -> dict[str, dict[str, float]]:
+    from trimoe.artifact import read_json
+
+    if path is None:
+        return {}
+    body = read_json(path, "recorded scores")
+    try:
+        return {str(n): {str(b): _percent(s) for b, s in row.items()} for n, row in body.items()}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise BadInput(
+            f"{path} does not hold recorded scores",
+            expected='{"name": {"bench": score in percent}}',
+            actual=str(exc),
+        ) from exc
+
+
+def _percent(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ValueError(f"{value!r} is no score in percent")
+    return value / 100
+
+
+def _leaks(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    from trimoe.measure.stats import ExpertStats
+
+    found = ExpertStats.load(path).metadata.get("leak_check")
+    if not isinstance(found, dict):
+        raise BadInput(
+            f"{path} has no leak check",
+            expected="statistics made with `trimoe calibrate --leak-check`",
+            remedy="calibrate with --leak-check BENCH, or leave out --stats",
+        )
+    return found
+
+
+def _text(one: RunAudit) -> str:
+    m = one.measures
+    score = "not scored" if one.score is None else f"score {100 * one.score:.2f} %"
+    interval = f"95 % {100 * one.low:.1f} to {100 * one.high:.1f}" if m.scored else ""
+    of = f" of {one.expected}" if one.expected is not None and one.expected != one.n else ""
+    verbatim = "not checked" if m.verbatim is None else str(len(m.verbatim))
+    p10, p50, p90 = m.chars
+    lines = [
+        f"{safe(one.bench)}  {safe(one.name)}: {one.verdict.upper()}  [{' '.join(one.flags)}]",
+        f"  n {one.n}{of}, {score}" + (f" ({interval})" if interval else ""),
+        f"  empty {len(m.empty)}, fenced {m.fenced}, chars p10/p50/p90 {p10:.0f}/{p50:.0f}/{p90:.0f}, "
+        f"own solution verbatim {verbatim}",
+    ]
+    for level in ("refused", "notes", "not checked"):
+        lines += [
+            f"  {level}: {c.text}" + (f": {some(c.docs)}" if c.docs else "") for c in one.checks if c.level == level
+        ]
+    passed = [c.flag for c in one.checks if c.level == "ok"]
+    lines.append(f"  passed: {', '.join(passed) or 'nothing'}")
+    if m.failures:
+        split = ", ".join(f"{count} {kind}" for kind, count in m.split.items() if count)
+        lines.append(f"  {len(m.failures)} failures ({split}):")
+        lines += [f"    {safe(i, 60)}: {cause}" + (f" ({safe(d, 90)})" if d else "") for i, cause, d in m.failures[:10]]
+        if len(m.failures) > 10:
+            lines.append(f"    and {len(m.failures) - 10} more (all with --json)")
+    return "\n".join(lines)
+
+
+COMMANDS = [audit]

@@ -1,0 +1,18 @@
+"""One row of evidence."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+CheckLevel = Literal["ok", "notes", "refused", "not checked"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at and found. `value` and `limit` are in the unit that `text` names; `docs` are all items."""
+
+    flag: str
+    level: CheckLevel
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    docs: tuple[str, ...] = ()

@@ -1,0 +1,74 @@
+"""Runs of one or several logs under one set of names, with their samples read once.
+
+Invariants: a name stands for one run per bench; where two logs use the same name for it, both are shown as NAME@LOG.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trimoe.errors import RunLogError
+from trimoe.evaluate.log import Run, RunLog, Scored
+from trimoe.evaluate.run import summarize
+
+
+@dataclass(frozen=True)
+class Read:
+    """A run with its samples; `score` is the bench's own average (a share), None when it cannot be scored."""
+
+    run: Run
+    samples: tuple[Scored, ...]
+    score: float | None
+
+    @property
+    def answers(self) -> dict[str, bool]:
+        """doc_id -> right or wrong, of what was scored."""
+        return {s.sample.doc_id: s.verdict.correct for s in self.samples if s.verdict.correct is not None}
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the bench asks the same problems several times (a bench in parts)."""
+        return self.run.spec.get("average") == "macro"
+
+    def cluster(self, doc_id: str) -> str:
+        """The problem behind an item: what stands after "::" where the bench has parts, else the item."""
+        return doc_id.rpartition("::")[2] if self.clustered else doc_id
+
+
+def gather(paths: Sequence[Path | str]) -> dict[tuple[str, str], Read]:
+    """(name, bench) -> run, in the order of the logs. `RunLogError` when there is none."""
+    with ExitStack() as stack:
+        logs = [(Path(path), stack.enter_context(RunLog(path, create=False))) for path in paths]
+        runs = [(path, log, run) for path, log in logs for run in log.runs()]
+        uses = Counter((run.name, run.bench) for _, _, run in runs)
+        twice = {name for (name, _), count in uses.items() if count > 1}
+        found = {}
+        for path, log, run in runs:
+            label = f"{run.name}@{path.stem}" if run.name in twice else run.name
+            read = Read(replace(run, name=label), tuple(log.samples(run)), summarize(log, run).score)
+            if (label, run.bench) in found:
+                raise RunLogError(
+                    f"two logs named {path.stem} hold a run of {run.bench} named {run.name}",
+                    expected="logs whose file names differ",
+                    remedy="rename one file, or merge them with `trimoe log merge`",
+                )
+            found[label, run.bench] = read
+    if not found:
+        raise RunLogError(
+            f"{', '.join(map(str, paths))} holds no runs",
+            expected="a log with evaluated models",
+            remedy="run `trimoe eval MODEL --log ...` first",
+        )
+    return found
+
+
+def names_of(found: dict[tuple[str, str], Read]) -> list[str]:
+    """Names in the order of the logs."""
+    return list(dict.fromkeys(name for name, _ in found))
+
+
+def of_bench(found: dict[tuple[str, str], Read], bench: str, names: Sequence[str]) -> Iterator[Read]:
+    """The runs of a bench in the order of `names`."""
+    return (found[name, bench] for name in names if (name, bench) in found)

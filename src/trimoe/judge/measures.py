@@ -1,0 +1,170 @@
+"""What can be counted in a run's replies: lengths, empties, fences, loops, markers, scripts, duplicates. Pure.
+
+Invariants: every count comes with the ids it counts. Not guaranteed: that what is counted is a fault; that is for
+the audit to decide.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trimoe.evaluate.bench import Doc
+from trimoe.evaluate.cause import TOLERANCE, Ceilings, Limits, ceilings, loops
+from trimoe.evaluate.extract import FENCE
+from trimoe.evaluate.log import UNCOUNTED, Run, Scored
+from trimoe.judge.rules import Limits as Thresholds
+from trimoe.judge.rules import Texts
+
+CUT = ("truncated", "truncated (cap)", "truncated (slot)", "truncated (budget)")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of the samples of one run, in their order. `chars` are p10, p50, p90 of the replies' lengths (linear).
+
+    `failures` has (doc_id, cause, detail) of every scored miss; `split` counts them as empty, loop, cut or normal.
+    `verbatim` is None where the data set's own solutions are not at hand; `finished` is whether the log says why
+    replies ended.
+    """
+
+    n: int
+    scored: int
+    correct: int
+    empty: tuple[str, ...]
+    short_failures: tuple[str, ...]
+    fenced: int
+    chars: tuple[float, float, float]
+    saturated: tuple[str, ...]
+    loops: tuple[str, ...]
+    length_stops: tuple[str, ...]
+    markers: tuple[str, ...]
+    foreign: tuple[str, ...]
+    duplicates: tuple[str, ...]
+    unscored: tuple[str, ...]
+    failures: tuple[tuple[str, str, str], ...]
+    split: Mapping[str, int]
+    ceilings: Ceilings | None
+    verbatim: tuple[str, ...] | None
+    finished: bool
+
+
+def measure(
+    run: Run, samples: Sequence[Scored], limits: Thresholds, texts: Texts, docs: Mapping[str, Doc] | None = None
+) -> Measures:
+    """Count everything at once; `docs` are the bench's rows, for the check against its own solutions."""
+    # a sample that never got a reply (an error of ours) is unscored, not empty
+    replies = [(s.sample.doc_id, s.sample.reply) for s in samples
+               if s.verdict.correct is not None or s.sample.reply.strip()]  # fmt: skip
+    # right without content: the answer was read where it stood, in the reasoning
+    right = {s.sample.doc_id for s in samples if s.verdict.correct}
+    misses = [s for s in samples if s.verdict.correct is False]
+    lengths = np.array([len(reply) for _, reply in replies] or [0])
+    p10, p50, p90 = (float(q) for q in np.percentile(lengths, [10, 50, 90]))
+    return Measures(
+        n=len(samples),
+        scored=sum(s.verdict.correct is not None for s in samples),
+        correct=sum(s.verdict.correct is True for s in samples),
+        empty=tuple(i for i, reply in replies if not reply.strip() and i not in right),
+        short_failures=tuple(s.sample.doc_id for s in misses if len(s.sample.reply.strip()) < limits.short_chars),
+        fenced=sum(FENCE in reply for _, reply in replies),
+        chars=(p10, p50, p90),
+        saturated=tuple(i for i, reply in replies if len(reply) > limits.saturated_chars),
+        loops=tuple(s.sample.doc_id for s in samples if s.verdict.cause == "loop" or loops(s.sample.reply)),
+        length_stops=tuple(s.sample.doc_id for s in samples if s.sample.finish_reason == "length"),
+        markers=tuple(s.sample.doc_id for s in samples if leaked(s.sample.reply, s.sample.prompt, texts.markers)),
+        foreign=tuple(
+            s.sample.doc_id
+            for s in samples
+            if foreign_share(s.sample.reply, s.sample.prompt, texts.scripts) > limits.foreign_letters
+        ),
+        duplicates=duplicated(samples, limits.duplicate_chars),
+        unscored=tuple(s.sample.doc_id for s in samples if s.verdict.correct is None),
+        failures=tuple((s.sample.doc_id, s.verdict.cause, s.verdict.detail) for s in misses),
+        split=split_failures(misses),
+        ceilings=_ceilings(run, samples),
+        verbatim=None if docs is None else _verbatim(replies, docs),
+        finished=any(s.sample.finish_reason for s in samples),
+    )
+
+
+def split_failures(misses: Sequence[Scored]) -> dict[str, int]:
+    """Misses by what happened: nothing said, in circles, cut off, or a normal reply that was wrong."""
+    out = {"empty": 0, "loop": 0, "cut": 0, "normal": 0}
+    for miss in misses:
+        cause = miss.verdict.cause
+        kind = "empty" if cause in ("empty", "reasoning-only") else "loop" if cause == "loop" else ""
+        out[kind or ("cut" if cause in CUT else "normal")] += 1
+    return out
+
+
+def leaked(reply: str, prompt: str, markers: Sequence[str]) -> bool:
+    """Whether a control text of a chat template is in the reply and was not in the prompt."""
+    return any(mark in reply and mark not in prompt for mark in markers)
+
+
+def foreign_share(reply: str, prompt: str, scripts: Sequence[str]) -> float:
+    """Share of the reply's letters in a script of the list that the prompt does not use."""
+    if reply.isascii():
+        return 0.0
+    known = {script for c in prompt if not c.isascii() and (script := script_of(c)) in scripts}
+    letters = [c for c in reply if c.isalpha()]
+    strange = sum(not c.isascii() and (s := script_of(c)) in scripts and s not in known for c in letters)
+    return strange / len(letters) if letters else 0.0
+
+
+def script_of(c: str) -> str:
+    """First word of a character's Unicode name; empty if it has none."""
+    return unicodedata.name(c, "").partition(" ")[0].partition("-")[0]
+
+
+def duplicated(samples: Sequence[Scored], shortest: int) -> tuple[str, ...]:
+    """Ids of samples whose reply, of at least `shortest` characters, was also given to another prompt."""
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for s in samples:
+        if len(text := s.sample.reply.strip()) >= shortest:
+            groups[text].append(s)
+    same = [g for g in groups.values() if len({s.sample.prompt for s in g}) > 1]
+    found = {s.sample.doc_id for g in same for s in g}
+    return tuple(s.sample.doc_id for s in samples if s.sample.doc_id in found)
+
+
+def _ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
+    """Pile-ups at limits, over replies whose tokens were counted; None when none was, or no cap is known.
+
+    A reply near the cap whose server said that it stopped by itself was not cut: with a small cap every reply is near.
+    """
+    counted = [s for s in samples if s.sample.reply_tokens != UNCOUNTED]
+    cap = run.spec.get("max_new_tokens")
+    if not counted or not isinstance(cap, int):
+        return None
+    found = ceilings(
+        [s.sample.reply_tokens for s in counted],
+        [s.verdict.correct is True for s in counted],
+        Limits(cap),
+        split=False,
+    )
+    if found.hit != "cap":
+        return found
+    cut = [s for s in counted if s.sample.reply_tokens >= cap - TOLERANCE and s.sample.finish_reason != "stop"]
+    right = sum(s.verdict.correct is True for s in cut)
+    if not cut:
+        return replace(found, verdict="CLEAN", hit="none", capped=0, capped_correct=0, tax_pp=0.0)
+    return replace(found, capped=len(cut), capped_correct=right, tax_pp=100 * (len(cut) - right) / len(counted))
+
+
+def _verbatim(replies: Sequence[tuple[str, str]], docs: Mapping[str, Doc]) -> tuple[str, ...]:
+    return tuple(
+        i for i, reply in replies if (doc := docs.get(i)) and (body := solution(doc)) and body in reply
+    )  # fmt: skip
+
+
+def solution(doc: Doc) -> str:
+    """The data set's own solution without fence and prompt, as it would stand in a reply."""
+    lines = doc.reference.strip().split("\n")
+    if lines[0].startswith(FENCE):
+        lines = lines[1:-1] if lines[-1].startswith(FENCE) else lines[1:]
+    code = "\n".join(lines)
+    return code.removeprefix(str(doc.check.get("prompt", ""))).strip()

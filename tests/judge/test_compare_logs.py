@@ -1,0 +1,139 @@
+"""Comparisons over several logs, side by side, with clusters and causes, in every form."""
+
+import csv
+import json
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from trimoe.cli.judge import compare
+from trimoe.cli.main import main
+from trimoe.errors import Refused, RunLogError
+from trimoe.evaluate.bench import Verdict
+from trimoe.evaluate.log import RunLog, Sample
+from trimoe.judge.bootstrap import paired_bootstrap
+from trimoe.judge.compare import compare_runs
+from trimoe.judge.power import detectable
+from trimoe.judge.stats import mcnemar_exact, sign_flip_exact
+
+CAUSES: dict[str, Any] = {"1": "correct", "w": "wrong", "e": "empty", "l": "loop", "t": "truncated (cap)"}
+
+
+def put(path: Path, name: str, answers: str, bench: str = "b", ids: Sequence[str] | None = None,
+        spec: dict[str, Any] | None = None, **sampler: Any) -> None:  # fmt: skip
+    """A run whose row i was right (1) or missed by a cause."""
+    with RunLog(path) as log:
+        run = log.start(name, bench, {"name": bench, **(spec or {})}, f"hash of {name}", sampler, {})
+        rows = [(Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1), Verdict(a == "1", CAUSES[a]))
+                for i, a in enumerate(answers)]  # fmt: skip
+        log.add(run, rows, 1)
+
+
+def test_a_loss_by_truncation_is_not_a_loss_of_knowledge(tmp_path: Path) -> None:
+    put(tmp_path / "r.db", "base", "1" * 20 + "el" + "w" * 8)
+    put(tmp_path / "r.db", "cut", "1" * 14 + "wwttel" + "11" + "w" * 8)
+    _, cut = compare_runs(tmp_path / "r.db", detail=True).rows
+    assert cut.flips.lost == tuple(
+        zip([f"d{i}" for i in range(14, 20)],
+            ["wrong", "wrong", "truncated (cap)", "truncated (cap)", "empty", "loop"], strict=True))  # fmt: skip
+    assert cut.flips.gained == (("d20", "empty"), ("d21", "loop"))
+    assert cut.flips.lost_as == {"empty": 1, "loop": 1, "cut": 2, "normal": 2}
+    drawn = paired_bootstrap(enumerate([-1] * 6 + [1] * 2 + [0] * 22))
+    assert cut.detail is not None
+    assert (cut.detail.bootstrap_low, cut.detail.bootstrap_high) == (drawn.low, drawn.high)
+    assert cut.detail.detectable == detectable(30, 8 / 30)
+    text = CliRunner().invoke(compare, [str(tmp_path / "r.db"), "--flips"]).stdout
+    assert "2 of 6 say that something is no longer known" in text
+    assert "- b cut d16: lost (truncated (cap))" in text
+    assert "+ b cut d20: gained (empty)" in text
+
+
+def test_problems_are_the_units_where_a_bench_asks_them_in_several_languages(tmp_path: Path) -> None:
+    ids = [f"{part}::p{i}" for part in ("rs", "java", "js") for i in range(30)]
+    macro = {"average": "macro"}
+    put(tmp_path / "r.db", "base", "1" * 90, ids=ids, spec=macro)
+    put(tmp_path / "r.db", "cut", ("w" * 4 + "1" * 26) * 3, ids=ids, spec=macro)
+    base, cut = compare_runs(tmp_path / "r.db", detail=True).rows
+    assert (cut.lost, cut.pairs, cut.accuracy) == (12, 90, pytest.approx(26 / 30))
+    assert cut.p == sign_flip_exact([-3] * 4) == 0.125
+    assert mcnemar_exact(12, 0) < 0.001  # what twelve independent losses would claim
+    assert cut.detail is not None
+    assert cut.detail.units == 30
+    assert (cut.difference_low, cut.difference_high) == (cut.detail.bootstrap_low, cut.detail.bootstrap_high)
+    independent = compare_runs(tmp_path / "r.db", detail=True).rows[0]
+    assert independent == base
+    put(tmp_path / "flat.db", "base", "1" * 90)
+    put(tmp_path / "flat.db", "cut", ("w" * 4 + "1" * 26) * 3)
+    flat = compare_runs(tmp_path / "flat.db").rows[1]
+    assert cut.high - cut.low > 1.4 * (flat.high - flat.low)
+
+
+def test_several_logs_and_equal_names(tmp_path: Path) -> None:
+    put(tmp_path / "one.db", "base", "1111w")
+    put(tmp_path / "two.db", "cut", "11www")
+    rows = compare_runs([tmp_path / "one.db", tmp_path / "two.db"], "base").rows
+    assert [(row.name, row.lost) for row in rows] == [("base", 0), ("cut", 2)]
+    put(tmp_path / "two.db", "base", "11111")
+    rows = compare_runs([tmp_path / "one.db", tmp_path / "two.db"], "base@one", ["base@two"]).rows
+    assert [(row.name, row.gained) for row in rows] == [("base@one", 0), ("base@two", 1)]
+    put(tmp_path / "sub" / "one.db", "base", "1")
+    with pytest.raises(RunLogError, match="two logs named one"):
+        compare_runs([tmp_path / "one.db", tmp_path / "sub" / "one.db"])
+
+
+def test_other_conditions_are_refused_in_one_column_and_shown_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.db"
+    put(path, "base", "1111w", engine="vllm", temperature=0)
+    put(path, "cut", "111ww", engine="vllm", temperature=0)
+    put(path, "gguf", "11www", engine="llamacpp", temperature=0)
+    put(tmp_path / "deep.db", "one", "1", server={"kv": "f16", "slots": 2})
+    put(tmp_path / "deep.db", "two", "1", server={"kv": "q8_0", "slots": 2})
+    with pytest.raises(Refused) as error:
+        compare_runs(tmp_path / "deep.db")
+    assert error.value.actual == "server.kv f16 against q8_0"
+    deep = CliRunner().invoke(compare, [str(tmp_path / "deep.db"), "--side-by-side"]).stdout
+    assert "column 2: server.kv q8_0\n" in deep
+    with pytest.raises(Refused) as error:
+        compare_runs(path)
+    assert error.value.actual == "engine vllm against llamacpp"
+    assert main(["compare", str(path)]) == 5
+    assert "engine vllm against llamacpp" in capsys.readouterr().err
+    assert main(["compare", str(path), "--base", "base", "--against", "cut"]) == 0
+    apart = compare_runs(path, apart=True)
+    assert [(row.column, row.name, row.p is not None) for row in apart.rows] == [
+        (1, "base", False), (1, "cut", True), (2, "gguf", False)]  # fmt: skip
+    text = CliRunner().invoke(compare, [str(path), "--side-by-side"]).stdout
+    assert "column 2: engine llamacpp\n" in text
+
+
+def test_recorded_runs_are_compared_by_what_was_asked_and_say_so(tmp_path: Path) -> None:
+    """Where samples came from is no part of the bench's identity."""
+    put(tmp_path / "r.db", "one", "11w", spec={"imported": {"sha256": "a"}})
+    put(tmp_path / "r.db", "two", "1ww", spec={"imported": {"sha256": "b"}})
+    made = compare_runs(tmp_path / "r.db")
+    assert made.rows[1].lost == 1
+    assert made.notes == ("recorded elsewhere, engine and stack not known: one, two",)
+
+
+def test_markdown_csv_and_json_say_the_same(tmp_path: Path) -> None:
+    path, evil = tmp_path / "r.db", "=cut|<b>\x1b[31m"
+    put(path, "base", "1" * 30 + "w" * 10)
+    put(path, evil, "1" * 25 + "w" * 15)
+    runner = CliRunner()
+    rows = json.loads(runner.invoke(compare, [str(path), "--json"]).stdout)["rows"]
+    table = list(csv.DictReader(StringIO(runner.invoke(compare, [str(path), "--format", "csv"]).stdout)))
+    for row, line in zip(rows, table, strict=True):
+        assert float(line["score"]) == row["accuracy"]
+        assert (line["p"] and float(line["p"])) == (row["p"] or "")
+    assert table[1]["model"] == "'=cut|<b>\\x1b[31m"
+    markdown = runner.invoke(compare, [str(path), "--format", "markdown"]).stdout
+    assert "\x1b" not in markdown
+    assert "<b>" not in markdown
+    assert "=cut\\|&lt;b&gt;" in markdown
+    assert {line.count(" | ") for line in markdown.splitlines() if line.startswith("|")} == {13}

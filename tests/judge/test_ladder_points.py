@@ -1,0 +1,159 @@
+"""Ladders: the reference's iso-disk comparison from its published numbers, the front, both directions, bad files."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimoe.cli.ladder import ladder
+from trimoe.cli.main import main
+from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.evaluate.bench import Verdict
+from trimoe.evaluate.log import RunLog, Sample
+from trimoe.judge.ladder import Point, best_under, front, pair_by_size, smallest_within
+from trimoe.judge.ladder_file import read_ladder
+from trimoe.judge.stats import mcnemar_exact
+
+CARD = Path(__file__).parent / "iso_disk.csv"
+
+
+def card() -> tuple[list[Point], list[Point]]:
+    points = read_ladder(CARD, [], "humaneval-plus")
+    return [p for p in points if p.model == "98e"], [p for p in points if p.model != "98e"]
+
+
+def test_the_iso_disk_comparison_of_the_card() -> None:
+    """Protocol section 9: +6.09, +7.31, +0.61 and -79.27, the last against the card's own pick, Q2_K."""
+    ours, rivals = card()
+    picked = [p for p in ours if p.tier in ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")]
+    pairs = [pair for _, pair in pair_by_size(picked, rivals, 0.1, "nearest") if pair]
+    assert [(p.rival.tier, p.ours.tier, round(100 * p.difference, 2)) for p in pairs] == [
+        ("Q8_0", "Q5_K_M", 6.09), ("Q6_K", "Q4_K_M", 7.31), ("Q5_K_M", "Q3_K_M", 0.61),
+        ("Q4_K_M", "Q2_K", -79.27)]  # fmt: skip
+    assert {p.p for p in pairs} == {None}  # published numbers have no paired test
+
+
+def test_the_fair_pick_in_the_smallest_band_is_a_tier_that_the_card_left_out() -> None:
+    ours, rivals = card()
+    nearest = pair_by_size(ours, rivals, 0.1, "nearest")[-1][1]
+    best = pair_by_size(ours, rivals, 0.1, "best")[-1][1]
+    assert nearest is not None
+    assert best is not None
+    assert (nearest.ours.tier, round(100 * nearest.difference, 2)) == ("IQ3_XXS", 3.65)
+    # IQ3_M has the same score and is larger
+    assert (best.ours.tier, round(100 * best.difference, 2)) == ("IQ3_XS", 6.09)
+    assert pair_by_size(ours[-1:], rivals, 0.1, "best")[-1][1] is None
+
+
+def test_bits_per_weight_of_the_card() -> None:
+    ours, _ = card()
+    assert [round(p.bpw or 0, 2) for p in ours] == [3.23, 3.44, 3.55, 3.72, 3.78, 4.04, 4.21, 5.09, 5.80, 6.85]
+
+
+def test_both_directions() -> None:
+    ours, _ = card()
+    assert best_under(ours, 13 * 10**9).tier == "IQ3_XS"  # equal to IQ3_M, and smaller
+    assert best_under(ours, 14 * 10**9).tier == "Q4_K_M"
+    small, top = smallest_within(ours, 1)
+    assert (small.tier, top.tier) == ("IQ3_XS", "Q4_K_M")
+    assert smallest_within(ours, 0)[0].tier == "Q4_K_M"
+    with pytest.raises(UsageError, match="no file is at most"):
+        best_under(ours, 10**9)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20)), min_size=1, max_size=30))
+def test_the_front_is_what_nothing_dominates(pairs: list[tuple[int, int]]) -> None:
+    points = [Point("m", str(i), size, score / 20, "measured") for i, (size, score) in enumerate(pairs)]
+    found = front(points)
+
+    def beaten(p: Point) -> bool:
+        return any(q.size <= p.size and q.score >= p.score and (q.size, q.score) != (p.size, p.score) for q in points)
+
+    assert {(p.size, p.score) for p in found} == {(p.size, p.score) for p in points if not beaten(p)}
+    assert [p.size for p in found] == sorted({p.size for p in found})
+
+
+def put(path: Path, name: str, answers: str, **sampler: Any) -> None:
+    with RunLog(path) as log:
+        run = log.start(name, "b", {"name": "b"}, f"hash of {name}", sampler, {})
+        log.add(run, [(Sample(f"d{i}", i, "", "", "stop", 1, 1),
+                       Verdict(a == "1", "correct" if a == "1" else "wrong"))
+                      for i, a in enumerate(answers)], 1)  # fmt: skip
+
+
+def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) -> None:
+    log = tmp_path / "r.db"
+    put(log, "big", "1" * 18 + "ww")
+    put(log, "small", "1" * 10 + "w" * 10)
+    (tmp_path / "weights.gguf").write_bytes(b"x" * 1234)
+    file = tmp_path / "ladder.csv"
+    file.write_text(
+        "model,tier,bytes,file,run,score\nours,Q8,2000,,big,\nours,Q2,,weights.gguf,small,\nnews,Q4,1300,,,97\n"
+    )
+    points = read_ladder(file, [log], "b")
+    assert [(p.kind, p.size, p.score) for p in points] == [
+        ("measured", 2000, 0.9), ("measured", 1234, 0.5), ("published", 1300, 0.97)]  # fmt: skip
+    done = CliRunner().invoke(
+        ladder, [str(file), str(log), "--bench", "b", "--within", "50", "--ours", "ours", "--json"]
+    )
+    body = json.loads(done.stdout)
+    assert body["smallest_within"]["tier"] == "Q2"
+    assert body["smallest_within"]["p"] == mcnemar_exact(8, 0)
+    assert body["pairs"][0]["difference"] == pytest.approx(0.5 - 0.97)
+    # a published number does not push a measured file off its front
+    assert [p["front"] for p in body["points"]] == [True, True, True]
+    put(log, "hot", "11", engine="other")
+    file.write_text("model,tier,bytes,run\no,Q8,2000,big\no,Q2,1000,hot\n")
+    with pytest.raises(Refused, match="engine, sampler or stack"):
+        read_ladder(file, [log], "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model,tier,size_gb,score,surprise\na,b,1,2,3\n", "unknown columns"),
+        ("model,size_gb,score\na,1,2\n", "lacks columns"),
+        ("model,tier,size_gb,score\na,b,1,120\n", "not in percent"),
+        ("model,tier,size_gb,score\na,b,nan,20\n", "not a number"),
+        ("model,tier,size_gb,score\na,b,0,20\n", "is no size"),
+        ("model,tier,size_gb,score,run\na,b,1,20,x\n", "either run or score"),
+        ("model,tier,size_gb,score,run\na,b,1,,x\n", "no run named x"),
+        ("model,tier,size_gb,bytes,score\na,b,1,2,20\n", "one size"),
+        ("model,tier,file,score\na,b,none.gguf,20\n", "holds no weights"),
+        ("model,tier,size_gb,score\na,b,1\n", "another number of cells"),
+        ("model,tier,size_gb,score\n", "no row"),
+    ],
+)
+def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "ladder.csv"
+    file.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        read_ladder(file, [], "b")
+
+
+def test_the_plot_keeps_published_numbers_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one.svg", "two.svg", "one.png"):
+        assert main(["ladder", str(CARD), "--bench", "humaneval-plus", "--plot", str(tmp_path / name)]) == 0
+    svg = (tmp_path / "one.svg").read_bytes()
+    assert svg == (tmp_path / "two.svg").read_bytes()
+    text = "".join(ElementTree.fromstring(svg).itertext())
+    assert "published (not measured here)" in text
+    assert "measured here" not in text.replace("(not measured here)", "")
+    assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["ladder", str(CARD), "--bench", "humaneval-plus", "--plot", str(tmp_path / "x.pdf")]) == 2
+
+
+def test_tables(tmp_path: Path) -> None:
+    runner = CliRunner()
+    text = runner.invoke(ladder, [str(CARD), "--bench", "humaneval-plus", "--ours", "98e", "--under", "13GB"]).stdout
+    assert "best under 13 GB: 98e IQ3_XS, 9.22 GB, 91.46 % (published)" in text
+    assert "not measured on both sides" in text
+    table = runner.invoke(ladder, [str(CARD), "--bench", "humaneval-plus", "--format", "markdown"]).stdout
+    assert table.count("| published |") == 14
+    assert main(["ladder", str(CARD), "--bench", "humaneval-plus", "--ours", "none"]) == 2
