@@ -8,8 +8,9 @@ process, 30 of 128 experts dropped) as it is and with other options, and `cp --r
 size (`--only` takes these two, for many rounds); with `--sync` also both followed by waiting for the disk. The order
 alternates from round to round. Reported are medians, the ratio of the medians, and the median of the rounds' own
 ratios, which is steadier on a machine that does other things too. Peak memory is the child's own maximum resident set.
-The input is read before every run, or (cold) dropped from the page cache. Everything below DIR/trimoe-bench is removed
-at the end; DIR needs about 4 times the largest size.
+The input is read before every run and (cold) then dropped from the page cache, and as much memory as will be filled is
+touched: what caches below a virtual disk hold, and what memory its host has ready, is then the same for all. Everything
+below DIR/trimoe-bench is removed at the end; DIR needs about 4 times the largest size.
 """
 
 import argparse
@@ -66,6 +67,15 @@ def recall(place: Path) -> None:
                 pass
 
 
+BACK = "import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); m[::mmap.PAGESIZE] = b'1' * len(m[::mmap.PAGESIZE])"
+
+
+def back(size: int) -> None:
+    """Touch and free `size` bytes, in a process of its own. A virtual machine's host takes back memory that lies free,
+    and giving it out again costs more than copying does; whoever runs first after a pause would pay for it."""
+    child([sys.executable, "-c", BACK, str(size)])
+
+
 def remove(place: Path) -> None:
     """A file, a directory, or nothing."""
     shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
@@ -113,7 +123,11 @@ def measure(root: Path, kind: str, size: int, cache: str, runs: int, sync: bool,
             remove(out)
             remove(root / "copy")
             os.sync()
-            (forget if cache == "cold" else recall)(source if name.startswith("prune") else reference)
+            place = source if name.startswith("prune") else reference
+            recall(place)
+            if cache == "cold":
+                forget(place)
+            back(size if cache == "warm" else 2 * size)
             results[name].append(child(jobs[name]))
     seconds = {name: [s for s, _ in values] for name, values in results.items()}
     median = {name: statistics.median(values) for name, values in seconds.items()}
