@@ -109,7 +109,7 @@ def eval_(
                 sandbox=policy,
                 exclude_errors=exclude_errors,
                 ignore_guards=options.ignore_guards,
-                preflight=options.preflight,
+                preflight=False,  # nothing checks a server yet
                 patience=options.patience,
                 show=show,
             )

@@ -7,8 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from trimoe.evaluate.asking import Show, Tally
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _EVERY = 0.2  # seconds between two drawings
 
@@ -36,9 +40,9 @@ def live() -> Iterator[Show | None]:
         yield show
 
 
-def table(tallies: list[Tally]) -> object:
+def table(tallies: list[Tally]) -> "Table":
     """The table as rich draws it."""
-    from rich.table import Table
+    from rich.table import Table  # slow to import, and only terminals need it
 
     drawn = Table(box=None, pad_edge=False)
     drawn.add_column("bench")

@@ -1,9 +1,9 @@
 """The run log: one SQLite file with every sample ever generated, and every judgement of it.
 
-Invariants: a sample is durable before it is counted; a run is what its identity says (bench spec, model, sampler and the
-server's settings), so a second run of the same continues it; scores are rows of their own with the scorer's version;
-`correct` NULL means not scored. A sample that failed is kept apart with its evidence until a reply takes its place; it
-is read back as one without a score, never as a wrong one.
+Invariants: a sample is durable before it is counted; a run is what its identity says (bench spec, model, sampler, and
+the server's settings), so a second run of the same continues it; scores are rows of their own with the scorer's
+version; `correct` NULL means not scored. A sample that failed is kept apart with its evidence until a reply takes its
+place; it is read back as one without a score, never as a wrong one.
 Not guaranteed: two processes writing the same run at once make the same sample twice (the first stays).
 """
 

@@ -47,7 +47,7 @@ class Facts:
 def connect(url: str, *, model: str | None = None, api_key_env: str | None = None) -> Endpoint:
     """The endpoint of a running OpenAI-compatible server; `model` where it serves more than one.
 
-    Raises `MissingPrerequisite` when nobody answers there, `UsageError` when the model is not there or not the only one.
+    Raises `MissingPrerequisite` when nobody answers, `UsageError` when the model is not there or not the only one.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
