@@ -1,4 +1,4 @@
-"""Every fault of a server: the cause that is recorded, that nothing is scored silently wrong, that resuming completes."""
+"""Every fault of a server: the recorded cause is right, nothing is scored silently wrong, resuming completes."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -45,7 +45,7 @@ def stored_prompts(log: Path) -> list[str]:
 
 
 def contents(log: Path) -> list[Any]:
-    """Everything that is not a time: runs, samples, verdicts, raw replies (but the ids, which count requests), results."""
+    """All that is no time: runs, results, samples, verdicts, raw replies (but for their ids, which count requests)."""
     with RunLog(log, create=False) as opened:
         assert opened.verify() == []
         found: list[Any] = []
@@ -71,6 +71,7 @@ def test_killed_25_times_equals_undisturbed(tmp_path: Path) -> None:
         assert len(stored_prompts(calm)) == ROWS
         at.asked.clear()
         kills = 0
+        before: dict[str, int] = {}
         for number in range(KILLS):
             process = subprocess.Popen(command(at, rough))
             wanted, deadline = 1 + number * (ROWS - 60) // KILLS, time.monotonic() + 120
@@ -81,9 +82,8 @@ def test_killed_25_times_equals_undisturbed(tmp_path: Path) -> None:
             kills += process.wait() == -signal.SIGKILL
             time.sleep(0.1)  # requests that were under way reach the server
             asked_when_stored = {prompt: at.asked[prompt] for prompt in stored_prompts(rough)}
-            if number:
-                again = {p for p, count in before.items() if asked_when_stored[p] != count}
-                assert not again, "asked for again after it was stored"
+            again = {p for p, count in before.items() if asked_when_stored[p] != count}
+            assert not again, "asked for again after it was stored"
             before = asked_when_stored
         assert kills == KILLS
         subprocess.run(command(at, rough), check=True, timeout=300)

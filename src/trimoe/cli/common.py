@@ -39,6 +39,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
     "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
+    "parquet": (("pyarrow",), "trimoe log export --format parquet"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }
 

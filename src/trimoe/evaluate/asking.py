@@ -23,7 +23,8 @@ from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.guards import Tripped, Watch, guards_of
 from trimoe.evaluate.log import Arrived, Run, RunLog, Sample, Scored
 
-_GROUP = 256  # replies of one commit at most
+_GROUP = 256  # replies of one commit at most, and about as many wait for it
+_WAIT = 0.005  # seconds
 
 Group = list[Arrived]
 
@@ -258,6 +259,8 @@ class _Pipe:
     async def _work(self, client: Client, waiting: Iterator[Question]) -> None:
         for asked in waiting:
             self._inbox.put(await client.ask(asked))
+            while self._inbox.qsize() >= _GROUP:  # a disk slower than the server: what waits for it stays bounded
+                await asyncio.sleep(_WAIT)
 
     # ---------------------------------------------------------------- writing
 

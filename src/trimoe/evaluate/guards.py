@@ -158,7 +158,7 @@ class Watch:
 
     def _short(self) -> Tripped | None:
         guard = self.guards["short"]
-        forms = list(self._forms)[-guard.window :]
+        forms = [form for form in list(self._forms)[-guard.window :] if not form.empty]  # those have their own guard
         if len(forms) < guard.after:
             return None
         ordered = sorted(forms, key=lambda form: form.chars)

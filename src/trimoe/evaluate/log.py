@@ -223,6 +223,8 @@ class RunLog:
                     self._fail(run, one)
                 else:
                     self._insert(run, one.sample, one.raw)
+                    # a result that counts this one as failed holds no longer
+                    self._db.execute("DELETE FROM results WHERE run_id = ? AND errors > 0", (run.run_id,))
                     self._db.execute("DELETE FROM failures WHERE run_id = ? AND doc_id = ?",
                                      (run.run_id, one.sample.doc_id))  # fmt: skip
                 self._db.executemany(
@@ -399,6 +401,7 @@ class RunLog:
             "SELECT f.doc_id FROM failures f JOIN samples s USING (run_id, doc_id) WHERE run_id = ?", (run.run_id,)
         ):
             yield f"{doc_id} has a reply and an open failure"
+        yield from self._wrong_results(run)
         for doc_id, packed in self._db.execute(
             "SELECT doc_id, raw FROM samples WHERE run_id = ? AND raw IS NOT NULL", (run.run_id,)
         ):
@@ -406,6 +409,22 @@ class RunLog:
                 json.loads(unpacked(packed))
             except (ValueError, zlib.error):
                 yield f"the raw reply of {doc_id} is damaged"
+
+    def _wrong_results(self, run: Run) -> Iterator[str]:
+        """Results that are not what the stored verdicts of their scorer come to. Imports have no order to recount by."""
+        if "imported" in run.spec:
+            return
+        for result in self.results(run):
+            (newest,) = self._db.execute("SELECT max(scorer) FROM scores WHERE run_id = ?", (run.run_id,)).fetchone()
+            if result.scorer != newest:
+                continue
+            verdicts = [s.verdict.correct for s in self.samples(run) if s.sample.position < result.asked]
+            counted = (sum(v is True for v in verdicts), sum(v is not None for v in verdicts))
+            if counted != (result.correct, result.scored):
+                yield (
+                    f"the stored result of {result.asked} rows says {result.correct} of {result.scored}, the verdicts "
+                    f"{counted[0]} of {counted[1]}: rescore"
+                )
 
 
 def _packed(raw: bytes | None) -> str | bytes | None:

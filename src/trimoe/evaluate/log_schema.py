@@ -115,10 +115,12 @@ def _refuse_strangers(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
+    if _applied(db) == {name for name, _ in MIGRATIONS}:
+        return  # reading a log writes nothing
     with transaction(db):
         db.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
         db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        applied = {name for (name,) in db.execute("SELECT name FROM migrations")}
+    applied = _applied(db)
     for name, statements in MIGRATIONS:
         if name not in applied:
             with transaction(db):
@@ -127,6 +129,12 @@ def _migrate(db: sqlite3.Connection) -> None:
                 for statement in statements:
                     db.execute(statement)
                 db.execute("INSERT INTO migrations VALUES (?, ?)", (name, now()))
+
+
+def _applied(db: sqlite3.Connection) -> set[str]:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'").fetchone():
+        return set()
+    return {name for (name,) in db.execute("SELECT name FROM migrations")}
 
 
 @contextmanager

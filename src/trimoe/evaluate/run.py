@@ -220,9 +220,12 @@ def rescore(log_path: Path | str, data: Path | None = None, sandbox: Policy | No
             bench = find([run.bench])[0]
             _require_scorers([bench], policy)
             log.event(run, "rescoring", sandbox=policy.describe())
-            docs = {doc.doc_id: doc for doc in bench.docs(data)}
+            rows = bench.docs(data)
+            docs = {doc.doc_id: doc for doc in rows}
             samples = [s.sample for s in log.samples(run) if s.sample.doc_id in docs and not s.sample.error]
             verdicts = judged(bench, [(s, docs[s.doc_id]) for s in samples], run.sampler.get("context"))
             log.score(run, list(zip([s.doc_id for s in samples], verdicts, strict=True)), bench.scorer)
-            summaries.append(conclude(log, run, bench.scorer, None, False))
+            for asked in {result.asked for result in log.results(run)}:
+                conclude(log, run, bench.scorer, [doc.doc_id for doc in rows[:asked]], exclude_errors=False)
+            summaries.append(summarize(log, run))
         return summaries
