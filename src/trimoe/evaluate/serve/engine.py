@@ -7,8 +7,10 @@ real reply. The printed command is the one that is run. Not guaranteed: that an 
 
 import hashlib
 import importlib
+import os
 import pkgutil
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from trimoe.artifact import sha256_file
-from trimoe.errors import BadInput, Refused, TrimoeError, UsageError
+from trimoe.artifact import publish_file, read_json, sha256_file
+from trimoe.errors import BadInput, MissingPrerequisite, Refused, TrimoeError, UsageError
 from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.serve import process
 from trimoe.evaluate.serve.wanted import Family, Wanted, families
@@ -72,11 +74,22 @@ class Plan:
     notes: tuple[str, ...] = ()
     prepare: tuple[tuple[str, ...], ...] = ()
     """Commands run once the server answers, before it is warm (ollama: create the model)."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Files those commands read: path -> text. Written before them."""
 
     @property
     def text(self) -> str:
         """The command for a shell, with its environment before it."""
-        return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in self.environment.items()), shlex.join(self.command)])
+        return self._shell(self.command)
+
+    @property
+    def lines(self) -> list[str]:
+        """Everything for a shell: the server, then the files and commands of `prepare` for a second shell."""
+        written = [f"printf %s {shlex.quote(text)} > {shlex.quote(path)}" for path, text in self.files.items()]
+        return [self.text, *written, *map(self._shell, self.prepare)]
+
+    def _shell(self, command: tuple[str, ...]) -> str:
+        return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in self.environment.items()), shlex.join(command)])
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
@@ -84,8 +97,9 @@ class Plan:
             "engine": self.engine,
             "command": list(self.command),
             "environment": dict(self.environment),
+            "files": dict(self.files),
             "prepare": [list(command) for command in self.prepare],
-            "shell": self.text,
+            "shell": self.lines,
             "url": f"http://{process.HOST}:{self.port}/v1",
             "model": self.model_id,
             "context": self.context,
@@ -180,8 +194,6 @@ def find_target(model: str | Path) -> Target:
 
 
 def _model_type(path: Path) -> str:
-    from trimoe.artifact import read_json
-
     config = read_json(path / "config.json", "the model's config")
     return str(config.get("model_type", ""))
 
@@ -196,8 +208,6 @@ def _files_sha256(path: Path) -> str:
 
 def require(engine: Engine, options: Options) -> None:
     """`MissingPrerequisite` when the engine cannot run here."""
-    from trimoe.errors import MissingPrerequisite
-
     if why := engine.missing(options):
         raise MissingPrerequisite(
             f"the engine {engine.name} cannot run here",
@@ -234,9 +244,9 @@ def running(engine: Engine, target: Target, plan: Plan, options: Options) -> Ite
 
 
 def _prepare(plan: Plan, server: process.Server) -> None:
-    import os
-    import subprocess
-
+    for path, text in plan.files.items():
+        with publish_file(Path(path), overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     for command in plan.prepare:
         answer = subprocess.run(command, env={**os.environ, **plan.environment}, capture_output=True, text=True,
                                 check=False)  # fmt: skip
