@@ -6,12 +6,13 @@ PYTHON is an interpreter that has lm-eval 0.4.13 with its `api` extra (default: 
 
     python -m venv lm-eval && lm-eval/bin/pip install 'lm-eval[api]==0.4.13'     # then --lm-eval lm-eval/bin/python
 
-The server answers at once, from a process of its own, and gives every reply its own id. Each contestant is a process of
-its own and asks the same questions; they take turns, and each round starts with empty stores. Timed is the asking: from
-the first request until the last reply is stored (and, on our side, judged, and its verdict stored). Our log commits with
-synchronous=FULL before a reply is counted; lm-eval's cache commits in the background, so its figure is not of durable
-replies. Without its cache it keeps nothing; that figure is shown for scale. The script fails if a store holds fewer
-replies than were asked for.
+The server answers at once, from a process of its own, and gives every reply its own id. Each contestant is a process
+of its own and asks the same questions; they take turns, and each round starts with empty stores. Timed is the asking,
+from the first request until the last reply is stored (and, on our side, judged, and its verdict stored).
+
+Our log commits with synchronous=FULL before a reply is counted; lm-eval's cache commits in the background, so its
+figure is not of durable replies. Without its cache it keeps nothing; that figure is shown for scale. The script fails
+if a store holds fewer replies than were asked for.
 """
 
 import argparse

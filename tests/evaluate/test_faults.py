@@ -1,17 +1,22 @@
 """Every fault of a server: the recorded cause is right, nothing is scored silently wrong, resuming completes."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from fault_server import BREAKS, MODEL, SHAPES, STATUS, FaultServer
 
+from trimoe.cli.evaluate import eval_
+from trimoe.cli.live import cells
 from trimoe.errors import Refused, RunLogError
-from trimoe.evaluate.bench import Doc, find
+from trimoe.evaluate.asking import Tally
+from trimoe.evaluate.bench import Doc, Verdict, find
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.log import RunLog, Scored
+from trimoe.evaluate.log import RunLog, Sample, Scored
 from trimoe.evaluate.probe import connect
 from trimoe.evaluate.run import RunSummary, evaluate_endpoint
 
@@ -214,8 +219,41 @@ def test_errors_can_be_left_out_in_so_many_words(tmp_path: Path) -> None:
     with server(4, [["401"]]) as at:
         assert run(at, log, 4).score is None
         (summary,) = evaluate_endpoint(
-            connect(at.url), [BENCH], log, limit=4, name="m", patience=QUICK, exclude_errors=True, preflight=False
+            connect(at.url), [BENCH], log, limit=4, name="m", patience=QUICK, exclude_errors=True
         )
     assert (summary.score, summary.errors, summary.n) == (1.0, 1, 4)
     assert "1 unscored rows left out" in summary.marks
     assert "no preflight" in summary.marks
+
+
+def test_the_command_line_on_an_address(tmp_path: Path) -> None:
+    log, runner = str(tmp_path / "runs.db"), CliRunner()
+    with server(30, [["401", "401", "right"]], delay=0.01) as at:
+        base = [at.url, "--bench", BENCH, "--log", log, "--limit", "30", "--no-preflight", "--concurrency", "4"]
+        first = runner.invoke(eval_, [*base, "--json"], standalone_mode=False)
+        assert first.return_value == 1, first.output
+        found = json.loads(first.stdout)["runs"][0]
+        assert (found["score"], found["errors"], found["name"]) == (None, 1, MODEL)
+        shown = runner.invoke(eval_, [*base, "--exclude-errors"], standalone_mode=False)
+        assert shown.return_value == 0
+        for word in ("29/29", "! no preflight", "! 1 unscored rows left out"):
+            assert word in shown.stdout
+        last = runner.invoke(eval_, base, standalone_mode=False)
+        assert last.return_value == 0
+        assert "30/30   100.0 %" in last.stdout
+        assert sum(at.asked.values()) == 30 + 2
+
+
+def test_a_line_of_the_live_table() -> None:
+    tally = Tally("b", 100, began=0.0)
+    for sample in (
+        Sample("a", 0, "q", "r", "stop", 1, 30),
+        Sample("b", 1, "q", "", "length", 1, 50),
+        Sample("c", 2, "q", "", "", -1, -1, error="timeout"),
+    ):
+        tally.take(sample)
+    tally.judge(Verdict(True, "correct"))
+    tally.judge(Verdict(False, "wrong"))
+    tally.judge(Verdict(None, "harness error"))
+    assert cells(tally, 10.0) == ("b", "2/100", "50.0 %", "1", "1", "1", "8", "5:23")
+    assert cells(Tally("b", 5, began=0.0), 10.0)[-1] == "?"

@@ -110,9 +110,7 @@ def test_lm_eval_s_form_comes_back_as_it_went_out(tmp_path: Path) -> None:
         after = log.samples(again)
     # a context is the server's, which the form does not know: that cut is one without a name there
     causes = [(s.verdict.correct, s.verdict.cause.replace(" (slot)", "")) for s in before]
-    assert [(s.verdict.correct, s.verdict.cause) for s in after] == [
-        (c, "extraction failed" if False else cause) for c, cause in causes
-    ]
+    assert [(s.verdict.correct, s.verdict.cause) for s in after] == [(c, cause) for c, cause in causes]
     for mine, theirs in zip(before, after, strict=True):
         for field in ("doc_id", "prompt", "reply", "reasoning", "reasoning_field", "finish_reason", "reply_tokens"):
             assert getattr(mine.sample, field) == getattr(theirs.sample, field), field
@@ -192,7 +190,7 @@ def test_a_name_for_two_runs_is_refused(tmp_path: Path) -> None:
     for name, model in (("a.db", "f1"), ("b.db", "f2")):
         with RunLog(tmp_path / name) as log:
             log.start("m", "b", {"name": "b"}, model, {}, {})
-    with pytest.raises(RunLogError, match="one name for two runs: m on b|one name for two runs"):
+    with pytest.raises(RunLogError, match=r"(?s)one name for two runs.*m on b"):
         merge_logs([tmp_path / "a.db", tmp_path / "b.db"], tmp_path / "c.db")
     with pytest.raises(UsageError):
         merge_logs([tmp_path / "a.db"], tmp_path / "c.db")

@@ -11,8 +11,8 @@ from trimoe.cli.sandboxed import policy_of, sandbox_options
 from trimoe.cli.serving import options_of, serving_options
 from trimoe.errors import TrimoeError, UsageError
 from trimoe.evaluate.bench import SMOKE, SUITES, Bench, find
-from trimoe.evaluate.probe import connect
-from trimoe.evaluate.run import RunSummary, evaluate, evaluate_endpoint, rescore
+from trimoe.evaluate.run import RunSummary, evaluate, rescore
+from trimoe.evaluate.served import evaluate_served
 
 CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a tokenizer
 
@@ -76,15 +76,19 @@ def eval_(
 ) -> int:
     """Evaluate a checkpoint or a running server on benches; every sample is stored as it is made.
 
-    The same command goes on where it was stopped. MODEL is a checkpoint directory, or the address of a server that
-    speaks the OpenAI protocol. Rows that failed (a harness error) are asked for again; a run has no score until none is
-    left. Exit 1 when some are, 5 when a guard paused a run or the server changed under it.
+    The same command goes on where it was stopped. MODEL is a checkpoint directory (run in this process unless --engine
+    says which server runs it), a .gguf file, or the address of a server that speaks the OpenAI protocol.
+
+    Rows that failed (a harness error) are asked for again; a run has no score until none is left. Exit 1 when some are,
+    5 when a guard paused a run or the server changed under it.
 
     \b
     Examples:
       trimoe eval MODEL --suite tiny --log runs.db
       trimoe eval MODEL --bench tiny-code,tiny-math --log runs.db --name reap --limit 50
       trimoe eval MODEL --bench gsm8k-100:smoke,humaneval --data DIR --dry-run
+      trimoe eval model.gguf --bench gsm8k-100 --log runs.db
+      trimoe eval MODEL --engine transformers --bench tiny-math --log runs.db
       trimoe eval http://127.0.0.1:8080 --suite nine --log runs.db --concurrency 4
     """
     wanted = _wanted(names, suite, smoke)
@@ -96,20 +100,22 @@ def eval_(
     if log_path is None:
         raise UsageError("no run log named", expected="--log RUNS.db", remedy="add --log, or --dry-run to look only")
     chosen = [bench.name for bench in wanted]
-    if "://" in model:
-        options = options_of(**serving)
+    options = options_of(**serving)
+    if options.served(model):
         with live() as show:
-            results = evaluate_endpoint(
-                connect(model, model=options.model_id, api_key_env=options.api_key_env),
+            results = evaluate_served(
+                model,
                 chosen,
                 log_path,
+                engine=options.engine,
+                options=options.server,
                 limit=limit,
                 name=name,
                 data=data,
                 sandbox=policy,
                 exclude_errors=exclude_errors,
                 ignore_guards=options.ignore_guards,
-                preflight=False,  # nothing checks a server yet
+                preflight=options.preflight,
                 patience=options.patience,
                 show=show,
             )

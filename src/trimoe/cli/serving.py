@@ -6,21 +6,32 @@ from typing import Any, TypeVar
 
 import click
 
+from trimoe.cli.serve import ENGINES
+from trimoe.errors import UsageError
 from trimoe.evaluate.client import Patience
 from trimoe.evaluate.guards import NAMES
 
+IN_PROCESS = "trimoe"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """`patience` is None where nothing was said: then the bench's spec decides."""
+    """`patience` is None where nothing was said: then the bench's spec decides. `server` is for `open_server`."""
 
-    model_id: str | None
-    api_key_env: str | None
+    engine: str | None
+    server: dict[str, Any]
     patience: Patience | None
     ignore_guards: tuple[str, ...]
     preflight: bool
+
+    def served(self, model: str) -> bool:
+        """Whether the model is asked over HTTP; a checkpoint without an engine named runs in this process."""
+        if "://" in model or model.endswith(".gguf"):
+            if self.engine == IN_PROCESS:
+                raise UsageError(f"{model} does not run in this process", expected="a checkpoint directory")
+            return True
+        return self.engine not in (None, IN_PROCESS)
 
 
 def serving_options(command: F) -> F:
@@ -31,6 +42,11 @@ def serving_options(command: F) -> F:
 
 
 _OPTIONS = (
+    click.option(
+        "--engine", type=click.Choice([IN_PROCESS, *ENGINES]),
+        help="What runs the model: this process (trimoe), or a server that is started for the run "
+        "(default: trimoe for a checkpoint, llamacpp for a .gguf file).",
+    ),
     click.option("--model-id", metavar="ID", help="The model to ask for, where a server serves more than one."),
     click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's key."),
     click.option(
@@ -63,6 +79,7 @@ _OPTIONS = (
 
 def options_of(
     *,
+    engine: str | None,
     model_id: str | None,
     api_key_env: str | None,
     concurrency: int | None,
@@ -77,4 +94,7 @@ def options_of(
     if concurrency or timeout or deadline or retries != Patience.retries:
         limit = timeout or Patience.timeout_s
         patience = Patience(concurrency or Patience.concurrency, limit, deadline or 3 * limit, retries)
-    return ServingOptions(model_id, api_key_env, patience, ignore_guards, not no_preflight)
+    server = {"model_id": model_id, "api_key_env": api_key_env}
+    return ServingOptions(
+        engine, {k: v for k, v in server.items() if v is not None}, patience, ignore_guards, not no_preflight
+    )

@@ -55,8 +55,8 @@ class Tripped:
             f"{bench} is paused by the guard '{self.guard}'",
             expected=self.expected,
             actual="; ".join([self.actual, *self.samples]),
-            remedy="look at these replies (trimoe log export) and at the server. If they are what the model says, go on "
-            f"with --ignore-guard {self.guard}; if the server was at fault, repair it and use another --log",
+            remedy="look at these replies (trimoe log export) and at the server. If they are what the model says, "
+            f"go on with --ignore-guard {self.guard}; if the server was at fault, repair it and use another --log",
         )
 
 

@@ -411,7 +411,7 @@ class RunLog:
                 yield f"the raw reply of {doc_id} is damaged"
 
     def _wrong_results(self, run: Run) -> Iterator[str]:
-        """Results that are not what the stored verdicts of their scorer come to. Imports have no order to recount by."""
+        """Results that are not what the verdicts of their scorer come to. Imports have no order to recount by."""
         if "imported" in run.spec:
             return
         for result in self.results(run):

@@ -1,7 +1,8 @@
 """Writes a run log's samples for other tools: JSON lines, Parquet, lm-eval's samples files.
 
-Invariants: one row per sample and named run, in the bench's order; not scored is null, not counted is null. A sample that
-failed is a row without a reply in JSON lines and Parquet, and is left out of lm-eval's form, which has no word for it.
+Invariants: one row per sample and named run, in the bench's order; not scored is null, not counted is null. A sample
+that failed is a row without a reply in JSON lines and Parquet, and is left out of lm-eval's form, which has no word for
+it.
 Not guaranteed: lm-eval's form holds `doc` null, because a log keeps what was asked and not the data set's row.
 """
 

@@ -1,8 +1,8 @@
 """Puts several run logs into a new one.
 
-Invariants: runs of one identity become one run with the samples of all; two logs that hold different replies or verdicts
-for the same sample of the same run, or one name for two runs, are refused with the evidence, because no rule could say
-which of them is right. The sources stay as they are, the result appears whole or not at all.
+Invariants: runs of one identity become one run with the samples of all; two logs that hold different replies or
+verdicts for the same sample of the same run, or one name for two runs, are refused with the evidence, because no rule
+could say which of them is right. The sources stay as they are, the result appears whole or not at all.
 """
 
 import sqlite3

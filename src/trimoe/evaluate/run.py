@@ -5,9 +5,10 @@ generates the very batches an undisturbed one does and ends with the same log ex
 not score is tried again and is never a wrong answer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trimoe.artifact import sha256_json
 from trimoe.errors import UsageError
@@ -92,14 +93,14 @@ def evaluate_endpoint(
     sandbox: Policy | None = None,
     ignore_guards: Iterable[str] = (),
     exclude_errors: bool = False,
-    preflight: bool = True,
+    preflight: Mapping[str, Any] | None = None,
     show: Show | None = None,
 ) -> list[RunSummary]:
     """The same on a running server. Rows that failed before are asked for again, rows that were stored are not.
 
-    `preflight` says whether the server was checked, and is recorded, as `ignore_guards` is. `patience` holds the
-    operational limits; without it the bench's spec sets concurrency and timeout. Raises `Refused` when a guard pauses
-    the run or the server changes under it; the same call goes on.
+    `preflight` is the report of the server's check, None if there was none; it is recorded, as `ignore_guards` is, and
+    a run without it is marked. `patience` holds the operational limits; without it the bench's spec sets concurrency
+    and timeout. Raises `Refused` when a guard pauses the run or the server changes under it; the same call goes on.
     """
     if limit is not None and limit < 1:
         raise UsageError("limit must be positive", actual=f"limit {limit}")
@@ -108,7 +109,7 @@ def evaluate_endpoint(
     _require_scorers(wanted, policy)
     details = {
         "sandbox": policy.describe(),
-        "preflight": preflight,
+        "preflight": False if preflight is None else dict(preflight),
         "ignored_guards": sorted(ignored),
         "operational": {"url": endpoint.url, **endpoint.operational},
     }
