@@ -52,7 +52,8 @@ ORDER = """
     calibration.py sources records.py replies.py rendering.py windows.py tokenise.py leaks.py multipl_e.py grams.py
     engine.py stats.py merge.py reference.py summary.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
-    generate.py run.py recorded.py log.py main.py common.py
+    generate.py endpoint.py probe.py answer.py client.py guards.py asking.py run.py served.py summary.py recorded.py
+    log.py log_schema.py log_export.py log_merge.py main.py common.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
