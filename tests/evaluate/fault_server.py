@@ -62,7 +62,7 @@ SHAPES: dict[str, Shape] = {
     "null, reasoning": _says("reasoning", None),
     "blank, reasoning": _says("reasoning", " \n"),
     "both": lambda body, reply: _message(body).update({"reasoning_content": "nonsense"}),
-    "half-open": lambda body, reply: _message(body).update({"content": None, "reasoning": f"<|channel>thought\n{reply}"}),
+    "half-open": lambda body, reply: _message(body).update({"content": None, "reasoning": f"<|channel>{reply}"}),
     "half-open in content": _content(lambda reply: f"<think>{reply}"),
     "nothing": _content(lambda reply: ""),
     "null": _content(lambda reply: None),
@@ -116,6 +116,7 @@ class FaultServer:
         self.settings = {"build_info": "b1", "n_ctx": CONTEXT}
         self.busiest = self._busy = 0
         self.retry_after = "0"
+        self.content_tokens = 5
         self._connections: set[asyncio.StreamWriter] = set()
 
     # ---------------------------------------------------------------- life
@@ -173,6 +174,8 @@ class FaultServer:
                     "default_generation_settings": {"n_ctx": self.settings["n_ctx"], "params": {}},
                 },
             )
+        elif path == "/tokenize":
+            _send(writer, 200, {"tokens": [0] * self.content_tokens})
         elif path == "/v1/chat/completions":
             self._busy += 1
             self.busiest = max(self.busiest, self._busy)
@@ -192,7 +195,7 @@ class FaultServer:
         number = self.asked[question]
         self.bodies.append(request)
         await asyncio.sleep(self.delay * (10 if step == "slow" else 1))
-        reply = self.replies[question]
+        reply = self.replies.get(question, "8")  # the canary of the preflight
         right: dict[str, Any] = {
             "id": f"chatcmpl-{abs(hash(question))}-{number}",
             "object": "chat.completion",

@@ -257,3 +257,15 @@ def test_a_line_of_the_live_table() -> None:
     tally.judge(Verdict(None, "harness error"))
     assert cells(tally, 10.0) == ("b", "2/100", "50.0 %", "1", "1", "1", "8", "5:23")
     assert cells(Tally("b", 5, began=0.0), 10.0)[-1] == "?"
+
+
+def test_reasoning_is_counted_apart_where_the_server_can_be_asked(tmp_path: Path) -> None:
+    """So an answer that fills what the thinking budget leaves is known for what it is."""
+    with server(2, [["both"], ["right"]]) as at:
+        at.content_tokens = 2
+        run(at, tmp_path / "runs.db", 2)
+    both, plain = stored(tmp_path / "runs.db")
+    assert both.sample.reasoning_tokens == both.sample.reply_tokens - 2 > 0
+    seen = both.sample.observed()
+    assert (seen.content_tokens, seen.tokens) == (2, both.sample.reply_tokens)
+    assert plain.sample.reasoning_tokens == -1

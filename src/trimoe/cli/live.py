@@ -55,7 +55,7 @@ def table(tallies: list[Tally]) -> "Table":
 
 def cells(tally: Tally, now: float | None = None) -> tuple[str, ...]:
     """One line: counts so far; speed and time left from what came since this command began."""
-    seconds = max((monotonic() if now is None else now) - tally.began, 1e-9)
+    seconds = max((tally.last if now is None else now) - tally.began, 1e-9)
     left = tally.total - tally.done - tally.errors
     eta = "" if not left else _clock(left * seconds / tally.fresh) if tally.fresh else "?"
     correct = f"{100 * tally.correct / tally.scored:.1f} %" if tally.scored else "-"

@@ -31,7 +31,8 @@ Group = list[Arrived]
 
 @dataclass
 class Tally:
-    """What a live table shows of one bench. Tokens are of replies that came in this run, `seconds` since it began."""
+    """What a live table shows of one bench. `fresh` replies came since this command began to ask, with `tokens` in all;
+    `began` and `last` are on the monotonic clock."""
 
     bench: str
     total: int
@@ -44,10 +45,12 @@ class Tally:
     tokens: int = 0
     fresh: int = 0
     began: float = field(default_factory=monotonic)
+    last: float = 0.0
 
     def take(self, sample: Sample, fresh: bool = True) -> None:
         """Count one stored sample."""
         self.fresh += fresh
+        self.last = monotonic()
         if sample.error:
             self.errors += 1
             return

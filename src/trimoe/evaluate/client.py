@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace, TracebackType
@@ -28,6 +28,8 @@ from trimoe.evaluate.probe import Facts, headers, read_facts
 
 _WEAK_IDS = ("ollama",)  # draws its ids from a thousand: only an equal id with an equal reply is a copy
 _OVERFLOW = ("exceed_context_size", "context length", "context size", "maximum context", "context_length_exceeded")
+_TOKENIZERS = {"llamacpp": "content", "vllm": "prompt"}  # engine -> what its /tokenize calls the text
+_COUNTING = aiohttp.ClientTimeout(total=30)
 _PROBES = 5  # attempts to learn who a server is
 _SHOWN = 300  # characters of an error page kept as detail; the page itself is kept raw
 
@@ -143,7 +145,8 @@ class Client:
                 await asyncio.sleep(pause)
             else:
                 attempts.append(Attempt(begun, time.monotonic() - clock, "reply", 200))
-                return Arrived(_sample(question, answer, attempts[-1].seconds), tuple(attempts), raw)
+                sample = _sample(question, answer, attempts[-1].seconds)
+                return Arrived(await self._counted_apart(sample), tuple(attempts), raw)
 
     async def _attempt(
         self, question: Question, payload: bytes, left: float, wanted: list[float | None]
@@ -167,6 +170,26 @@ class Client:
         await self._require_same(context.connected, answer.build)
         self._seen.require_new(question, answer, raw)
         return answer, raw
+
+    async def _counted_apart(self, sample: Sample) -> Sample:
+        """The sample with its reasoning's tokens, by the server's own tokenizer where it does not report them.
+
+        The content is counted again (special tokens and all) and taken from the whole, so the figure is right within
+        the protocol's 16 tokens. A server that cannot be asked leaves it unknown.
+        """
+        page = _TOKENIZERS.get(self._endpoint.engine)
+        known = sample.reasoning_tokens != UNCOUNTED or sample.reply_tokens == UNCOUNTED
+        if page is None or known or not sample.reasoning.strip() or not sample.reply.strip():
+            return sample
+        assert self._session is not None
+        body = {page: sample.reply, "model": self._endpoint.model, "add_special_tokens": False}
+        try:
+            url = f"{self._endpoint.url.removesuffix('/v1')}/tokenize"
+            async with self._session.post(url, data=json.dumps(body), timeout=_COUNTING) as response:
+                tokens = (await response.json(content_type=None))["tokens"]
+            return replace(sample, reasoning_tokens=max(0, sample.reply_tokens - len(tokens)))
+        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
+            return sample
 
     def _failed(self, question: Question, fault: Fault, attempts: list[Attempt]) -> Arrived:
         sample = Sample(

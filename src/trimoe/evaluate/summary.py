@@ -117,7 +117,9 @@ def _ceilings(run: Run, samples: Sequence[Scored]) -> dict[str, Any] | None:
     counts = [o.tokens for o in seen]
     if not limits.cap or not counts or any(count is None for count in counts):
         return None
-    split = any(o.reasoning_tokens for o in seen)
+    # the answer room is a ceiling only where every answer is counted apart from its reasoning
+    uncounted = any(o.reasoning.strip() and o.reasoning_tokens is None for o in seen)
+    split = not uncounted and any(o.reasoning_tokens for o in seen)
     tokens = [(o.content_tokens if split else o.tokens) or 0 for o in seen]
     return asdict(ceilings(tokens, [s.verdict.correct is True for s in scored], limits, split=split))
 
