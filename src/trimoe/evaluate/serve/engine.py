@@ -222,7 +222,7 @@ def running(engine: Engine, target: Target, plan: Plan, options: Options) -> Ite
     require(engine, options)
     assert target.path is not None
     hash_at_start = target.fingerprint()
-    log = options.log or cache_folder().parent / "serve" / f"{engine.name}-{plan.port}.log"
+    log = options.log or log_folder() / f"{engine.name}-{plan.port}.log"
     with process.started(plan.command, plan.port, log, plan.environment) as server:
         server.wait(plan.ready, engine.name)
         server.require_own_port(engine.name)
@@ -241,6 +241,11 @@ def running(engine: Engine, target: Target, plan: Plan, options: Options) -> Ite
         )  # fmt: skip
         warm_up(endpoint, server)
         yield engine.read(server, plan, endpoint)
+
+
+def log_folder() -> Path:
+    """Where logs of servers are kept: `serve` beside the builds of llama.cpp; a port's log replaces its last one."""
+    return cache_folder().parent / "serve"
 
 
 def _prepare(plan: Plan, server: process.Server) -> None:
