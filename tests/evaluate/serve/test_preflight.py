@@ -1,6 +1,7 @@
 """Every refusal of preflight against a server that says the wrong thing, and none against one that is right."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.preflight import check
 from trimoe.evaluate.serve import open_server
 from trimoe.evaluate.spec import BenchSpec
+from trimoe.model.gguf import open_gguf
 from trimoe.model.tiny import path as bundled
 
 
@@ -228,3 +230,19 @@ def test_a_running_llama_server_is_read(tiny_gguf: Path) -> None:
         with pytest.raises(Refused) as caught:
             check(lying, wide)
         assert "slot" in str(caught.value)  # 256 + 4096 do not fit
+
+
+def test_a_file_whose_markers_are_ordinary_text_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
+    """As the converter writes it from a tokenizer_config.json without extra_special_tokens (type 1 instead of 3)."""
+    from gguf import GGUFReader
+
+    broken = tmp_path / "broken.gguf"
+    shutil.copy(tiny_gguf, broken)
+    field = GGUFReader(broken, "r+").get_field("tokenizer.ggml.token_type")
+    assert field is not None
+    tokens = open_gguf(tiny_gguf).get("tokenizer.ggml.tokens")
+    field.parts[field.data[list(tokens).index("<|turn>")]][0] = 1
+    with open_server(tiny_gguf) as endpoint:
+        assert status(check(endpoint, None, max_new_tokens=64))["template markers"] == "ok"
+    with open_server(broken) as endpoint, pytest.raises(Refused, match=r"<\|turn> is \d tokens"):
+        check(endpoint, None, max_new_tokens=64)
