@@ -1,4 +1,4 @@
-"""Tasks of lm-eval through our client: same replies, same score as lm-eval's own client; better where that one is blind."""
+"""Tasks of lm-eval through our client: the score of lm-eval's own client on the same replies, and where it is blind."""
 
 import json
 import threading
@@ -109,7 +109,7 @@ def answering(text: Any, where: str = "content") -> Iterator[_Server]:
                 self._send(500, {"error": "no"})
                 return
             message = {"role": "assistant", "content": None, where if number >= 0 else "content": said}
-            self._send(200, {"id": f"c{len(self.server.asked)}", "object": "chat.completion", "model": "m", "created": 1,
+            self._send(200, {"id": f"c{len(self.server.asked)}", "object": "chat.completion", "model": "m",
                              "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                              "usage": {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}})  # fmt: skip
 
@@ -148,7 +148,11 @@ def theirs(server: _Server, folder: Path) -> dict[str, Any]:
 
     found = lm_eval.simple_evaluate(
         model="local-chat-completions",
-        model_args={"model": "m", "base_url": f"http://127.0.0.1:{server.server_port}/v1/chat/completions", "max_retries": 1},
+        model_args={
+            "model": "m",
+            "base_url": f"http://127.0.0.1:{server.server_port}/v1/chat/completions",
+            "max_retries": 1,
+        },
         tasks=["sums"],
         apply_chat_template=True,
         fewshot_as_multiturn=True,
@@ -199,7 +203,8 @@ def test_failed_rows_give_no_score_and_only_they_are_asked_again(tasks: Path, tm
         [ours] = evaluate_lm_eval(endpoint_of(server), ["sums"], tmp_path / "log.db", include=tasks, preflight=False)
         again = [body["messages"][-1]["content"] for body in server.asked]
     assert sorted(again) == ["Question: 3 + 3?\nAnswer:", "Question: 7 + 7?\nAnswer:"]
-    assert ours.summary.score == 1.0 and ours.summary.n == ROWS
+    assert ours.summary.score == 1.0
+    assert ours.summary.n == ROWS
 
 
 def test_tasks_that_need_log_probabilities_are_refused(tasks: Path, tmp_path: Path) -> None:
@@ -209,4 +214,6 @@ def test_tasks_that_need_log_probabilities_are_refused(tasks: Path, tmp_path: Pa
 
 def test_an_unknown_task_is_named(tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no-such-task"):
-        evaluate_lm_eval(Endpoint("http://127.0.0.1:9/v1", "m", "endpoint"), ["no-such-task"], tmp_path / "log.db", include=tasks)
+        evaluate_lm_eval(
+            Endpoint("http://127.0.0.1:9/v1", "m", "endpoint"), ["no-such-task"], tmp_path / "log.db", include=tasks
+        )

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,36 @@ ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
 
 @click.command("serve")
 @click.argument("model")
-@click.option("--engine", type=click.Choice(ENGINES), help="Default: llamacpp for a .gguf file, transformers for a directory.")
-@click.option("--bench", metavar="NAME", help="Start it as this bench needs it (thinking, budget, context, slots, cache).")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1 (default: a free one). A taken one is refused.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), help="Default: llamacpp for a .gguf file, transformers for a directory."
+)
+@click.option(
+    "--bench", metavar="NAME", help="Start it as this bench needs it (thinking, budget, context, slots, cache)."
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1 (default: a free one). A taken one is refused."
+)
 @click.option("--context", type=click.IntRange(min=256), metavar="TOKENS", help="Context of each slot.")
 @click.option("--parallel", type=click.IntRange(min=1), metavar="SLOTS", help="Requests answered at once.")
 @click.option("--kv", metavar="TYPE", help="Type of the key-value cache: f16, q8_0, ...")
-@click.option("--thinking/--no-thinking", default=None, help="Whether the model may think first (default: as the bench says, else no).")
+@click.option(
+    "--thinking/--no-thinking",
+    default=None,
+    help="Whether the model may think first (default: as the bench says, else no).",
+)
 @click.option("--budget", type=click.IntRange(min=0), metavar="TOKENS", help="Most tokens of thinking.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp (default: half of the cores).")
 @click.option("--device", help="Device for transformers: cpu, cuda:0, auto (default: cpu).")
 @click.option("--dtype", help="Type of the weights for transformers and vLLM.")
-@click.option("--llamacpp", "directory", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Directory with llama.cpp's programs.")
-@click.option("--flag", "extra", multiple=True, metavar="FLAG", help="One more flag for the engine, as it is; may be repeated.")
+@click.option(
+    "--llamacpp",
+    "directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Directory with llama.cpp's programs.",
+)
+@click.option(
+    "--flag", "extra", multiple=True, metavar="FLAG", help="One more flag for the engine, as it is; may be repeated."
+)
 @click.option("--print", "show", is_flag=True, help="Print the command and start nothing.")
 @json_option
 def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json: bool, **given: Any) -> None:
@@ -63,7 +81,7 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
                 "slots": endpoint.slots, "model_hash": endpoint.model_hash, "settings": dict(endpoint.settings),
                 "operational": dict(endpoint.operational)}  # fmt: skip
         emit(data, _ready(data), as_json)
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
         signal.pause()  # ends by Ctrl-C or SIGTERM, which raise
 
 

@@ -95,7 +95,9 @@ def evaluate_lm_eval(
         ) from exc
     manager = TaskManager(include_path=str(include) if include else None)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
-        raise UsageError(f"lm-eval knows no task {unknown[0]}", remedy="`lm-eval ls tasks` lists them; or --lm-eval-include")
+        raise UsageError(
+            f"lm-eval knows no task {unknown[0]}", remedy="`lm-eval ls tasks` lists them; or --lm-eval-include"
+        )
     with RunLog(log_path) as log:
         model = _model_class()(endpoint, log, name, patience, frozenset(ignore_guards), preflight, show)
         found = lm_eval.simple_evaluate(
@@ -207,7 +209,8 @@ def _asked(model: Any, task: str, requests: Sequence[Any]) -> _Asked:
     stops = tuple([until] if isinstance(until, str) else until)
     extra = {k: v for k, v in rule.items() if k not in (*_CAPS, "until", "do_sample", "temperature")}
     temperature = float(rule.get("temperature") or 0.0) if rule.get("do_sample", True) else 0.0
-    docs, ids = [], []
+    docs: list[Doc] = []
+    ids: list[str] = []
     for request in requests:
         repeat = sum(one == f"{request.doc_id}" or one.startswith(f"{request.doc_id}#") for one in ids)
         doc_id = f"{request.doc_id}#{repeat}" if repeat else str(request.doc_id)

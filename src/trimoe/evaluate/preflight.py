@@ -152,7 +152,9 @@ def _gated(spec: BenchSpec | None, data: Path | None) -> Finding:
                 remedy=f"accept its terms at huggingface.co/datasets/{dataset.hub} and set HF_TOKEN, or give --data DIR",
             )
     gated = spec is not None and any(dataset.gated for dataset in spec.dataset)
-    return Finding("gated data", "ok" if gated else "does not apply", "token or local copy" if gated else "none is gated")
+    return Finding(
+        "gated data", "ok" if gated else "does not apply", "token or local copy" if gated else "none is gated"
+    )
 
 
 def _hub_token() -> bool:
@@ -214,7 +216,11 @@ def _context(live: _Live, spec: BenchSpec | None, max_new_tokens: int) -> tuple[
     needed = required_context(max_new_tokens, think)
     context, slots, source = _READERS.get(live.endpoint.engine, _read_card)(live)
     if context is None:
-        return None, None, Finding("context", "unverified", f"{needed} tokens per slot are needed; the server tells none")
+        return (
+            None,
+            None,
+            Finding("context", "unverified", f"{needed} tokens per slot are needed; the server tells none"),
+        )
     if context < needed:
         raise Refused(
             "a slot of the server is too small for this bench",
@@ -233,12 +239,16 @@ def _read_llamacpp(live: _Live) -> Read:
     if isinstance(slots, list) and slots and all(_whole(slot.get("n_ctx")) for slot in slots):
         return min(slot["n_ctx"] for slot in slots), len(slots), "/slots"
     props = live.page(f"{live.root}/props") or {}
-    return _whole((props.get("default_generation_settings") or {}).get("n_ctx")), _whole(props.get("total_slots")), "/props"
+    return (
+        _whole((props.get("default_generation_settings") or {}).get("n_ctx")),
+        _whole(props.get("total_slots")),
+        "/props",
+    )
 
 
 def _read_ollama(live: _Live) -> Read:
     rows = (live.page(f"{live.root}/api/ps") or {}).get("models") or []
-    row = next((row for row in rows if row.get("name") == live.endpoint.model), {})
+    row: Mapping[str, Any] = next((row for row in rows if row.get("name") == live.endpoint.model), {})
     return _whole(row.get("context_length")), None, "/api/ps"
 
 
@@ -265,7 +275,9 @@ def _markers(live: _Live) -> Finding:
     """Whether the template's markers stay whole. A file made from a tokenizer that does not declare them as special
     loads and answers, but sees every prompt in pieces: the bundled model's arithmetic fell from 98 % to 0 that way."""
     path, name = live.endpoint.operational.get("path"), "template markers"
-    template = (live.page(f"{live.root}/props") or {}).get("chat_template") if live.endpoint.engine == "llamacpp" else None
+    template = (
+        (live.page(f"{live.root}/props") or {}).get("chat_template") if live.endpoint.engine == "llamacpp" else None
+    )
     if not template or path is None or not is_gguf(Path(path)):
         return Finding(name, "does not apply", "only llama.cpp splits them, and only of a known file")
     vocabulary = set(open_gguf(Path(path)).get("tokenizer.ggml.tokens") or ())
@@ -293,7 +305,9 @@ def _thinking(endpoint: Endpoint, spec: BenchSpec | None) -> Finding:
     if spec is None:
         return Finding("thinking", "does not apply", "the bench does not say")
     if served is None:
-        return Finding("thinking", "unverified", f"the bench wants it {spec.generation.thinking}; the server does not tell")
+        return Finding(
+            "thinking", "unverified", f"the bench wants it {spec.generation.thinking}; the server does not tell"
+        )
     if served != spec.generation.thinking:
         raise Refused(
             "the server thinks where the bench does not, or the reverse",
@@ -346,9 +360,13 @@ def _canary(live: _Live, spec: BenchSpec | None) -> Finding:
 
 
 def _readable(answer: Answer, spec: BenchSpec | None) -> None:
-    remedy = "start it with the reasoning parser of its family (trimoe serve does), and with the model's own chat template"
+    remedy = (
+        "start it with the reasoning parser of its family (trimoe serve does), and with the model's own chat template"
+    )
     if marks := leaks(answer.content):
-        raise Refused("markers of the template leak into the reply", expected="none", actual=", ".join(marks), remedy=remedy)
+        raise Refused(
+            "markers of the template leak into the reply", expected="none", actual=", ".join(marks), remedy=remedy
+        )
     thinks = answer.reasoning and not answer.fallback
     if spec is not None and spec.generation.thinking == "off" and thinks:
         raise Refused("the server thinks although the bench has thinking off", expected="no reasoning",

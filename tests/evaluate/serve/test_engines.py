@@ -65,14 +65,18 @@ def test_every_slot_has_the_context_its_bench_needs(name: str, parallel: int | N
 
 def test_llamacpp_gets_budget_context_and_cache_of_the_bench(tiny_gguf: Path) -> None:
     plan = plan_of(tiny_gguf, spec=spec_of("gsm8k-100"), port=8080)
-    assert after(plan, "--reasoning") == "on" and after(plan, "--reasoning-format") == "deepseek"
+    assert after(plan, "--reasoning") == "on"
+    assert after(plan, "--reasoning-format") == "deepseek"
     assert after(plan, "--reasoning-budget") == "12288"
-    assert int(after(plan, "-c")) == 65536 and after(plan, "--parallel") == "2"
+    assert int(after(plan, "-c")) == 65536
+    assert after(plan, "--parallel") == "2"
     assert after(plan, "--cache-type-k") == after(plan, "--cache-type-v") == "q8_0"
     off = plan_of(tiny_gguf, spec=spec_of("arc-challenge"))
-    assert after(off, "--reasoning") == "off" and "--reasoning-budget" not in off.command
+    assert after(off, "--reasoning") == "off"
+    assert "--reasoning-budget" not in off.command
     gpqa = plan_of(tiny_gguf, spec=spec_of("gpqa-diamond"))
-    assert after(gpqa, "--parallel") == "1" and after(gpqa, "--cache-type-k") == "f16"
+    assert after(gpqa, "--parallel") == "1"
+    assert after(gpqa, "--cache-type-k") == "f16"
 
 
 def test_more_slots_need_more_context_not_smaller_slots(tiny_gguf: Path) -> None:
@@ -87,7 +91,8 @@ def test_vllm_gets_parser_budget_and_template_arguments() -> None:
     assert after(plan, "--reasoning-parser") == "gemma4"
     assert plan.body == {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 12288}
     assert json.loads(after(plan, "--reasoning-config"))["reasoning_start_str"] == "<|channel>"
-    assert int(after(plan, "--max-model-len")) >= 16384 and after(plan, "--generation-config") == "vllm"
+    assert int(after(plan, "--max-model-len")) >= 16384
+    assert after(plan, "--generation-config") == "vllm"
     off = plan_of(bundled(), engine="vllm", spec=spec_of("arc-challenge"))
     assert "--reasoning-parser" not in off.command
     assert off.body == {"chat_template_kwargs": {"enable_thinking": False}}
@@ -95,9 +100,11 @@ def test_vllm_gets_parser_budget_and_template_arguments() -> None:
 
 def test_ollama_gets_a_server_and_a_store_of_its_own(tiny_gguf: Path) -> None:
     plan = plan_of(tiny_gguf, engine="ollama", spec=spec_of("arc-challenge"), port=9000)
-    assert plan.environment["OLLAMA_HOST"] == "127.0.0.1:9000" and ".ollama" not in plan.environment["OLLAMA_MODELS"]
+    assert plan.environment["OLLAMA_HOST"] == "127.0.0.1:9000"
+    assert ".ollama" not in plan.environment["OLLAMA_MODELS"]
     assert int(plan.environment["OLLAMA_CONTEXT_LENGTH"]) >= 16384
-    assert plan.environment["OLLAMA_KV_CACHE_TYPE"] == "q8_0" and plan.environment["OLLAMA_FLASH_ATTENTION"] == "1"
+    assert plan.environment["OLLAMA_KV_CACHE_TYPE"] == "q8_0"
+    assert plan.environment["OLLAMA_FLASH_ATTENTION"] == "1"
     assert plan.body == {"reasoning_effort": "none"}
     assert plan.prepare[0][1:3] == ("create", model_name(tiny_gguf.stem))
     assert plan.files[plan.prepare[0][4]] == f"FROM {tiny_gguf}\n"
@@ -142,7 +149,8 @@ def test_ollamas_loaded_model_is_read_and_another_is_refused() -> None:
     endpoint = Endpoint("http://127.0.0.1:1/v1", "gemma4", "ollama", context=16384)
     found = from_pages(endpoint, recorded("ollama_ps"), {"version": "0.40.12"})
     assert found.context == 4096  # what is served, not what was asked for
-    assert found.settings["build"] == "0.40.12" and found.settings["digest"].startswith("c6eb396d")
+    assert found.settings["build"] == "0.40.12"
+    assert found.settings["digest"].startswith("c6eb396d")
     with pytest.raises(Refused, match="another model"):
         from_pages(replace(endpoint, model="other"), recorded("ollama_ps"), {"version": "0.40.12"})
 

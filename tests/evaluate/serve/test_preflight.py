@@ -225,7 +225,9 @@ def test_a_running_llama_server_is_read(tiny_gguf: Path) -> None:
             check(endpoint, spec_of(GSM))
         lying = replace(endpoint, settings={"thinking": "on", "think_budget": 12288})
         wide = spec_of(GSM).model_copy(
-            update={"generation": spec_of(GSM).generation.model_copy(update={"max_new_tokens": 512, "think_budget": 256})}
+            update={
+                "generation": spec_of(GSM).generation.model_copy(update={"max_new_tokens": 512, "think_budget": 256})
+            }
         )
         with pytest.raises(Refused) as caught:
             check(lying, wide)

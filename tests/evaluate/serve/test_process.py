@@ -94,7 +94,8 @@ def test_a_server_that_ends_early_is_reported_with_the_end_of_its_log(tmp_path: 
     command = [sys.executable, "-c", "print('line one'); print('no such tensor'); raise SystemExit(7)"]
     with started(command, free_port(), tmp_path / "log") as server, pytest.raises(BadInput) as caught:
         server.wait("/health", "engine")
-    assert "exit code 7" in str(caught.value) and "no such tensor" in str(caught.value)
+    assert "exit code 7" in str(caught.value)
+    assert "no such tensor" in str(caught.value)
 
 
 def test_a_taken_port_is_refused_by_name_and_its_owner_lives_on(tmp_path: Path) -> None:
@@ -131,7 +132,10 @@ def test_who_listens_is_known_and_a_stranger_on_our_port_is_refused(tmp_path: Pa
     port = free_port()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        with started([sys.executable, "-c", STUBBORN, "x"], port, tmp_path / "log", grace=0.5) as server, socket.socket() as own:
+        with (
+            started([sys.executable, "-c", STUBBORN, "x"], port, tmp_path / "log", grace=0.5) as server,
+            socket.socket() as own,
+        ):
             own.bind(("127.0.0.1", port))  # this process takes the port after the server was started
             own.listen()
             with pytest.raises(Refused, match=f"process {os.getpid()}"):

@@ -1,4 +1,4 @@
-"""The acceptance of serving: greedy verdicts through real servers equal those made inside the process, reply by reply."""
+"""Acceptance: greedy replies and verdicts through real servers equal those made inside the process."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -74,9 +74,7 @@ def test_llamacpp_gives_the_replies_of_the_process(inside: Inside, tiny_gguf: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="needs the extra 'serve'"
-)
+@pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="needs the extra 'serve'")
 def test_transformers_serve_gives_the_replies_of_the_process(inside: Inside, tmp_path: Path) -> None:
     seen = through(bundled(), tmp_path / "log.db", None)
     assert len(seen) == 600

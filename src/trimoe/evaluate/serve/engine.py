@@ -148,7 +148,9 @@ class Engine:
 def engines() -> dict[str, Engine]:
     """All engines by name."""
     folder = importlib.import_module("trimoe.evaluate.serve")
-    modules = [importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)]
+    modules = [
+        importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)
+    ]
     found = [module.ENGINE for module in modules if isinstance(getattr(module, "ENGINE", None), Engine)]
     return {engine.name: engine for engine in sorted(found, key=lambda engine: engine.name)}
 

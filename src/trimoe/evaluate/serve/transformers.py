@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trimoe.artifact import read_json
 from trimoe.evaluate.endpoint import Endpoint
-from trimoe.evaluate.serve.engine import Engine, Options, Plan, Target, with_facts
+from trimoe.evaluate.serve.engine import Engine, Options, Plan, Target, log_folder, with_facts
 from trimoe.evaluate.serve.process import HOST, Server, free_port
 from trimoe.evaluate.serve.wanted import Wanted
 
@@ -39,6 +39,8 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     switch = target.family.thinking if target.family else None
     reasoning = ["--reasoning", "on" if wanted.thinking else "off"] if switch else []
     notes = [] if wanted.budget is None else [f"it has no thinking budget ({wanted.budget} was asked for)"]
+    # /v1/models lists the hub's cache, and is a server error where there is none: an empty one of our own it is
+    hub = log_folder() / "no-hub"
     command = [
         _program() or "transformers", "serve", str(target.path), "--host", HOST, "--port", str(port), "--device", device,
         "--dtype", dtype, *reasoning, "--log-level", "warning", *options.extra,
@@ -53,7 +55,8 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
         "/health",
         context if isinstance(context, int) else None,
         1,
-        environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+        environment={"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)},
+        files={str(hub / "README"): "Empty on purpose: the cache of a server that serves one directory.\n"},
         settings={
             "dtype": dtype,
             "device": device.partition(":")[0],

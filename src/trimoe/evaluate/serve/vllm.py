@@ -19,7 +19,11 @@ def missing(options: Options) -> str | None:
     """Why vLLM cannot run here."""
     if shutil.which("vllm") is None and importlib.util.find_spec("vllm") is None:
         return "vllm is not installed (pip install vllm, in an environment of its own: it pins other versions of torch)"
-    return None if shutil.which("nvidia-smi") or shutil.which("rocm-smi") else "no GPU was found (no nvidia-smi, no rocm-smi)"
+    return (
+        None
+        if shutil.which("nvidia-smi") or shutil.which("rocm-smi")
+        else "no GPU was found (no nvidia-smi, no rocm-smi)"
+    )
 
 
 def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
@@ -77,7 +81,9 @@ def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
 def model_card(listed: dict[str, object], model_id: str) -> dict[str, object]:
     """The entry of /v1/models for this name; empty if there is none."""
     rows = listed.get("data")
-    found = [row for row in rows if isinstance(row, dict) and row.get("id") == model_id] if isinstance(rows, list) else []
+    found = (
+        [row for row in rows if isinstance(row, dict) and row.get("id") == model_id] if isinstance(rows, list) else []
+    )
     return found[0] if found else {}
 
 

@@ -90,7 +90,9 @@ def wanted_for(spec: BenchSpec | None, *, context: int | None = None, parallel: 
             generation.max_new_tokens,
         )  # fmt: skip
     if thinking is not None:
-        chosen = replace(chosen, thinking=thinking, reasoning_parser=thinking, budget=chosen.budget if thinking else None)
+        chosen = replace(
+            chosen, thinking=thinking, reasoning_parser=thinking, budget=chosen.budget if thinking else None
+        )
     if budget is not None:
         chosen = replace(chosen, budget=budget)
     if context is not None:
@@ -100,12 +102,12 @@ def wanted_for(spec: BenchSpec | None, *, context: int | None = None, parallel: 
     if kv is not None:
         chosen = replace(chosen, kv=kv)
     if chosen.budget is not None and not chosen.thinking:
-        raise UsageError("a thinking budget without thinking", actual=f"budget {chosen.budget}", remedy="add --thinking")
+        raise UsageError(
+            "a thinking budget without thinking", actual=f"budget {chosen.budget}", remedy="add --thinking"
+        )
     return chosen
 
 
 def template_arguments(family: Family | None, wanted: Wanted) -> dict[str, Any]:
     """Arguments of the chat template that switch thinking; empty where the family has no switch or is unknown."""
     return {family.thinking: wanted.thinking} if family and family.thinking else {}
-
-
