@@ -7,6 +7,7 @@ import click
 
 from trimoe.cli.common import emit, json_option, progress
 from trimoe.cli.live import live
+from trimoe.cli.lm_eval import lm_eval_options, run_tasks
 from trimoe.cli.sandboxed import policy_of, sandbox_options
 from trimoe.cli.serving import options_of, serving_options
 from trimoe.errors import TrimoeError, UsageError
@@ -43,6 +44,7 @@ CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a t
     help="Replies generated at once, for a checkpoint in this process.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for a checkpoint in this process.")
+@lm_eval_options
 @serving_options
 @click.option(
     "--exclude-errors",
@@ -71,6 +73,8 @@ def eval_(
     sandbox: str | None,
     sandbox_image: str | None,
     unsafe_no_sandbox: bool,
+    tasks: str | None,
+    include: Path | None,
     as_json: bool,
     **serving: Any,
 ) -> int:
@@ -90,7 +94,15 @@ def eval_(
       trimoe eval model.gguf --bench gsm8k-100 --log runs.db
       trimoe eval MODEL --engine transformers --bench tiny-math --log runs.db
       trimoe eval http://127.0.0.1:8080 --suite nine --log runs.db --concurrency 4
+      trimoe eval http://127.0.0.1:8080 --lm-eval gsm8k_cot --log runs.db
     """
+    if tasks is not None:
+        if names or suite or smoke or dry_run or log_path is None:
+            raise UsageError("--lm-eval stands alone", expected="--log, and no --bench, --suite, --smoke or --dry-run")
+        return run_tasks(
+            model, tasks, log_path, options_of(**serving), include=include, limit=limit, name=name,
+            exclude_errors=exclude_errors, as_json=as_json,
+        )  # fmt: skip
     wanted = _wanted(names, suite, smoke)
     policy = policy_of(sandbox, sandbox_image, unsafe_no_sandbox)
     if dry_run:

@@ -1,4 +1,4 @@
-"""Any generation task of lm-eval, asked by our client: our log, resume and fallback to the reasoning, lm-eval's scorers.
+"""Any generation task of lm-eval, asked by our client: our log, resume and reasoning fallback, its scorers.
 
 Invariants: prompts, stops, filters and metrics are lm-eval's own; a reply is stored before lm-eval sees it, and what is
 stored is never asked for again. A row without a reply never reaches lm-eval: the task has no score until it has one.
@@ -167,7 +167,8 @@ def _model_class() -> Any:
                                rows=len(missing), log_path=self.log.path)  # fmt: skip
             self.log.event(asked.job.run, "asking", missing=len(missing), of=len(asked.job.docs),
                            preflight=report.as_dict() if report else self.preflight,
-                           ignored_guards=sorted(self.ignored), operational=dict(self.endpoint.operational))  # fmt: skip
+                           ignored_guards=sorted(self.ignored),
+                           operational=dict(self.endpoint.operational))  # fmt: skip
             if missing:
                 patience = self.patience or Patience(self.endpoint.slots or Patience.concurrency)
                 as_asked = replace(self.endpoint, body={**asked.body, **self.endpoint.body})
@@ -272,8 +273,8 @@ def _concluded(
     samples = [s.sample for s in log.samples(asked.job.run) if s.sample.doc_id in docs and not s.sample.error]
     verdicts = judged(asked.job.bench, [(s, docs[s.doc_id]) for s in samples], endpoint.context)
     log.score(asked.job.run, list(zip([s.doc_id for s in samples], verdicts, strict=True)), asked.job.bench.scorer)
-    log.event(asked.job.run, "scored by lm-eval", version=version("lm_eval"), metrics=json.loads(json.dumps(metrics, default=str)),
-              metric=",".join(chosen))  # fmt: skip
+    told = json.loads(json.dumps(metrics, default=str))
+    log.event(asked.job.run, "scored by lm-eval", version=version("lm_eval"), metrics=told, metric=",".join(chosen))
     return TaskResult(task, metrics, conclude(log, asked.job.run, asked.job.bench.scorer, list(docs), exclude_errors))
 
 

@@ -77,8 +77,8 @@ def check(
     """Everything cheap that can make a score worthless. Raises `Refused` with the fix, `MissingPrerequisite` for keys.
 
     `spec` is None for a bundled bench, then `max_new_tokens` holds its cap. `model` is what is claimed to be served, if
-    anything is; `tokenizer` the directory tokens are counted with; `data` the folder of local data sets; `rows` how many
-    replies the log at `log_path` will get.
+    anything is; `tokenizer` the directory tokens are counted with; `data` the folder of local data sets; `rows` how
+    many replies the log at `log_path` will get.
     """
     if spec is not None:
         max_new_tokens = spec.generation.max_new_tokens
@@ -117,7 +117,7 @@ class _Live:
         return next((row for row in rows if isinstance(row, dict) and row.get("id") == self.endpoint.model), {})
 
     def flags(self) -> list[str]:
-        """The command line of the process that listens there; empty when it is not on this machine or not ours to read."""
+        """The command line of the process that listens there; empty when it is elsewhere or not ours to read."""
         parts = urlsplit(self.endpoint.url)
         if parts.hostname not in _LOCAL or parts.port is None or (pid := listener(parts.port)) is None:
             return []
@@ -149,7 +149,7 @@ def _gated(spec: BenchSpec | None, data: Path | None) -> Finding:
                 f"{dataset.hub} is gated",
                 expected="an access token of the hub, or a local copy",
                 actual=f"HF_TOKEN is not set, and there is no {dataset.local} below {data or '--data'}",
-                remedy=f"accept its terms at huggingface.co/datasets/{dataset.hub} and set HF_TOKEN, or give --data DIR",
+                remedy=f"accept its terms (huggingface.co/datasets/{dataset.hub}) and set HF_TOKEN, or give --data DIR",
             )
     gated = spec is not None and any(dataset.gated for dataset in spec.dataset)
     return Finding(
@@ -226,7 +226,7 @@ def _context(live: _Live, spec: BenchSpec | None, max_new_tokens: int) -> tuple[
             "a slot of the server is too small for this bench",
             expected=f"{needed} tokens per slot: max({max_new_tokens} of reply, {think} of thinking + 4096)",
             actual=f"{context} tokens per slot" + (f", {slots} slots" if slots else "") + f" ({source})",
-            remedy=f"raise the context (trimoe serve ... --context {needed}), then lower --parallel; never cut the budget",
+            remedy=f"raise the context (trimoe serve ... --context {needed}) or lower --parallel; never cut the budget",
         )
     return context, slots, Finding("context", "ok", f"{context} tokens per slot, {needed} needed ({source})")
 
@@ -295,7 +295,7 @@ def _markers(live: _Live) -> Finding:
             "markers of the chat template are split into pieces",
             expected="one token each",
             actual=", ".join(split[:5]),
-            remedy="declare them as special in the checkpoint's tokenizer_config.json (extra_special_tokens), convert again",
+            remedy="list them as extra_special_tokens in the checkpoint's tokenizer_config.json and convert again",
         )
     return Finding(name, "ok", f"{len(markers)} are one token each: {' '.join(markers[:6])}")
 

@@ -209,13 +209,14 @@ def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
 def rescore(log_path: Path | str, data: Path | None = None, sandbox: Policy | None = None) -> list[RunSummary]:
     """Judge every stored reply again with the scorers of this version, offline.
 
-    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log.
+    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log. Runs of
+    lm-eval's tasks stay as lm-eval scored them.
     """
     policy = sandbox or current()
     with using(policy), RunLog(log_path, create=False) as log:
         summaries = []
         for run in log.runs():
-            if "imported" in run.spec and data is None:
+            if "lm_eval" in run.spec or ("imported" in run.spec and data is None):
                 summaries.append(summarize(log, run))
                 continue
             bench = find([run.bench])[0]

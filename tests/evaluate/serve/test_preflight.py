@@ -52,7 +52,7 @@ def message(**fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def server() -> Iterator[Pages]:
-    """A llama-server that is right for gsm8k-100: pages as a real one has them (build b0-0c1e57098), numbers changed."""
+    """A llama-server that is right for gsm8k-100: pages as build b0-0c1e57098 has them, numbers changed."""
     pages = Pages(("127.0.0.1", 0), _Handler)
     pages.pages = {
         "/v1/models": {"object": "list", "data": [{"id": "m", "owned_by": "llamacpp", "meta": {"n_ctx": 32768}}]},

@@ -20,8 +20,8 @@ STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if len(sys.argv) > 2:
-    child = [sys.executable, "-c", "import signal, time\\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\\ntime.sleep(600)", sys.argv[1]]
-    subprocess.Popen(child, start_new_session=True)
+    deaf = "import signal, time\\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\\ntime.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", deaf, sys.argv[1]], start_new_session=True)
 print("up", flush=True)
 time.sleep(600)
 """
@@ -69,7 +69,8 @@ def test_sigkill_of_the_owner_leaves_no_process(tmp_path: Path) -> None:
     mark = f"mark-{os.getpid()}-b"
     owner = (
         "import sys, time\nfrom pathlib import Path\nfrom trimoe.evaluate.serve.process import started, free_port\n"
-        f"with started([sys.executable, '-c', {STUBBORN!r}, {mark!r}, 'child'], free_port(), Path({str(tmp_path / 'log')!r}), grace=0.5):\n"
+        f"with started([sys.executable, '-c', {STUBBORN!r}, {mark!r}, 'child'], "
+        f"free_port(), Path({str(tmp_path / 'log')!r}), grace=0.5):\n"
         "    print('in', flush=True)\n    time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE)

@@ -2,7 +2,7 @@
 
     with open_server("model.gguf", spec=spec) as endpoint: ...
 
-Invariants: what is yielded answers, is ours (or was named by its address), and is gone afterwards with all its processes.
+Invariants: what is yielded answers, is ours (or was named by its address), and is gone afterwards with its processes.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ def open_server(
     """A server for `target` while the block runs; a running one is only connected to.
 
     `spec` gives thinking, budget, context, slots and cache type; `context`, `parallel`, `kv`, `thinking`, `budget`,
-    `max_new_tokens` win over it; the other options are those of `Options`. Raises `UsageError`, `BadInput` (the model does
-    not load; with the end of the log), `MissingPrerequisite`, `Refused` (the port is someone else's).
+    `max_new_tokens` win over it; the other options are those of `Options`. Raises `UsageError`, `BadInput` (the model
+    does not load; with the end of the log), `MissingPrerequisite`, `Refused` (the port is someone else's).
     """
     found, chosen, plan, rest = planned(target, engine=engine, spec=spec, **options)
     if chosen.attach is not None:

@@ -1,8 +1,8 @@
 """What an engine is, and the one way every engine is started, asked, and stopped.
 
-Invariants: an engine is a file in this folder with a module-level `ENGINE`; adding one changes no other file. A server is
-handed out only after it listens on our port from a process of ours, says it serves what was asked for, and has made a
-real reply. The printed command is the one that is run. Not guaranteed: that an engine obeys its flags; preflight asks.
+Invariants: an engine is a file in this folder with a module-level `ENGINE`; adding one changes no other file. A server
+is handed out only after it listens on our port from a process of ours, says it serves what was asked for, and has made
+a real reply. The printed command is the one that is run. Not guaranteed: that an engine obeys; preflight asks.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Target:
     family: Family | None = None
 
     def fingerprint(self) -> str:
-        """Content hash of the model: the one that runs are known by. Reads samples of a model, all of an unknown one."""
+        """Content hash of the model: the one that runs are known by. Reads samples, of an unknown kind all."""
         assert self.path is not None
         try:
             if self.kind == "gguf":

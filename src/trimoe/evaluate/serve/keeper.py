@@ -1,4 +1,4 @@
-"""Stands between trimoe and a server it starts: when trimoe is gone, however it went, the server and all it began go too.
+"""Stands between trimoe and a server it starts: when trimoe is gone, however it went, the server goes too.
 
 Run as a program: `python -I keeper.py FD GRACE COMMAND...`. FD is the read end of a pipe whose other end trimoe holds.
 The server is stopped when that pipe closes, when trimoe is no longer the parent, or on SIGTERM: TERM to its process

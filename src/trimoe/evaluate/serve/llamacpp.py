@@ -1,8 +1,8 @@
 """llama-server, for GGUF files: the default for them. Started from the llama.cpp that `trimoe llamacpp where` names.
 
 Invariants: context is given per slot and multiplied for the command, because llama-server divides -c among its slots.
-Thinking is switched by --reasoning, not by a budget of 0, which it ignores. The prompt cache is off: with it a reply can
-depend on what was asked before it.
+Thinking is switched by --reasoning, not by a budget of 0, which it ignores. The prompt cache is off: with it a reply
+can depend on what was asked before it.
 """
 
 from trimoe.errors import TrimoeError

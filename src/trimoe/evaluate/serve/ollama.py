@@ -1,9 +1,9 @@
 """ollama, for GGUF files: an own `ollama serve` on an own port with an own model store, never the user's.
 
-Invariants: the model is created from the file under its content's name and checked against ollama's own digest list; the
+Invariants: the model is created from the file and nothing else; what ollama says it has loaded is compared; the
 context is set for the whole server (ollama cuts a longer prompt silently, so preflight compares it). Not guaranteed: a
-thinking budget, it has none. The file is copied into the store: it needs that much space again, which is freed at the end
-only if the store is removed.
+thinking budget, it has none. The file is copied into the store: it needs that much space again, until
+the store is removed.
 """
 
 import shutil

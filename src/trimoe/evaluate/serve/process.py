@@ -1,7 +1,7 @@
 """A server that trimoe starts: its process, its log, its port, and its certain end.
 
-Invariants: nobody else's process is ever signalled. A port that is taken is refused before anything starts, and once the
-server answers, the socket it answers on is shown to belong to a process below our own. When the block is left, or
+Invariants: nobody else's process is ever signalled. A port that is taken is refused before anything starts, and once
+the server answers, the socket it answers on is shown to belong to a process below our own. When the block is left, or
 trimoe dies in any way, no process of the server is left (see keeper.py). Messages carry the end of the server's log.
 """
 

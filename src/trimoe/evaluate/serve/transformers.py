@@ -1,8 +1,8 @@
 """`transformers serve`, for checkpoint directories: the default for them; answers on CPU. Extra 'serve'.
 
-Invariants: requests are answered one at a time (without continuous batching, whose kernels need a GPU). On a CPU weights
-are fp32, as in the evaluation inside the process. Not guaranteed: special tokens in a reply, it leaves them out of the
-text; log-probabilities, it ignores them; a thinking budget, it has none.
+Invariants: requests are answered one at a time (without continuous batching, whose kernels need a GPU). On a CPU
+weights are fp32, as in the evaluation inside the process. Not guaranteed: special tokens in a reply, it leaves them out
+of the text; log-probabilities, it ignores them; a thinking budget, it has none.
 """
 
 import importlib.util
@@ -42,8 +42,8 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     # /v1/models lists the hub's cache, and is a server error where there is none: an empty one of our own it is
     hub = log_folder() / "no-hub"
     command = [
-        _program() or "transformers", "serve", str(target.path), "--host", HOST, "--port", str(port), "--device", device,
-        "--dtype", dtype, *reasoning, "--log-level", "warning", *options.extra,
+        _program() or "transformers", "serve", str(target.path), "--host", HOST, "--port", str(port),
+        "--device", device, "--dtype", dtype, *reasoning, "--log-level", "warning", *options.extra,
     ]  # fmt: skip
     config = read_json(target.path / "config.json", "the model's config")
     context = (config.get("text_config") or config).get("max_position_embeddings")

@@ -46,7 +46,7 @@ def families() -> dict[str, Family]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """`context` is in tokens per slot. `budget` is None without a limit on thinking; `kv` None leaves it to the engine."""
+    """`context` is in tokens per slot. `budget` None: no limit on thinking; `kv` None: the engine decides."""
 
     thinking: bool
     budget: int | None
@@ -80,10 +80,11 @@ def wanted_for(spec: BenchSpec | None, *, context: int | None = None, parallel: 
         own, generation = spec.serving.llamacpp, spec.generation
         think = generation.thinking == "on"
         slots = own.parallel
+        needed = required_context(generation.max_new_tokens, generation.think_budget if think else 0)
         chosen = Wanted(
             think,
             generation.think_budget if think and own.reasoning == "budget" else None,
-            max(own.context // slots, required_context(generation.max_new_tokens, generation.think_budget if think else 0)),
+            max(own.context // slots, needed),
             slots,
             own.kv,
             bool(spec.serving.vllm and spec.serving.vllm.reasoning_parser),
