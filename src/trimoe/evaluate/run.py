@@ -209,8 +209,8 @@ def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
 def rescore(log_path: Path | str, data: Path | None = None, sandbox: Policy | None = None) -> list[RunSummary]:
     """Judge every stored reply again with the scorers of this version, offline.
 
-    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log. Runs of
-    lm-eval's tasks stay as lm-eval scored them.
+    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log. Runs
+    of lm-eval tasks stay as lm-eval scored them.
     """
     policy = sandbox or current()
     with using(policy), RunLog(log_path, create=False) as log:
