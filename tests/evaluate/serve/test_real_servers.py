@@ -68,7 +68,7 @@ def differences(seen: Seen, inside: Seen) -> list[str]:
 @pytest.mark.timeout(1800)
 def test_llamacpp_gives_the_replies_of_the_process(inside: Inside, tiny_gguf: Path, tmp_path: Path) -> None:
     seen = through(tiny_gguf, tmp_path / "log.db", None, kv="f32", parallel=2)
-    assert len(seen) == 600
+    assert seen.keys() == inside.seen.keys()
     assert differences(seen, inside.seen) == []
 
 
@@ -76,6 +76,7 @@ def test_llamacpp_gives_the_replies_of_the_process(inside: Inside, tiny_gguf: Pa
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="needs the extra 'serve'")
 def test_transformers_serve_gives_the_replies_of_the_process(inside: Inside, tmp_path: Path) -> None:
-    seen = through(bundled(), tmp_path / "log.db", None)
-    assert len(seen) == 600
+    # half a second a reply, one at a time; 600 were compared once (docs/log.md)
+    seen = through(bundled(), tmp_path / "log.db", 20)
+    assert len(seen) == 120
     assert differences(seen, inside.seen) == []
