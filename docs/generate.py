@@ -1,7 +1,7 @@
 """Writes what the code already says into the documentation: commands, errors, recipes, families, benches, the tree.
 
-`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,errors,families,recipes}.md and the
-README's tree; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is
+`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,recipes}.md and
+the README's tree; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is
 enough. set_page.py makes the page of calibration sets.
 """
 
@@ -19,6 +19,8 @@ from trimoe import errors
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe, names
 from trimoe.cli.main import VERBS, cli
 from trimoe.evaluate.bench import SUITES, Bench, benches
+from trimoe.evaluate.serve.engine import engines
+from trimoe.evaluate.serve.wanted import families
 from trimoe.evaluate.spec import BenchSpec
 from trimoe.model.arch import all_archs
 
@@ -52,7 +54,8 @@ ORDER = """
     calibration.py sources records.py replies.py rendering.py windows.py tokenise.py leaks.py multipl_e.py grams.py
     engine.py stats.py merge.py reference.py summary.py score.py recipe.py recipes select.py dropmap.py
     plan.py copying.py prune.py certify.py bench.py spec.py rows.py benches extract.py cause.py code_tests.py
-    generate.py run.py recorded.py log.py main.py common.py
+    generate.py endpoint.py probe.py answer.py client.py guards.py asking.py run.py served.py summary.py recorded.py
+    log.py log_schema.py log_export.py log_merge.py main.py common.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
@@ -63,6 +66,7 @@ PEERS = {
     "measure/sources": "kinds of calibration text: files, data sets, prompts, traces; one file each",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",
     "evaluate/codeexec/languages": "Rust, Java, JavaScript: toolchain, commands, end of tests; one file each",
+    "evaluate/serve": "servers: transformers, llama.cpp, vLLM, ollama, any address; one file each",
     "evaluate/benches": "benchmarks, one thin file each: ARC, GPQA, GSM8K, ... as data and extraction",
 }
 
@@ -237,6 +241,30 @@ def families_page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def engines_page() -> str:
+    """Each engine's words for what is wanted, and how each family is told to think."""
+    parts = [
+        NOTE,
+        "# Engines\n",
+        "What `trimoe serve` and `trimoe eval --engine` start, and the words each engine has for what a bench wants. "
+        "How to use them, and which were never run: [serve a model](../howto/serve.md).",
+    ]
+    for engine in engines().values():
+        parts.append(f"\n## {engine.name}\n\n{engine.about}\n\n| Wanted | Given as |\n|---|---|")
+        parts += [f"| {wanted} | {words} |" for wanted, words in engine.flags.items()]
+    parts.append(
+        "\n## Families\n\nFrom `families.toml`; a family that is not here is served without a switch and without a "
+        "parser.\n\n| Family | model_type, or architecture of a GGUF file | Template argument | Parser of vLLM | Note "
+        "|\n|---|---|---|---|---|"
+    )
+    for family in dict.fromkeys(families().values()):
+        kinds = ", ".join(f"`{kind}`" for kind in family.model_types)
+        parts.append(
+            f"| {family.name} | {kinds} | {family.thinking or ''} | {family.vllm_parser or ''} | {family.note} |"
+        )
+    return "\n".join(parts).rstrip() + "\n"
+
+
 def benches_page() -> str:
     """Every bench: data, rows, prompt, limits, score, variants, and how each doubt in the reference was decided."""
     specs = {name: bench for name, bench in benches().items() if bench.protocol}
@@ -343,6 +371,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "families.md": families_page(),
         REFERENCE / "recipes.md": recipes_page(),
         REFERENCE / "benches.md": benches_page(),
+        REFERENCE / "engines.md": engines_page(),
         REFERENCE / "calibration-set.md": f"{NOTE}\n{set_page()}",
         ROOT / "README.md": readme(),
     }

@@ -24,7 +24,7 @@ ORDER = (
 ROOMS = ORDER[2:9]
 HEAVY = {
     *("torch", "transformers", "tokenizers", "safetensors", "matplotlib"),
-    *("lm_eval", "math_verify", "nltk", "langdetect", "datasets", "huggingface_hub", "punkt"),
+    *("lm_eval", "math_verify", "nltk", "langdetect", "datasets", "huggingface_hub", "punkt", "pyarrow"),
 }
 
 

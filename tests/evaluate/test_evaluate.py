@@ -193,5 +193,6 @@ def test_command_line(model_dir: Path, tmp_path: Path) -> None:
     assert {"bench", "doc_id", "correct", "cause", "model", "run", "reply"} <= rows[0].keys()
     assert json.loads(runner.invoke(log_group, ["verify", path, "--json"]).stdout)["sound"] is True
     for arguments in (["m"], ["m", "--bench", "x", "--suite", "tiny"], ["http://localhost:1", "--suite", "tiny"],
+                      ["http://localhost:1", "--suite", "tiny", "--log", path, "--engine", "trimoe"],
                       ["m", "--suite", "tiny"]):  # fmt: skip
         assert isinstance(runner.invoke(eval_, arguments).exception, UsageError)

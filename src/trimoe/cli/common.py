@@ -37,8 +37,13 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("cmake", "ninja"),
         "building llama.cpp (trimoe llamacpp install) where the system has neither",
     ),
+    "serve": (
+        ("torch", "transformers", "fastapi", "uvicorn", "openai"),
+        "serving checkpoints with transformers: trimoe serve DIRECTORY",
+    ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
     "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
+    "parquet": (("pyarrow",), "trimoe log export --format parquet"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }
 
@@ -87,7 +92,7 @@ def require_extra(extra: str, purpose: str) -> None:
 
 def install_command(extra: str) -> str:
     """The shell command that installs an extra; torch is pinned because an open range fetches GPU libraries."""
-    first = "pip install torch==2.13.0 && " if extra == "torch" else ""
+    first = "pip install torch==2.13.0 && " if extra in ("torch", "serve") else ""
     return f"{first}pip install 'trimoe[{extra}]'"
 
 

@@ -19,7 +19,7 @@ from trimoe import __version__
 from trimoe.cli.common import EXTRAS, emit, install_command, json_option
 from trimoe.errors import MissingPrerequisite, TrimoeError
 
-BASE = ("numpy", "click", "rich", "pydantic", "pyyaml", "jinja2", "xxhash")
+BASE = ("numpy", "click", "rich", "pydantic", "pyyaml", "jinja2", "xxhash", "aiohttp")
 
 # Programs outside Python: how to ask for the version, and what they are good for.
 TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -82,6 +82,7 @@ def examine() -> dict[str, Any]:
         "base": {name: package_version(name) for name in BASE},
         "sandbox": sandbox_state(),
         "languages": language_state(),
+        "engines": engine_state(),
         "extras": extras,
         "tools": tools,
     }
@@ -105,6 +106,8 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "generated code"]
     lines.append(_row("sandbox", report["sandbox"]["engine"], report["sandbox"]["note"]))
     lines += [_row(n, lang["version"], lang["note"]) for n, lang in report["languages"].items()]
+    lines += ["", "servers: trimoe serve"]
+    lines += [_row(n, "can run" if e["note"] is None else None, e["note"] or "") for n, e in report["engines"].items()]
     found = report["llama.cpp"]
     note = "GGUF: quantize, serve, the logits of certify" + ("" if found else "; get it: trimoe llamacpp install")
     lines += ["", "tools outside Python", _row("llama.cpp", found and (found["version"] or found["origin"]), note)]
@@ -147,6 +150,13 @@ def language_state() -> dict[str, dict[str, str | None]]:
         }
         for name, (language, tool) in found.items()
     }
+
+
+def engine_state() -> dict[str, dict[str, str | None]]:
+    """Engines that can be started, and why the others cannot here (`note` is None for those that can)."""
+    from trimoe.evaluate.serve.engine import engines, why_not
+
+    return {e.name: {"about": e.about, "note": why_not(e)} for e in engines().values() if e.attach is None}
 
 
 def package_version(name: str) -> str | None:

@@ -6,10 +6,14 @@ from typing import Any
 import click
 
 from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.live import live
+from trimoe.cli.lm_eval import lm_eval_options, run_tasks
 from trimoe.cli.sandboxed import policy_of, sandbox_options
+from trimoe.cli.serving import options_of, serving_options
 from trimoe.errors import TrimoeError, UsageError
 from trimoe.evaluate.bench import SMOKE, SUITES, Bench, find
 from trimoe.evaluate.run import RunSummary, evaluate, rescore
+from trimoe.evaluate.served import evaluate_served
 
 CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a tokenizer
 
@@ -33,9 +37,20 @@ CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a t
     help="Folder of local dataset files, for benches that need one (the tiny benches generate theirs).",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Replies generated at once."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Replies generated at once, for a checkpoint in this process.",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for a checkpoint in this process.")
+@lm_eval_options
+@serving_options
+@click.option(
+    "--exclude-errors",
+    is_flag=True,
+    help="Give a score although rows could not be scored, without them. Shown with the score.",
+)
 @click.option("--smoke", is_flag=True, help="A few rows of each bench (NAME:smoke), to see that everything works.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the first prompts and estimated tokens; nothing is loaded or written."
@@ -54,49 +69,85 @@ def eval_(
     device: str,
     smoke: bool,
     dry_run: bool,
+    exclude_errors: bool,
     sandbox: str | None,
     sandbox_image: str | None,
     unsafe_no_sandbox: bool,
+    tasks: str | None,
+    include: Path | None,
     as_json: bool,
+    **serving: Any,
 ) -> int:
-    """Evaluate a checkpoint on benches; every sample is stored as it is made, and the same command continues.
+    """Evaluate a checkpoint or a running server on benches; every sample is stored as it is made.
+
+    The same command goes on where it was stopped. MODEL is a checkpoint directory (run in this process unless --engine
+    says which server runs it), a .gguf file, or the address of a server that speaks the OpenAI protocol.
+
+    Rows that failed (a harness error) are asked for again; a run has no score until none is left. Exit 1 when some are,
+    5 when a guard paused a run or the server changed under it.
 
     \b
     Examples:
       trimoe eval MODEL --suite tiny --log runs.db
       trimoe eval MODEL --bench tiny-code,tiny-math --log runs.db --name reap --limit 50
       trimoe eval MODEL --bench gsm8k-100:smoke,humaneval --data DIR --dry-run
+      trimoe eval model.gguf --bench gsm8k-100 --log runs.db
+      trimoe eval MODEL --engine transformers --bench tiny-math --log runs.db
+      trimoe eval http://127.0.0.1:8080 --suite nine --log runs.db --concurrency 4
+      trimoe eval http://127.0.0.1:8080 --lm-eval gsm8k_cot --log runs.db
     """
+    if tasks is not None:
+        if names or suite or smoke or dry_run or log_path is None:
+            raise UsageError("--lm-eval stands alone", expected="--log, and no --bench, --suite, --smoke or --dry-run")
+        return run_tasks(
+            model, tasks, log_path, options_of(**serving), include=include, limit=limit, name=name,
+            exclude_errors=exclude_errors, as_json=as_json,
+        )  # fmt: skip
     wanted = _wanted(names, suite, smoke)
     policy = policy_of(sandbox, sandbox_image, unsafe_no_sandbox)
-    if "://" in model:
-        raise UsageError(
-            "a running server cannot be evaluated yet",
-            expected="a checkpoint directory",
-            actual=model,
-            remedy="pass the directory the server was started from",
-        )
     if dry_run:
         plans = [_plan(bench, limit, data) for bench in wanted]
         emit({"model": model, "benches": plans}, "\n\n".join(map(_plan_text, plans)), as_json)
         return max(plan["error"]["exit_code"] if plan["error"] else 0 for plan in plans)
     if log_path is None:
         raise UsageError("no run log named", expected="--log RUNS.db", remedy="add --log, or --dry-run to look only")
-    with progress("eval") as report:
-        results = evaluate(
-            model,
-            [bench.name for bench in wanted],
-            log_path,
-            limit=limit,
-            name=name,
-            progress=report,
-            batch_size=batch_size,
-            device=device,
-            data=data,
-            sandbox=policy,
-        )
+    chosen = [bench.name for bench in wanted]
+    options = options_of(**serving)
+    if options.served(model):
+        with live() as show:
+            results = evaluate_served(
+                model,
+                chosen,
+                log_path,
+                engine=options.engine,
+                options=options.server,
+                limit=limit,
+                name=name,
+                data=data,
+                sandbox=policy,
+                exclude_errors=exclude_errors,
+                ignore_guards=options.ignore_guards,
+                preflight=options.preflight,
+                patience=options.patience,
+                show=show,
+            )
+    else:
+        with progress("eval") as report:
+            results = evaluate(
+                model,
+                chosen,
+                log_path,
+                limit=limit,
+                name=name,
+                progress=report,
+                batch_size=batch_size,
+                device=device,
+                data=data,
+                sandbox=policy,
+                exclude_errors=exclude_errors,
+            )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
-    return 0
+    return 1 if any(r.errors for r in results) and not exclude_errors else 0
 
 
 def _wanted(names: str | None, suite: str | None, smoke: bool) -> list[Bench]:
@@ -156,12 +207,20 @@ def _results(results: list[RunSummary]) -> str:
     for r in results:
         low, high = wilson(r.correct, r.n - r.unscored)
         score = (
-            "not scored" if r.score is None else f"{100 * r.score:5.1f} %  (95 %: {100 * low:.1f} to {100 * high:.1f})"
+            "no score" if r.score is None else f"{100 * r.score:5.1f} %  (95 %: {100 * low:.1f} to {100 * high:.1f})"
         )
         misses = ", ".join(f"{count} {cause}" for cause, count in r.causes.items() if cause != "correct")
         if r.parts:
             score += "  " + ", ".join(f"{k} {'-' if v is None else f'{100 * v:.1f}'}" for k, v in r.parts.items())
         lines.append(f"{r.bench:<12} {r.correct:>4}/{r.n - r.unscored:<4} {score}  {misses}".rstrip())
+        if r.score is None and r.unscored:
+            lines.append(f"  {r.unscored} rows are not scored: the same command tries them again")
+        if r.ceilings and r.ceilings["verdict"] == "CAPPED":
+            c = r.ceilings
+            lines.append(
+                f"  CAPPED at {c['hit']}: {c['capped']} replies, at most {c['tax_pp']:.1f} points of the score"
+            )
+        lines += [f"  ! {mark}" for mark in r.marks]
     return "\n".join(lines)
 
 

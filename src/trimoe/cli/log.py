@@ -1,21 +1,22 @@
-"""`trimoe log`: verify a run log, take recorded samples in, write samples out."""
+"""`trimoe log`: verify a run log, take recorded samples in, write samples out, merge logs."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from trimoe.cli.common import emit, json_option
-from trimoe.evaluate.log import UNCOUNTED, RunLog
+from trimoe.errors import UsageError
+from trimoe.evaluate.log import RunLog
+from trimoe.evaluate.log_export import rows, write_lm_eval, write_parquet
+from trimoe.evaluate.log_merge import merge_logs
 from trimoe.evaluate.recorded import Imported, import_lm_eval
 
 
 @click.group("log")
 def log_group() -> None:
-    """Look into a run log, take recorded samples in, write samples out.
+    """Look into a run log, take recorded samples in, write samples out, merge logs.
 
     \b
     Examples:
@@ -97,51 +98,62 @@ def _imported(done: Imported) -> str:
 @log_group.command("export")
 @click.argument("db", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "form", type=click.Choice(["jsonl"]), default="jsonl", show_default=True, help="One row per sample."
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "parquet", "lm-eval"]),
+    default="jsonl",
+    show_default=True,
+    help="JSON lines to standard output, one Parquet file, or lm-eval's samples files (one per run).",
 )
+@click.option(
+    "-o", "--out", metavar="PATH", type=click.Path(path_type=Path), help="File for parquet, folder for lm-eval."
+)
+@click.option("--raw", is_flag=True, help="With jsonl: the server's whole reply in each row, too.")
 @json_option
-def log_export(db: Path, form: str, as_json: bool) -> None:
-    """Print every sample: bench, doc_id, correct (null = not scored), cause, model, name, reply and more.
+def log_export(db: Path, form: str, out: Path | None, raw: bool, as_json: bool) -> None:
+    """Write every sample: bench, doc_id, correct (null = not scored), cause, model, name, reply and more.
 
     \b
     Examples:
       trimoe log export runs.db --format jsonl > samples.jsonl
+      trimoe log export runs.db --format parquet -o samples.parquet
+      trimoe log export runs.db --format lm-eval -o samples
       trimoe log export runs.db --json
     """
+    if (form == "jsonl") != (out is None):
+        raise UsageError(
+            f"--format {form} and -o do not fit",
+            expected="-o PATH for parquet and lm-eval; jsonl goes to standard output",
+            actual=f"-o {out}" if out else "no -o",
+        )
     with RunLog(db, create=False) as log:
-        if as_json:
-            click.echo(json.dumps({"log": str(db), "samples": list(_rows(log))}, ensure_ascii=False))
-            return
-        for row in _rows(log):
-            click.echo(json.dumps(row, ensure_ascii=False))
+        if form == "parquet" and out is not None:
+            count = write_parquet(log, out)
+            emit({"log": str(db), "out": str(out), "samples": count}, f"{count} samples in {out}", as_json)
+        elif form == "lm-eval" and out is not None:
+            files = [str(file) for file in write_lm_eval(log, out)]
+            emit({"log": str(db), "files": files}, "\n".join(files), as_json)
+        elif as_json:
+            click.echo(json.dumps({"log": str(db), "samples": list(rows(log, raw=raw))}, ensure_ascii=False))
+        else:
+            for row in rows(log, raw=raw):
+                click.echo(json.dumps(row, ensure_ascii=False))
 
 
-def _rows(log: RunLog) -> Iterator[dict[str, Any]]:
-    for run in log.runs():
-        for scored in log.samples(run):
-            s, v = scored.sample, scored.verdict
-            yield {
-                "bench": run.bench,
-                "doc_id": s.doc_id,
-                "correct": v.correct,
-                "cause": v.cause,
-                "name": run.name,
-                "model": run.model,
-                "run": run.identity,
-                "spec": run.spec_hash,
-                "sampler": run.sampler,
-                "prompt": s.prompt,
-                "reply": s.reply,
-                "extracted": v.extracted,
-                "detail": v.detail,
-                "finish_reason": s.finish_reason,
-                "prompt_tokens": _counted(s.prompt_tokens),
-                "reply_tokens": _counted(s.reply_tokens),
-            }
+@log_group.command("merge")
+@click.argument("logs", metavar="RUNS.db...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", metavar="OUT.db", type=click.Path(path_type=Path), required=True, help="New log to write.")
+@json_option
+def log_merge(logs: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Put several logs into a new one. Logs that contradict each other are refused, with what contradicts.
 
-
-def _counted(tokens: int) -> int | None:
-    return None if tokens == UNCOUNTED else tokens
+    \b
+    Examples:
+      trimoe log merge monday.db tuesday.db -o all.db
+    """
+    merged = merge_logs(logs, out)
+    text = f"{out}: {merged.runs} runs, {merged.samples} samples"
+    emit({"log": str(out), "runs": merged.runs, "samples": merged.samples}, text, as_json)
 
 
 COMMANDS: list[click.Command] = [log_group]

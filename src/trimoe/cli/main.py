@@ -38,6 +38,7 @@ VERBS: dict[str, str] = {
     "quantize": "quantize",
     "plan": "plan",
     "kld": "kld",
+    "serve": "serve",
     "eval": "evaluate",
     "log": "log",
     "rescore": "evaluate",

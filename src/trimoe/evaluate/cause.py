@@ -45,6 +45,11 @@ class Limits:
     think: int = 0
     slot: int | None = None
 
+    @staticmethod
+    def near(limit: int) -> int:
+        """The fewest tokens that count as having reached a limit. Short limits leave less to the tolerance than 16."""
+        return limit - min(TOLERANCE, limit // 64)
+
     @property
     def answer_room(self) -> int:
         """What the thinking budget leaves for the answer; it is subtracted from the cap, not added."""
@@ -118,10 +123,10 @@ def ceiling(seen: Observed, limits: Limits) -> Ceiling | None:
     tokens = seen.tokens
     if tokens is None:
         return None
-    if tokens >= limits.cap - TOLERANCE:
+    if tokens >= limits.near(limits.cap):
         return "cap"
     prompt = seen.prompt_tokens
-    if limits.slot is not None and prompt is not None and prompt + tokens >= limits.slot - TOLERANCE:
+    if limits.slot is not None and prompt is not None and prompt + tokens >= limits.near(limits.slot):
         return "slot"
     if limits.think and seen.reasoning_tokens:
         at_room = abs((seen.content_tokens or 0) - limits.answer_room) <= TOLERANCE
@@ -179,7 +184,7 @@ def ceilings(tokens: Sequence[int], correct: Sequence[bool], limits: Limits, *, 
     A pile-up that no known limit explains is reported too: at least 2 of at least 10 replies within 16 tokens of the
     longest, which has 256 tokens or more and twice the median of the others.
     """
-    at_cap = [n >= limits.cap - TOLERANCE for n in tokens]
+    at_cap = [n >= limits.near(limits.cap) for n in tokens]
     at_room = [split and limits.think > 0 and abs(n - limits.answer_room) <= TOLERANCE for n in tokens]
     longest = max(tokens, default=0)
     ties = [n >= longest - TOLERANCE for n in tokens]

@@ -32,6 +32,9 @@ class Recorded:
     reply_tokens: int
     verdict: bool | None
     arguments: Mapping[str, Any]
+    reasoning: str = ""
+    reasoning_field: str = ""
+    reasoning_tokens: int = UNCOUNTED
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def _lm_eval(row: Mapping[str, Any], metric: str, wanted: str) -> Recorded:
     first = row["resps"][0]
     reply = first if isinstance(first, str) else (first[0] if first else "")
     arguments = row.get("arguments", {}).get("gen_args_0", {})
+    ours = row.get("trimoe") or {}  # what our own export keeps beside lm-eval's columns
     filtered = not wanted or row.get("filter") in (None, "none", wanted)
     verdict = bool(row[metric]) if filtered and metric in row else None
     return Recorded(
@@ -122,12 +126,19 @@ def _lm_eval(row: Mapping[str, Any], metric: str, wanted: str) -> Recorded:
         str(reply or ""),
         row["doc"],
         _prompt(arguments.get("arg_0")),
-        "",
-        UNCOUNTED,
-        UNCOUNTED,
+        str(ours.get("finish_reason") or ""),
+        _counted(ours.get("prompt_tokens")),
+        _counted(ours.get("reply_tokens")),
         verdict,
         arguments.get("arg_1", {}),
+        str(ours.get("reasoning") or ""),
+        str(ours.get("reasoning_field") or ""),
+        _counted(ours.get("reasoning_tokens")),
     )
+
+
+def _counted(tokens: Any) -> int:
+    return UNCOUNTED if tokens is None else int(tokens)
 
 
 def _prompt(argument: Any) -> str | None:
@@ -180,8 +191,7 @@ def _judged(samples: Sequence[Recorded], docs: Sequence[Doc | None], bench: Benc
 
 
 def _observed(sample: Recorded) -> Observed:
-    counted = None if sample.reply_tokens == UNCOUNTED else sample.reply_tokens
-    return Observed(sample.reply, sample.finish_reason, content_tokens=counted)
+    return _sample(0, sample, None).observed()
 
 
 def _unscored(sample: Recorded, bench: Bench) -> Verdict:
@@ -200,6 +210,10 @@ def _sample(place: int, sample: Recorded, doc: Doc | None) -> Sample:
         sample.finish_reason,
         sample.prompt_tokens,
         sample.reply_tokens,
+        sample.reasoning,
+        sample.reasoning_field,
+        bool(sample.reasoning.strip()) and not sample.reply.strip(),
+        sample.reasoning_tokens,
     )
 
 

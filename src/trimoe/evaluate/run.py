@@ -5,50 +5,27 @@ generates the very batches an undisturbed one does and ends with the same log ex
 not score is tried again and is never a wrong answer.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trimoe.artifact import sha256_json
 from trimoe.errors import UsageError
-from trimoe.evaluate.bench import Bench, Doc, Verdict, find
+from trimoe.evaluate.asking import Job, Show, Tally, ask_missing, judged, sampler_of
+from trimoe.evaluate.bench import Bench, Doc, find
+from trimoe.evaluate.client import Patience
+from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.generate import SAMPLER, Generator, Reply
-from trimoe.evaluate.log import Run, RunLog, Sample, Scored
+from trimoe.evaluate.guards import require_known
+from trimoe.evaluate.log import RunLog, Sample
 from trimoe.evaluate.sandbox import Policy, current, using
+from trimoe.evaluate.summary import RunSummary, conclude, summarize
 from trimoe.model.checkpoint import open_checkpoint
 
+__all__ = ["RunSummary", "evaluate", "evaluate_endpoint", "rescore", "summarize"]
+
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One run's result over its first `n` rows. `score` is correct / scored, None when nothing could be scored.
-
-    Of a bench in parts (languages) it is the mean of the parts, None when one of them could not be scored.
-    """
-
-    run_id: int
-    bench: str
-    model: str
-    name: str
-    n: int
-    correct: int
-    unscored: int
-    score: float | None
-    causes: dict[str, int]
-    parts: dict[str, float | None] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Job:
-    bench: Bench
-    docs: list[Doc]
-    run: Run
 
 
 def evaluate(
@@ -63,12 +40,14 @@ def evaluate(
     device: str = "cpu",
     data: Path | None = None,
     sandbox: Policy | None = None,
+    exclude_errors: bool = False,
 ) -> list[RunSummary]:
     """Generate, score and store what is missing of each bench; one summary per bench, in the order asked for.
 
     `limit` takes the first rows of each bench (the same run continues when it is raised); `name` labels the model in
-    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded. Raises `UsageError`,
-    `CheckpointError`, `RunLogError`, `MissingPrerequisite`, `Refused`.
+    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded; `exclude_errors` gives
+    a run a score although rows of it could not be scored. Raises `UsageError`, `CheckpointError`, `RunLogError`,
+    `MissingPrerequisite`, `Refused`.
     """
     if (limit is not None and limit < 1) or batch_size < 1:
         raise UsageError("limit and batch size must be positive", actual=f"limit {limit}, batch size {batch_size}")
@@ -84,7 +63,7 @@ def evaluate(
             docs = bench.docs(data)
             bench.require_statements(docs[:limit])
             run = log.start(label, bench.name, bench.spec(docs), checkpoint.fingerprint, SAMPLER, settings)
-            jobs.append(_Job(bench, docs[:limit], run))
+            jobs.append(Job(bench, docs[:limit], run))
         total = sum(len(job.docs) for job in jobs)
         done = 0
         model: Generator | None = None  # loaded once, and only if something is missing
@@ -99,7 +78,78 @@ def evaluate(
             done += len(job.docs)
             if progress:
                 progress(done, total, job.bench.name)
-        return [summarize(log, job.run, [doc.doc_id for doc in job.docs]) for job in jobs]
+        return _conclude(log, jobs, exclude_errors)
+
+
+def evaluate_endpoint(
+    endpoint: Endpoint,
+    benches: Sequence[str],
+    log_path: Path | str,
+    *,
+    limit: int | None = None,
+    name: str | None = None,
+    patience: Patience | None = None,
+    data: Path | None = None,
+    sandbox: Policy | None = None,
+    ignore_guards: Iterable[str] = (),
+    exclude_errors: bool = False,
+    preflight: Mapping[str, Any] | None = None,
+    show: Show | None = None,
+) -> list[RunSummary]:
+    """The same on a running server. Rows that failed before are asked for again, rows that were stored are not.
+
+    `preflight` is the report of the server's check, None if there was none; it is recorded, as `ignore_guards` is, and
+    a run without it is marked. `patience` holds the operational limits; without it the bench's spec sets concurrency
+    and timeout. Raises `Refused` when a guard pauses the run or the server changes under it; the same call goes on.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError("limit must be positive", actual=f"limit {limit}")
+    wanted, ignored, policy = find(benches), frozenset(ignore_guards), sandbox or current()
+    require_known(ignored)
+    _require_scorers(wanted, policy)
+    details = {
+        "sandbox": policy.describe(),
+        "preflight": False if preflight is None else dict(preflight),
+        "ignored_guards": sorted(ignored),
+        "operational": {"url": endpoint.url, **endpoint.operational},
+    }
+    with using(policy), RunLog(log_path) as log:
+        jobs = []
+        for bench in wanted:
+            docs = bench.docs(data)
+            bench.require_statements(docs[:limit])
+            run = log.start(name or endpoint.model, bench.name, bench.spec(docs), served_model(endpoint),
+                            sampler_of(bench, endpoint), details)  # fmt: skip
+            jobs.append(Job(bench, docs[:limit], run))
+        for job in jobs:
+            missing = _rescore(log, job)
+            log.event(job.run, "asking", missing=len(missing), of=len(job.docs), **details)
+            if missing:
+                limits = patience or patience_of(job.bench, endpoint)
+                ask_missing(log, job, missing, endpoint, limits, ignored=ignored, show=show)
+            elif show:
+                show(Tally(job.bench.name, len(job.docs), len(job.docs)))
+        return _conclude(log, jobs, exclude_errors)
+
+
+def served_model(endpoint: Endpoint) -> str:
+    """The model of a run's identity: its hash, or of a stranger's server its name, place and what it says of itself."""
+    if endpoint.model_hash is not None:
+        return endpoint.model_hash
+    told = sha256_json(endpoint.operational.get("says of its model"))[:16]
+    return f"unverified {endpoint.model} at {endpoint.url} ({told})"
+
+
+def patience_of(bench: Bench, endpoint: Endpoint) -> Patience:
+    """Requests at once and seconds per attempt, as the bench's spec has them, within the server's slots."""
+    if bench.protocol is None:
+        return Patience(endpoint.slots or Patience.concurrency)
+    serving = bench.protocol.serving
+    return Patience(endpoint.slots or serving.parallel, serving.timeout_s, 3.0 * serving.timeout_s)
+
+
+def _conclude(log: RunLog, jobs: Sequence[Job], exclude_errors: bool) -> list[RunSummary]:
+    return [conclude(log, job.run, job.bench.scorer, [doc.doc_id for doc in job.docs], exclude_errors) for job in jobs]
 
 
 def _require_scorers(benches: Sequence[Bench], policy: Policy) -> None:
@@ -110,21 +160,18 @@ def _require_scorers(benches: Sequence[Bench], policy: Policy) -> None:
                 bench.needs()
 
 
-def _rescore(log: RunLog, job: _Job) -> set[str]:
-    """Score stored replies that have no verdict of this scorer; returns the ids that were never generated."""
-    stored = {scored.sample.doc_id: scored for scored in log.samples(job.run)}
-    here = [doc for doc in job.docs if doc.doc_id in stored]
+def _rescore(log: RunLog, job: Job) -> set[str]:
+    """Score stored replies that have no verdict of this scorer; returns the ids that have no reply yet."""
+    stored = {scored.sample.doc_id: scored.sample for scored in log.samples(job.run) if not scored.sample.error}
     known = log.scored_by(job.run, job.bench.scorer)
-    unscored = [doc for doc in here if doc.doc_id not in known]
-    verdicts = job.bench.judge(
-        [(stored[d.doc_id].sample.reply, stored[d.doc_id].sample.finish_reason, d) for d in unscored]
-    )
+    unscored = [(stored[d.doc_id], d) for d in job.docs if d.doc_id in stored and d.doc_id not in known]
     if unscored:
-        log.score(job.run, list(zip([d.doc_id for d in unscored], verdicts, strict=True)), job.bench.scorer)
+        verdicts = judged(job.bench, unscored, job.run.sampler.get("context"))
+        log.score(job.run, [(s.doc_id, v) for (s, _), v in zip(unscored, verdicts, strict=True)], job.bench.scorer)
     return {doc.doc_id for doc in job.docs} - stored.keys()
 
 
-def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch_size: int) -> Iterator[int]:
+def _generate(log: RunLog, job: Job, missing: set[str], model: Generator, batch_size: int) -> Iterator[int]:
     """Generate, score and store batch by batch; yields the number of rows that are there after each."""
     encoded = {doc.doc_id: model.encode(doc.prompt, doc.history) for doc in job.docs}
     model.require_room(list(encoded.values()), job.bench.max_new_tokens)
@@ -140,8 +187,8 @@ def _generate(log: RunLog, job: _Job, missing: set[str], model: Generator, batch
             cut_at_stops(reply, job.bench.stops)
             for reply in model.reply([encoded[doc.doc_id] for doc in batch], job.bench.max_new_tokens)
         ]
-        verdicts = job.bench.judge([(r.text, r.finish_reason, doc) for r, doc in zip(replies, batch, strict=True)])
         samples = [_sample(doc, places[doc.doc_id], reply) for doc, reply in zip(batch, replies, strict=True)]
+        verdicts = judged(job.bench, list(zip(samples, batch, strict=True)), None)
         log.add(job.run, list(zip(samples, verdicts, strict=True)), job.bench.scorer)
         count += len(batch)
         yield count
@@ -159,66 +206,28 @@ def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
     )
 
 
-def summarize(log: RunLog, run: Run, doc_ids: Sequence[str] | None = None) -> RunSummary:
-    """Counts of a run, over some rows or all that are stored."""
-    chosen = set(doc_ids) if doc_ids is not None else None
-    samples = [s for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
-    verdicts = [s.verdict for s in samples]
-    scored = [v for v in verdicts if v.correct is not None]
-    parts = _parts(samples) if run.spec.get("average") == "macro" else {}
-    return RunSummary(
-        run.run_id,
-        run.bench,
-        run.model,
-        run.name,
-        len(verdicts),
-        sum(v.correct is True for v in scored),
-        len(verdicts) - len(scored),
-        _macro(parts) if parts else _share(verdicts),
-        dict(sorted(Counter[str](v.cause for v in verdicts).items())),
-        parts,
-    )
-
-
-def _parts(samples: Sequence[Scored]) -> dict[str, float | None]:
-    """Score of each part; the part is what stands before "::" in a row's id. Imported rows may have none."""
-    parts: dict[str, list[Verdict]] = {}
-    for scored in samples:
-        part, mark, _ = scored.sample.doc_id.partition("::")
-        if mark:
-            parts.setdefault(part, []).append(scored.verdict)
-    return {name: _share(verdicts) for name, verdicts in parts.items()}
-
-
-def _macro(parts: dict[str, float | None]) -> float | None:
-    """Mean of the parts; a part that was not run makes the whole unknown, never lower."""
-    known = [score for score in parts.values() if score is not None]
-    return sum(known) / len(known) if len(known) == len(parts) else None
-
-
-def _share(verdicts: Sequence[Verdict]) -> float | None:
-    scored = [v.correct for v in verdicts if v.correct is not None]
-    return sum(scored) / len(scored) if scored else None
-
-
 def rescore(log_path: Path | str, data: Path | None = None, sandbox: Policy | None = None) -> list[RunSummary]:
     """Judge every stored reply again with the scorers of this version, offline.
 
-    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log.
+    Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log. Runs
+    of lm-eval tasks stay as lm-eval scored them.
     """
     policy = sandbox or current()
     with using(policy), RunLog(log_path, create=False) as log:
         summaries = []
         for run in log.runs():
-            if "imported" in run.spec and data is None:
+            if "lm_eval" in run.spec or ("imported" in run.spec and data is None):
                 summaries.append(summarize(log, run))
                 continue
             bench = find([run.bench])[0]
             _require_scorers([bench], policy)
             log.event(run, "rescoring", sandbox=policy.describe())
-            docs = {doc.doc_id: doc for doc in bench.docs(data)}
-            samples = [scored.sample for scored in log.samples(run) if scored.sample.doc_id in docs]
-            verdicts = bench.judge([(s.reply, s.finish_reason, docs[s.doc_id]) for s in samples])
+            rows = bench.docs(data)
+            docs = {doc.doc_id: doc for doc in rows}
+            samples = [s.sample for s in log.samples(run) if s.sample.doc_id in docs and not s.sample.error]
+            verdicts = judged(bench, [(s, docs[s.doc_id]) for s in samples], run.sampler.get("context"))
             log.score(run, list(zip([s.doc_id for s in samples], verdicts, strict=True)), bench.scorer)
+            for asked in {result.asked for result in log.results(run)}:
+                conclude(log, run, bench.scorer, [doc.doc_id for doc in rows[:asked]], exclude_errors=False)
             summaries.append(summarize(log, run))
         return summaries

@@ -1,0 +1,76 @@
+"""The live table of an evaluation on a server: one line per bench, on a terminal only.
+
+Invariants: everything it counts is stored already; without a terminal nothing is printed.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from trimoe.evaluate.asking import Show, Tally
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_EVERY = 0.2  # seconds between two drawings
+
+
+@contextmanager
+def live() -> Iterator[Show | None]:
+    """A function that shows a tally while the block runs; None unless standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    tallies: dict[str, Tally] = {}
+    with Live(console=Console(stderr=True), refresh_per_second=1 / _EVERY, transient=True) as screen:
+        drawn = 0.0
+
+        def show(tally: Tally) -> None:
+            nonlocal drawn
+            tallies[tally.bench] = tally
+            if monotonic() - drawn >= _EVERY or tally.done + tally.errors >= tally.total:
+                drawn = monotonic()
+                screen.update(table(list(tallies.values())))
+
+        yield show
+
+
+def table(tallies: list[Tally]) -> "Table":
+    """The table as rich draws it."""
+    from rich.table import Table  # slow to import, and only terminals need it
+
+    drawn = Table(box=None, pad_edge=False)
+    drawn.add_column("bench")
+    for title in ("done", "correct", "empty", "truncated", "errors", "tokens/s", "ETA"):
+        drawn.add_column(title, justify="right")
+    for tally in tallies:
+        drawn.add_row(*cells(tally))
+    return drawn
+
+
+def cells(tally: Tally, now: float | None = None) -> tuple[str, ...]:
+    """One line: counts so far; speed and time left from what came since this command began."""
+    seconds = max((tally.last if now is None else now) - tally.began, 1e-9)
+    left = tally.total - tally.done - tally.errors
+    eta = "" if not left else _clock(left * seconds / tally.fresh) if tally.fresh else "?"
+    correct = f"{100 * tally.correct / tally.scored:.1f} %" if tally.scored else "-"
+    speed = f"{tally.tokens / seconds:,.0f}" if tally.tokens else "-"
+    return (
+        tally.bench,
+        f"{tally.done}/{tally.total}",
+        correct,
+        *(str(count) for count in (tally.empty, tally.truncated, tally.errors)),
+        speed,
+        eta,
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,154 @@
+"""The run log's tables, and the named migrations that lead to them from any older log.
+
+Invariants: a migration is applied whole or not at all, never twice, and none is ever changed once it was released: the
+schema grows by a new one at the end. A log of a newer trimoe and a file of something else are refused, unchanged.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trimoe.errors import RunLogError
+
+_APPLICATION_ID = 0x74726D6F  # "trmo": tells our log from any other SQLite file
+
+MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "first",
+        (
+            """CREATE TABLE runs (
+                id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, bench TEXT NOT NULL, spec_hash TEXT NOT NULL,
+                spec TEXT NOT NULL, model TEXT NOT NULL, sampler TEXT NOT NULL, settings TEXT NOT NULL,
+                created TEXT NOT NULL)""",
+            """CREATE TABLE names (
+                name TEXT NOT NULL, bench TEXT NOT NULL, run_id INTEGER NOT NULL REFERENCES runs(id),
+                PRIMARY KEY (name, bench))""",
+            """CREATE TABLE samples (
+                run_id INTEGER NOT NULL REFERENCES runs(id), doc_id TEXT NOT NULL, position INTEGER NOT NULL,
+                prompt TEXT NOT NULL, reply TEXT NOT NULL, finish_reason TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+                reply_tokens INTEGER NOT NULL, created TEXT NOT NULL, PRIMARY KEY (run_id, doc_id))""",
+            """CREATE TABLE scores (
+                run_id INTEGER NOT NULL, doc_id TEXT NOT NULL, scorer INTEGER NOT NULL, extracted TEXT,
+                correct INTEGER CHECK (correct IN (0, 1)), cause TEXT NOT NULL, detail TEXT NOT NULL,
+                PRIMARY KEY (run_id, doc_id, scorer),
+                FOREIGN KEY (run_id, doc_id) REFERENCES samples(run_id, doc_id))""",
+            """CREATE TABLE events (
+                id INTEGER PRIMARY KEY, run_id INTEGER REFERENCES runs(id), created TEXT NOT NULL, kind TEXT NOT NULL,
+                detail TEXT NOT NULL)""",
+        ),
+    ),
+    (
+        "replies of servers",
+        (
+            "ALTER TABLE samples ADD COLUMN reasoning TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE samples ADD COLUMN reasoning_field TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE samples ADD COLUMN fallback INTEGER NOT NULL DEFAULT 0 CHECK (fallback IN (0, 1))",
+            "ALTER TABLE samples ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT -1",
+            "ALTER TABLE samples ADD COLUMN marks TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE samples ADD COLUMN seconds REAL",
+            "ALTER TABLE samples ADD COLUMN raw BLOB",  # the JSON as text, or the same deflated
+            """CREATE TABLE attempts (
+                run_id INTEGER NOT NULL REFERENCES runs(id), doc_id TEXT NOT NULL, started TEXT NOT NULL,
+                seconds REAL NOT NULL, outcome TEXT NOT NULL, status INTEGER, detail TEXT NOT NULL)""",
+            "CREATE INDEX attempts_of ON attempts (run_id, doc_id)",
+            """CREATE TABLE failures (
+                run_id INTEGER NOT NULL REFERENCES runs(id), doc_id TEXT NOT NULL, position INTEGER NOT NULL,
+                prompt TEXT NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL, raw BLOB, created TEXT NOT NULL,
+                PRIMARY KEY (run_id, doc_id))""",
+            """CREATE TABLE results (
+                run_id INTEGER NOT NULL REFERENCES runs(id), asked INTEGER NOT NULL, scorer INTEGER NOT NULL,
+                correct INTEGER NOT NULL, scored INTEGER NOT NULL, errors INTEGER NOT NULL, score REAL,
+                standard_error REAL, causes TEXT NOT NULL, ceilings TEXT, marks TEXT NOT NULL, created TEXT NOT NULL,
+                PRIMARY KEY (run_id, asked, scorer))""",
+        ),
+    ),
+)
+
+
+def open_log(path: Path) -> sqlite3.Connection:
+    """A connection to a log of the newest schema; `RunLogError` for a file that is not ours."""
+    db: sqlite3.Connection | None = None
+    try:
+        db = sqlite3.connect(path, timeout=30, isolation_level=None)
+        _refuse_strangers(db, path)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # a counted sample survives a power cut
+        db.execute("PRAGMA foreign_keys = ON")
+        _migrate(db)
+    except sqlite3.Error as exc:
+        if db is not None:
+            db.close()
+        raise RunLogError(
+            f"{path} is not a readable run log",
+            expected="an SQLite file written by trimoe",
+            actual=str(exc),
+            remedy="choose another --log",
+        ) from exc
+    except RunLogError:
+        if db is not None:
+            db.close()
+        raise
+    return db
+
+
+def _refuse_strangers(db: sqlite3.Connection, path: Path) -> None:
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    if tables and application != _APPLICATION_ID:
+        raise RunLogError(
+            f"{path} is an SQLite file of something else",
+            expected="a run log of trimoe",
+            actual=f"tables {', '.join(sorted(tables)[:5])}",
+            remedy="choose another --log",
+        )
+    if tables:
+        unknown = {name for (name,) in db.execute("SELECT name FROM migrations")} - {name for name, _ in MIGRATIONS}
+        if unknown:
+            raise RunLogError(
+                f"{path} was written by a newer trimoe",
+                expected="schema known to this version",
+                actual=f"migration {', '.join(sorted(unknown))}",
+                remedy="upgrade trimoe",
+            )
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    if _applied(db) == {name for name, _ in MIGRATIONS}:
+        return  # reading a log writes nothing
+    with transaction(db):
+        db.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
+        db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    applied = _applied(db)
+    for name, statements in MIGRATIONS:
+        if name not in applied:
+            with transaction(db):
+                if db.execute("SELECT 1 FROM migrations WHERE name = ?", (name,)).fetchone():
+                    continue  # another process was faster
+                for statement in statements:
+                    db.execute(statement)
+                db.execute("INSERT INTO migrations VALUES (?, ?)", (name, now()))
+
+
+def _applied(db: sqlite3.Connection) -> set[str]:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'").fetchone():
+        return set()
+    return {name for (name,) in db.execute("SELECT name FROM migrations")}
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; the write lock is taken at once, so two writers wait for each other."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def now() -> str:
+    """UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

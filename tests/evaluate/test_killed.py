@@ -1,0 +1,95 @@
+"""A runner that is killed again and again: nothing stored is lost, changed, or asked for twice."""
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_server import FaultServer
+
+from trimoe.evaluate.bench import find
+from trimoe.evaluate.log import RunLog
+
+BENCHES = ("tiny-choice", "tiny-math", "tiny-format", "tiny-text", "tiny-story")
+ROWS, KILLS = 500, 25
+SCRIPT = """
+import sys
+from trimoe.evaluate.client import Patience
+from trimoe.evaluate.probe import connect
+from trimoe.evaluate.run import evaluate_endpoint
+evaluate_endpoint(connect(sys.argv[1]), sys.argv[3].split(","), sys.argv[2], name="m", patience=Patience(8))
+"""
+
+
+def command(at: FaultServer, log: Path) -> list[str]:
+    return [sys.executable, "-c", SCRIPT, at.url, str(log), ",".join(BENCHES)]
+
+
+def stored_prompts(log: Path) -> list[str]:
+    """As another process sees them; the last turn is the question, as the server counts it."""
+    if not log.is_file():
+        return []
+    db = sqlite3.connect(f"file:{log}?mode=ro", uri=True, timeout=30)
+    try:
+        return [prompt for (prompt,) in db.execute("SELECT prompt FROM samples")]
+    except sqlite3.OperationalError:
+        return []  # not created yet
+    finally:
+        db.close()
+
+
+def contents(log: Path) -> list[Any]:
+    """All that is no time: runs, results, samples, verdicts, raw replies (but for their ids, which count requests)."""
+    with RunLog(log, create=False) as opened:
+        assert opened.verify() == []
+        found: list[Any] = []
+        for run in opened.runs():
+            found += [run, opened.results(run)]
+            for scored in opened.samples(run):
+                raw = json.loads(opened.raw(run, scored.sample.doc_id) or b"null")
+                raw.pop("id")
+                found.append((scored, raw))
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_25_times_equals_undisturbed(tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm.db", tmp_path / "rough.db"
+    replies = {doc.prompt: doc.reference for bench in find(BENCHES) for doc in bench.docs()}
+    draw = random.Random(7)
+    # every tenth reply is wrong, so that verdicts differ, too
+    script = {prompt: ["wrong"] for prompt in draw.sample(sorted(replies), ROWS // 10)}
+    with FaultServer(replies, script, delay=0.02) as at:
+        subprocess.run(command(at, calm), check=True, timeout=300)
+        assert len(stored_prompts(calm)) == ROWS
+        at.asked.clear()
+        kills = 0
+        before: dict[str, int] = {}
+        for number in range(KILLS):
+            process = subprocess.Popen(command(at, rough))
+            wanted, deadline = 1 + number * (ROWS - 60) // KILLS, time.monotonic() + 120
+            while process.poll() is None and len(stored_prompts(rough)) < wanted and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.05))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+            time.sleep(0.1)  # requests that were under way reach the server
+            asked_when_stored = {prompt: at.asked[prompt] for prompt in stored_prompts(rough)}
+            again = {p for p, count in before.items() if asked_when_stored[p] != count}
+            assert not again, "asked for again after it was stored"
+            before = asked_when_stored
+        assert kills == KILLS
+        subprocess.run(command(at, rough), check=True, timeout=300)
+        assert all(at.asked[prompt] == count for prompt, count in before.items())
+        assert sum(at.asked.values()) <= ROWS + KILLS * 8  # only what was under way was asked for again
+        done = at.asked.copy()
+        subprocess.run(command(at, rough), check=True, timeout=300)
+        assert at.asked == done
+    assert contents(rough) == contents(calm)
