@@ -1,1 +1,1 @@
-"""Not built yet: checkpoint -> files people run (GGUF, NVFP4)."""
+"""Checkpoint -> files people run: GGUF ladders, measured mixes, NVFP4; their sizes beforehand."""
