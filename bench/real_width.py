@@ -1,4 +1,4 @@
-"""Real widths, really quantized: two layers of gemma-4-26B-A4B with random weights, whole and pruned to 98 of 128 experts.
+"""Real widths, really quantized: two layers of gemma-4-26B-A4B with random weights, whole and cut to 98 of 128 experts.
 
     python bench/real_width.py DIR [--tiers Q4_K_M,CD-Q4_K_M,IQ4_XS,IQ3_XS] [--keep 98] [--vocabulary 16384]
 
@@ -30,7 +30,7 @@ from trimoe.quantize.sizes import bytes_about
 from trimoe.quantize.tiers import find_tiers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "quantize"))
-from blueprints import write_hollow, write_imatrix  # noqa: E402
+from blueprints import write_hollow, write_imatrix
 
 BLOCK = 1 << 24
 

@@ -86,7 +86,9 @@ class Reference:
         logits = Path(self._folder.name) / "logits"
         try:
             require_space(logits, self.chunks * (self.context // 2) * 2 * (self.vocabulary + 4))
-            said = _complete([*self._common, "-m", str(self.base), "--kl-divergence-base", str(logits)], self.base, _BASE)
+            said = _complete(
+                [*self._common, "-m", str(self.base), "--kl-divergence-base", str(logits)], self.base, _BASE
+            )
         except BaseException:
             self._folder.cleanup()
             raise
