@@ -87,8 +87,6 @@ def draw(rows: list[dict[str, Any]], base_accuracy: float, path: Path) -> None:
         "Q3_K_M",
         "IQ2_XXS",
         "CD-Q6_K",
-        "CD-Q4_K_M",
-        "CD-Q2_K",
     }
     for row in rows:  # all names would cover each other
         if row["tier"] in named or kind_of(row["tier"]) == "AUTO":
