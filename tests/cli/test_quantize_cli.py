@@ -66,6 +66,20 @@ def test_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the smallest, 64 experts as IQ2_XS, needs" in out
 
 
+def test_nvfp4_of_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    """Published: about 13 GB for 98 experts; all of 128 in 16 bits are 51.6 GB."""
+    code, data = run(capsys, "plan", "gemma-4-26B-A4B", "--keep", "98", "--tier", "NVFP4A16")
+    assert (code, data["keep"], data["experts"], data["exact"]) == (0, 98, 128, False)
+    assert 13.0e9 < data["file_bytes"] < 13.8e9
+    assert data["memory"]["total"] == data["tensor_bytes"] + data["memory"]["kv_cache"]
+    _, table = run(capsys, "plan", "gemma-4-26B-A4B", "--keep", "98")
+    assert table["nvfp4"]["file_bytes"] == data["file_bytes"]
+    assert main(["plan", "gemma-4-26B-A4B", "--keep", "98", "--tier", "NVFP4A16"]) == 0
+    assert f"{data['file_bytes']:,} bytes in 3" in capsys.readouterr().out
+    code, exact = run(capsys, "plan", str(bundled()), "--tier", "NVFP4A16", "--layout", "compressed-tensors")
+    assert (code, exact["exact"], exact["layout"]) == (0, True, "compressed-tensors")
+
+
 def test_plans_of_files_and_directories(capsys: pytest.CaptureFixture[str]) -> None:
     code, whole = run(capsys, "plan", str(bundled()), "--tier", "Q8_0")
     assert code == 0
@@ -85,6 +99,12 @@ def test_plans_of_files_and_directories(capsys: pytest.CaptureFixture[str]) -> N
         (("plan", "gemma-4-26B-A4B", "--tier", "Q4_K_XXL"), 2, "there is no tier Q4_K_XXL"),
         (("plan", "gemma-4-26B-A4B", "--tier", "CD-IQ2_K"), 5, "names file mixes"),
         (("plan", "gemma-4-26B-A4B", "--tier", "Q6_K", "--table"), 2, "contradict"),
+        (("plan", "gemma-4-26B-A4B", "--tier", "Q6_K", "--layout", "modelopt"), 2, "--layout is for NVFP4A16"),
+        (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--layout", "x"), 2, "there is no layout x"),
+        (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--memory", "16GB"), 2, "no --memory"),
+        (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--kv", "q8_0"), 2, "cache type of llama.cpp"),
+        (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--keep", "129"), 2, "129 experts cannot be kept"),
+        (("plan", "no-such-model", "--tier", "NVFP4A16"), 3, "neither a path nor a model known by name"),
         (("plan", "gemma-4-26B-A4B", "--keep", "129"), 3, "--keep 129 is impossible"),
         (("plan", "gemma-4-26B-A4B", "--memory", "lots"), 2, "not a size"),
         (("plan", "gemma-4-26B-A4B", "--context", "32 pages"), 2, "not a number of tokens"),

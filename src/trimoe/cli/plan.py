@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--keep", type=click.IntRange(1), help="Experts kept in each layer; default: all of them.")
-@click.option("--tier", "tier_name", help="A tier, e.g. Q4_K_M or CD-Q4_K_M; default: every tier of the ladder.")
+@click.option("--tier", "tier_name", help="A tier, e.g. Q4_K_M, CD-Q4_K_M or NVFP4A16; default: the whole ladder.")
+@click.option("--layout", help="Of NVFP4A16: modelopt (default) or compressed-tensors.")
 @click.option("--memory", "budget", metavar="SIZE", help="List what fits into this memory, e.g. 16GB or 12GiB.")
 @click.option("--context", default="8k", show_default=True, help="Tokens of each conversation, e.g. 32k.")
 @click.option("--kv", default="f16", show_default=True, help="Type of the key-value cache, e.g. q8_0.")
@@ -29,6 +30,7 @@ def plan(
     model: str,
     keep: int | None,
     tier_name: str | None,
+    layout: str | None,
     budget: str | None,
     context: str,
     kv: str,
@@ -41,7 +43,8 @@ def plan(
 
     MODEL is a GGUF file (F32, F16 or BF16), a checkpoint directory, a config.json, or the name of a model whose
     configuration is shipped (gemma-4-26B-A4B). From a GGUF file sizes are exact to the byte; from a configuration the
-    vocabulary is estimated (`exact` is false), which changes the size by less than 0.1 %.
+    vocabulary is estimated (`exact` is false), which changes the size by less than 0.1 %. NVFP4A16 is exact from a
+    checkpoint directory; from a configuration alone its headers may differ by up to 0.1 MB.
 
     With --memory it lists the combinations of experts kept and tier that fit, best expected quality first, each pruned
     one beside its rival: the unpruned model at the largest tier that is not larger.
@@ -52,7 +55,10 @@ def plan(
       trimoe plan gemma-4-26B-A4B --memory 16GB --context 32k --kv q8_0
       trimoe plan model-BF16.gguf --table
       trimoe plan gemma-4-26B-A4B --keep 98 --tier Q4_K_M --vision
+      trimoe plan gemma-4-26B-A4B --keep 98 --tier NVFP4A16
     """
+    from trimoe.cli.plan_nvfp4 import nvfp4_or_none, text_of, unquantized
+    from trimoe.quantize.nvfp4_rules import rules
     from trimoe.quantize.plan import Serving, fitting, parse_bytes, parse_tokens, size_of
     from trimoe.quantize.plan import memory as memory_of
     from trimoe.quantize.tiers import all_tiers, default_ladder, find_tiers
@@ -60,6 +66,15 @@ def plan(
 
     if tier_name and as_table:
         raise UsageError("--tier and --table contradict each other", expected="one tier, or the table of all")
+    if layout and tier_name != rules().tier:
+        raise UsageError(f"--layout is for {rules().tier}", expected=f"--tier {rules().tier}")
+    if tier_name == rules().tier:
+        if budget or vision:
+            raise UsageError(f"{rules().tier} has no --memory and no --vision", expected="neither",
+                             remedy="the vision tower is in its files; memory is printed anyway")  # fmt: skip
+        data = _nvfp4(model, keep, layout, Serving(parse_tokens(context), parallel, kv.upper()))
+        emit(data, text_of(data), as_json)
+        return
     blueprint = load_blueprint(model)
     tower = vision_of(model, load_config(model)) if vision else None
     serving = Serving(parse_tokens(context), parallel, kv.upper(), tower.nbytes if tower else 0)
@@ -67,7 +82,7 @@ def plan(
     head = {"model": model, "experts": blueprint.facts.experts, "keep": smaller.facts.experts,
             "exact": blueprint.metadata.exact, "context": serving.context, "parallel": parallel,
             "kv": serving.kv_type.lower(),
-            "safetensors": _safetensors(model, smaller),
+            "safetensors": unquantized(model, smaller.facts.experts, load_config),
             "mmproj": tower and {"file_bytes": tower.file_bytes, "weights": tower.weights, "exact": False}}  # fmt: skip
     if budget is None and tier_name:
         (tier,) = find_tiers([tier_name])
@@ -79,6 +94,7 @@ def plan(
         tiers = [t for t in all_tiers().values() if t.broken is None] if as_table else default_ladder()
         sizes = [(t.name, size_of(smaller, t)) for t in tiers]
         rows = [_size_json(name, size, memory_of(smaller, size, serving)) for name, size in sizes]
+        head["nvfp4"] = nvfp4_or_none(model, smaller.facts.experts, load_config)
         emit({**head, "tiers": rows}, _table_text(head, rows), as_json)
         return
     wanted = find_tiers([tier_name]) if tier_name else default_ladder()
@@ -103,7 +119,7 @@ def load_blueprint(model: str) -> "Blueprint":
     from trimoe.artifact import read_json
     from trimoe.model.gguf import find_gguf, open_gguf
     from trimoe.model.safetensors import read_index
-    from trimoe.quantize.layout import blueprint_of_config, blueprint_of_gguf, shipped_config, shipped_configs
+    from trimoe.quantize.layout import blueprint_of_config, blueprint_of_gguf
 
     path = Path(model)
     if path.exists():
@@ -117,36 +133,40 @@ def load_blueprint(model: str) -> "Blueprint":
             return blueprint_of_config(model, config)
         output = any(name.endswith("lm_head.weight") for name in read_index(path))
         return blueprint_of_config(model, config, path / "tokenizer.json", output=output)
-    config = shipped_config(model)
+    return blueprint_of_config(model, named_config(model))
+
+
+def named_config(name: str) -> dict[str, Any]:
+    """A shipped configuration. Raises `BadInput`."""
+    from trimoe.quantize.layout import shipped_config, shipped_configs
+
+    config = shipped_config(name)
     if config is None:
-        raise BadInput(f"{model} is neither a path nor a model known by name", expected=", ".join(shipped_configs()),
+        raise BadInput(f"{name} is neither a path nor a model known by name", expected=", ".join(shipped_configs()),
                        remedy="give a GGUF file, a checkpoint directory or a config.json")  # fmt: skip
-    return blueprint_of_config(model, config)
+    return config
 
 
-def _safetensors(model: str, blueprint: "Blueprint") -> dict[str, Any] | None:
-    """Bytes of the unquantized checkpoint; None for a GGUF file."""
-    from trimoe.model.gguf import find_gguf
-    from trimoe.quantize.checkpoint_size import checkpoint_bytes, estimated_bytes
+def _nvfp4(model: str, keep: int | None, layout: str | None, serving: "Serving") -> dict[str, Any]:
+    from trimoe.cli.plan_nvfp4 import nvfp4, with_memory
+    from trimoe.errors import CheckpointError
+    from trimoe.quantize.nvfp4_rules import LAYOUTS
 
-    path = Path(model)
-    if path.exists() and find_gguf(path) is not None:
-        return None
-    if path.is_dir():
-        return {"file_bytes": checkpoint_bytes(path, blueprint.facts.experts), "exact": True}
-    return {"file_bytes": estimated_bytes(blueprint), "exact": False}
+    data = nvfp4(model, keep, layout or LAYOUTS[0], load_config)
+    try:
+        blueprint = load_blueprint(model)
+    except CheckpointError:  # a family without a GGUF layout: its cache is not known, its size is
+        blueprint = None
+    return with_memory({"model": model, **data}, blueprint, serving)
 
 
 def load_config(model: str) -> dict[str, Any]:
     """The configuration of a checkpoint directory, config.json or shipped name. Raises `BadInput`."""
     from trimoe.artifact import read_json
-    from trimoe.quantize.layout import shipped_config
 
     path = Path(model)
     if not path.exists():
-        config = shipped_config(model)
-        assert config is not None  # load_blueprint has found it
-        return config
+        return named_config(model)
     source = path / "config.json" if path.is_dir() else path
     if source.suffix != ".json" or not source.exists():
         raise BadInput(f"{model} does not say what its vision tower is", expected="config.json",
@@ -196,17 +216,18 @@ def _one_text(data: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _safetensors_text(head: dict[str, Any]) -> list[str]:
-    found = head["safetensors"]
-    if found is None:
-        return []
-    note = "" if found["exact"] else " (estimated, language model alone)"
-    return [f"safetensors, not quantized: {found['file_bytes']:,} bytes{note}"]
+def _checkpoints_text(head: dict[str, Any]) -> list[str]:
+    lines = []
+    for key, title in (("safetensors", "safetensors, not quantized"), ("nvfp4", "NVFP4A16, for vLLM and others")):
+        if (found := head[key]) is not None:
+            note = "" if found["exact"] else " (headers within 0.1 MB)"
+            lines.append(f"{title}: {found['file_bytes']:,} bytes{note}")
+    return lines
 
 
 def _table_text(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [f"{head['model']}, {head['keep']} of {head['experts']} experts"
-             f"{'' if head['exact'] else '; vocabulary estimated'}", *_safetensors_text(head), "",
+             f"{'' if head['exact'] else '; vocabulary estimated'}", *_checkpoints_text(head), "",
              f"{'tier':<12} {'bytes':>16} {'GB':>7} {'bpw':>6} {'in memory':>10}  types (GB)"]  # fmt: skip
     for row in sorted(rows, key=lambda r: -int(r["file_bytes"])):
         mix = " ".join(f"{kind} {_gb(size)}" for kind, size in list(row["types"].items())[:4])

@@ -30,9 +30,29 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
+    hf: str | None = None
+    """Name in a Hugging Face checkpoint, after the prefix of the model or layer."""
     shape: tuple[str, ...]
     f32: bool = False
     not_shared_kv: bool = False
+
+
+class VisionSpec(BaseModel):
+    """One tensor of a vision tower in a Hugging Face checkpoint; {L} in its name is the number of the block."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    hf: str
+    shape: tuple[str, ...]
+    only_if: str | None = None
+
+
+class VisionLayout(BaseModel):
+    """A vision tower: see layouts/gemma4.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    required: dict[str, Any]
+    outside: tuple[VisionSpec, ...]
+    layer: tuple[VisionSpec, ...]
 
 
 class Layout(BaseModel):
@@ -45,6 +65,7 @@ class Layout(BaseModel):
     outside: tuple[TensorSpec, ...]
     """Tensors that belong to no layer."""
     layer: tuple[TensorSpec, ...]
+    vision: VisionLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -125,16 +146,8 @@ def shipped_config(name: str) -> dict[str, Any] | None:
     return None
 
 
-def blueprint_of_config(
-    name: str, config: dict[str, Any], tokenizer: Path | None = None, *, output: bool | None = None
-) -> Blueprint:
-    """A blueprint from config.json; tokenizer.json, where there is one, gives the vocabulary's size.
-
-    `output` says whether the checkpoint holds an output matrix of its own (the converter writes it even where
-    config.json says that embeddings are tied); None leaves it to config.json.
-
-    Raises `CheckpointError` for a family without a layout or a configuration that means other tensors.
-    """
+def layout_of(name: str, config: dict[str, Any]) -> tuple[Layout, dict[str, Any]]:
+    """The layout of a configuration, and the part of it that is about text. Raises `CheckpointError`."""
     text = config.get("text_config") or config
     kinds = {str(config.get("model_type")), str(text.get("model_type"))}
     layout = next((item for item in layouts() if kinds & set(item.model_types)), None)
@@ -146,6 +159,20 @@ def blueprint_of_config(
         if text.get(key, value) != value:
             raise CheckpointError(f"{name} has {key} = {text[key]!r}, for which the layout is not known",
                                   expected=repr(value), remedy="convert it to GGUF, plan from that")  # fmt: skip
+    return layout, text
+
+
+def blueprint_of_config(
+    name: str, config: dict[str, Any], tokenizer: Path | None = None, *, output: bool | None = None
+) -> Blueprint:
+    """A blueprint from config.json; tokenizer.json, where there is one, gives the vocabulary's size.
+
+    `output` says whether the checkpoint holds an output matrix of its own (the converter writes it even where
+    config.json says that embeddings are tied); None leaves it to config.json.
+
+    Raises `CheckpointError` for a family without a layout or a configuration that means other tensors.
+    """
+    layout, text = layout_of(name, config)
     try:
         tied = not output if output is not None else bool(text.get("tie_word_embeddings", True))
         return _build(name, layout, text, _metadata(config, tokenizer), tied)
@@ -155,25 +182,46 @@ def blueprint_of_config(
 
 
 def _build(name: str, layout: Layout, text: dict[str, Any], metadata: Metadata, tied: bool) -> Blueprint:
-    heads, kinds = int(text["num_attention_heads"]), list(text["layer_types"])
-    if len(kinds) != text["num_hidden_layers"]:
-        raise ValueError(f"{len(kinds)} layer_types for {text['num_hidden_layers']} layers")
-    window = int(text["sliding_window"])
-    attention = tuple(_attention(text, i, kind, window) for i, kind in enumerate(kinds))
+    attention = _attentions(text)
+    heads, experts = int(text["num_attention_heads"]), int(text["num_experts"])
+    hidden, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
+    tensors = [
+        Tensor(("" if layer is None else f"blk.{layer}.") + spec.name, "F32" if spec.f32 else "BF16", shape)
+        for spec, layer, shape in specs_of(layout, text)
+    ]
+    if not tied:
+        after = sum(tensor.name.count("blk.") == 0 for tensor in tensors)
+        tensors.insert(after, Tensor("output.weight", "BF16", (vocabulary, hidden)))
+    facts = ModelFacts(layout.architecture, len(attention), experts, heads // attention[0].kv_heads)
+    return Blueprint(name, facts, tuple(tensors), metadata, attention, hidden, vocabulary,
+                     int(text["top_k_experts"]))  # fmt: skip
+
+
+def specs_of(layout: Layout, text: dict[str, Any]) -> Iterator[tuple[TensorSpec, int | None, tuple[int, ...]]]:
+    """Every tensor of a model with its layer (None outside of them) and its shape; the output matrix is not among them.
+
+    Raises `KeyError`, `TypeError`, `IndexError` or `ValueError` for an incomplete configuration.
+    """
+    attention, heads = _attentions(text), int(text["num_attention_heads"])
     full = next((a.key_size for a in attention if a.window is None), attention[0].key_size)
     sizes = {"H": int(text["hidden_size"]), "V": int(text["vocab_size"]), "F": int(text["intermediate_size"]),
              "I": int(text["moe_intermediate_size"]), "E": int(text["num_experts"]), "G": full}  # fmt: skip
-    tensors = [_tensor(spec, "", sizes) for spec in layout.outside]
-    if not tied:
-        tensors.append(Tensor("output.weight", "BF16", (sizes["V"], sizes["H"])))
-    for i, geometry in enumerate(attention):
+    for spec in layout.outside:
+        yield spec, None, tuple(dimension(d, sizes) for d in spec.shape)
+    for layer, geometry in enumerate(attention):
         own = sizes | {"D": geometry.key_size, "Q": heads * geometry.key_size,
                        "K": geometry.kv_heads * geometry.key_size}  # fmt: skip
         shared = geometry.window is None and bool(text.get("attention_k_eq_v"))
-        tensors += [_tensor(s, f"blk.{i}.", own) for s in layout.layer if not (shared and s.not_shared_kv)]
-    facts = ModelFacts(layout.architecture, len(kinds), sizes["E"], heads // attention[0].kv_heads)
-    return Blueprint(name, facts, tuple(tensors), metadata, attention, sizes["H"], sizes["V"],
-                     int(text["top_k_experts"]))  # fmt: skip
+        for spec in layout.layer:
+            if not (shared and spec.not_shared_kv):
+                yield spec, layer, tuple(dimension(d, own) for d in spec.shape)
+
+
+def _attentions(text: dict[str, Any]) -> tuple[Attention, ...]:
+    kinds = list(text["layer_types"])
+    if len(kinds) != text["num_hidden_layers"]:
+        raise ValueError(f"{len(kinds)} layer_types for {text['num_hidden_layers']} layers")
+    return tuple(_attention(text, i, kind, int(text["sliding_window"])) for i, kind in enumerate(kinds))
 
 
 def _attention(text: dict[str, Any], layer: int, kind: str, window: int) -> Attention:
@@ -189,11 +237,8 @@ def _attention(text: dict[str, Any], layer: int, kind: str, window: int) -> Atte
     return Attention(kv, size, size, None if kind == "full_attention" else window)
 
 
-def _tensor(spec: TensorSpec, prefix: str, sizes: dict[str, int]) -> Tensor:
-    return Tensor(prefix + spec.name, "F32" if spec.f32 else "BF16", tuple(_dimension(d, sizes) for d in spec.shape))
-
-
-def _dimension(text: str, sizes: dict[str, int]) -> int:
+def dimension(text: str, sizes: dict[str, int]) -> int:
+    """The length that `2I` or `G/2` means. Raises `ValueError` or `KeyError`."""
     match = re.fullmatch(r"(\d*)([A-Z]?)(?:/(\d+))?", text)
     if match is None or not (match[1] or match[2]):
         raise ValueError(f"{text!r} is not a dimension")
