@@ -144,6 +144,7 @@ def eval_(
                 device=device,
                 data=data,
                 sandbox=policy,
+                ignore_guards=options.ignore_guards,
                 exclude_errors=exclude_errors,
             )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)

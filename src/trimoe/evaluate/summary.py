@@ -6,13 +6,14 @@ Invariants: a run with rows that could not be scored has no score, until they ar
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.cause import Limits, ceilings
 from trimoe.evaluate.log import Result, Run, RunLog, Scored
+from trimoe.evaluate.marks import left_out, marks_of
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def summarize(
     groups = _parts(samples) if run.spec.get("average") == "macro" else {}
     parts = {name: _share(group, exclude_errors) for name, group in groups.items()}
     score, error = _mean(list(groups.values()) or [verdicts], exclude_errors)
-    marks = list(marks_of(log, run))
+    marks = [mark.text for mark in marks_of(log, run)]
     if exclude_errors and unscored:
-        marks.append(f"{unscored} unscored rows left out")
+        marks.append(left_out(unscored).text)
     if read := sum(s.sample.fallback for s in samples):
         marks.append(f"{read} read from the reasoning")
     return RunSummary(
@@ -86,21 +87,6 @@ def conclude(log: RunLog, run: Run, scorer: int, doc_ids: Sequence[str] | None, 
     log.conclude(run, Result(asked, scorer, s.correct, scored, s.unscored, s.score, s.standard_error, s.causes,
                              s.ceilings, s.marks))  # fmt: skip
     return s
-
-
-def marks_of(log: RunLog, run: Run) -> Iterable[str]:
-    """What was switched off for any part of a run; once is enough."""
-    marks: dict[str, None] = {}
-    for kind, detail in log.events(run):
-        if kind not in ("generating", "asking", "rescoring"):
-            continue
-        if (detail.get("sandbox") or {}).get("engine") == "none":
-            marks["no sandbox"] = None
-        if detail.get("preflight") is False:
-            marks["no preflight"] = None
-        for guard in detail.get("ignored_guards", ()):
-            marks[f"guard {guard} ignored"] = None
-    return marks
 
 
 def limits_of(run: Run) -> Limits:
