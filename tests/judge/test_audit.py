@@ -306,3 +306,13 @@ def test_a_checked_run_says_so_and_a_rerun_of_nothing_marks_nothing(tmp_path: Pa
     mark(tmp_path / "r.db", ("asking", SAFE), ("asking", {**SAFE, "missing": 0, "preflight": False}))
     made = one(tmp_path / "r.db")
     assert (made.verdict, next(c.level for c in made.checks if c.flag == "MARKS")) == ("publishable", "ok")
+
+
+def test_a_loop_in_the_reasoning_is_a_loop(tmp_path: Path) -> None:
+    put(tmp_path / "r.db", good())
+    with RunLog(tmp_path / "r.db") as log:
+        (run,) = log.runs()
+        thought = Sample("t", 99, "question t", GOOD.format("t"), "stop", 9, 10, reasoning=LOOP)
+        log.add(run, [(thought, Verdict(True, "correct"))], 1)
+    made = one(tmp_path / "r.db")
+    assert (made.flags, made.measures.loops) == (("LOOP",), ("t",))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.cause import Limits, ceilings
+from trimoe.evaluate.cause import Ceilings, Limits, ceilings
 from trimoe.evaluate.log import Result, Run, RunLog, Scored
 from trimoe.evaluate.marks import left_out, marks_of
 
@@ -61,6 +61,7 @@ def summarize(
         marks.append(left_out(unscored).text)
     if read := sum(s.sample.fallback for s in samples):
         marks.append(f"{read} read from the reasoning")
+    limited = run_ceilings(run, samples)
     return RunSummary(
         run.run_id,
         run.bench,
@@ -74,7 +75,7 @@ def summarize(
         parts,
         sum(bool(s.sample.error) for s in samples),
         error,
-        _ceilings(run, samples),
+        None if limited is None else asdict(limited),
         tuple(marks),
     )
 
@@ -95,8 +96,8 @@ def limits_of(run: Run) -> Limits:
     return Limits(int(run.spec.get("max_new_tokens", 0)), int(think), run.sampler.get("context"))
 
 
-def _ceilings(run: Run, samples: Sequence[Scored]) -> dict[str, Any] | None:
-    """None where replies are not counted, or limits not known (imports)."""
+def run_ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
+    """What limits did to a run's scored replies; None where one is not counted, or the limits are not known."""
     limits = limits_of(run)
     scored = [s for s in samples if s.verdict.correct is not None]
     seen = [s.sample.observed() for s in scored]
@@ -107,7 +108,14 @@ def _ceilings(run: Run, samples: Sequence[Scored]) -> dict[str, Any] | None:
     uncounted = any(o.reasoning.strip() and o.reasoning_tokens is None for o in seen)
     split = not uncounted and any(o.reasoning_tokens for o in seen)
     tokens = [(o.content_tokens if split else o.tokens) or 0 for o in seen]
-    return asdict(ceilings(tokens, [s.verdict.correct is True for s in scored], limits, split=split))
+    return ceilings(
+        tokens,
+        [s.verdict.correct is True for s in scored],
+        limits,
+        split=split,
+        whole=[o.tokens or 0 for o in seen],
+        stopped=[o.finish_reason == "stop" for o in seen],
+    )
 
 
 def _parts(samples: Sequence[Scored]) -> dict[str, list[Verdict]]:

@@ -104,7 +104,7 @@ def _length(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
     collapse = share > limits.saturated_collapse
     level = r.levels["SAT_COLLAPSE"] if collapse else "ok"
     yield Check("SAT_COLLAPSE", level, text, share, limits.saturated_collapse, m.saturated)
-    text = f"{len(m.loops)} of {m.n} replies go round in circles"
+    text = f"{len(m.loops)} of {m.n} replies go round in circles, in content or reasoning"
     yield Check("LOOP", r.levels["LOOP"] if m.loops else "ok", text, len(m.loops) / m.n, 0.0, m.loops)
 
 
@@ -117,7 +117,7 @@ def _ceilings(m: Measures, r: Rules) -> Check:
         f"{c.capped} replies at a ceiling ({c.hit}), {c.capped_correct} of them right: costs at most {c.tax_pp:.2f} pp"
     )
     level = r.levels["CAPPED"] if c.verdict == "CAPPED" else "ok"
-    return Check("CAPPED", level, text if c.capped else "lengths pile up at no ceiling", c.tax_pp, 0.0)
+    return Check("CAPPED", level, text if c.capped else "no reply at a ceiling: costs nothing", c.tax_pp, 0.0)
 
 
 def _text(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
