@@ -257,7 +257,7 @@ def engines_page() -> str:
         "parser.\n\n| Family | model_type, or architecture of a GGUF file | Template argument | Parser of vLLM | Note "
         "|\n|---|---|---|---|---|"
     )
-    for family in dict.fromkeys(families().values()):
+    for family in families():
         kinds = ", ".join(f"`{kind}`" for kind in family.model_types)
         parts.append(
             f"| {family.name} | {kinds} | {family.thinking or ''} | {family.vllm_parser or ''} | {family.note} |"

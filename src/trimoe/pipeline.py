@@ -22,6 +22,7 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused
 from trimoe.evaluate.bench import Doc, find
 from trimoe.evaluate.generate import Generator
+from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.run import evaluate
 from trimoe.judge.compare import Comparison, Row, compare_runs, overall
 from trimoe.measure.engine import calibrate
@@ -105,7 +106,9 @@ def run_story(
                 )
     for name, path in {BASE: base.path, **story.models}.items():
         with _step("eval", seconds, progress) as tell:
-            evaluate(path, list(benches), story.log, name=name, limit=limit, progress=partial(_named, tell, name))
+            # what a bad choice of experts does to a model is the story's point: shown with its mark, not paused
+            evaluate(path, list(benches), story.log, name=name, limit=limit, ignore_guards=NAMES,
+                     progress=partial(_named, tell, name))  # fmt: skip
     with _step("compare", seconds, progress):
         story.comparison = compare_runs(story.log, BASE, list(methods))
     return story

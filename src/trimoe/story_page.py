@@ -50,11 +50,23 @@ def page_data(story: Story) -> PageData:
         ),
         focus=FOCUS.removeprefix("tiny-") if FOCUS in benches else "",
         duels=duels(story),
-        caveats=("The bundled model is tiny and its tasks are made up: it compares methods, nothing more.",),
+        caveats=(
+            "The bundled model is tiny and its tasks are made up: it compares methods, nothing more.",
+            *marked(story),
+        ),
         commands=("trimoe demo",),
         versions=(("trimoe", __version__),),
         timings=tuple(story.seconds.items()),
     )
+
+
+def marked(story: Story) -> tuple[str, ...]:
+    """What was switched off for runs of the table, in words; models with the same marks together."""
+    names: dict[str, list[str]] = {}
+    for name, row in story.overall.items():
+        for mark in row.marks:
+            names.setdefault(mark, []).append(name)
+    return tuple(f"{mark}: {', '.join(who)}" for mark, who in names.items())
 
 
 def _score(row: Row) -> Score:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -278,3 +279,34 @@ def test_the_slot_of_the_server_is_told_apart_from_the_cap() -> None:
     seen = Observed("Let us see", "length", "", 3000, None, 1090)
     assert bench.judge_observed([(seen, doc)], slot=4096)[0].cause == "truncated (slot)"
     assert bench.judge_observed([(seen, doc)])[0].cause == "truncated"
+
+
+def test_the_cap_is_for_the_whole_reply_and_not_for_one_that_stopped() -> None:
+    """Reasoning without end leaves a short answer, and no answer's length shows it; the server's count does."""
+    answers, wholes = [10, 10, 300], [16384, 400, 16380]
+    found = ceilings(answers, [False, True, False], SPLIT, split=True, whole=wholes, stopped=[False, False, True])
+    assert (found.verdict, found.hit, found.capped, found.tax_pp) == ("CAPPED", "cap", 1, pytest.approx(100 / 3))
+    assert ceilings(answers, [True] * 3, SPLIT, split=True, whole=wholes, stopped=[True] * 3).verdict == "CLEAN"
+
+
+def test_eval_and_audit_say_the_same_of_limits(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from trimoe.cli.audit import audit
+    from trimoe.cli.evaluate import _results
+    from trimoe.evaluate.bench import Verdict
+    from trimoe.evaluate.log import RunLog, Sample
+    from trimoe.evaluate.summary import summarize
+
+    with RunLog(tmp_path / "r.db") as log:
+        run = log.start("m", "b", {"rows": 40, "max_new_tokens": 100}, "h", {}, {})
+        cut = [Sample(f"{i}", i, f"q{i}", f"{i} a reply long enough to be looked at by everybody, but cut off here",
+                      "length" if i < 3 else "stop", 9, 100 if i < 3 else 20) for i in range(40)]  # fmt: skip
+        log.add(run, [(s, Verdict(s.position > 1, "correct" if s.position > 1 else "truncated (cap)")) for s in cut], 1)
+        summary = summarize(log, run)
+    assert summary.ceilings is not None
+    assert (summary.ceilings["verdict"], summary.ceilings["capped"], summary.ceilings["tax_pp"]) == ("CAPPED", 3, 5.0)
+    assert "CAPPED at cap: 3 replies, at most 5.0 points" in _results([summary])
+    assert (
+        "limits: CAPPED at cap, costs at most 5.00 points" in CliRunner().invoke(audit, [str(tmp_path / "r.db")]).stdout
+    )

@@ -6,12 +6,13 @@ import pytest
 from fault_server import FaultServer
 from test_faults import BENCH, QUICK, docs, run, server, stored
 
+from trimoe.cli.main import main
 from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate.bench import Verdict, benches
 from trimoe.evaluate.guards import NAMES, Tripped, Watch, guards_of
 from trimoe.evaluate.log import RunLog, Sample, Scored
 from trimoe.evaluate.probe import connect
-from trimoe.evaluate.run import evaluate_endpoint
+from trimoe.evaluate.run import evaluate, evaluate_endpoint
 
 LONG = "a reply of some length, long enough that nobody takes it for one that was cut off"
 
@@ -153,3 +154,33 @@ def test_a_dead_server_is_not_asked_for_every_row(tmp_path: Path) -> None:
 def test_an_unknown_guard_cannot_be_ignored(tmp_path: Path) -> None:
     with server(1) as at, pytest.raises(UsageError, match="no guard is named emtpy"):
         evaluate_endpoint(connect(at.url), [BENCH], tmp_path / "r.db", patience=QUICK, ignore_guards=["emtpy"])
+
+
+def test_runs_in_this_process_have_the_same_guards(model_dir: Path, tmp_path: Path) -> None:
+    """A random model knows nothing: paused after the batch that shows it, again without asking for more, then on."""
+    log, limit = tmp_path / "runs.db", 44
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"(?s)guard 'zero'.*none of 2[0-3].*--ignore-guard zero"):
+            evaluate(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4)
+        assert len(stored(log)) in (20, 24)
+    (summary,) = evaluate(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4, ignore_guards=NAMES)
+    assert (summary.n, summary.correct) == (limit, 0)
+    assert "guard zero ignored" in summary.marks
+    with pytest.raises(Refused, match="guard 'zero'"):  # complete, and still not believed without the word
+        evaluate(model_dir, ["tiny-math"], log, name="m", limit=limit)
+    with RunLog(log, create=False) as opened:
+        (one,) = opened.runs()
+        kinds = [kind for kind, _ in opened.events(one)]
+        assert kinds.count("guard overruled") == len([mark for mark in summary.marks if mark.startswith("guard")])
+
+
+def test_a_smoke_in_this_process_needs_one_right_answer(model_dir: Path, tmp_path: Path) -> None:
+    command = ["eval", str(model_dir), "--bench", "tiny-math", "--limit", "3", "--log", str(tmp_path / "r.db")]
+    assert main(command) == 5
+    assert main(command) == 5
+    assert main([*command, "--ignore-guard", "zero"]) == 0
+
+
+def test_a_guard_that_was_ignored_and_never_tripped_is_no_mark(tmp_path: Path) -> None:
+    with server(12) as at:
+        assert run(at, tmp_path / "runs.db", 12, ignore=("empty", "zero")).marks == ("no preflight",)

@@ -7,6 +7,7 @@ import pytest
 
 from trimoe.evaluate.bench import Doc, Verdict, find
 from trimoe.evaluate.generate import Generator, Reply
+from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.log import UNCOUNTED, RunLog, Sample
 from trimoe.evaluate.recorded import import_lm_eval
 from trimoe.evaluate.run import cut_at_stops, evaluate, rescore, summarize
@@ -42,8 +43,8 @@ def test_what_is_logged_of_a_conversation() -> None:
 
 def test_a_smoke_variant_is_a_run_of_its_own(model_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
-    (small,) = evaluate(model_dir, ["tiny-story:smoke"], path, name="m")
-    (whole,) = evaluate(model_dir, ["tiny-story"], path, name="m", limit=3)
+    (small,) = evaluate(model_dir, ["tiny-story:smoke"], path, name="m", ignore_guards=NAMES)
+    (whole,) = evaluate(model_dir, ["tiny-story"], path, name="m", limit=3, ignore_guards=NAMES)
     assert (small.bench, small.n, whole.bench) == ("tiny-story:smoke", 10, "tiny-story")
     assert small.run_id != whole.run_id
     assert {r.bench for r in rescore(path)} == {"tiny-story:smoke", "tiny-story"}

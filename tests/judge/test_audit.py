@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from trimoe.cli.audit import audit as command
+from trimoe.cli.judge import compare
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.bench import Doc, Verdict
-from trimoe.evaluate.log import RunLog, Sample
+from trimoe.evaluate.log import Result, RunLog, Sample
+from trimoe.evaluate.log_export import rows
 from trimoe.evaluate.recorded import import_lm_eval
 from trimoe.judge.audit import RunAudit, Wanted, audit
 from trimoe.judge.audit_run import run_checks
@@ -50,7 +52,7 @@ def test_a_clean_run_is_publishable_with_a_row_for_every_check(tmp_path: Path) -
     put(tmp_path / "r.db", good())
     made = one(tmp_path / "r.db")
     assert (made.verdict, made.flags, made.score) == ("publishable", ("CLEAN",), 0.75)
-    assert {c.flag for c in made.checks if c.level == "not checked"} == {"LEAK"}
+    assert {c.flag for c in made.checks if c.level == "not checked"} == {"LEAK", "MARKS"}
     assert len([c for c in made.checks if c.level == "ok"]) == 14
     assert [f[1] for f in made.measures.failures] == ["wrong"] * 10
 
@@ -252,3 +254,65 @@ def test_exit_codes_and_bad_input(tmp_path: Path) -> None:
     mine.write_text("version = 1\nsurprise = 2\n")
     with pytest.raises(BadInput, match="rules"):
         rules(mine)
+
+
+def mark(path: Path, *events: tuple[str, dict[str, Any]], left: int = 0) -> None:
+    """What eval notes of how the run was made."""
+    with RunLog(path) as log:
+        (run,) = log.runs()
+        for kind, detail in events:
+            log.event(run, kind, **detail)
+        if left:
+            log.conclude(run, Result(40, 1, 30, 40 - left, left, 0.75, 0.1, {}))
+
+
+SAFE = {"sandbox": {"engine": "namespaces"}, "missing": 40, "preflight": {"context": {"status": "ok"}}}
+
+
+@pytest.mark.parametrize(
+    ("events", "left", "flag", "shown"),
+    [
+        ([("asking", {**SAFE, "preflight": False})], 0, "NO_PREFLIGHT", "no preflight"),
+        ([("generating", {**SAFE, "sandbox": {"engine": "none"}})], 0, "NO_SANDBOX", "no sandbox"),
+        ([("asking", SAFE), ("rescoring", {"sandbox": {"engine": "none"}})], 0, "NO_SANDBOX", "no sandbox"),
+        ([("asking", SAFE), ("guard overruled", {"guard": "zero"})], 0, "GUARD_IGNORED", "guard zero ignored"),
+        ([("asking", {**SAFE, "preflight": {"context": {"status": "unverified"}}})], 0, "UNVERIFIED",
+         "context unverified"),
+        ([("asking", SAFE)], 2, "LEFT_OUT", "2 unscored rows left out"),
+    ],
+)  # fmt: skip
+def test_what_was_switched_off_is_a_note_and_stands_in_every_table(
+    events: list[tuple[str, dict[str, Any]]], left: int, flag: str, shown: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.db"
+    put(path, good(), engine="llamacpp")
+    mark(path, *events, left=left)
+    made = one(path)
+    assert (made.verdict, made.flags) == ("notes", (flag,))
+    assert shown in next(c for c in made.checks if c.flag == flag).text
+    runner = CliRunner()
+    text = runner.invoke(compare, [str(path)]).stdout
+    assert f"! m on b: {shown}" in text
+    assert "75.0 !" in text
+    assert f"m on b: {shown}" in runner.invoke(compare, [str(path), "--format", "markdown"]).stdout
+    assert runner.invoke(compare, [str(path), "--format", "csv"]).stdout.splitlines()[1].endswith(f",{shown}")
+    assert json.loads(runner.invoke(compare, [str(path), "--json"]).stdout)["rows"][0]["marks"] == [shown]
+    with RunLog(path, create=False) as log:
+        assert next(iter(rows(log)))["run_marks"] == [shown]
+
+
+def test_a_checked_run_says_so_and_a_rerun_of_nothing_marks_nothing(tmp_path: Path) -> None:
+    put(tmp_path / "r.db", good())
+    mark(tmp_path / "r.db", ("asking", SAFE), ("asking", {**SAFE, "missing": 0, "preflight": False}))
+    made = one(tmp_path / "r.db")
+    assert (made.verdict, next(c.level for c in made.checks if c.flag == "MARKS")) == ("publishable", "ok")
+
+
+def test_a_loop_in_the_reasoning_is_a_loop(tmp_path: Path) -> None:
+    put(tmp_path / "r.db", good())
+    with RunLog(tmp_path / "r.db") as log:
+        (run,) = log.runs()
+        thought = Sample("t", 99, "question t", GOOD.format("t"), "stop", 9, 10, reasoning=LOOP)
+        log.add(run, [(thought, Verdict(True, "correct"))], 1)
+    made = one(tmp_path / "r.db")
+    assert (made.flags, made.measures.loops) == (("LOOP",), ("t",))

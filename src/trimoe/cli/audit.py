@@ -7,6 +7,7 @@ import click
 
 from trimoe.cli.common import emit, json_option
 from trimoe.errors import BadInput
+from trimoe.evaluate.cause import Ceilings
 from trimoe.judge.audit import RunAudit, Wanted
 from trimoe.judge.audit import audit as audit_runs
 from trimoe.judge.text import safe, some
@@ -84,6 +85,12 @@ def _leaks(path: Path | None) -> dict[str, Any] | None:
     return found
 
 
+def _limits(c: Ceilings | None) -> str:
+    if c is None:
+        return "tokens not counted, so not known"
+    return c.verdict + (f" at {c.hit}, costs at most {c.tax_pp:.2f} points" if c.capped else "")
+
+
 def _text(one: RunAudit) -> str:
     m = one.measures
     score = "not scored" if one.score is None else f"score {100 * one.score:.2f} %"
@@ -96,6 +103,7 @@ def _text(one: RunAudit) -> str:
         f"  n {one.n}{of}, {score}" + (f" ({interval})" if interval else ""),
         f"  empty {len(m.empty)}, fenced {m.fenced}, chars p10/p50/p90 {p10:.0f}/{p50:.0f}/{p90:.0f}, "
         f"own solution verbatim {verbatim}",
+        f"  limits: {_limits(m.ceilings)}",
     ]
     for level in ("refused", "notes", "not checked"):
         lines += [

@@ -97,6 +97,8 @@ def _as_text(story: "Story", data: "PageData", report: Path) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    from trimoe.story_page import marked
+
     table = Table(title=f"{story.keep} of {story.model.num_experts} experts kept; accuracy in % with 95 % interval")
     table.add_column("method", no_wrap=True)
     benches = list(dict.fromkeys(row.bench for row in story.comparison.rows))
@@ -107,7 +109,10 @@ def _as_text(story: "Story", data: "PageData", report: Path) -> str:
     cells = {(row.name, row.bench): row for row in story.comparison.rows}
     for name, total in story.overall.items():
         shown = [*(cells[name, bench] for bench in benches), total]
-        row = [f"{100 * (c.accuracy or 0):.1f} [{100 * c.low:.0f},{100 * c.high:.0f}]" for c in shown]
+        row = [
+            f"{100 * (c.accuracy or 0):.1f} [{100 * c.low:.0f},{100 * c.high:.0f}]" + " !" * bool(c.marks)
+            for c in shown
+        ]
         against = ""
         if total.difference is not None and total.difference_low is not None and total.difference_high is not None:
             low, high = 100 * total.difference_low, 100 * total.difference_high
@@ -120,7 +125,8 @@ def _as_text(story: "Story", data: "PageData", report: Path) -> str:
     times = ", ".join(f"{k} {v:.0f} s" for k, v in story.seconds.items())
     proof = f"All {len(story.certificates)} cuts proven; largest logit difference to the masked original {worst:.1e}."
     tests = ["On the same items (exact McNemar; Holm over these tests):", *map(_duel, data.duels)]
-    return capture.get() + "\n".join([*tests, proof, f"Times: {times}.", f"Look at {report}"])
+    marks = [f"! {mark}" for mark in marked(story)]
+    return capture.get() + "\n".join([*marks, *tests, proof, f"Times: {times}.", f"Look at {report}"])
 
 
 def _duel(duel: "Duel") -> str:

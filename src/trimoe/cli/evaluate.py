@@ -144,6 +144,7 @@ def eval_(
                 device=device,
                 data=data,
                 sandbox=policy,
+                ignore_guards=options.ignore_guards,
                 exclude_errors=exclude_errors,
             )
     emit({"log": str(log_path), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
@@ -212,7 +213,8 @@ def _results(results: list[RunSummary]) -> str:
         misses = ", ".join(f"{count} {cause}" for cause, count in r.causes.items() if cause != "correct")
         if r.parts:
             score += "  " + ", ".join(f"{k} {'-' if v is None else f'{100 * v:.1f}'}" for k, v in r.parts.items())
-        lines.append(f"{r.bench:<12} {r.correct:>4}/{r.n - r.unscored:<4} {score}  {misses}".rstrip())
+        limits = "limits not counted" if r.ceilings is None else r.ceilings["verdict"]
+        lines.append(f"{r.bench:<12} {r.correct:>4}/{r.n - r.unscored:<4} {score}  {limits}  {misses}".rstrip())
         if r.score is None and r.unscored:
             lines.append(f"  {r.unscored} rows are not scored: the same command tries them again")
         if r.ceilings and r.ceilings["verdict"] == "CAPPED":

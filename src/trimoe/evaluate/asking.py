@@ -20,7 +20,8 @@ from trimoe.errors import Refused
 from trimoe.evaluate.bench import Bench, Doc, Verdict
 from trimoe.evaluate.client import Client, Patience, Question, ServerChanged
 from trimoe.evaluate.endpoint import Endpoint
-from trimoe.evaluate.guards import Tripped, Watch, guards_of
+from trimoe.evaluate.guarding import RunGuard
+from trimoe.evaluate.guards import Tripped, Watch
 from trimoe.evaluate.log import Arrived, Run, RunLog, Sample, Scored
 
 _GROUP = 256  # replies of one commit at most, and about as many wait for it
@@ -135,12 +136,12 @@ def ask_missing(
     show: Show | None = None,
 ) -> None:
     """Ask for the missing rows of a run, store and judge them. `Refused` when a guard or the server stops the run."""
-    watch = Watch(guards_of(job.bench.name), ignored)
+    guard = RunGuard(log, job.run, len(job.docs), ignored)
     tally = Tally(job.bench.name, len(job.docs))
     docs = {doc.doc_id: doc for doc in job.docs}
-    _replay(log, job, docs, watch, tally)
+    _replay(log, job, docs, guard, tally)
     questions = [question(job.bench, doc, i) for i, doc in enumerate(job.docs) if doc.doc_id in missing]
-    with _pipeline(endpoint, patience, questions, log.path, job, watch) as pipe:
+    with _pipeline(endpoint, patience, questions, log.path, job, guard.watch) as pipe:
         for group in pipe.groups():
             fresh = [one.sample for one in group]
             for sample in fresh:
@@ -152,14 +153,10 @@ def ask_missing(
                 tally.judge(verdict)
             if show:
                 show(tally)
-            tripped = watch.scored([Scored(s, v) for s, v in zip(replies, verdicts, strict=True)])
+            tripped = guard.scored([Scored(s, v) for s, v in zip(replies, verdicts, strict=True)])
             if tripped:
                 pipe.stop(tripped)
-    tripped = pipe.tripped or watch.finished(len(job.docs))
-    if tripped:
-        log.event(job.run, "paused", guard=tripped.guard, expected=tripped.expected, actual=tripped.actual,
-                  samples=list(tripped.samples))  # fmt: skip
-        raise tripped.refusal(job.bench.name)
+    guard.finish(pipe.tripped)
     if pipe.changed:
         log.event(job.run, "paused", server=pipe.changed)
         raise Refused(
@@ -170,17 +167,13 @@ def ask_missing(
         )
 
 
-def _replay(log: RunLog, job: Job, docs: Mapping[str, Doc], watch: Watch, tally: Tally) -> None:
+def _replay(log: RunLog, job: Job, docs: Mapping[str, Doc], guard: RunGuard, tally: Tally) -> None:
     """What is stored already, for guards and table. A guard that trips on it stops the run before anything is asked."""
     stored = [s for s in log.samples(job.run) if s.sample.doc_id in docs and not s.sample.error]
-    tripped = None
     for scored in stored:
         tally.take(scored.sample, fresh=False)
         tally.judge(scored.verdict)
-        tripped = watch.reply(scored.sample) or tripped
-    tripped = tripped or watch.scored(stored)
-    if tripped:
-        raise tripped.refusal(job.bench.name)
+    guard.replay(stored)
 
 
 class _Pipe:

@@ -177,14 +177,24 @@ class Ceilings:
     tax_pp: float
 
 
-def ceilings(tokens: Sequence[int], correct: Sequence[bool], limits: Limits, *, split: bool) -> Ceilings:
+def ceilings(
+    tokens: Sequence[int],
+    correct: Sequence[bool],
+    limits: Limits,
+    *,
+    split: bool,
+    whole: Sequence[int] | None = None,
+    stopped: Sequence[bool] | None = None,
+) -> Ceilings:
     """Whether the lengths of a run's replies pile up at a limit, known or unknown. One entry per reply.
 
-    `tokens` counts what the limit applies to: the whole reply, or with `split` (reasoning apart) the answer alone.
+    `tokens` counts the reply, or with `split` (reasoning apart) the answer alone; then `whole` counts the whole reply,
+    which is what the cap applies to. A reply that ended by itself (`stopped`) was not cut at the cap, however near.
     A pile-up that no known limit explains is reported too: at least 2 of at least 10 replies within 16 tokens of the
     longest, which has 256 tokens or more and twice the median of the others.
     """
-    at_cap = [n >= limits.near(limits.cap) for n in tokens]
+    ended = stopped or [False] * len(tokens)
+    at_cap = [n >= limits.near(limits.cap) and not end for n, end in zip(whole or tokens, ended, strict=True)]
     at_room = [split and limits.think > 0 and abs(n - limits.answer_room) <= TOLERANCE for n in tokens]
     longest = max(tokens, default=0)
     ties = [n >= longest - TOLERANCE for n in tokens]

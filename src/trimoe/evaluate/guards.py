@@ -1,7 +1,7 @@
 """Stops a run whose replies look like a fault of the harness, with the evidence, before it costs hours or is believed.
 
 Invariants: thresholds are data (`guards.toml`, per bench); a resumed run shows its guards all that is stored before it
-asks for more; a guard that is ignored is named in the run's results and in every table.
+asks for more; a guard that is ignored where it trips is named in the run's results and in every table.
 Not guaranteed: a guard measures form, not truth. One that is silent proves nothing, and one that fires may be about a
 model that really answers like that: then it is ignored by name, and that is recorded.
 """
@@ -106,6 +106,8 @@ class Watch:
     judged: int = 0
     correct: int = 0
     failed_in_row: int = 0
+    overruled: dict[str, Tripped] = field(default_factory=dict)
+    """Ignored guards that tripped, with what each saw first."""
     _forms: deque[_Form] = field(default_factory=deque)
     _failures: deque[str] = field(default_factory=lambda: deque(maxlen=_SHOWN))
 
@@ -141,7 +143,11 @@ class Watch:
         return self._first(self._zero(1)) if rows <= guard.smoke else None
 
     def _first(self, *found: Tripped | None) -> Tripped | None:
-        return next((t for t in found if t and t.guard not in self.ignored and not self.guards[t.guard].off), None)
+        tripped = [t for t in found if t and not self.guards[t.guard].off]
+        for t in tripped:
+            if t.guard in self.ignored:
+                self.overruled.setdefault(t.guard, t)
+        return next((t for t in tripped if t.guard not in self.ignored), None)
 
     def _share(self, name: str, test: Any) -> Tripped | None:
         guard = self.guards[name]

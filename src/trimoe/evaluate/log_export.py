@@ -14,13 +14,13 @@ from typing import Any
 from trimoe.artifact import canonical_json, publish_file, sha256_bytes
 from trimoe.errors import MissingPrerequisite
 from trimoe.evaluate.log import UNCOUNTED, Run, RunLog, Scored
-from trimoe.evaluate.summary import marks_of
+from trimoe.evaluate.marks import shown_marks
 
 
 def rows(log: RunLog, *, raw: bool = False) -> Iterator[dict[str, Any]]:
     """One row per sample; with `raw` the server's whole reply, too."""
     for run in log.runs():
-        marks = list(marks_of(log, run))
+        marks = [mark.text for mark in shown_marks(log, run)]
         for scored in log.samples(run):
             row = _row(run, scored, marks)
             if raw:

@@ -17,8 +17,9 @@ from trimoe.evaluate.bench import Bench, Doc, find
 from trimoe.evaluate.client import Patience
 from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.generate import SAMPLER, Generator, Reply
+from trimoe.evaluate.guarding import RunGuard, require_sound
 from trimoe.evaluate.guards import require_known
-from trimoe.evaluate.log import RunLog, Sample
+from trimoe.evaluate.log import RunLog, Sample, Scored
 from trimoe.evaluate.sandbox import Policy, current, using
 from trimoe.evaluate.summary import RunSummary, conclude, summarize
 from trimoe.model.checkpoint import open_checkpoint
@@ -40,18 +41,21 @@ def evaluate(
     device: str = "cpu",
     data: Path | None = None,
     sandbox: Policy | None = None,
+    ignore_guards: Iterable[str] = (),
     exclude_errors: bool = False,
 ) -> list[RunSummary]:
     """Generate, score and store what is missing of each bench; one summary per bench, in the order asked for.
 
     `limit` takes the first rows of each bench (the same run continues when it is raised); `name` labels the model in
-    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded; `exclude_errors` gives
-    a run a score although rows of it could not be scored. Raises `UsageError`, `CheckpointError`, `RunLogError`,
-    `MissingPrerequisite`, `Refused`.
+    tables (default: its folder's name); `sandbox` is how generated code is run, and is recorded, as `ignore_guards` is;
+    `exclude_errors` gives a run a score although rows of it could not be scored. Raises `UsageError`,
+    `CheckpointError`, `RunLogError`, `MissingPrerequisite`, and `Refused` when a guard pauses the run; the same call
+    goes on.
     """
     if (limit is not None and limit < 1) or batch_size < 1:
         raise UsageError("limit and batch size must be positive", actual=f"limit {limit}, batch size {batch_size}")
-    wanted = find(benches)
+    wanted, ignored = find(benches), frozenset(ignore_guards)
+    require_known(ignored)
     checkpoint = open_checkpoint(model_dir)
     label = name or checkpoint.path.resolve().name
     policy = sandbox or current()
@@ -71,10 +75,13 @@ def evaluate(
             missing = _rescore(log, job)
             if missing:
                 model = model or Generator(checkpoint.path, device)
-                log.event(job.run, "generating", missing=len(missing), of=len(job.docs), **settings)
-                for count in _generate(log, job, missing, model, batch_size):
+                log.event(job.run, "generating", missing=len(missing), of=len(job.docs),
+                          ignored_guards=sorted(ignored), **settings)  # fmt: skip
+                for count in _generate(log, job, missing, model, batch_size, ignored):
                     if progress:
                         progress(done + count, total, job.bench.name)
+            else:
+                require_sound(log, job.run, [doc.doc_id for doc in job.docs], ignored)
             done += len(job.docs)
             if progress:
                 progress(done, total, job.bench.name)
@@ -98,9 +105,10 @@ def evaluate_endpoint(
 ) -> list[RunSummary]:
     """The same on a running server. Rows that failed before are asked for again, rows that were stored are not.
 
-    `preflight` is the report of the server's check, None if there was none; it is recorded, as `ignore_guards` is, and
-    a run without it is marked. `patience` holds the operational limits; without it the bench's spec sets concurrency
-    and timeout. Raises `Refused` when a guard pauses the run or the server changes under it; the same call goes on.
+    `preflight` is the report of the server's check, None if there was none; it is recorded, as `ignore_guards` is. A
+    run without it is marked, and so is one that an ignored guard would have paused. `patience` holds the operational
+    limits; without it the bench's spec sets concurrency and timeout. Raises `Refused` when a guard pauses the run or
+    the server changes under it; the same call goes on.
     """
     if limit is not None and limit < 1:
         raise UsageError("limit must be positive", actual=f"limit {limit}")
@@ -127,8 +135,10 @@ def evaluate_endpoint(
             if missing:
                 limits = patience or patience_of(job.bench, endpoint)
                 ask_missing(log, job, missing, endpoint, limits, ignored=ignored, show=show)
-            elif show:
-                show(Tally(job.bench.name, len(job.docs), len(job.docs)))
+            else:
+                require_sound(log, job.run, [doc.doc_id for doc in job.docs], ignored)
+                if show:
+                    show(Tally(job.bench.name, len(job.docs), len(job.docs)))
         return _conclude(log, jobs, exclude_errors)
 
 
@@ -168,11 +178,20 @@ def _rescore(log: RunLog, job: Job) -> set[str]:
     if unscored:
         verdicts = judged(job.bench, unscored, job.run.sampler.get("context"))
         log.score(job.run, [(s.doc_id, v) for (s, _), v in zip(unscored, verdicts, strict=True)], job.bench.scorer)
+        log.event(job.run, "rescoring", rows=len(unscored), sandbox=current().describe())
     return {doc.doc_id for doc in job.docs} - stored.keys()
 
 
-def _generate(log: RunLog, job: Job, missing: set[str], model: Generator, batch_size: int) -> Iterator[int]:
-    """Generate, score and store batch by batch; yields the number of rows that are there after each."""
+def _generate(
+    log: RunLog, job: Job, missing: set[str], model: Generator, batch_size: int, ignored: frozenset[str]
+) -> Iterator[int]:
+    """Generate, score and store batch by batch; yields the number of rows that are there after each.
+
+    `Refused` when a guard trips, after the batch that tripped it is stored.
+    """
+    chosen = {doc.doc_id for doc in job.docs}
+    guard = RunGuard(log, job.run, len(job.docs), ignored)
+    guard.replay([scored for scored in log.samples(job.run) if scored.sample.doc_id in chosen])
     encoded = {doc.doc_id: model.encode(doc.prompt, doc.history) for doc in job.docs}
     model.require_room(list(encoded.values()), job.bench.max_new_tokens)
     places = {doc.doc_id: i for i, doc in enumerate(job.docs)}
@@ -190,8 +209,10 @@ def _generate(log: RunLog, job: Job, missing: set[str], model: Generator, batch_
         samples = [_sample(doc, places[doc.doc_id], reply) for doc, reply in zip(batch, replies, strict=True)]
         verdicts = judged(job.bench, list(zip(samples, batch, strict=True)), None)
         log.add(job.run, list(zip(samples, verdicts, strict=True)), job.bench.scorer)
+        guard.take([Scored(sample, verdict) for sample, verdict in zip(samples, verdicts, strict=True)])
         count += len(batch)
         yield count
+    guard.finish()
 
 
 def cut_at_stops(reply: Reply, stops: Sequence[str]) -> Reply:

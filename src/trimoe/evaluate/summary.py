@@ -6,13 +6,14 @@ Invariants: a run with rows that could not be scored has no score, until they ar
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.cause import Limits, ceilings
+from trimoe.evaluate.cause import Ceilings, Limits, ceilings
 from trimoe.evaluate.log import Result, Run, RunLog, Scored
+from trimoe.evaluate.marks import left_out, marks_of
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def summarize(
     groups = _parts(samples) if run.spec.get("average") == "macro" else {}
     parts = {name: _share(group, exclude_errors) for name, group in groups.items()}
     score, error = _mean(list(groups.values()) or [verdicts], exclude_errors)
-    marks = list(marks_of(log, run))
+    marks = [mark.text for mark in marks_of(log, run)]
     if exclude_errors and unscored:
-        marks.append(f"{unscored} unscored rows left out")
+        marks.append(left_out(unscored).text)
     if read := sum(s.sample.fallback for s in samples):
         marks.append(f"{read} read from the reasoning")
+    limited = run_ceilings(run, samples)
     return RunSummary(
         run.run_id,
         run.bench,
@@ -73,7 +75,7 @@ def summarize(
         parts,
         sum(bool(s.sample.error) for s in samples),
         error,
-        _ceilings(run, samples),
+        None if limited is None else asdict(limited),
         tuple(marks),
     )
 
@@ -88,29 +90,14 @@ def conclude(log: RunLog, run: Run, scorer: int, doc_ids: Sequence[str] | None, 
     return s
 
 
-def marks_of(log: RunLog, run: Run) -> Iterable[str]:
-    """What was switched off for any part of a run; once is enough."""
-    marks: dict[str, None] = {}
-    for kind, detail in log.events(run):
-        if kind not in ("generating", "asking", "rescoring"):
-            continue
-        if (detail.get("sandbox") or {}).get("engine") == "none":
-            marks["no sandbox"] = None
-        if detail.get("preflight") is False:
-            marks["no preflight"] = None
-        for guard in detail.get("ignored_guards", ()):
-            marks[f"guard {guard} ignored"] = None
-    return marks
-
-
 def limits_of(run: Run) -> Limits:
     """Cap and thinking budget of the run's bench, context of its server."""
     think = (run.spec.get("generation") or {}).get("think_budget", 0)
     return Limits(int(run.spec.get("max_new_tokens", 0)), int(think), run.sampler.get("context"))
 
 
-def _ceilings(run: Run, samples: Sequence[Scored]) -> dict[str, Any] | None:
-    """None where replies are not counted, or limits not known (imports)."""
+def run_ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
+    """What limits did to a run's scored replies; None where one is not counted, or the limits are not known."""
     limits = limits_of(run)
     scored = [s for s in samples if s.verdict.correct is not None]
     seen = [s.sample.observed() for s in scored]
@@ -121,7 +108,14 @@ def _ceilings(run: Run, samples: Sequence[Scored]) -> dict[str, Any] | None:
     uncounted = any(o.reasoning.strip() and o.reasoning_tokens is None for o in seen)
     split = not uncounted and any(o.reasoning_tokens for o in seen)
     tokens = [(o.content_tokens if split else o.tokens) or 0 for o in seen]
-    return asdict(ceilings(tokens, [s.verdict.correct is True for s in scored], limits, split=split))
+    return ceilings(
+        tokens,
+        [s.verdict.correct is True for s in scored],
+        limits,
+        split=split,
+        whole=[o.tokens or 0 for o in seen],
+        stopped=[o.finish_reason == "stop" for o in seen],
+    )
 
 
 def _parts(samples: Sequence[Scored]) -> dict[str, list[Verdict]]:

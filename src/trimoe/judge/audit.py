@@ -14,8 +14,9 @@ from typing import Any, Literal
 from trimoe.errors import MissingPrerequisite, UsageError
 from trimoe.evaluate.bench import Doc, find
 from trimoe.evaluate.log import Run, RunLog, Scored
+from trimoe.evaluate.marks import shown_marks, was_made_here
 from trimoe.evaluate.run import summarize
-from trimoe.judge.audit_run import run_checks
+from trimoe.judge.audit_run import mark_checks, run_checks
 from trimoe.judge.checks import Check
 from trimoe.judge.measures import Measures, measure
 from trimoe.judge.pairs import pair_checks
@@ -98,6 +99,7 @@ def _one(log: RunLog, run: Run, samples: list[Scored], wanted: Wanted) -> RunAud
     m = measure(run, samples, limits, wanted.rules.texts, docs)
     summary = summarize(log, run)
     checks = tuple(run_checks(run, samples, m, limits, wanted.rules, wanted.leaks, code))
+    checks += tuple(mark_checks(shown_marks(log, run), was_made_here(log, run), wanted.rules))
     low, high = wilson(m.correct, m.scored)
     rows = run.spec.get("rows")
     expected = rows if isinstance(rows, int) else None

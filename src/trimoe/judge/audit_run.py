@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trimoe.evaluate.log import Run, Scored
+from trimoe.evaluate.marks import Flag, Mark
 from trimoe.judge.checks import Check
 from trimoe.judge.measures import Measures
 from trimoe.judge.rules import Limits, Rules
@@ -29,6 +30,27 @@ def run_checks(
     if code:
         yield _verbatim(m, limits, r)
     yield _leaks(run, samples, leaks, limits, r)
+
+
+def mark_checks(marks: Sequence[Mark], known: bool, r: Rules) -> Iterator[Check]:
+    """What was switched off, ignored, left unverified or left out, one row each; one row when nothing was."""
+    if not marks:
+        yield (
+            Check("MARKS", "ok", "nothing was switched off, ignored or left out")
+            if known
+            else Check("MARKS", "not checked", "the log does not say how the replies were made")
+        )
+    for mark in marks:
+        yield Check(mark.flag, r.levels[mark.flag], f"{_MEANING[mark.flag]}: {mark.text}")
+
+
+_MEANING: Mapping[Flag, str] = {
+    "NO_SANDBOX": "generated code ran with nothing around it",
+    "NO_PREFLIGHT": "the server was not checked before it was asked",
+    "UNVERIFIED": "the server did not tell what the score depends on",
+    "GUARD_IGNORED": "the run was paused and went on all the same",
+    "LEFT_OUT": "rows failed and the score does without them",
+}
 
 
 def _share(flag: str, docs: tuple[str, ...], n: int, limit: float, what: str, r: Rules, some: str = "") -> Check:
@@ -82,7 +104,7 @@ def _length(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
     collapse = share > limits.saturated_collapse
     level = r.levels["SAT_COLLAPSE"] if collapse else "ok"
     yield Check("SAT_COLLAPSE", level, text, share, limits.saturated_collapse, m.saturated)
-    text = f"{len(m.loops)} of {m.n} replies go round in circles"
+    text = f"{len(m.loops)} of {m.n} replies go round in circles, in content or reasoning"
     yield Check("LOOP", r.levels["LOOP"] if m.loops else "ok", text, len(m.loops) / m.n, 0.0, m.loops)
 
 
@@ -95,7 +117,7 @@ def _ceilings(m: Measures, r: Rules) -> Check:
         f"{c.capped} replies at a ceiling ({c.hit}), {c.capped_correct} of them right: costs at most {c.tax_pp:.2f} pp"
     )
     level = r.levels["CAPPED"] if c.verdict == "CAPPED" else "ok"
-    return Check("CAPPED", level, text if c.capped else "lengths pile up at no ceiling", c.tax_pp, 0.0)
+    return Check("CAPPED", level, text if c.capped else "no reply at a ceiling: costs nothing", c.tax_pp, 0.0)
 
 
 def _text(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:

@@ -60,7 +60,8 @@ class Row:
     """One model on one bench, against the base. Shares are in [0, 1]; the base's own rows have no difference.
 
     `n` rows were scored, `correct` of them right; `pairs` rows are scored in both runs, `lost` and `gained` are flips.
-    `column` numbers the conditions that it was measured under (0 unless shown side by side).
+    `column` numbers the conditions that it was measured under (0 unless shown side by side); `marks` say what was
+    switched off, ignored or left out when the run was made.
     """
 
     bench: str
@@ -83,6 +84,7 @@ class Row:
     column: int = 0
     flips: Flips = Flips()
     detail: Detail | None = None
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def _column(columns: list[dict[str, Any]], read: Read) -> int:
 
 def _notes(found: dict[tuple[str, str], Read], names: Sequence[str]) -> tuple[str, ...]:
     recorded = list(dict.fromkeys(n for n, b in found if n in names and RECORDED in found[n, b].run.spec))
-    return (f"recorded elsewhere, engine and stack not known: {', '.join(recorded)}",) if recorded else ()
+    notes = [f"recorded elsewhere, engine and stack not known: {', '.join(recorded)}"] if recorded else []
+    for (name, bench), read in found.items():
+        if name in names and read.marks:
+            notes.append(f"! {name} on {bench}: {', '.join(read.marks)}")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,8 @@ def _plain(read: Read, detail: bool) -> Row:
         low, high = wilson(share * worth, worth)
     causes = dict(sorted(Counter[str](s.verdict.cause for s in read.samples).items()))
     more = Detail(error) if detail else None
-    return Row(read.run.bench, read.run.name, n, correct, len(read.samples) - n, share, low, high, causes, detail=more)
+    return Row(read.run.bench, read.run.name, n, correct, len(read.samples) - n, share, low, high, causes, detail=more,
+               marks=read.marks)  # fmt: skip
 
 
 def _clusters(read: Read) -> list[list[int]]:
@@ -272,8 +279,9 @@ def overall(rows: Sequence[Row]) -> Row:
     n, correct = sum(r.n for r in rows), sum(r.correct for r in rows)
     low, high = wilson(correct, n)
     causes = sum((Counter(r.causes) for r in rows), Counter[str]())
+    marks = tuple(dict.fromkeys(mark for r in rows for mark in r.marks))
     row = Row("all", rows[0].name, n, correct, sum(r.unscored for r in rows), correct / n if n else None, low, high,
-              dict(sorted(causes.items())))  # fmt: skip
+              dict(sorted(causes.items())), marks=marks)  # fmt: skip
     if any(r.difference is None for r in rows):
         return row
     lost, gained, pairs = (sum(getattr(r, f) for r in rows) for f in ("lost", "gained", "pairs"))

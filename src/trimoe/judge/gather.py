@@ -11,16 +11,21 @@ from pathlib import Path
 
 from trimoe.errors import RunLogError
 from trimoe.evaluate.log import Run, RunLog, Scored
+from trimoe.evaluate.marks import shown_marks
 from trimoe.evaluate.run import summarize
 
 
 @dataclass(frozen=True)
 class Read:
-    """A run with its samples; `score` is the bench's own average (a share), None when it cannot be scored."""
+    """A run with its samples; `score` is the bench's own average (a share), None when it cannot be scored.
+
+    `marks` is what a reader must know of how it was made.
+    """
 
     run: Run
     samples: tuple[Scored, ...]
     score: float | None
+    marks: tuple[str, ...] = ()
 
     @property
     def answers(self) -> dict[str, bool]:
@@ -47,7 +52,8 @@ def gather(paths: Sequence[Path | str]) -> dict[tuple[str, str], Read]:
         found = {}
         for path, log, run in runs:
             label = f"{run.name}@{path.stem}" if run.name in twice else run.name
-            read = Read(replace(run, name=label), tuple(log.samples(run)), summarize(log, run).score)
+            marks = tuple(mark.text for mark in shown_marks(log, run))
+            read = Read(replace(run, name=label), tuple(log.samples(run)), summarize(log, run).score, marks)
             if (label, run.bench) in found:
                 raise RunLogError(
                     f"two logs named {path.stem} hold a run of {run.bench} named {run.name}",

@@ -7,14 +7,15 @@ the audit to decide.
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from trimoe.evaluate.bench import Doc
-from trimoe.evaluate.cause import TOLERANCE, Ceilings, Limits, ceilings, loops
+from trimoe.evaluate.cause import Ceilings, loops
 from trimoe.evaluate.extract import FENCE
-from trimoe.evaluate.log import UNCOUNTED, Run, Scored
+from trimoe.evaluate.log import Run, Scored
+from trimoe.evaluate.summary import run_ceilings
 from trimoe.judge.rules import Limits as Thresholds
 from trimoe.judge.rules import Texts
 
@@ -72,7 +73,7 @@ def measure(
         fenced=sum(FENCE in reply for _, reply in replies),
         chars=(p10, p50, p90),
         saturated=tuple(i for i, reply in replies if len(reply) > limits.saturated_chars),
-        loops=tuple(s.sample.doc_id for s in samples if s.verdict.cause == "loop" or loops(s.sample.reply)),
+        loops=tuple(s.sample.doc_id for s in samples if looped(s)),
         length_stops=tuple(s.sample.doc_id for s in samples if s.sample.finish_reason == "length"),
         markers=tuple(s.sample.doc_id for s in samples if leaked(s.sample.reply, s.sample.prompt, texts.markers)),
         foreign=tuple(
@@ -84,7 +85,7 @@ def measure(
         unscored=tuple(s.sample.doc_id for s in samples if s.verdict.correct is None),
         failures=tuple((s.sample.doc_id, s.verdict.cause, s.verdict.detail) for s in misses),
         split=split_failures(misses),
-        ceilings=_ceilings(run, samples),
+        ceilings=run_ceilings(run, samples),
         verbatim=None if docs is None else _verbatim(replies, docs),
         finished=any(s.sample.finish_reason for s in samples),
     )
@@ -98,6 +99,11 @@ def split_failures(misses: Sequence[Scored]) -> dict[str, int]:
         kind = "empty" if cause in ("empty", "reasoning-only") else "loop" if cause == "loop" else ""
         out[kind or ("cut" if cause in CUT else "normal")] += 1
     return out
+
+
+def looped(s: Scored) -> bool:
+    """Whether a reply goes round in circles, in its content or in the reasoning that came apart from it."""
+    return s.verdict.cause == "loop" or loops(s.sample.reply) or loops(s.sample.reasoning)
 
 
 def leaked(reply: str, prompt: str, markers: Sequence[str]) -> bool:
@@ -129,30 +135,6 @@ def duplicated(samples: Sequence[Scored], shortest: int) -> tuple[str, ...]:
     same = [g for g in groups.values() if len({s.sample.prompt for s in g}) > 1]
     found = {s.sample.doc_id for g in same for s in g}
     return tuple(s.sample.doc_id for s in samples if s.sample.doc_id in found)
-
-
-def _ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
-    """Pile-ups at limits, over replies whose tokens were counted; None when none was, or no cap is known.
-
-    A reply near the cap whose server said that it stopped by itself was not cut: with a small cap every reply is near.
-    """
-    counted = [s for s in samples if s.sample.reply_tokens != UNCOUNTED]
-    cap = run.spec.get("max_new_tokens")
-    if not counted or not isinstance(cap, int):
-        return None
-    found = ceilings(
-        [s.sample.reply_tokens for s in counted],
-        [s.verdict.correct is True for s in counted],
-        Limits(cap),
-        split=False,
-    )
-    if found.hit != "cap":
-        return found
-    cut = [s for s in counted if s.sample.reply_tokens >= cap - TOLERANCE and s.sample.finish_reason != "stop"]
-    right = sum(s.verdict.correct is True for s in cut)
-    if not cut:
-        return replace(found, verdict="CLEAN", hit="none", capped=0, capped_correct=0, tax_pp=0.0)
-    return replace(found, capped=len(cut), capped_correct=right, tax_pp=100 * (len(cut) - right) / len(counted))
 
 
 def _verbatim(replies: Sequence[tuple[str, str]], docs: Mapping[str, Doc]) -> tuple[str, ...]:

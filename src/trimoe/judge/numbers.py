@@ -87,7 +87,8 @@ def ask_again(sources: Sources, asked: Sequence[dict[str, Any]]) -> list[str]:
 @query("score")
 def _score(s: Sources, a: Arguments) -> str:
     row = s.row(a["name"], a["bench"])
-    return "not scored" if row.accuracy is None else f"{100 * row.accuracy:.2f}"
+    mark = " !" if row.marks else ""  # what it stands for is under the card's limits
+    return ("not scored" if row.accuracy is None else f"{100 * row.accuracy:.2f}") + mark
 
 
 @query("error")

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from trimoe.evaluate.cause import loops
 from trimoe.evaluate.log import Scored
 from trimoe.judge.checks import Check
-from trimoe.judge.measures import split_failures
+from trimoe.judge.measures import looped, split_failures
 from trimoe.judge.rules import Limits, Rules
 
 
@@ -46,6 +45,6 @@ class _Side:
     def __init__(self, samples: Sequence[Scored], limits: Limits) -> None:
         self.right = sum(s.verdict.correct is True for s in samples)
         self.normal = split_failures([s for s in samples if s.verdict.correct is False])["normal"]
-        self.loops = sum(s.verdict.cause == "loop" or loops(s.sample.reply) for s in samples)
+        self.loops = sum(map(looped, samples))
         self.saturated = sum(len(s.sample.reply) > limits.saturated_chars for s in samples)
         self.median = float(np.median([len(s.sample.reply) for s in samples]))

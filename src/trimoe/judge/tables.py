@@ -11,7 +11,7 @@ HEAD = ("bench", "model", "n", "score", "SE", "95 %", "difference", "SE", "95 %"
         "p (Holm)", "detectable")  # fmt: skip
 CSV_HEAD = ("bench", "model", "column", "n", "correct", "unscored", "score", "se", "low", "high", "pairs", "difference",
             "difference_se", "difference_low", "difference_high", "bootstrap_low", "bootstrap_high", "lost", "gained",
-            "lost_empty", "lost_loop", "lost_cut", "lost_normal", "p", "p_holm", "detectable")  # fmt: skip
+            "lost_empty", "lost_loop", "lost_cut", "lost_normal", "p", "p_holm", "detectable", "marks")  # fmt: skip
 
 
 def text(comparison: Comparison) -> str:
@@ -63,7 +63,7 @@ def _settings(comparison: Comparison, number: int) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    score = "not scored" if row.accuracy is None else f"{100 * row.accuracy:.1f}"
+    score = ("not scored" if row.accuracy is None else f"{100 * row.accuracy:.1f}") + " !" * bool(row.marks)
     d = row.detail
     error = "" if d is None or d.se is None else f"{100 * d.se:.1f}"
     cells = [row.bench, row.name, str(row.n), score, error, f"{100 * row.low:.1f} to {100 * row.high:.1f}"]
@@ -93,7 +93,7 @@ def _record(row: Row) -> list[object]:
             row.low, row.high, row.pairs, row.difference, d.difference_se if d else None, row.difference_low,
             row.difference_high, d.bootstrap_low if d else None, d.bootstrap_high if d else None, row.lost, row.gained,
             *(split.get(kind) for kind in ("empty", "loop", "cut", "normal")), row.p, row.p_holm,
-            d.detectable if d else None]  # fmt: skip
+            d.detectable if d else None, "; ".join(row.marks)]  # fmt: skip
 
 
 def _losses(rows: Sequence[Row], escape: Callable[[str], str]) -> list[str]:

@@ -169,3 +169,41 @@ def test_a_file_that_is_no_model_ends_with_the_servers_own_words(tiny_gguf: Path
     broken.write_bytes(tiny_gguf.read_bytes()[:-100_000])
     with pytest.raises(BadInput), open_server(broken):
         pytest.fail("not reached")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_replies_of_vllm_as_users_published_them(number: int) -> None:
+    """Four shapes in two years: the reasoning's field changed its name, and the answer once stood in it."""
+    row = json.loads((Path(__file__).parent / "recorded" / "vllm_chat_shapes.json").read_text())["replies"][number]
+    answer = read_answer(json.dumps(row["body"]).encode(), [row["body"]["model"]], 64)
+    assert {key: getattr(answer, key) for key in row["reads"]} == row["reads"], row["source"]
+    assert (answer.prompt_tokens, answer.reply_tokens, answer.finish_reason) == (12, 30, "stop")
+
+
+TEMPLATES = {
+    "deepseek_hybrid": "{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ '<|Assistant|>' }}"
+    "{% if thinking %}{{ '<think>' }}{% else %}{{ '</think>' }}{% endif %}",
+    "deepseek_r1": "{{ content.split('</think>')[-1] }}{{ '<|Assistant|><think>\\n' }}",
+    "deepseek_chat": "{{ content.split('</think>')[-1] }}{{ '<|Assistant|>' }}",
+    "deepseek_unknown": "",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_models_of_one_type_are_told_apart_by_their_chat_template(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "deepseek_v3"}')
+    if TEMPLATES[name]:
+        entry = TEMPLATES[name] if name != "deepseek_r1" else [{"name": "default", "template": TEMPLATES[name]}]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entry}))
+    plan = plan_of(tmp_path, engine="vllm", spec=spec_of("gsm8k-100"))
+    parser = {"deepseek_hybrid": "deepseek_v3", "deepseek_r1": "deepseek_r1"}.get(name)
+    assert ("--reasoning-parser" in plan.command) == (parser is not None)
+    assert parser is None or after(plan, "--reasoning-parser") == parser
+    switch = plan.body.get("chat_template_kwargs")
+    assert switch == ({"thinking": True} if name == "deepseek_hybrid" else None)
+    assert any(note.startswith(f"{name}: ") for note in plan.notes)
+
+
+def test_ollama_has_no_flags(tiny_gguf: Path) -> None:
+    with pytest.raises(UsageError, match="ollama takes no flag --verbose"):
+        plan_of(tiny_gguf, engine="ollama", extra=("--verbose",))

@@ -22,7 +22,7 @@ from trimoe.artifact import publish_file, read_json, sha256_file
 from trimoe.errors import BadInput, MissingPrerequisite, Refused, TrimoeError, UsageError
 from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.serve import process
-from trimoe.evaluate.serve.wanted import Family, Wanted, families
+from trimoe.evaluate.serve.wanted import Family, Wanted, family_of
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.gguf import open_gguf
 from trimoe.model.gguf_model import open_gguf_model
@@ -183,11 +183,12 @@ def find_target(model: str | Path) -> Target:
         return Target("url", text, address=text)
     path = Path(text).expanduser().absolute()
     if path.is_dir():
-        checkpoint_type = _model_type(path)
-        return Target("checkpoint", path.resolve().name, path, family=families().get(checkpoint_type))
+        family = family_of(_model_type(path), chat_template(path))
+        return Target("checkpoint", path.resolve().name, path, family=family)
     if path.is_file() and path.suffix == ".gguf":
-        architecture = str(open_gguf(path).get("general.architecture"))
-        return Target("gguf", path.stem, path, family=families().get(architecture))
+        file = open_gguf(path)
+        template = str(file.get("tokenizer.chat_template") or "")
+        return Target("gguf", path.stem, path, family=family_of(str(file.get("general.architecture")), template))
     raise BadInput(
         f"{text} cannot be served",
         expected="a checkpoint directory, a .gguf file, or an address (http://...)",
@@ -198,6 +199,20 @@ def find_target(model: str | Path) -> Target:
 def _model_type(path: Path) -> str:
     config = read_json(path / "config.json", "the model's config")
     return str(config.get("model_type", ""))
+
+
+def chat_template(path: Path) -> str:
+    """The chat template of a checkpoint directory: its own file, or the tokenizer's entry; empty without one."""
+    own = path / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8", errors="replace")
+    config = path / "tokenizer_config.json"
+    entry = read_json(config, "the tokenizer's config").get("chat_template") if config.is_file() else None
+    if isinstance(entry, list):  # several, by name
+        entry = next(
+            (row.get("template") for row in entry if isinstance(row, dict) and row.get("name") == "default"), ""
+        )
+    return entry if isinstance(entry, str) else ""
 
 
 def _files_sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ the store is removed.
 
 import shutil
 
+from trimoe.errors import UsageError
 from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.serve.engine import Engine, Options, Plan, Target, must_serve, with_facts
 from trimoe.evaluate.serve.process import HOST, Server, free_port
@@ -23,6 +24,13 @@ def missing(options: Options) -> str | None:
 def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     """`ollama serve` with its settings in the environment, then `ollama create`."""
     assert target.path is not None
+    if options.extra:
+        raise UsageError(
+            f"ollama takes no flag {options.extra[0]}",
+            expected="no --flag: `ollama serve` reads its settings from the environment alone",
+            actual=" ".join(options.extra),
+            remedy="set them with --context, --parallel and --kv, or use --engine llamacpp",
+        )
     port, program = options.port or free_port(), shutil.which("ollama") or "ollama"
     store = cache_folder().parent / "ollama"
     name = model_name(target.name)
@@ -51,7 +59,6 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
             "kv": wanted.kv if "OLLAMA_KV_CACHE_TYPE" in environment else "f16",
             "thinking": "on" if wanted.thinking else "off",
             "think_budget": None,
-            "flags": list(options.extra),
         },
         body={} if wanted.thinking else {"reasoning_effort": "none"},
         notes=tuple(notes),
@@ -96,6 +103,7 @@ ENGINE = Engine(
         "thinking off": "reasoning_effort: none in every request",
         "thinking on": "none: the model's default",
         "thinking budget": "none",
+        "--flag": "refused: `ollama serve` has no flags",
     },
     missing=missing,
     plan=plan,

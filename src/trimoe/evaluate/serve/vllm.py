@@ -33,7 +33,9 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     parser = family.vllm_parser if family and wanted.thinking and wanted.reasoning_parser else None
     notes = []
     if wanted.thinking and wanted.reasoning_parser and parser is None:
-        notes.append("no reasoning parser is known for this family: its thoughts stay in the content")
+        notes.append("no reasoning parser is known for this model: its thoughts stay in the content")
+    if family and family.note:
+        notes.append(f"{family.name}: {family.note}")
     cache = {None: [], "f16": [], "q8_0": ["--kv-cache-dtype", "fp8"]}.get(wanted.kv, [])
     body: dict[str, object] = {"chat_template_kwargs": arguments} if arguments else {}
     reasoning = ["--reasoning-parser", parser] if parser else []

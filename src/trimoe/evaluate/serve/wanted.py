@@ -23,7 +23,7 @@ class Family(BaseModel):
     """How one family is told to think. None: it has no such switch.
 
     `thinking` names the argument of the chat template; `vllm_parser` the reasoning parser of vLLM; `opens` and `closes`
-    are the texts around a thought.
+    are the texts around a thought. `template_has` and `template_lacks` tell families of one model type apart.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,14 +34,26 @@ class Family(BaseModel):
     opens: str | None = None
     closes: str | None = None
     note: str = ""
+    template_has: tuple[str, ...] = ()
+    template_lacks: tuple[str, ...] = ()
+
+    def fits(self, template: str) -> bool:
+        """Whether a chat template is one of this family's."""
+        return all(text in template for text in self.template_has) and not any(
+            text in template for text in self.template_lacks
+        )
+
+
+def family_of(model_type: str, template: str) -> Family | None:
+    """The first family with this model type (or GGUF architecture) whose chat templates look like this one."""
+    return next((row for row in families() if model_type in row.model_types and row.fits(template)), None)
 
 
 @cache
-def families() -> dict[str, Family]:
-    """All families of families.toml by model type (of config.json) or GGUF architecture."""
+def families() -> tuple[Family, ...]:
+    """All families of families.toml, in its order."""
     text = (resources.files("trimoe.evaluate.serve") / "families.toml").read_text(encoding="utf-8")
-    rows = [Family.model_validate({"name": name, **row}) for name, row in tomllib.loads(text).items()]
-    return {kind: row for row in rows for kind in row.model_types}
+    return tuple(Family.model_validate({"name": name, **row}) for name, row in tomllib.loads(text).items())
 
 
 @dataclass(frozen=True)
