@@ -8,6 +8,7 @@ Not guaranteed: that other people's commits in between are noticed; files on the
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,11 @@ def _step(
 def publish(made: Plan, *, private: bool = False, progress: Progress) -> str:
     """Carry a plan out; returns the repository's address. A rerun after any failure goes on where it ended."""
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
     api = HfApi()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     with _readable(made.repo):
         if not made.exists:
             api.create_repo(made.repo, private=private or None, exist_ok=True)
@@ -176,8 +180,8 @@ def _tree(api: Any, repo: str) -> dict[str, dict[str, str]]:
 @contextlib.contextmanager
 def _readable(repo: str) -> Iterator[None]:
     """Failures of the hub or the way to it as errors of ours, without the token."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    # HTTPError comes from whichever client this version of huggingface_hub uses (httpx, httpx2)
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
     try:
         yield
@@ -193,7 +197,7 @@ def _readable(repo: str) -> Iterator[None]:
     except ValueError as exc:  # the hub's check of the card's front matter; malformed answers
         raise BadInput(f"the hub refuses what was sent to {repo}", actual=_clean(exc),
                        remedy="see the message; for a card, the front matter of README.md") from None  # fmt: skip
-    except (httpx.HTTPError, OSError, RuntimeError) as exc:
+    except (HTTPError, OSError, RuntimeError) as exc:
         raise MissingPrerequisite("the hub was not reached, or the connection broke", actual=_clean(exc),
                                   remedy="run the same command again: what arrived is not sent again") from None  # fmt: skip
 
