@@ -35,6 +35,25 @@ DEEP = {"type": "function", "function": {"name": "book", "description": "Book a 
         "flexible": {"type": "boolean"}}}}}  # fmt: skip
 
 
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    """The header of a GGUF of the bundled model as the converter writes it, as far as a Modelfile looks at it."""
+    import gguf
+    import numpy as np
+
+    path = tmp_path / "tiny-Q8_0.gguf"
+    writer = gguf.GGUFWriter(path, "gemma4")
+    writer.add_context_length(4096)
+    writer.add_chat_template((tiny.path() / "chat_template.jinja").read_text())
+    writer.add_add_bos_token(True)
+    writer.add_tensor("token_embd.weight", np.zeros((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
@@ -82,7 +101,7 @@ CASES: list[tuple[list[dict[str, Any]], list[dict[str, Any]], bool]] = [
       stops=[{"place": "Rome", "nights": 2.5}, {"place": "Bonn", "nights": 1}]))], [DEEP], False),
     ([user("W?"), calls(call("get_weather", city="Bonn", days=1000000), text="One moment."),
       result("get_weather", "12"), says("Done."), user("more")], [WEATHER], True),
-    ([SYSTEM, user("W?"), calls(call("now")), result("", "noon"), says("Noon."), user("Bye"), says("Bye."),
+    ([SYSTEM, user("W?"), calls(call("now")), result("now", "noon"), says("Noon."), user("Bye"), says("Bye."),
       user("One more")], [NOW], False),
     # a reply that is to be gone on with
     ([user("Count"), says("One, two,")], [], False),

@@ -32,15 +32,24 @@ def publish(
     as not publishable (a healing that made it worse, files that failed or had no check, a refused audit) is refused
     with exit code 5. The login is HF_TOKEN or `hf auth login`; no option takes a token.
 
+    To ollama: writes Modelfile.TIER beside every NAME-TIER.gguf; with --repo each is then created, pushed, verified and
+    removed again, one by one. The tag is the tier, latest is Q4_K_M.
+
     \b
     Examples:
       trimoe publish pruned --to hub --repo me/gemma-98e --dry-run
       trimoe publish ggufs --to hub --repo me/gemma-98e-GGUF
+      trimoe publish ggufs --to ollama
+      trimoe publish ggufs --to ollama --repo me/gemma-98e
     """
     if repo is not None and not NAME.fullmatch(repo):
         raise UsageError(f"--repo {repo!r} is no name on the hub", expected="ORG/NAME")
     if target == "hub":
         _to_hub(folder, repo, dry_run, force, private, as_json)
+    elif force or private:
+        raise UsageError("--force and --private are for the hub", remedy="leave them out")
+    else:
+        _to_ollama(folder, repo, dry_run, as_json)
 
 
 def _to_hub(folder: Path, repo: str | None, dry_run: bool, force: bool, private: bool, as_json: bool) -> None:
@@ -61,6 +70,25 @@ def _to_hub(folder: Path, repo: str | None, dry_run: bool, force: bool, private:
     if made.exists is None:
         end += "\nthe hub was not reached: what it has already is not known"
     emit(body, "\n".join([*_lines(made), end]), as_json)
+
+
+def _to_ollama(folder: Path, repo: str | None, dry_run: bool, as_json: bool) -> None:
+    from trimoe.judge.publish import ollama
+
+    if repo is not None and not dry_run:
+        ollama.require_ollama()
+    with progress("publish") as tell:
+        pushes = ollama.plan(folder, repo, progress=tell)
+        if not dry_run:
+            ollama.write(folder, pushes)
+            if repo is not None:
+                ollama.push(folder, repo, pushes, progress=tell)
+    lines = [f"{push.made.name}  from {push.made.gguf.name}  tag {push.tag}: "
+             + ("only written" if repo is None else "pushed before" if push.action == "same" else "push")
+             for push in pushes]  # fmt: skip
+    body = {"repo": repo, "dry_run": dry_run, "tags": [push.as_dict() for push in pushes]}
+    end = "nothing was written or pushed" if dry_run else f"Modelfiles are in {folder}"
+    emit(body, "\n".join([*lines, end]), as_json)
 
 
 def _lines(made: "Plan") -> list[str]:
