@@ -61,7 +61,9 @@ def page_data(story: Story) -> PageData:
 def _held_out(report: Any) -> str:
     """What the calibration set is, and what the leak check found: the splits share no prompt, but made-up tasks differ
     from each other in a word."""
-    text = "prompts of the training split, and the model's own passing code replies; no held-out prompt is an item of it"
+    text = (
+        "prompts of the training split, and the model's own passing code replies; no held-out prompt is an item of it"
+    )
     if not isinstance(report, dict):  # statistics made before the demo checked
         return text
     rows = report["benches"].values()

@@ -1,5 +1,5 @@
-"""From the bundled model to what is published, by the commands alone: base, two prunes and three quants evaluated, cards,
-Modelfiles, and an upload to the stand-in of the hub. Every number of every card is asked of its run log again."""
+"""From the bundled model to what is published, by the commands alone: base, two prunes and three quants evaluated,
+cards, Modelfiles, and an upload to the stand-in of the hub. Every number of every card is asked of its run log again."""
 
 import json
 import os
@@ -56,7 +56,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "set.yaml").write_text(SET)
     assert command("calibrate", tiny.path(), "--set", work / "set.yaml", "-o", work / "stats") == 0
     for name in ("v4", "reap"):
-        assert command("map", work / "stats", "--recipe", name, "--drop-fraction", 0.25, "-o", work / f"{name}.json") == 0
+        assert (
+            command("map", work / "stats", "--recipe", name, "--drop-fraction", 0.25, "-o", work / f"{name}.json") == 0
+        )
         assert command("prune", tiny.path(), work / f"{name}.json", "-o", work / name) == 0
     (work / "ladder.yaml").write_text(yaml.safe_dump(LADDER))
     assert command("quantize", work / "v4", "--ladder", work / "ladder.yaml", "-o", work / "ggufs") == 0
@@ -121,14 +123,26 @@ def test_the_hubs_rules_for_a_card(cards: Path, hub: Hub, folder: str, monkeypat
     card.validate()
 
 
-def test_publication(cards: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_publication(
+    cards: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("publish", cards / "ggufs", "--to", "ollama") == 0
     assert len(list((cards / "ggufs").glob("Modelfile.*"))) == 3
     capsys.readouterr()
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
                    "HF_HOME": str(cards / "home")}  # fmt: skip
     for folder in CARDS:
-        words = [sys.executable, "-m", "trimoe", "publish", str(cards / folder), "--to", "hub", "--repo", f"me/{folder}"]
+        words = [
+            sys.executable,
+            "-m",
+            "trimoe",
+            "publish",
+            str(cards / folder),
+            "--to",
+            "hub",
+            "--repo",
+            f"me/{folder}",
+        ]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert hub.repos[f"me/{folder}"]["README.md"] == (cards / folder / "README.md").read_bytes()

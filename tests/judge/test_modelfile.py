@@ -21,7 +21,8 @@ GEMMA = "vendor/llama.cpp/models/templates/google-gemma-4-31B-it.jinja"
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Weather of a place", "parameters": {
     "type": "object", "required": ["city"], "properties": {
         "city": {"type": "string", "description": "Name of the place"},
-        "unit": {"type": "string", "enum": ["C", "F"]}, "days": {"type": "integer", "description": "How many"}}}}}  # fmt: skip
+        "unit": {"type": "string", "enum": ["C", "F"]},
+        "days": {"type": "integer", "description": "How many"}}}}}  # fmt: skip
 NOW = {"type": "function", "function": {"name": "now", "description": "The time", "parameters": {
     "type": "object", "properties": {}}}}  # fmt: skip
 DEEP = {"type": "function", "function": {"name": "book", "description": "Book a trip", "parameters": {
@@ -174,7 +175,7 @@ def test_the_bundled_models_turns(tmp_path: Path) -> None:
 
 def test_a_modelfile_is_what_the_family_says(tiny_gguf: Path) -> None:
     made = modelfile(tiny_gguf, "Q8_0")
-    assert made.text.startswith(f"FROM ./{tiny_gguf.name}\nTEMPLATE \"\"\"")
+    assert made.text.startswith(f'FROM ./{tiny_gguf.name}\nTEMPLATE """')
     assert "RENDERER" not in made.text  # the bundled model knows no tools
     lines = made.text.rpartition('"""\n')[2].splitlines()
     assert lines == ["PARAMETER repeat_penalty 1.15", "PARAMETER repeat_last_n 256", "PARAMETER temperature 0.6",
@@ -184,6 +185,7 @@ def test_a_modelfile_is_what_the_family_says(tiny_gguf: Path) -> None:
 def test_gemma_4s_own_family() -> None:
     family = families()["gemma4"]
     assert (family.renderer, family.parser, family.stop) == ("gemma4", "gemma4", ["<turn|>", "<|tool_response>"])
+    assert '"""' not in template(family.template)  # it stands between three quotes
     assert family.parameters == {"repeat_penalty": 1.15, "repeat_last_n": 256, "temperature": 0.6, "top_p": 0.95,
                                  "num_ctx": 256000}  # fmt: skip
 

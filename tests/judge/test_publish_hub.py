@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
         data = bytes([number]) * (1000 + number)
         (path / f"small-{tier}.gguf").write_bytes(data)
         rows.append({"tier": tier, "file": f"small-{tier}.gguf", "file_bytes": len(data),
-                     "sha256": hashlib.sha256(data).hexdigest(), "smoke": {"failed": None, "unchecked": None}})  # fmt: skip
+                     "sha256": hashlib.sha256(data).hexdigest(), "smoke": {"failed": None}})  # fmt: skip
     write_json(path / "ladder.json", {"files": rows})
     (path / "README.md").write_text(CARD)
     (path / "README.numbers.json").write_text("{}")

@@ -1,5 +1,5 @@
-"""Modelfiles and pushes to ollama. The program is a stand-in that records its calls and injects faults: ollama itself is
-in no package registry that the tests may use."""
+"""Modelfiles and pushes to ollama. The program is a stand-in that records its calls and injects faults: ollama itself
+is in no package registry that the tests may use."""
 
 import json
 import os
@@ -18,7 +18,7 @@ echo "$@" >> "{log}"
 case "$1" in
   create) test -f "$4" && grep -q "^FROM ./" "$4" || exit 1; echo success ;;
   push) case "$2" in *:{bad}) echo "uploading"; exit {code};; esac
-    printf 'pushing manifest\\nsuccess\\n\\nYou can find your model at:\\n\\n\\thttps://ollama.com/%s\\n' "${{2%%:*}}" ;;
+    printf 'pushing manifest\\nsuccess\\n\\nsee\\n\\thttps://ollama.com/%s\\n' "${{2%%:*}}" ;;
 esac
 """
 

@@ -104,7 +104,9 @@ def naive(texts: list[str], items: list[str]) -> tuple[list[str], list[str]]:
     for i, item in enumerate(items):
         n = min(13, len(words(item)))
         shared = (tuples(item, n) if n >= 8 else set()) & set().union(*(tuples(t, n) for t in texts))
-        mine = any(sum(g[k : k + 8] in e for e in eights) <= own_limit(len(items)) for g in shared for k in range(n - 7))
+        mine = any(
+            sum(g[k : k + 8] in e for e in eights) <= own_limit(len(items)) for g in shared for k in range(n - 7)
+        )
         whole = n >= 8 and any(tuples(item, len(words(item))) <= tuples(t, len(words(item))) for t in texts)
         if mine or whole:
             overlapping.append(str(i))

@@ -135,12 +135,14 @@ def _leaks(run: Run, samples: Sequence[Scored], leaks: Mapping[str, Any] | None,
     if undeclared:
         flag = "LEAK" if share > limits.undeclared else "LEAK_SOME"
         text = (
-            f"{len(undeclared)} of {row['items']} items share words of their own with the calibration set without being "
-            f"declared{also}{rest}"
+            f"{len(undeclared)} of {row['items']} items share words of their own with the calibration set without "
+            f"being declared{also}{rest}"
         )
         return Check(flag, r.levels[flag], text, share, limits.undeclared, undeclared)
     if overlapping:
-        text = f"{len(overlapping)} of {row['items']} items are in the calibration set on purpose: disclose it{also}{rest}"
+        text = (
+            f"{len(overlapping)} of {row['items']} items are in the calibration set on purpose: disclose it{also}{rest}"
+        )
         return Check("LEAK_DECLARED", r.levels["LEAK_DECLARED"], text, 0.0, limits.undeclared, overlapping)
     checked = row["items"] - row["unchecked"]
     return Check("LEAK", "ok", f"nothing shared with the calibration set ({checked} items checked){also}", 0.0)

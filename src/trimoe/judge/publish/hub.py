@@ -30,6 +30,7 @@ from trimoe.judge.publish.inventory import (
 
 Progress = Callable[[int, int, str], None]
 README = "README.md"
+AGAIN = "run the same command again: what arrived is not sent again"
 
 
 @dataclass(frozen=True)
@@ -193,13 +194,13 @@ def _readable(repo: str) -> Iterator[None]:
         if exc.response.status_code in (401, 403):
             raise _login(repo, exc) from None
         raise MissingPrerequisite(f"the hub did not take it: {repo}", actual=_clean(exc),
-                                  remedy="run the same command again: what arrived is not sent again") from None  # fmt: skip
+                                  remedy=AGAIN) from None  # fmt: skip
     except ValueError as exc:  # the hub's check of the card's front matter; malformed answers
         raise BadInput(f"the hub refuses what was sent to {repo}", actual=_clean(exc),
                        remedy="see the message; for a card, the front matter of README.md") from None  # fmt: skip
     except (HTTPError, OSError, RuntimeError) as exc:
         raise MissingPrerequisite("the hub was not reached, or the connection broke", actual=_clean(exc),
-                                  remedy="run the same command again: what arrived is not sent again") from None  # fmt: skip
+                                  remedy=AGAIN) from None  # fmt: skip
 
 
 def _login(repo: str, exc: Exception) -> MissingPrerequisite:

@@ -17,7 +17,21 @@ from trimoe.cut.heal_record import HEALED
 from trimoe.errors import BadInput, Refused
 
 WEIGHTS = (".gguf", ".safetensors")
-KINDS = (*WEIGHTS, ".json", ".jinja", ".txt", ".md", ".toml", ".yaml", ".dat", ".model", ".tsv", ".png", ".svg", ".html")
+KINDS = (
+    *WEIGHTS,
+    ".json",
+    ".jinja",
+    ".txt",
+    ".md",
+    ".toml",
+    ".yaml",
+    ".dat",
+    ".model",
+    ".tsv",
+    ".png",
+    ".svg",
+    ".html",
+)
 NAMES = ("LICENSE", "NOTICE", "Modelfile", ".gitattributes")
 NUMBERS = "README.numbers.json"
 LEFT_OUT = {NUMBERS: "queries behind the card; they name files of this machine"}

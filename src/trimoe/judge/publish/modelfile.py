@@ -1,7 +1,7 @@
 """Modelfiles for ollama: template, renderer, parser, stops and parameters of a family, as data in `modelfiles/`.
 
-Invariants: the family is found from the GGUF's own header (architecture, and what its chat template holds), never from a
-name; exactly one must fit. The beginning-of-text token is in the template only if the file says that it is not added.
+Invariants: the family is found from the GGUF's own header (architecture, and what its chat template holds), never from
+a name; exactly one must fit. The beginning-of-text token is in the template only if the file says that it is not added.
 Not guaranteed: texts are not trimmed, because ollama's templates cannot; a text with blank ends differs there from the
 checkpoint's own chat template.
 """
@@ -108,7 +108,7 @@ def modelfile(path: Path, tag: str) -> Modelfile:
 
 def modelfiles(folder: Path) -> list[Modelfile]:
     """One for each GGUF of a folder that is named NAME-TIER.gguf, smallest first. `BadInput` for none."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.gguf"), key=lambda p: (p.stat().st_size, p.name)):
         tag = tier_of(path.name)
         if tag is not None:
@@ -117,7 +117,9 @@ def modelfiles(folder: Path) -> list[Modelfile]:
                                expected="one model per folder")  # fmt: skip
             found[tag] = path
     if not found:
-        raise BadInput(f"{folder} holds no GGUF named by its tier", expected="NAME-TIER.gguf, for example x-Q4_K_M.gguf")
+        raise BadInput(
+            f"{folder} holds no GGUF named by its tier", expected="NAME-TIER.gguf, for example x-Q4_K_M.gguf"
+        )
     return [modelfile(path, tag) for tag, path in found.items()]
 
 

@@ -1,9 +1,9 @@
-"""A folder of GGUF files to ollama: a Modelfile per tier beside the files, then create, push, verify, remove, one by one.
+"""A folder of GGUF files to ollama: a Modelfile per tier, then create, push, verify, remove, one by one.
 
-Invariants: a tag is the tier, `latest` is Q4_K_M; a tag counts as pushed only when ollama's own output says "success" and
-names the model's address, and only then is it recorded and the local copy removed; a tag recorded for the same bytes and
-Modelfile is skipped. Modelfiles that a user changed are not overwritten. Not guaranteed: what other people push to the
-same name; ollama has no list of tags to ask.
+Invariants: a tag is the tier, `latest` is Q4_K_M; a tag counts as pushed only when ollama's own output says "success"
+and names the model's address, and only then is it recorded and the local copy removed; a tag recorded for the same
+bytes and Modelfile is skipped. Modelfiles that a user changed are not overwritten. Not guaranteed: what other people
+push to the same name; ollama has no list of tags to ask.
 """
 
 import re
@@ -76,7 +76,7 @@ def require_ollama() -> str:
     found = shutil.which("ollama")
     if found is None:
         raise MissingPrerequisite("pushing needs the program ollama", expected="ollama on PATH",
-                                  remedy="https://ollama.com/download; without --repo only Modelfiles are written")  # fmt: skip
+                                  remedy="https://ollama.com/download; leave --repo out for Modelfiles alone")  # fmt: skip
     return found
 
 
