@@ -1,8 +1,8 @@
 """A local stand-in of the hub's HTTP interface for uploads, which checks what is sent.
 
 Speaks what huggingface_hub speaks with xet off: create repository, tree, preupload, LFS batch with basic uploads,
-commit, validate-yaml. Checks: the login on every call but uploads to storage, sha256 and size of every object, that a commit
-names only objects that arrived. Its state lives in the process, so it outlasts a client that is killed.
+commit, validate-yaml. Checks: the login on every call but uploads to storage, sha256 and size of every object, that a
+commit names only objects that arrived. Its state lives in the process, so it outlasts a client that is killed.
 """
 
 import asyncio

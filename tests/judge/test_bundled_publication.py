@@ -1,5 +1,5 @@
 """From the bundled model to what is published, by the commands alone: base, two prunes and three quants evaluated,
-cards, Modelfiles, and an upload to the stand-in of the hub. Every number of every card is asked of its run log again."""
+cards, Modelfiles, and an upload to the stand-in of the hub. Every number of every card is asked of its log again."""
 
 import json
 import os

@@ -199,11 +199,16 @@ def test_logins(hub: Hub, folder: Path) -> None:
     assert run(hub, folder, "--dry-run", token=None).returncode == 0
 
 
-def test_a_hub_that_is_not_there_or_loses_bytes(hub: Hub, folder: Path) -> None:
+def test_a_hub_that_loses_bytes(hub: Hub, folder: Path) -> None:
     hub.spoil = True
     made = run(hub, folder)
     assert made.returncode == 3
     assert "does not have small-Q4_K_M.gguf as it is here" in made.stderr
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_not_there(folder: Path) -> None:
+    """Slow because huggingface_hub tries for 23 seconds each time."""
     nobody = Hub(TOKEN, port=9)
     assert run(nobody, folder).returncode == 4
     made = run(nobody, folder, "--dry-run")

@@ -248,3 +248,25 @@ class TestMultiplE:
                     multipl_e.refuse_row(row, "a row")
         multipl_e.refuse_row({"name": "HumanEval_3_x"}, "no language, no stop tokens")
         multipl_e.refuse_row({"name": "base", "language": "en"}, "another row")
+
+
+def test_what_the_demo_says_of_its_calibration_set() -> None:
+    """No held-out prompt is a prompt of the set; the sentence on the page has the leak check's own numbers."""
+    from trimoe.model.tiny import tasks
+    from trimoe.story_page import _held_out
+
+    train = tasks.generate("code", "train", 48) + tasks.generate("code", "train", 96, seed=1)
+    held = tasks.generate("code", "heldout", 200, seed=7)
+    assert not {item.prompt for item in held} & {item.prompt for item in train}
+    texts = [SetText("code", f"{item.prompt}\n{item.answer}", False) for item in train]
+    of = BenchTexts("code", tuple((item.item_id, (item.prompt, item.answer)) for item in held))
+    report = check(texts, [of])
+    row = report["benches"]["code"]
+    assert 0 < len(row["overlapping"]) < len(row["boilerplate"])  # made-up tasks: most share patterns alone
+    said = _held_out(report)
+    assert f"{len(row['overlapping'])} of 200 held-out items share 13 words of their own" in said
+    assert f"{len(row['boilerplate'])} others" in said
+    assert "Leak check" not in _held_out(None)
+    # and an item that really is in the set is counted
+    leaked = check([*texts, SetText("code", f"Somebody wrote: {held[5].prompt} Nice.", False)], [of])
+    assert held[5].item_id in leaked["benches"]["code"]["undeclared"]

@@ -112,11 +112,12 @@ def check(documents: Sequence[SetText], benches: Sequence[BenchTexts]) -> dict[s
         order = np.argsort(every, kind="stable")
         every, document = every[order], document[order]
         for bench, index, hit, touch in zip(benches, indexed, hits, touched, strict=True):
-            found = index.of((index.length == n) & np.isin(index.hashes, every))
+            grams_of = index.of(index.length == n)
+            found = grams_of.of(_counts(every, grams_of.hashes) > 0)
             touch.update(int(i) for i in np.unique(found.owner))
             for item, number in _pairs(found.of(found.own), every, document):
                 hit[item].add(number)
-            asked = index.of((index.length == n) & index.question)
+            asked = grams_of.of(grams_of.question)
             for item, number in _whole(bench, asked, found, every, document, split):
                 hit[item].add(number)
     return {
@@ -129,6 +130,11 @@ def check(documents: Sequence[SetText], benches: Sequence[BenchTexts]) -> dict[s
             for bench, index, hit, touch in zip(benches, indexed, hits, touched, strict=True)
         },
     }
+
+
+def _counts(every: Hashes, hashes: Hashes) -> Numbers:
+    """How often each hash is in the sorted `every`."""
+    return np.searchsorted(every, hashes, "right") - np.searchsorted(every, hashes, "left")
 
 
 def _pairs(index: _Index, every: Hashes, document: Numbers) -> Iterator[tuple[int, int]]:
@@ -192,7 +198,7 @@ def _index(bench: BenchTexts) -> _Index:
         for place, sequence in enumerate(texts):
             n = min(GRAM, len(sequence))
             hashes, first = np.unique(grams(sequence, n), return_index=True)
-            before = np.append(0, np.cumsum(np.isin(short[number][place], rare)))
+            before = np.append(0, np.cumsum(_counts(rare, short[number][place])))
             own = before[first + n - SHORTEST + 1] > before[first]  # a rare run within the gram's words
             parts.append((hashes, own, number, n, place == 0))
     if not parts:

@@ -76,7 +76,7 @@ def require_ollama() -> str:
     found = shutil.which("ollama")
     if found is None:
         raise MissingPrerequisite("pushing needs the program ollama", expected="ollama on PATH",
-                                  remedy="https://ollama.com/download; leave --repo out for Modelfiles alone")  # fmt: skip
+                                  remedy="https://ollama.com/download; Modelfiles need no --repo")  # fmt: skip
     return found
 
 
