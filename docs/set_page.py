@@ -49,7 +49,9 @@ SET_METADATA = {
     "many the model ended",
     "`bench_items`": "bench -> ids of its items that are in the set on purpose (`bench` of a source, traces)",
     "`leak_check`": "of `--leak-check`: per bench the number of items, those not checked (shorter than 8 words), ids "
-    "of `overlapping` items, and of those the `undeclared` ones, which are not in the set on purpose. After a merge: a "
+    "of `overlapping` items, of those the `undeclared` ones, which are not in the set on purpose; "
+    "ids of items that share `boilerplate` alone; the "
+    "`rule` by which they are told apart. After a merge: a "
     "list with one report per run, null where none was made",
 }
 

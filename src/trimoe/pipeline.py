@@ -26,6 +26,7 @@ from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.run import evaluate
 from trimoe.judge.compare import Comparison, Row, compare_runs, overall
 from trimoe.measure.engine import calibrate
+from trimoe.measure.leaks import BenchTexts
 from trimoe.measure.stats import ExpertStats
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
@@ -84,7 +85,7 @@ def run_story(
     seconds: dict[str, float] = {}
     keep = base.num_experts - int(drop_fraction * base.num_experts)
     with _step("calibrate", seconds, progress) as tell:
-        stats = measured(base, work, tell)
+        stats = measured(base, work, tell, benches)
     story = Story(base, work, keep, stats, seconds=seconds)
     with _step("map", seconds, progress):
         for name in methods:
@@ -114,8 +115,9 @@ def run_story(
     return story
 
 
-def measured(base: Checkpoint, work: Path, tell: Progress) -> ExpertStats:
-    """Statistics of the demo's calibration set, made once; those of another model are refused."""
+def measured(base: Checkpoint, work: Path, tell: Progress, benches: Sequence[str] = ()) -> ExpertStats:
+    """Statistics of the demo's calibration set, checked for leaks of the benches; made once, those of another model
+    are refused."""
     path = work / "stats.safetensors"
     if path.exists():
         stats = ExpertStats.load(path)
@@ -130,7 +132,9 @@ def measured(base: Checkpoint, work: Path, tell: Progress) -> ExpertStats:
     chosen = traces.with_name("set.yaml")
     with publish_file(chosen, overwrite=True) as temporary:
         temporary.write_text((tiny.path().parent / "calibration.yaml").read_text())
-    return calibrate(base.path, chosen, path, progress=tell)
+    docs = {name: find([name])[0].docs(None) for name in benches}
+    texts = [BenchTexts(name, tuple((d.doc_id, (d.prompt, d.reference)) for d in docs[name])) for name in benches]
+    return calibrate(base.path, chosen, path, benches=texts, progress=tell)
 
 
 def passing_traces(base: Checkpoint, domain: str, count: int) -> list[dict[str, str]]:

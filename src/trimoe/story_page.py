@@ -1,6 +1,7 @@
 """From the story to its page: collects the facts; draws nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 from trimoe import __version__
 from trimoe.choose.recipe import load_recipe
@@ -46,7 +47,7 @@ def page_data(story: Story) -> PageData:
         calibration=CalibrationFacts(
             str(stats.metadata.get("set") or stats.content_hash)[:16],
             tuple((str(k), int(v)) for k, v in tokens.items()) if isinstance(tokens, dict) else (),
-            "prompts of the training split, and the model's own passing code replies; nothing held out is in it",
+            _held_out(stats.metadata.get("leak_check")),
         ),
         focus=FOCUS.removeprefix("tiny-") if FOCUS in benches else "",
         duels=duels(story),
@@ -67,6 +68,22 @@ def marked(story: Story) -> tuple[str, ...]:
         for mark in row.marks:
             names.setdefault(mark, []).append(name)
     return tuple(f"{mark}: {', '.join(who)}" for mark, who in names.items())
+
+
+def _held_out(report: Any) -> str:
+    """What the calibration set is, and what the leak check found: the splits share no prompt, but made-up tasks differ
+    from each other in a word."""
+    text = (
+        "prompts of the training split, and the model's own passing code replies; no held-out prompt is an item of it"
+    )
+    if not isinstance(report, dict):  # statistics made before the demo checked
+        return text
+    rows = report["benches"].values()
+    own, common = (sum(len(row[key]) for row in rows) for key in ("overlapping", "boilerplate"))
+    return (
+        f"{text}. Leak check: {own} of {sum(row['items'] for row in rows)} held-out items share {report['gram']} words "
+        f"of their own in a row with it, {common} others only words that many items of their bench share"
+    )
 
 
 def _score(row: Row) -> Score:

@@ -1,14 +1,19 @@
 """Recipes and maps as files: what is refused, and by which words."""
 
 import json
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.override import read_floors, read_force_keep
-from trimoe.choose.recipe import load_recipe, names, parse_recipe
+from trimoe.choose.recipe import _covers, load_recipe, names, parse_recipe, validated, weight_for
 from trimoe.choose.select import make_map
 from trimoe.errors import BadInput, MapError, RecipeError, StatsError
 from trimoe.measure.stats import ExpertStats
@@ -157,3 +162,70 @@ def test_a_broken_cell_never_wins(mode: str) -> None:
     assert made.metadata["extreme_cells_ranked"] == 0
     assert {6, 7} <= set(made.keep(0)), "the best sound experts stay"
     json.dumps(made.as_json(), allow_nan=False)
+
+
+PATTERNS = ["*", "a*", "*a", "a?", "?a", "ab*", "a*b", "a**", "??", "*b*", "ab", "a", "a?*", "*?", "b[ab]"]
+WORDS = ["".join(w) for n in range(5) for w in product("abc", repeat=n)]
+
+
+def test_a_pattern_that_covers_another_really_does() -> None:
+    """Against all words of up to four letters: never wrongly true, and true for every pair without brackets."""
+    for wide, narrow in product(PATTERNS, repeat=2):
+        truth = all(fnmatchcase(w, wide) for w in WORDS if fnmatchcase(w, narrow))
+        assert _covers(wide, narrow) <= truth, (wide, narrow)
+        if "[" not in wide + narrow:
+            assert _covers(wide, narrow) == truth, (wide, narrow)
+
+
+@given(
+    st.dictionaries(st.sampled_from([*PATTERNS, "generic_a", "g*"]), st.sampled_from([0.0, 1.0, 2.0]), max_size=6),
+    st.sampled_from(["a", "ab", "aab", "b", "ba", "generic_a", "generic_ab"]),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_class_weights_does_not_matter(weights: dict, name: str, random: Random) -> None:
+    items = list(weights.items())
+    random.shuffle(items)
+
+    def found(order: dict) -> object:
+        try:
+            return weight_for(name, order)
+        except RecipeError as exc:
+            return str(exc)
+
+    assert found(weights) == found(dict(items)) == found(json.loads(json.dumps(weights, sort_keys=True)))
+
+
+def test_names_before_patterns_and_narrow_before_wide() -> None:
+    weights = {"*": 1.0, "targeted_*": 0.0, "targeted_lcb*": 2.0, "targeted_lcb_x": 5.0, "code": 3.0}
+    expected = {"math": 1, "targeted_he": 0, "targeted_lcb_y": 2, "targeted_lcb_x": 5, "code": 3, "generic_code": 3}
+    assert {name: weight_for(name, weights) for name in expected} == expected
+    assert weight_for("generic_code", {**weights, "generic_code": 4.0}) == 4
+    assert weight_for("generic_code", {**weights, "generic_*": 7.0}) == 3
+    assert weight_for("math", {"code": 1.0}) is None
+
+
+def test_patterns_that_contradict_each_other_are_named() -> None:
+    weights = {"*_code": 2.0, "generic_*": 1.0}
+    assert weight_for("generic_math", weights) == 1
+    with pytest.raises(RecipeError, match=r"(?s)generic_code.*\*_code = 2.*generic_\* = 1"):
+        weight_for("generic_code", weights)
+    assert weight_for("generic_code", {"*_code": 2.0, "generic_*": 2.0}) == 2
+    assert weight_for("generic_code", {**weights, "generic_code": 5.0}) == 5
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recorded_recipe_gives_the_same_map(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    classes = ("generic_code", "generic_math", "generic_multilingual", "targeted_he", "targeted_lcb_1")
+    fields = {"tc": random.integers(1, 99, (5, 2, 16)).astype(float), "wnorm": random.random((5, 2, 16)) * 40}
+    fields |= {name: random.random((5, 2, 16)) for name in ("wsum", "norm", "ean")}
+    stats = ExpertStats(classes, fields, {})
+    base = ExpertStats(classes[:3], {k: v[:3] for k, v in fields.items()}, {})
+    try:
+        made = make_map(stats, load_recipe(name), base_stats=base)
+    except StatsError:
+        pytest.skip("needs statistics that this test does not make")
+    made.save(tmp_path / "map.json")
+    recorded = DropMap.load(tmp_path / "map.json").metadata["recipe"]
+    again = make_map(stats, validated(recorded, "recorded"), base_stats=base)
+    assert (again.drop, again.metadata["classes"]) == (made.drop, made.metadata["classes"])

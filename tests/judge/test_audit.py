@@ -166,6 +166,16 @@ def test_leaks_are_reported_with_the_score_without_them(tmp_path: Path) -> None:
     assert (some.flags, some.verdict) == (("LEAK_SOME",), "notes")
     assert "66.7 % of 30" in next(c.text for c in some.checks if c.flag == "LEAK_SOME")
     assert checked(["d0", "d1", "d2"], ["d0", "d1", "d2"]).verdict == "refused"
+    row = {
+        "items": 40,
+        "unchecked": 0,
+        "overlapping": [],
+        "undeclared": [],
+        "boilerplate": [f"d{i}" for i in range(30)],
+    }
+    common = one(tmp_path / "r.db", leaks={"benches": {"b": row}})
+    assert (common.flags, common.verdict) == (("CLEAN",), "publishable")
+    assert any("30 others share only words that are common" in c.text for c in common.checks)
 
 
 def test_humaneval_to_its_plus(tmp_path: Path) -> None:

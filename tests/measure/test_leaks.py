@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trimoe.errors import BadInput, Refused
 from trimoe.measure import multipl_e
 from trimoe.measure.grams import grams, words
-from trimoe.measure.leaks import COMMON, BenchTexts, SetText, check, read_benches
+from trimoe.measure.leaks import BenchTexts, SetText, check, own_limit, read_benches
 from trimoe.measure.sources.prompts import builtin_prompts
 
 
@@ -52,11 +52,35 @@ def test_short_items_as_a_whole_and_very_short_ones_not() -> None:
     assert (found["items"], found["unchecked"]) == (3, 1)
 
 
-def test_boilerplate_of_a_bench_proves_nothing() -> None:
+def test_boilerplate_of_a_bench_is_told_apart() -> None:
     preamble = "answer the following question with one of the letters given below and explain it briefly"
-    own = [f"{preamble} {' '.join(f'w{i}x{j}' for j in range(13))}" for i in range(COMMON + 1)]
-    assert report([preamble], bench(*own))["overlapping"] == []
-    assert report([preamble], bench(*own[:COMMON]))["overlapping"] == [str(i) for i in range(COMMON)]
+    own = [f"{preamble} {' '.join(f'w{i}x{j}' for j in range(13))}" for i in range(20)]
+    found = report([preamble], bench(*own))
+    assert (found["overlapping"], found["undeclared"]) == ([], [])
+    assert found["boilerplate"] == [str(i) for i in range(20)]
+    found = report([preamble, own[7], "so: " + own[9][-80:]], bench(*own))
+    assert found["overlapping"] == ["7", "9"]
+    assert found["boilerplate"] == [str(i) for i in range(20) if i not in (7, 9)]
+
+
+def test_words_of_few_items_of_a_large_bench_are_still_their_own() -> None:
+    """A passage that 1 % of the items ask about is content, whatever 1 % and more of them share is a pattern."""
+    passage = " ".join(f"p{i}" for i in range(20))
+    filler = [" ".join(f"w{i}x{j}" for j in range(13)) for i in range(500)]
+    for size, sharing, counted in ((500, 4, 4), (500, 5, 0), (100, 1, 1), (100, 2, 0)):
+        items = [f"{passage} {f}" for f in filler[:sharing]] + filler[sharing:size]
+        found = report([passage], bench(*items))
+        assert (len(found["overlapping"]), len(found["boilerplate"])) == (counted, sharing - counted)
+
+
+def test_a_question_made_of_patterns_alone_is_found_as_a_whole() -> None:
+    head, tail = "write a function that returns the list of all", "numbers in the given list in their order"
+    items = [f"{head} {a} {tail}" for a in ("odd", "even", "prime", "odd", "even", "prime")]
+    found = report([items[0] + " and then some"], bench(*items))
+    assert found["overlapping"] == ["0", "3"]
+    assert found["boilerplate"] == []
+    found = report([f"{head} odd numbers in the given list"], bench(*items))
+    assert (found["overlapping"], found["boilerplate"]) == ([], ["0", "3"])
 
 
 def test_declared_items_are_told_apart() -> None:
@@ -68,21 +92,27 @@ def test_declared_items_are_told_apart() -> None:
     assert found["documents"] == {"a": 2}
 
 
-def naive(texts: list[str], items: list[str]) -> list[str]:
+def naive(texts: list[str], items: list[str]) -> tuple[list[str], list[str]]:
     """The definition, with sets of tuples."""
 
     def tuples(text: str, n: int) -> set[tuple[str, ...]]:
         w = words(text)
         return {tuple(w[i : i + n]) for i in range(len(w) - n + 1)}
 
-    sizes = [min(13, len(words(t))) for t in items]
-    own = [tuples(t, n) if n >= 8 else set() for t, n in zip(items, sizes, strict=True)]
-    common = {g for g in set().union(*own) if sum(g in o for o in own) > COMMON}
-    return [
-        str(i)
-        for i, (o, n) in enumerate(zip(own, sizes, strict=True))
-        if any((o - common) & tuples(t, n) for t in texts)
-    ]
+    eights = [tuples(t, 8) for t in items]
+    overlapping, boilerplate = [], []
+    for i, item in enumerate(items):
+        n = min(13, len(words(item)))
+        shared = (tuples(item, n) if n >= 8 else set()) & set().union(*(tuples(t, n) for t in texts))
+        mine = any(
+            sum(g[k : k + 8] in e for e in eights) <= own_limit(len(items)) for g in shared for k in range(n - 7)
+        )
+        whole = n >= 8 and any(tuples(item, len(words(item))) <= tuples(t, len(words(item))) for t in texts)
+        if mine or whole:
+            overlapping.append(str(i))
+        elif shared:
+            boilerplate.append(str(i))
+    return overlapping, boilerplate
 
 
 @given(
@@ -91,7 +121,8 @@ def naive(texts: list[str], items: list[str]) -> list[str]:
 )
 @settings(max_examples=150, deadline=None)
 def test_equals_the_definition(texts: list[str], items: list[str]) -> None:
-    assert report(texts, bench(*items))["overlapping"] == naive(texts, items)
+    found = report(texts, bench(*items))
+    assert (found["overlapping"], found["boilerplate"]) == naive(texts, items)
 
 
 def test_hashes_do_not_depend_on_the_process() -> None:
@@ -217,3 +248,25 @@ class TestMultiplE:
                     multipl_e.refuse_row(row, "a row")
         multipl_e.refuse_row({"name": "HumanEval_3_x"}, "no language, no stop tokens")
         multipl_e.refuse_row({"name": "base", "language": "en"}, "another row")
+
+
+def test_what_the_demo_says_of_its_calibration_set() -> None:
+    """No held-out prompt is a prompt of the set; the sentence on the page has the leak check's own numbers."""
+    from trimoe.model.tiny import tasks
+    from trimoe.story_page import _held_out
+
+    train = tasks.generate("code", "train", 48) + tasks.generate("code", "train", 96, seed=1)
+    held = tasks.generate("code", "heldout", 200, seed=7)
+    assert not {item.prompt for item in held} & {item.prompt for item in train}
+    texts = [SetText("code", f"{item.prompt}\n{item.answer}", False) for item in train]
+    of = BenchTexts("code", tuple((item.item_id, (item.prompt, item.answer)) for item in held))
+    report = check(texts, [of])
+    row = report["benches"]["code"]
+    assert 0 < len(row["overlapping"]) < len(row["boilerplate"])  # made-up tasks: most share patterns alone
+    said = _held_out(report)
+    assert f"{len(row['overlapping'])} of 200 held-out items share 13 words of their own" in said
+    assert f"{len(row['boilerplate'])} others" in said
+    assert "Leak check" not in _held_out(None)
+    # and an item that really is in the set is counted
+    leaked = check([*texts, SetText("code", f"Somebody wrote: {held[5].prompt} Nice.", False)], [of])
+    assert held[5].item_id in leaked["benches"]["code"]["undeclared"]

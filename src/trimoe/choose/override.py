@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.artifact import read_json
-from trimoe.choose.recipe import Recipe, class_matches, validated
+from trimoe.choose.recipe import Recipe, class_matches, validated, weight_for
 from trimoe.errors import BadInput, RecipeError, UsageError
 
 
@@ -27,17 +27,17 @@ def override(
 ) -> Recipe:
     """The recipe with the given fields replaced; None leaves a field as it is.
 
-    Class weights are laid over the recipe's, full names before patterns; a class not named keeps its weight. Every name
-    must match one of `classes`, because a misspelt one would silently change nothing.
+    Class weights are looked up among those given first; the classes that they match then stand in the recipe by their
+    full names, and all others keep the recipe's weight. Every name must match one of `classes`, because a misspelt one
+    would silently change nothing.
     """
     data = recipe.model_dump(mode="json")
     data |= {name: value for name, value in fields.items() if value is not None}
     if class_weights is not None:
         _known(class_weights, classes, "--class-weights")
-        given = dict(sorted(class_weights.items(), key=lambda item: any(c in item[0] for c in "*?[")))
-        data["class_weights"] = {p: number(w, "--class-weights") for p, w in given.items()} | {
-            p: w for p, w in recipe.class_weights.items() if p not in given
-        }
+        given = {p: number(w, "--class-weights") for p, w in class_weights.items()}
+        meant = {c: w for c in classes if (w := weight_for(c, given)) is not None}
+        data["class_weights"] = {**recipe.class_weights, **meant}
     if class_min is not None:
         data["class_min"] = {p: count(n) for p, n in class_min.items()}
     if no_floor:

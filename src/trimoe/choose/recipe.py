@@ -6,9 +6,11 @@ is the one count that is rounded up, because the kept share is rounded down: "30
 """
 
 import tomllib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +38,7 @@ Count = Annotated[int | str, BeforeValidator(_count)]
 Criterion = Literal["contribution", "wnorm", "frequency", "reap", "ean", "random"]
 Aggregate = Literal["max", "sum", "mean", "lp4", "softmax_t4", "second", "top3mean", "geomean"]
 Weight = Annotated[float, Field(ge=0)]
+_OTHER = "\0"  # a character that no class name and no pattern has
 
 
 def resolve(count: int | str, whole: int) -> int:
@@ -51,6 +54,43 @@ def kept(drop: int | str | Fraction, experts: int) -> int:
 def class_matches(class_name: str, pattern: str) -> bool:
     """Whether a class is meant by a shell-style pattern; `code` also means `generic_code`."""
     return fnmatchcase(class_name, pattern) or class_name == f"generic_{pattern}"
+
+
+def weight_for(class_name: str, weights: Mapping[str, float]) -> float | None:
+    """Weight of a class; None if nothing matches. The order of `weights` does not matter, as JSON does not keep it.
+
+    The class's own name goes before `code` for `generic_code`, and both before patterns. Of patterns the narrowest
+    counts: one that another pattern covers whole (`targeted_lcb*` before `targeted_*` before `*`). Raises `RecipeError`
+    for patterns of different weight neither of which covers the other.
+    """
+    for name in (class_name, class_name.removeprefix("generic_")):
+        if name in weights:
+            return weights[name]
+    found = [p for p in weights if fnmatchcase(class_name, p)]
+    narrowest = sorted(p for p in found if not any(_covers(p, q) and not _covers(q, p) for q in found))
+    if len({weights[p] for p in narrowest}) > 1:
+        raise RecipeError(
+            f"class {class_name} has no single weight",
+            expected="one weight, or one pattern inside the other",
+            actual=", ".join(f"{p} = {weights[p]:g}" for p in narrowest),
+            remedy=f"give the weight of {class_name} by its name",
+        )
+    return weights[narrowest[0]] if narrowest else None
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    """Whether pattern `wide` matches all that `narrow` matches; never wrongly true.
+
+    Each star of `narrow` stands for any text; tried are none and one longer than `wide`, of a character that `wide`
+    lacks, so that only a star of `wide` can take it. Patterns with brackets are not looked into.
+    """
+    if wide == narrow or wide == "*":
+        return True
+    if "[" in wide or "[" in narrow or narrow.count("*") > 7:
+        return False
+    pieces = narrow.replace("?", _OTHER).split("*")
+    fillings = product(("", _OTHER * (len(wide) + 1)), repeat=len(pieces) - 1)
+    return all(fnmatchcase("".join(map("".join, zip(pieces, (*fill, ""), strict=True))), wide) for fill in fillings)
 
 
 class _Data(BaseModel):
@@ -76,7 +116,7 @@ class Outliers(_Data):
 
 
 class Recipe(_Data):
-    """Everything that turns statistics into a map. Class weights: first matching pattern wins, no match leaves out."""
+    """Everything that turns statistics into a map. Class weights: see `weight_for`; no match leaves a class out."""
 
     name: str
     description: str = ""
@@ -96,10 +136,10 @@ class Recipe(_Data):
     seed: int = Field(0, ge=0)
 
     def weight_of(self, class_name: str) -> float | None:
-        """Weight of a class, or None when it is excluded or no pattern matches it."""
+        """Weight of a class, or None when it is excluded or nothing matches it. Raises as `weight_for`."""
         if any(class_matches(class_name, p) for p in self.exclude):
             return None
-        return next((w for p, w in self.class_weights.items() if class_matches(class_name, p)), None)
+        return weight_for(class_name, self.class_weights)
 
 
 def parse_recipe(text: str, source: str) -> Recipe:

@@ -43,6 +43,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
     "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
+    "hub": (("huggingface_hub",), "uploading to the hub: trimoe publish --to hub"),
     "parquet": (("pyarrow",), "trimoe log export --format parquet"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }

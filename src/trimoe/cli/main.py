@@ -47,6 +47,7 @@ VERBS: dict[str, str] = {
     "attribute": "attribute",
     "ladder": "ladder",
     "card": "card",
+    "publish": "publish",
     "demo": "demo",
     "doctor": "doctor",
 }

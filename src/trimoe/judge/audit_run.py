@@ -151,13 +151,20 @@ def _leaks(run: Run, samples: Sequence[Scored], leaks: Mapping[str, Any] | None,
     share = len(undeclared) / row["items"] if row["items"] else 0.0
     without = [s.verdict.correct for s in samples
                if s.verdict.correct is not None and s.sample.doc_id not in overlapping]  # fmt: skip
+    shared = len(row.get("boilerplate", ()))
+    also = f"; {shared} others share only words that are common in the bench" if shared else ""
     rest = f"; without them {100 * sum(without) / len(without):.1f} % of {len(without)}" if without else ""
     if undeclared:
         flag = "LEAK" if share > limits.undeclared else "LEAK_SOME"
-        text = f"{len(undeclared)} of {row['items']} items are in the calibration set without being declared{rest}"
+        text = (
+            f"{len(undeclared)} of {row['items']} items share words of their own with the calibration set without "
+            f"being declared{also}{rest}"
+        )
         return Check(flag, r.levels[flag], text, share, limits.undeclared, undeclared)
     if overlapping:
-        text = f"{len(overlapping)} of {row['items']} items are in the calibration set on purpose: disclose it{rest}"
+        text = (
+            f"{len(overlapping)} of {row['items']} items are in the calibration set on purpose: disclose it{also}{rest}"
+        )
         return Check("LEAK_DECLARED", r.levels["LEAK_DECLARED"], text, 0.0, limits.undeclared, overlapping)
     checked = row["items"] - row["unchecked"]
-    return Check("LEAK", "ok", f"nothing shared with the calibration set ({checked} items checked)", 0.0)
+    return Check("LEAK", "ok", f"nothing shared with the calibration set ({checked} items checked){also}", 0.0)

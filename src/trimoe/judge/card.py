@@ -222,8 +222,9 @@ def other_base(artifact: Artifact) -> str | None:
 def recipe_toml(recipe: dict[str, Any], classes: Any) -> str:
     """The recipe as a file that `trimoe map --recipe` reads.
 
-    In a recipe the first pattern that matches a class counts, and a manifest sorts its keys; so the weights that each
-    class really had stand here instead of the patterns. Raises `BadInput` when the text would not be read back.
+    The weights that each class really had stand here instead of the patterns: they say more, and maps of version 0.1.0
+    took patterns in the order of the recipe's file, which a manifest does not keep. Raises `BadInput` when the text
+    would not be read back.
     """
     body = _without_none(recipe)
     if isinstance(classes, dict) and classes:
