@@ -42,6 +42,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         "serving checkpoints with transformers: trimoe serve DIRECTORY",
     ),
     "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
+    "view": (("starlette", "uvicorn"), "trimoe view"),
     "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
     "parquet": (("pyarrow",), "trimoe log export --format parquet"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),

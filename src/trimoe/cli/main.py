@@ -46,6 +46,7 @@ VERBS: dict[str, str] = {
     "compare": "judge",
     "attribute": "attribute",
     "ladder": "ladder",
+    "view": "view",
     "card": "card",
     "demo": "demo",
     "doctor": "doctor",
