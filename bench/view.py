@@ -2,9 +2,10 @@
 
     python bench/view.py [--runs 20] [--samples 2000] [--rounds 5] [--keep DIR] [--json]
 
-The samples have prompts of about 0.6 kB, reasoning of about 2 kB and replies of about 1.2 kB. The server is a process of its own,
-as a user has it; the first page is asked for before anything is kept in memory, the others are the median of the
-rounds. A browser adds its own time for layout.
+The samples have prompts of about 0.6 kB, reasoning of about 2 kB and replies of about 1.2 kB. The server is a process
+of its own, as a user has it. "start to address" is the whole start of the command, with Python and the first reading of
+all verdicts; the first page follows it, and the others are the median of the rounds. A browser adds its own time for
+layout.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from pathlib import Path
 from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.log import RunLog, Sample
 
-WORDS = "the sum of two numbers is found by adding them so first take seven and then six which makes forty-two".split()
+SENTENCE = "the sum of two numbers is found by adding them so first take seven and then six which makes forty-two"
+WORDS = SENTENCE.split()
 CAUSES = ["correct"] * 14 + ["wrong"] * 3 + ["truncated (cap)", "loop", "empty"]
 
 
@@ -71,20 +73,21 @@ def measure(log: Path, rounds: int) -> dict[str, dict[str, float]]:
         url = json.loads(document)["url"]
         first, size = timed(url)
         runs = json.load(urllib.request.urlopen(url + "api/runs"))["runs"]
-        one, two = (f"{url}{{}}/{runs[i]['id']}" for i in (0, 1))
+        one = f"{url}run/{runs[0]['id']}"
+        both = f"{url}diff/{runs[0]['id']}/{runs[1]['id']}"
         pages = {
             "runs": url,
             "status of all runs": url + "api/runs",
-            "run": one.format("run"),
-            "filter by cause": one.format("run") + "?cause=loop",
-            "filter, page 3": one.format("run") + "?cause=wrong&page=3",
-            "search, few hits": one.format("run") + "?q=Question+1999.",
-            "search, many hits": one.format("run") + "?q=FORTY",
-            "sample": one.format("run") + "/sample/doc-1000",
-            "diff": f"{url}diff/{runs[0]['id']}/{runs[1]['id']}",
-            "diff, lost": f"{url}diff/{runs[0]['id']}/{runs[1]['id']}?cause=lost",
-            "diff, search": f"{url}diff/{runs[0]['id']}/{runs[1]['id']}?q=Question+1999.",
-            "diff of a sample": f"{url}diff/{runs[0]['id']}/{runs[1]['id']}/sample/doc-1000",
+            "run": one,
+            "filter by cause": one + "?cause=loop",
+            "filter, page 3": one + "?cause=wrong&page=3",
+            "search, few hits": one + "?q=Question+1999.",
+            "search, many hits": one + "?q=FORTY",
+            "sample": one + "/sample/doc-1000",
+            "diff": both,
+            "diff, lost": both + "?cause=lost",
+            "diff, search": both + "?q=Question+1999.",
+            "diff of a sample": both + "/sample/doc-1000",
         }
         out = {
             "start to address": {"ms": 1000 * ready, "kB": 0.0},

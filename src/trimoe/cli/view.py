@@ -53,8 +53,12 @@ def _listen(port: int) -> socket.socket:
         listening.bind((LOOPBACK, port))
     except OSError as exc:
         listening.close()
-        raise MissingPrerequisite(f"port {port} cannot be used", expected="a free port on this machine",
-                                  actual=str(exc), remedy="choose another --port, or leave it out") from exc  # fmt: skip
+        raise MissingPrerequisite(
+            f"port {port} cannot be used",
+            expected="a free port on this machine",
+            actual=str(exc),
+            remedy="choose another --port, or leave it out",
+        ) from exc
     listening.listen(128)
     return listening
 

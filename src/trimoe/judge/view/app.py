@@ -1,7 +1,7 @@
 """The viewer as a web application: addresses to pages, and what keeps strangers out. Needs the extra `view`.
 
-Invariants: only GET and HEAD; a request whose Host is not the loopback's is refused (a page elsewhere cannot read logs by
-pointing its own name here); nothing but our own files may be loaded, and no script can come from a text.
+Invariants: only GET and HEAD; a request whose Host is not the loopback's is refused (a page elsewhere cannot read logs
+by pointing its own name here); nothing but our own files may be loaded, and no script can come from a text.
 Not guaranteed: protection from other users of this machine, who can reach its loopback too.
 """
 

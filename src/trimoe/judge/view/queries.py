@@ -59,7 +59,10 @@ def runs(r: Reader) -> list[Facts]:
         "SELECT r.id, n.name, r.bench, r.model, r.identity, r.spec_hash, r.spec, r.sampler, r.settings, r.created "
         "FROM runs r JOIN names n ON n.run_id = r.id ORDER BY n.rowid"
     )
-    return [Facts(Run(*row[:6], _json(row[6]), _json(row[7])), _json(row[8]), row[9]) for row in rows]
+    return [
+        Facts(Run(number, name, bench, model, identity, hashed, _json(spec), _json(sampler)), _json(settings), created)
+        for number, name, bench, model, identity, hashed, spec, sampler, settings, created in rows
+    ]
 
 
 def verdicts(r: Reader, run_id: int) -> list[Scored]:
@@ -103,7 +106,8 @@ def briefs(r: Reader, run_id: int, docs: Sequence[str]) -> dict[str, Brief]:
         (run_id, *docs),
     )
     found = {
-        row[0]: Brief(*row[:3], row[3] or "", row[4], None if row[5] == UNCOUNTED else row[5], row[6]) for row in rows
+        doc: Brief(doc, reply, extracted, detail or "", finish, None if tokens == UNCOUNTED else tokens, seconds)
+        for doc, reply, extracted, detail, finish, tokens, seconds in rows
     }
     if r.has("failures"):
         failed = r.db.execute(
@@ -123,7 +127,7 @@ def whole(r: Reader, run_id: int, doc_id: str) -> Scored | None:
     ).fetchone()
     if row is not None:
         marks = tuple(filter(None, row[11].split("\n")))
-        sample = Sample(*row[:9], bool(row[9]), row[10], marks, "", row[12])
+        sample = Sample(*(*row[:9], bool(row[9]), row[10], marks, "", row[12]))
         return Scored(sample, _verdict(*row[13:]))
     if r.has("failures"):
         failed = r.db.execute(

@@ -91,6 +91,8 @@ def excerpt(text: str, needle: str, width: int) -> str:
     """At most `width` characters of a text in one line, around the first hit if it has one."""
     match = re.search(re.escape(needle), text, re.IGNORECASE) if needle else None
     start = max(0, match.start() - width // 3) if match else 0
+    if start and (space := text.find(" ", start, match.start() if match else start)) >= 0:
+        start = space + 1
     cut = text[start : start + width]
     line = " ".join(cut.split())
     return ("… " if start else "") + line + (" …" if start + width < len(text) else "")
