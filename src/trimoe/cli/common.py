@@ -41,7 +41,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("torch", "transformers", "fastapi", "uvicorn", "openai"),
         "serving checkpoints with transformers: trimoe serve DIRECTORY",
     ),
-    "report": (("matplotlib",), "pictures drawn by bench/ and for the documentation"),
+    "report": (("matplotlib",), "demo's page, trimoe report, ladder --plot, stats show --heatmap"),
     "view": (("starlette", "uvicorn"), "trimoe view"),
     "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
     "parquet": (("pyarrow",), "trimoe log export --format parquet"),

@@ -46,6 +46,7 @@ VERBS: dict[str, str] = {
     "compare": "judge",
     "attribute": "attribute",
     "ladder": "ladder",
+    "report": "report",
     "view": "view",
     "card": "card",
     "demo": "demo",
