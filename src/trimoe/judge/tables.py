@@ -61,6 +61,7 @@ def settings_of(comparison: Comparison, number: int, among: Collection[int] | No
     mine = columns[number]
     keys = [k for k in sorted({k for each in every for k in each}) if len({repr(each.get(k)) for each in every}) > 1]
     shown = [f"{k} {mine[k]}" for k in keys if k in mine]
+    shown = shown or [f"{k} not recorded" for k in keys[:5]]
     return safe("; ".join(shown) or "the only conditions")
 
 
