@@ -153,7 +153,7 @@ def test_keys(page: Any, site: Site) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**q=says+11*")
     found = page.locator("a.main").all_text_contents()
-    assert found == ["d11", *(f"d{i}" for i in range(110, 120))]
+    assert found == ["d11", *(f"d{i}" for i in range(110, 120) if ANSWERS[i] != "e")]
     assert page.locator("li.row").first.locator("mark").text_content() == "says 11"
     page.keyboard.press("?")
     assert page.locator("#keys").is_visible()

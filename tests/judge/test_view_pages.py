@@ -151,8 +151,8 @@ def test_filters_search_and_pages(site: Site) -> None:
     assert listed("?cause=empty") == ["miss"] * 30
     assert listed("?cause=harness+error") == ["none"]
     assert listed("?cause=missed&page=2") == ["miss"] * 10
-    assert listed("?q=CUT+SAYS+119") == ["miss"]
-    assert listed("?q=says+119&in=prompt") == []
+    assert listed("?q=CUT+SAYS+118") == ["miss"]
+    assert listed("?q=says+118&in=prompt") == []
     assert listed("?q=slept") == ["none"]
     assert listed("?q=d11&cause=correct") != []
     assert len(listed("?page=-1&q=&in=x&cause=")) in (0, 50)

@@ -136,8 +136,7 @@ def _settings(comparison: Comparison, bench: str, column: int) -> str:
 
 def _line(row: Row, audits: dict[tuple[str, str], RunAudit]) -> Line:
     change = None
-    if row.difference is not None and row.difference_low is not None and row.difference_high is not None:
-        p = 1.0 if row.p is None else row.p
-        change = Difference(row.difference, row.difference_low, row.difference_high, p, row.p_holm, row.lost, row.gained,
-                            row.pairs)  # fmt: skip
+    low, high = row.difference_low, row.difference_high
+    if row.difference is not None and low is not None and high is not None and row.p is not None:
+        change = Difference(row.difference, low, high, row.p, row.p_holm, row.lost, row.gained, row.pairs)
     return Line(row, audits[row.name, row.bench], change)
