@@ -25,6 +25,7 @@ ROOMS = ORDER[2:9]
 HEAVY = {
     *("torch", "transformers", "tokenizers", "safetensors", "matplotlib"),
     *("lm_eval", "math_verify", "nltk", "langdetect", "datasets", "huggingface_hub", "punkt", "pyarrow"),
+    *("starlette", "uvicorn"),
 }
 
 

@@ -46,6 +46,8 @@ VERBS: dict[str, str] = {
     "compare": "judge",
     "attribute": "attribute",
     "ladder": "ladder",
+    "report": "report",
+    "view": "view",
     "card": "card",
     "publish": "publish",
     "demo": "demo",

@@ -79,7 +79,7 @@ def show(
     loaded = open_stats(file)
     if patterns:
         loaded = loaded.select(list(patterns))
-    by, scores = _scores(loaded, by)
+    by, scores = criterion_scores(loaded, by)
     top = min(top or max(1, loaded.shape[2] // 4), loaded.shape[2])
     data = summarize(loaded, scores, by, top=top, show=shown, least=min_tokens)
     if heatmap:
@@ -93,7 +93,7 @@ def show(
     emit({**data, "heatmap": str(heatmap) if heatmap else None}, text, as_json)
 
 
-def _scores(loaded: "ExpertStats", by: str | None) -> tuple[str, "Array"]:
+def criterion_scores(loaded: "ExpertStats", by: str | None) -> tuple[str, "Array"]:
     """(criterion, its scores [C, L, E]); values that are not finite stay in, to be reported."""
     from trimoe.choose.score import CRITERIA, require_measured
     from trimoe.errors import StatsError, UsageError

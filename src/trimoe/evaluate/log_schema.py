@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from trimoe.errors import RunLogError
 
@@ -90,6 +91,57 @@ def open_log(path: Path) -> sqlite3.Connection:
         if db is not None:
             db.close()
         raise
+    return db
+
+
+def open_readonly(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write, for readers beside a running evaluation. An older schema stays as it is.
+
+    `RunLogError` for a file that is missing, not ours, of a newer trimoe, or without the first schema's tables.
+    """
+    if not path.is_file():
+        raise RunLogError(
+            f"run log {path} not found", expected="a file written by `trimoe eval --log`", remedy="check the path"
+        )
+    db: sqlite3.Connection | None = None
+    try:
+        db = _connect_readonly(path)
+        _refuse_strangers(db, path)
+        if not _applied(db):
+            raise RunLogError(
+                f"{path} has no run log in it yet",
+                expected="the tables of a run log",
+                actual="an empty file, or a log that was never finished being made",
+                remedy="run `trimoe eval MODEL --log ...` first",
+            )
+    except sqlite3.Error as exc:
+        if db is not None:
+            db.close()
+        raise RunLogError(
+            f"{path} is not a readable run log",
+            expected="an SQLite file written by trimoe",
+            actual=str(exc),
+            remedy="check the path and its permissions",
+        ) from exc
+    except RunLogError:
+        if db is not None:
+            db.close()
+        raise
+    return db
+
+
+def _connect_readonly(path: Path) -> sqlite3.Connection:
+    address = f"file:{quote(str(path.resolve()))}?mode=ro"
+    db = sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)
+    try:
+        db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+    except sqlite3.OperationalError:
+        db.close()
+        beside = path.with_name(path.name + "-wal")
+        if beside.exists() and beside.stat().st_size:
+            raise
+        # a log in WAL mode in a folder that cannot be written: nobody writes it, so it may be read as it lies
+        db = sqlite3.connect(address + "&immutable=1", uri=True, isolation_level=None)
     return db
 
 

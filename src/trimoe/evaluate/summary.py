@@ -53,9 +53,7 @@ def summarize(
     samples = [s for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
     verdicts = [s.verdict for s in samples]
     unscored = sum(v.correct is None for v in verdicts)
-    groups = _parts(samples) if run.spec.get("average") == "macro" else {}
-    parts = {name: _share(group, exclude_errors) for name, group in groups.items()}
-    score, error = _mean(list(groups.values()) or [verdicts], exclude_errors)
+    score, error, parts = score_of(run, samples, exclude_errors=exclude_errors)
     marks = [mark.text for mark in marks_of(log, run)]
     if exclude_errors and unscored:
         marks.append(left_out(unscored).text)
@@ -78,6 +76,16 @@ def summarize(
         None if limited is None else asdict(limited),
         tuple(marks),
     )
+
+
+def score_of(
+    run: Run, samples: Sequence[Scored], *, exclude_errors: bool = False
+) -> tuple[float | None, float | None, dict[str, float | None]]:
+    """(score, its standard error, score of each part) by the bench's own average; looks at ids and verdicts only."""
+    groups = _parts(samples) if run.spec.get("average") == "macro" else {}
+    parts = {name: _share(group, exclude_errors) for name, group in groups.items()}
+    score, error = _mean(list(groups.values()) or [[s.verdict for s in samples]], exclude_errors)
+    return score, error, parts
 
 
 def conclude(log: RunLog, run: Run, scorer: int, doc_ids: Sequence[str] | None, exclude_errors: bool) -> RunSummary:

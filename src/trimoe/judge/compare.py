@@ -138,12 +138,12 @@ def compare_runs(
     for bench in benches:
         before = found.get((base, bench))
         for read in of_bench(found, bench, [base, *names]):
-            row = _plain(read, detail)
+            row = alone(read, detail)
             if before is not None and read is not before:
                 if not apart:
                     require_same(before.run, read.run)
                 if not differences(before.run, read.run):
-                    row = _paired(row, before, read, detail)
+                    row = against_base(row, before, read, detail)
             rows.append(replace(row, column=_column(columns, read) if apart else 0))
     if apart:
         rows.sort(key=lambda row: (list(benches).index(row.bench), row.column))
@@ -210,7 +210,8 @@ def against_mean(log_path: Path | str, name: str, others: Sequence[str], benches
     return AgainstMean(len(units), difference, low, high, sign_flip_exact(units), lost, gained)
 
 
-def _plain(read: Read, detail: bool) -> Row:
+def alone(read: Read, detail: bool) -> Row:
+    """The row of one run by itself. Looks at ids and verdicts only, so samples may come without their texts."""
     scored = list(read.answers.values())
     correct, n = sum(scored), len(scored)
     share = read.score if read.clustered else correct / n if n else None
@@ -237,7 +238,8 @@ def _clusters(read: Read) -> list[list[int]]:
     return list(sums.values())
 
 
-def _paired(row: Row, before: Read, now: Read, detail: bool) -> Row:
+def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
+    """`row` (of `now`) with the paired difference to `before`; unchanged when they share no scored item."""
     was, is_ = before.answers, now.answers
     common = [doc for doc in was if doc in is_]
     pairs = Counter((was[doc], is_[doc]) for doc in common)

@@ -1,7 +1,7 @@
 """A comparison as text, Markdown or CSV. Numbers are only rounded here."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from trimoe.judge.compare import Comparison, Row
 from trimoe.judge.runs import flat
@@ -19,7 +19,7 @@ def text(comparison: Comparison) -> str:
     lines = [f"Against {safe(comparison.base)}; score in %, difference, SE and detectable effect in points", ""]
     for number, rows in _by_column(comparison):
         if number:
-            lines.append(f"column {number}: {_settings(comparison, number)}")
+            lines.append(f"column {number}: {settings_of(comparison, number)}")
         lines += [columns(HEAD, [_cells(row) for row in rows], left=2), ""]
     lines += _losses(comparison.rows, safe)
     return "\n".join([*lines, *_notes(comparison, safe)]).rstrip()
@@ -29,7 +29,7 @@ def as_markdown(comparison: Comparison) -> str:
     """The same as Markdown tables."""
     parts = []
     for number, rows in _by_column(comparison):
-        title = f"Column {number}: {markdown_text(_settings(comparison, number))}\n\n" if number else ""
+        title = f"Column {number}: {markdown_text(settings_of(comparison, number))}\n\n" if number else ""
         parts.append(title + markdown(HEAD, [_cells(row) for row in rows], left=2))
     return "\n\n".join([*parts, *_losses(comparison.rows, markdown_text), *_notes(comparison, markdown_text)])
 
@@ -53,12 +53,15 @@ def _by_column(comparison: Comparison) -> list[tuple[int, list[Row]]]:
     return [(n, [row for row in comparison.rows if row.column == n]) for n in numbers]
 
 
-def _settings(comparison: Comparison, number: int) -> str:
-    """The settings of a column that differ between columns."""
-    every = [flat({**column["conditions"], "bench": column["bench"]}) for column in comparison.columns]
-    mine = every[number - 1]
+def settings_of(comparison: Comparison, number: int, among: Collection[int] | None = None) -> str:
+    """The settings of a column that differ between columns, or between some of them."""
+    columns = {i: flat({**column["conditions"], "bench": column["bench"]})
+               for i, column in enumerate(comparison.columns, 1)}  # fmt: skip
+    every = [column for i, column in columns.items() if among is None or i in among]
+    mine = columns[number]
     keys = [k for k in sorted({k for each in every for k in each}) if len({repr(each.get(k)) for each in every}) > 1]
     shown = [f"{k} {mine[k]}" for k in keys if k in mine]
+    shown = shown or [f"{k} not recorded" for k in keys[:5]]
     return safe("; ".join(shown) or "the only conditions")
 
 

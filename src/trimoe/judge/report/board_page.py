@@ -1,0 +1,149 @@
+"""The report page over run logs: a `Board` in, one HTML document out that opens without a network.
+
+Invariants: nothing is loaded from anywhere and there is no script; every text is escaped; the same data give the same
+bytes. Charts are figures of `plots` and `ladder_plot`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from trimoe.artifact import publish_file
+from trimoe.errors import BadInput
+from trimoe.judge.ladder import GB, Point, front
+from trimoe.judge.report import canvas, plots, words
+from trimoe.judge.report.board import Board, Claim, Group, Line
+from trimoe.judge.report.heat import Panel
+from trimoe.judge.report.ladder_plot import ladder_figure
+from trimoe.judge.report.page import Drawing
+from trimoe.judge.text import safe, some
+
+_CLAIMS: tuple[tuple[Claim, str], ...] = (("worse", "A loss is shown for"), ("better", "A gain is shown for"))
+MARK = '<meta name="generator" content="trimoe">'
+
+
+def render_board(
+    board: Board, ladders: Mapping[str, Sequence[Point]] | None = None, panels: Sequence[Panel] = ()
+) -> str:
+    """The whole page as HTML. `ladders` are points per bench, `panels` heatmaps. Raises `MissingPrerequisite` without
+    matplotlib."""
+    ladders = ladders or {}
+    with canvas.drawing():
+        figures = {
+            "score": [_scores(group, i) for i, group in enumerate(board.groups)],
+            "forest": [_forest(board, group, i) for i, group in enumerate(board.groups)],
+            "ladder": [_ladder(bench, points, i) for i, (bench, points) in enumerate(ladders.items())],
+            "heat": [_heat(panel, i) for i, panel in enumerate(panels)],
+        }
+    environment = Environment(
+        loader=PackageLoader("trimoe.judge.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["line"] = safe
+    environment.globals |= {"words": words, "some": some, "gigabytes": lambda size: f"{size / GB:.2f}"}
+    return environment.get_template("board.html.jinja").render(
+        board=board,
+        figures=figures,
+        ladders=[(bench, _by_size(points)) for bench, points in ladders.items()],
+        sentences=_sentences(board),
+        wide=bool(panels) and len(panels[0].values[0]) > 64,
+    )
+
+
+def write_board(html: str, path: Path) -> None:
+    """To a file, by rename. An older report is replaced, a file of another origin is not (`BadInput`)."""
+    if path.exists():
+        with path.open("rb") as there:
+            ours = MARK.encode() in there.read(2000)
+        if not ours:
+            raise BadInput(f"{path} exists and is no report of trimoe", expected="a new name, or an older report",
+                           remedy="choose another -o")  # fmt: skip
+    with publish_file(path, overwrite=True) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def _sentences(board: Board) -> list[str]:
+    """What the numbers say and what they do not, one sentence per kind."""
+    out = []
+    for claim, text in _CLAIMS:
+        found = [f"{_named(line)} ({words.points(line.change.points)} points)"
+                 for line in board.claims(claim) if line.change]  # fmt: skip
+        if found:
+            out.append(f"{text} {words.listed(found)}.")
+    silent = board.claims("not shown")
+    if silent:
+        effects = [line.row.detail.detectable for line in silent if line.row.detail and line.row.detail.detectable]
+        sees = ""
+        if effects:
+            low, high = words.percent(min(effects)), words.percent(max(effects))
+            span = low if low == high else f"{low} to {high}"
+            sees = f" That is no proof of equality: 8 times in 10 a true difference of {span} points would have shown."
+        out.append(f"No difference is shown for {words.listed([_named(line) for line in silent])}.{sees}")
+    if refused := board.verdicts("refused"):
+        what = "one run is" if len(refused) == 1 else f"{len(refused)} runs are"
+        out.append(f"Nothing is said of what the audit refuses: {what} refused, and so is every difference to one.")
+    return out or ["No two runs of these logs can be compared: they share no bench, or not their conditions."]
+
+
+def _named(line: Line) -> str:
+    return f"{safe(line.row.name, 60)} on {safe(line.row.bench, 60)}"
+
+
+def _kind(line: Line, base: Line | None) -> plots.Kind:
+    return "base" if line is base else "method"
+
+
+def _scores(group: Group, number: int) -> Drawing:
+    dots = [
+        plots.Dot(line.row.name, None if line.row.accuracy is None else 100 * line.row.accuracy, 100 * line.row.low,
+                  100 * line.row.high, _kind(line, group.base), words.percent(line.row.accuracy))
+        for line in group.lines
+    ]  # fmt: skip
+    reference = None if group.base is None or group.base.row.accuracy is None else 100 * group.base.row.accuracy
+    figure = plots.dot_chart(dots, axis=plots.limits(dots, step=5, within=(0.0, 100.0)), unit="% right",
+                             reference=reference, width=440)  # fmt: skip
+    return _drawn(figure, f"score-{number}", group.bench)
+
+
+def _forest(board: Board, group: Group, number: int) -> Drawing | None:
+    """Paired differences; all benches share one axis. None where nothing is paired."""
+    if not any(line.change for line in group.lines):
+        return None
+    every = [dot for other in board.groups for dot in _differences(other)]
+    axis = plots.limits([*every, plots.Dot("", 0.0)], step=5)
+    figure = plots.dot_chart(_differences(group), axis=axis, unit=f"points, compared with {board.base}", reference=0,
+                             width=440, signed=True)  # fmt: skip
+    return _drawn(figure, f"forest-{number}", group.bench)
+
+
+def _differences(group: Group) -> list[plots.Dot]:
+    return [
+        plots.Dot(line.row.name, 100 * c.points, 100 * c.low, 100 * c.high,
+                  "best" if words.clear(c) else "method", words.points(c.points))
+        for line in group.lines if (c := line.change)
+    ]  # fmt: skip
+
+
+def _ladder(bench: str, points: Sequence[Point], number: int) -> Drawing:
+    return _drawn(ladder_figure(bench, points), f"ladder-{number}", bench)
+
+
+def _heat(panel: Panel, number: int) -> Drawing:
+    experts = len(panel.values[0])
+    figure = plots.heatmap(panel.values, width=max(640, min(1016, 60 + 26 * experts), 60 + 8 * experts))
+    return _drawn(figure, f"heat-{number}", panel.title)
+
+
+def _drawn(figure: object, name: str, title: str) -> Drawing:
+    from matplotlib.figure import Figure
+
+    assert isinstance(figure, Figure)
+    return Drawing(name, title, Markup(canvas.to_svg(figure, name)))
+
+
+def _by_size(points: Sequence[Point]) -> list[tuple[Point, bool]]:
+    """Files largest first, measured before published, with whether each is on the front of its kind."""
+    fronts = {id(p) for kind in ("measured", "published") for p in front([p for p in points if p.kind == kind])}
+    return [(p, id(p) in fronts) for p in sorted(points, key=lambda p: (p.kind, -p.size))]
