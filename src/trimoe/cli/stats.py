@@ -184,18 +184,19 @@ def leak_lines(report: dict[str, Any]) -> list[str]:
     """A leak check for people: one line per bench that shares something with the set, and one for all the others."""
     lines, clean = [], []
     for name, row in report["benches"].items():
-        common = len(row.get("boilerplate", ()))  # statistics of before this was told apart have no such key
+        common = len(row.get("boilerplate", ()))
+        own = " of their own" if "boilerplate" in row else ""  # older statistics counted boilerplate too
         if row["overlapping"]:
             undeclared = len(row["undeclared"])
             why = f"{undeclared} not on purpose: {', '.join(row['undeclared'][:5])}" if undeclared else "all on purpose"
             lines.append(f"leak check: {len(row['overlapping'])} of {row['items']} items of {name} share "
-                         f"{report['gram']} words of their own in a row with the set, {why}")  # fmt: skip
+                         f"{report['gram']} words{own} in a row with the set, {why}")  # fmt: skip
         else:
             clean.append(f"{name} ({row['items'] - row['unchecked']} of {row['items']} items checked)")
         if common:
             lines.append(f"leak check: {common} of {row['items']} items of {name} share only words that are common in "
                          "the bench; not counted")  # fmt: skip
-    return lines + ([f"leak check: nothing of their own shared with {', '.join(clean)}"] if clean else [])
+    return lines + ([f"leak check: nothing that counts is shared with {', '.join(clean)}"] if clean else [])
 
 
 @stats.command(name="import")
