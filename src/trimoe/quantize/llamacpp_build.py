@@ -182,6 +182,8 @@ def _extract(archive: Path, work: Path, report: Progress) -> Path:
     source.mkdir(parents=True)
     prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
     with tarfile.open(archive) as tar:
+        # Python before 3.11.4 (Debian 12 has 3.11.2) knows no filters; the archive's hash is pinned in any case.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
         for member in tar:
             # The archive's hash is the pinned one, so its top folder is known by the pinned name, not the file's.
             name = re.sub(r"^[^/]+/vendor/llama\.cpp/", prefix, member.name)
@@ -189,7 +191,7 @@ def _extract(archive: Path, work: Path, report: Progress) -> Path:
             if inner == name or inner.split("/")[0] in _LEFT_IN_ARCHIVE:
                 continue
             member.name = inner
-            tar.extract(member, source, filter="data")
+            tar.extract(member, source)
     marker.write_text(pinned_release().sha256)
     return source
 
