@@ -33,6 +33,13 @@ def test_print_shows_the_command_and_starts_nothing(capsys: pytest.CaptureFixtur
     assert listener(8000) is None
 
 
+def test_the_printed_text_says_what_requests_must_carry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(bundled()), "--engine", "vllm", "--bench", "gsm8k-100", "--print"]) == 0
+    text = capsys.readouterr().out
+    assert '# every request must carry {"chat_template_kwargs": {"enable_thinking": true}' in text
+    assert text.splitlines()[-1].startswith(("vllm serve", "/"))
+
+
 def test_an_address_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:
     code, data = printed(capsys, "serve", "http://127.0.0.1:1")
     assert (code, data["error"]) == (2, "UsageError")

@@ -217,3 +217,32 @@ def test_an_unknown_task_is_named(tasks: Path, tmp_path: Path) -> None:
         evaluate_lm_eval(
             Endpoint("http://127.0.0.1:9/v1", "m", "endpoint"), ["no-such-task"], tmp_path / "log.db", include=tasks
         )
+
+
+def test_a_task_that_asks_its_rows_more_than_once_is_refused_before_it_is_asked(tasks: Path, tmp_path: Path) -> None:
+    """lm-eval hands the same request over twice and judges both replies together."""
+    text = (
+        (tasks / "sums.yaml")
+        .read_text()
+        .replace("task: sums", "task: twice")
+        .replace("test_split", "repeats: 2\ntest_split")
+    )
+    (tasks / "twice.yaml").write_text(text)
+    with answering(some_wrong) as server:
+        with pytest.raises(UsageError, match="twice asks every row 2 times"):
+            evaluate_lm_eval(endpoint_of(server), ["sums", "twice"], tmp_path / "log.db", include=tasks)
+        assert [body for body in server.asked if "Question: " in body["messages"][-1]["content"]] == []
+
+
+def test_nothing_is_printed_beside_our_own_table(
+    tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from lm_eval.api import task
+
+    before = task.tqdm
+    with answering(some_wrong) as server:
+        evaluate_lm_eval(endpoint_of(server), ["sums"], tmp_path / "log.db", include=tasks)
+    seen = capfd.readouterr()
+    assert "it/s" not in seen.out + seen.err
+    assert "examples" not in seen.out + seen.err
+    assert task.tqdm is before

@@ -125,6 +125,7 @@ def log_export(db: Path, form: str, out: Path | None, raw: bool, as_json: bool) 
             f"--format {form} and -o do not fit",
             expected="-o PATH for parquet and lm-eval; jsonl goes to standard output",
             actual=f"-o {out}" if out else "no -o",
+            remedy="leave -o out and redirect standard output" if out else "add -o PATH",
         )
     with RunLog(db, create=False) as log:
         if form == "parquet" and out is not None:

@@ -46,7 +46,11 @@ ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
     help="Directory with llama.cpp's programs.",
 )
 @click.option(
-    "--flag", "extra", multiple=True, metavar="FLAG", help="One more flag for the engine, as it is; may be repeated."
+    "--flag",
+    "extra",
+    multiple=True,
+    metavar="FLAG",
+    help="One more flag for the engine, as it is; may be repeated. Not for ollama, which has none.",
 )
 @click.option("--print", "show", is_flag=True, help="Print the command and start nothing.")
 @json_option
@@ -74,7 +78,8 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
     if show:
         _, _, plan, _ = planned(model, engine=engine, spec=spec, **options)
         assert plan is not None
-        emit(plan.as_json(), "\n".join([*(f"# {note}" for note in plan.notes), *plan.lines]), as_json)
+        notes = [*plan.notes, *([f"every request must carry {json.dumps(dict(plan.body))}"] if plan.body else [])]
+        emit(plan.as_json(), "\n".join([*(f"# {note}" for note in notes), *plan.lines]), as_json)
         return
     with open_server(model, engine=engine, spec=spec, **options) as endpoint:
         data = {"url": endpoint.url, "model": endpoint.model, "engine": endpoint.engine, "context": endpoint.context,

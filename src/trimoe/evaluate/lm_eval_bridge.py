@@ -3,14 +3,17 @@
 Invariants: prompts, stops, filters and metrics are lm-eval's own; a reply is stored before lm-eval sees it, and what is
 stored is never asked for again. A row without a reply never reaches lm-eval: the task has no score until it has one.
 What lm-eval says is the score; the verdict of a sample is its metric of 1 or not. Not guaranteed: tasks that need
-log-probabilities (multiple choice), which a chat endpoint does not give; they are refused.
+log-probabilities (multiple choice), which a chat endpoint does not give, and tasks that ask a row several times; both
+are refused.
 Differences from lm-eval's `local-chat-completions`: all stop texts are sent (it sends the first four), and an answer in
 `reasoning_content` or `reasoning` is read where the content is empty (it reads nothing then). Needs the extra 'eval'.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,18 +103,36 @@ def evaluate_lm_eval(
         )
     with RunLog(log_path) as log:
         model = _model_class()(endpoint, log, name, patience, frozenset(ignore_guards), preflight, show)
-        found = lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
-            task_manager=manager,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        with _no_bars():
+            found = lm_eval.simple_evaluate(
+                model=model,
+                tasks=list(tasks),
+                num_fewshot=num_fewshot,
+                limit=limit,
+                apply_chat_template=True,
+                fewshot_as_multiturn=True,
+                task_manager=manager,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
         return [_concluded(log, task, asked, found, endpoint, exclude_errors) for task, asked in model.asked.items()]
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No progress bars of lm-eval and datasets while the block runs: they would run into our own table."""
+    import datasets
+    from lm_eval.api import task
+
+    before, shown = task.tqdm, datasets.are_progress_bars_disabled()
+    task.tqdm = partial(before, disable=True)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        task.tqdm = before
+        if not shown:
+            datasets.enable_progress_bars()
 
 
 def _model_class() -> Any:
@@ -148,6 +169,7 @@ def _model_class() -> Any:
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             by_task: dict[str, list[Any]] = {}
+            _require_single(requests)
             for request in requests:
                 by_task.setdefault(str(request.task_name), []).append(request)
             replies: dict[int, str] = {}
@@ -198,6 +220,19 @@ def _no_likelihood(requests: Sequence[Any]) -> UsageError:
     )
 
 
+def _require_single(requests: Sequence[Any]) -> None:
+    """`UsageError` for a task that asks its rows more than once: lm-eval judges such replies together, and a log of
+    one verdict per reply could only book that verdict on one of them."""
+    for request in requests:
+        if (request.repeats or 1) > 1:
+            raise UsageError(
+                f"{request.task_name} asks every row {request.repeats} times",
+                expected="repeats: 1, one reply and one verdict per row",
+                actual=f"repeats: {request.repeats}",
+                remedy="give a copy of the task with repeats: 1 through --lm-eval-include",
+            )
+
+
 def _asked(model: Any, task: str, requests: Sequence[Any]) -> _Asked:
     """The requests of one task as rows of a bench of that name, and its run in the log."""
     kinds = {json.dumps(request.args[1], sort_keys=True, default=str) for request in requests}
@@ -213,8 +248,7 @@ def _asked(model: Any, task: str, requests: Sequence[Any]) -> _Asked:
     docs: list[Doc] = []
     ids: list[str] = []
     for request in requests:
-        repeat = sum(one == f"{request.doc_id}" or one.startswith(f"{request.doc_id}#") for one in ids)
-        doc_id = f"{request.doc_id}#{repeat}" if repeat else str(request.doc_id)
+        doc_id = str(request.doc_id)
         *history, last = json.loads(request.args[0].prompt)
         turns = tuple((turn["role"], turn["content"]) for turn in history)
         docs.append(Doc(doc_id, last["content"], "", {}, turns))
@@ -267,7 +301,6 @@ def _concluded(
     for row in rows:
         value = row.get(chosen[0]) if row.get("filter", "none") == chosen[1] else None
         if isinstance(value, bool | int | float):
-            # of repeated rows lm-eval scores them together: its verdict is booked with the first
             asked.verdicts[str(row["doc_id"])] = float(value) == 1.0
     docs = {doc.doc_id: doc for doc in asked.job.docs}
     samples = [s.sample for s in log.samples(asked.job.run) if s.sample.doc_id in docs and not s.sample.error]

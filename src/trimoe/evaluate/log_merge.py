@@ -88,7 +88,8 @@ class Merged:
 def merge_logs(sources: Sequence[Path], out: Path) -> Merged:
     """Write `out` from the sources, in their order. `RunLogError` lists what contradicts itself."""
     if len(sources) < 2:
-        raise UsageError("one log is no merge", expected="two or more logs", actual=f"{len(sources)}")
+        raise UsageError("one log is no merge", expected="two or more logs", actual=f"{len(sources)}",
+                         remedy="name all logs before -o")  # fmt: skip
     for source in sources:
         RunLog(source, create=False).close()  # refuses what is no log, and brings an old one to this schema
     with publish_file(out) as temporary:
