@@ -75,8 +75,10 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def publish_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary sibling to write; on success syncs and renames it to `path`, on error removes it."""
+def publish_file(path: Path, *, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
+    """Yields a temporary sibling to write; on success syncs and renames it to `path`, on error removes it.
+
+    `sync=False` is for what belongs to files that are not synced either (see `publish_dir`)."""
     if not overwrite:
         require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +86,11 @@ def publish_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
-        _sync(temporary)
+        if sync:
+            _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,7 +114,8 @@ def publish_large_file(path: Path, *, sync: bool = True, identity: str | None = 
             _sync(folder / path.name)
         require_absent(path)
         os.rename(folder / path.name, path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     except (KeyboardInterrupt, GeneratorExit):
         keep = identity is not None and (folder / RESUME).exists()
         raise
@@ -129,8 +134,9 @@ def publish_dir(path: Path, *, sync: bool = True, identity: str | None = None) -
     which is removed before publishing. An interrupt then leaves the temporary directory for the next run; an error
     never does.
 
-    `sync=False` leaves the files' data to the kernel's writeback, as `cp` does: a kill is as harmless as ever, but a
-    power cut within seconds may leave a file short under its final name (every reader here refuses a short file).
+    `sync=False` leaves everything to the kernel's writeback, as `cp` does: a kill is as harmless as ever, but a power
+    cut within seconds may leave a file short under its final name (every reader here refuses a short file). Syncing
+    the small files alone would not help, and makes a journaling file system write the large ones out first.
     """
     require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,10 +151,11 @@ def publish_dir(path: Path, *, sync: bool = True, identity: str | None = None) -
         if sync:
             for child in temporary.rglob("*"):
                 _sync(child)
-        _sync(temporary)
+            _sync(temporary)
         require_absent(path)
         os.rename(temporary, path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     except (KeyboardInterrupt, GeneratorExit):
         keep = identity is not None and (temporary / RESUME).exists()
         raise
@@ -208,7 +215,7 @@ def _same(path: Path, fd: int) -> bool:
 
 def write_manifest(
     path: Path, kind: str, inputs: dict[str, Any], files: dict[str, Any] | None = None,
-    facts: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None, *, sync: bool = True,
 ) -> None:  # fmt: skip
     """Write the manifest of an artifact: `trimoe.json` in a directory, `NAME.manifest.json` beside a file.
 
@@ -221,12 +228,12 @@ def write_manifest(
     body = {"kind": kind, "identity": identity, "inputs": inputs, "tool": f"trimoe {__version__}"}
     body |= {} if files is None else {"files": files}
     body |= {} if facts is None else {"facts": facts}
-    write_json(target, body, overwrite=True)
+    write_json(target, body, overwrite=True, sync=sync)
 
 
-def write_json(path: Path, value: Any, *, overwrite: bool = False) -> None:
+def write_json(path: Path, value: Any, *, overwrite: bool = False, sync: bool = True) -> None:
     """Publish readable JSON (indented, sorted, newline at the end)."""
-    with publish_file(path, overwrite=overwrite) as temporary:
+    with publish_file(path, overwrite=overwrite, sync=sync) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -60,8 +60,6 @@ def prune(
       trimoe prune base-Q4_K_M.gguf map.json -o pruned.gguf --imatrix imatrix.gguf --imatrix-out imatrix-pruned.gguf
     """
     from trimoe.choose.dropmap import DropMap
-    from trimoe.cut.gguf import prune_gguf
-    from trimoe.cut.prune import prune as cut
     from trimoe.model.gguf import find_gguf
 
     if verify and no_hash:
@@ -74,11 +72,15 @@ def prune(
     drop_map = DropMap.load(map_file)
     with progress("prune") as update, resumable(out):
         if gguf is not None:
+            from trimoe.cut.gguf import prune_gguf
+
             report = prune_gguf(
                 gguf, drop_map, out, max_shard=limit, imatrix=imatrix, imatrix_out=imatrix_out, dry_run=dry_run,
                 sync=sync, verify=verify, hashed=not no_hash, jobs=jobs, progress=update,
             )  # fmt: skip
         else:
+            from trimoe.cut.prune import prune as cut
+
             size = limit if as_source or limit is not None else DEFAULT_SHARD
             report = cut(
                 model, drop_map, out, max_shard=size, dry_run=dry_run, sync=sync, verify=verify, hashed=not no_hash,

@@ -1,8 +1,8 @@
 """Moving byte ranges between files at the speed of the machine, with memory that does not depend on their size.
 
-By default every byte passes through a small buffer and is hashed there while it is still in the processor's cache. With
-`kernel=True` nothing is hashed: copy_file_range (the kernel or a file server copies, or shares blocks where it can),
-then sendfile, then reads and writes. `Copier.methods` says what was used, so a fallback is visible in the report.
+By default every byte passes through a small buffer and is hashed there. With `kernel=True` nothing is hashed:
+copy_file_range (the kernel or a file server copies, or shares blocks where it can), then sendfile, then reads and
+writes. `Copier.methods` says what was used, so a fallback is visible in the report.
 Ranges far smaller than a page burst are gathered: read in one span, joined.
 """
 
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from trimoe.cut.hashing import HashedFile, Marks
-from trimoe.errors import CheckpointError
+from trimoe.cut.reading import SourceFile, ended_early
 
 CHUNK = 64 << 20  # per step: large enough to cost nothing, small enough for progress and interrupts
 BUFFER = 8 << 20
@@ -31,7 +31,7 @@ class Target(Protocol):
     def put(self, data: memoryview) -> None:
         """Append bytes from memory."""
 
-    def take(self, source: int, start: int, length: int) -> int:
+    def take(self, source: SourceFile, start: int, length: int) -> int:
         """Append up to `length` bytes of an open file; returns how many, 0 if the file has ended."""
 
     def close(self, complete: bool) -> None:
@@ -50,8 +50,7 @@ class Copier:
         self._hashed = None if kernel else HashedFile(target, size, marks)
         self._target: Target = KernelFile(target) if self._hashed is None else self._hashed
         self._skip = self.resumed
-        self._sources: dict[Path, int] = {}
-        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._sources: dict[Path, SourceFile] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -59,14 +58,16 @@ class Copier:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for fd in self._sources.values():
-            os.close(fd)
-        self._target.close(complete=kind is None)
+        try:
+            self._target.close(complete=kind is None)
+        finally:
+            for source in self._sources.values():
+                source.close()
 
     @property
     def methods(self) -> set[str]:
         """How bytes were moved."""
-        return self._target.methods
+        return self._target.methods.union(*(source.methods for source in self._sources.values()))
 
     @property
     def resumed(self) -> int:
@@ -119,17 +120,12 @@ class Copier:
 
     def unchanged(self) -> None:
         """Raise `CheckpointError` if a source file was modified since it was opened."""
-        for file, fd in self._sources.items():
-            if _stamp(fd) != self._stamps[file]:
-                raise CheckpointError(f"{file} was modified while it was copied", expected="a source at rest",
-                                      remedy="wait until nothing writes to the checkpoint and run again")  # fmt: skip
+        for source in self._sources.values():
+            source.unchanged()
 
-    def _open(self, file: Path) -> int:
+    def _open(self, file: Path) -> SourceFile:
         if file not in self._sources:
-            self._sources[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            if hasattr(os, "posix_fadvise"):  # twice the readahead; asking for pages by WILLNEED is half as fast
-                os.posix_fadvise(self._sources[file], 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            self._stamps[file] = _stamp(self._sources[file])
+            self._sources[file] = SourceFile(file)
         return self._sources[file]
 
     def _not_skipped(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -139,21 +135,20 @@ class Copier:
             if start + skipped < end:
                 yield start + skipped, end
 
-    def _copy(self, source: int, start: int, end: int) -> Iterator[int]:
+    def _copy(self, source: SourceFile, start: int, end: int) -> Iterator[int]:
         while start < end:
             count = self._target.take(source, start, min(CHUNK, end - start))
             if count == 0:
-                raise _ended_early(end - start, 0)
+                raise ended_early(end - start, 0)
             start += count
             yield count
 
-    def _gather(self, source: int, ranges: list[tuple[int, int]]) -> int:
+    def _gather(self, source: SourceFile, ranges: list[tuple[int, int]]) -> int:
         """Ascending small ranges within BUFFER bytes of each other, in one read."""
         base = ranges[0][0]
         span = ranges[-1][1] - base
-        block = memoryview(os.pread(source, span, base))
-        if len(block) != span:
-            raise _ended_early(span, len(block))
+        block = memoryview(bytearray(span))
+        source.read_into(block, base)
         joined = b"".join(block[start - base : end - base] for start, end in ranges)
         self._target.put(memoryview(joined))
         self._target.methods.add("gather")
@@ -179,13 +174,13 @@ class KernelFile:
         while data:
             data = data[os.write(self._fd, data) :]
 
-    def take(self, source: int, start: int, length: int) -> int:
+    def take(self, source: SourceFile, start: int, length: int) -> int:
         """One step by the best method that works here; a method that the file system refuses is not tried again."""
         while True:
             name, move = self._transfers[0]
             last = len(self._transfers) == 1
             try:
-                count = move(source, start, length)
+                count = move(source.fd, start, length)
             except OSError as exc:
                 if last or exc.errno not in _UNSUPPORTED:
                     raise
@@ -208,13 +203,3 @@ class KernelFile:
         data = os.pread(source, min(length, BUFFER), start)
         self.put(memoryview(data))
         return len(data)
-
-
-def _ended_early(expected: int, actual: int) -> CheckpointError:
-    return CheckpointError("a source file ended early while it was copied", expected=f"{expected} more bytes",
-                           actual=f"{actual} bytes", remedy="run again when nothing writes to it")  # fmt: skip
-
-
-def _stamp(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_size, status.st_mtime_ns

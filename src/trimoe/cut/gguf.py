@@ -8,7 +8,7 @@ their way, not interpreted; certify compares every byte).
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from trimoe.artifact import (
 )
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.copying import Copier
-from trimoe.cut.gguf_imatrix import cut_imatrix
 from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
 from trimoe.cut.prune import PruneReport, _explained
 from trimoe.cut.record import METADATA, make_record, read_record
@@ -36,7 +35,6 @@ from trimoe.errors import CheckpointError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf, split_stem
 from trimoe.model.gguf_format import header_bytes, padded
 from trimoe.model.gguf_model import GgufModel, open_gguf_model
-from trimoe.model.imatrix import open_imatrix
 
 KIND = "pruned GGUF"
 
@@ -77,7 +75,12 @@ def prune_gguf(
     layout: Layout = "single" if single else max_shard or "source"
     parts = plan_gguf(source, drop_map, stem, layout)
     kept = source.num_experts - len(drop_map.drop[source.moe_layers[0]])
-    matrix = open_imatrix(imatrix) if imatrix is not None else None
+    matrix: Callable[[Path | None], None] | None = None
+    if imatrix is not None:  # brings numpy, which no other cut needs
+        from trimoe.cut.gguf_imatrix import cut_imatrix
+        from trimoe.model.imatrix import open_imatrix
+
+        matrix = partial(cut_imatrix, source, open_imatrix(imatrix), drop_map)
     total = sum(piece.nbytes for part in parts for piece in part.pieces)
     for path in (out, imatrix_out):
         if path is not None:
@@ -89,7 +92,7 @@ def prune_gguf(
         len(parts), dry_run,
     )  # fmt: skip
     if matrix is not None:
-        cut_imatrix(source, matrix, drop_map, None)
+        matrix(None)
     if dry_run:
         return report
     identity = plan_identity(parts, stamps) if hashed else None
@@ -110,7 +113,7 @@ def prune_gguf(
             raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
                                   remedy="wait until nothing writes to it and run again")  # fmt: skip
         if matrix is not None and imatrix_out is not None:
-            cut_imatrix(source, matrix, drop_map, imatrix_out)
+            matrix(imatrix_out)
         return {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
                 for name, digest in sorted(written.digests.items())} or None  # fmt: skip
 
@@ -119,13 +122,13 @@ def prune_gguf(
             with publish_large_file(out, sync=sync, identity=identity) as place:
                 hashes = write(place.parent, [place.name])
                 # What goes with the model first: its name is the last to appear, so what it names is complete.
-                write_json(own_record(out), record, overwrite=True)
-                write_manifest(out, KIND, inputs, hashes)
+                write_json(own_record(out), record, overwrite=True, sync=sync)
+                write_manifest(out, KIND, inputs, hashes, sync=sync)
         else:
             with publish_dir(out, sync=sync, identity=identity) as folder:
                 hashes = write(folder, [part.name or f"{stem}.gguf" for part in parts])
-                write_json(folder / METADATA, record)
-                write_manifest(folder, KIND, inputs, hashes)
+                write_json(folder / METADATA, record, sync=sync)
+                write_manifest(folder, KIND, inputs, hashes, sync=sync)
     except OSError as exc:
         raise _explained(exc, out) from exc
     return report

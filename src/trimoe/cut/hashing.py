@@ -2,9 +2,10 @@
 
 The hash is xxh3-128 of the file (what `xxh128sum` prints): at 30 GB/s per core it is far from the bottleneck, where
 sha256 with processor support reaches 1 to 2 GB/s and would be slower than copying. It finds damage, not malice.
-A thread hashes and writes a block while the next one is read: a cold disk goes on reading meanwhile, and with a warm
-cache two processors share the copying. Every MARK bytes the hash so far is noted. Invariant: nothing that an earlier
-run wrote is trusted because it exists; it is read again and kept only up to the last mark whose hash it still has.
+Threads read the next blocks while one is hashed and written, in order, by the caller: a cold disk has several reads to
+do at any time, and with a warm cache two processors share the copying. Every MARK bytes the hash so far is noted.
+Invariant: nothing that an earlier run wrote is trusted because it exists; it is read again and kept only up to the last
+mark whose hash it still has.
 """
 
 import ctypes
@@ -19,9 +20,12 @@ from typing import cast
 
 import xxhash
 
+from trimoe.cut.reading import SourceFile
+
 MARK = 64 << 20  # bytes between marks: what a kill can cost
-BLOCK = 512 << 10  # fits the second-level cache of current processors: hash and write find there what was just read
-BLOCKS = 16  # at most in memory: read and not yet written
+BLOCK = 1 << 20  # large enough to cost little, small enough for a processor's caches
+BLOCKS = 12  # at most in memory: being read, or read and not yet written
+READERS = 4  # threads
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h: the file grows with what is written, not with what is reserved
 
@@ -56,9 +60,11 @@ class HashedFile:
             os.close(self._fd)
             raise
         self._block, self._used = memoryview(bytearray(BLOCK)), 0
-        self._written, self._sound = self.verified, True
-        self._waiting: deque[Future[memoryview]] = deque()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trimoe-writer")
+        self._wanted: list[tuple[SourceFile, int, memoryview]] = []  # what readers have to fill the block with
+        self._waiting: deque[tuple[memoryview, Future[None]]] = deque()
+        self._free: list[memoryview] = []
+        self._written = self.verified
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="trimoe-reader")
 
     def put(self, data: memoryview) -> None:
         """Append bytes from memory."""
@@ -68,15 +74,12 @@ class HashedFile:
             data = data[count:]
             self._advance(count)
 
-    def take(self, source: int, start: int, length: int) -> int:
-        """Append `length` bytes of an open file, fewer if it ends."""
-        self.methods.add("read/write, hashed")
+    def take(self, source: SourceFile, start: int, length: int) -> int:
+        """Append `length` bytes of an open file. That it ends early is found when they are read, which may be later."""
         done = 0
         while done < length:
             count = min(length - done, self._room())
-            count = os.preadv(source, [self._block[self._used : self._used + count]], start + done)
-            if count == 0:
-                break
+            self._wanted.append((source, start + done, self._block[self._used : self._used + count]))
             self._advance(count)
             done += count
         return done
@@ -86,17 +89,15 @@ class HashedFile:
         try:
             if complete:
                 self._hand_over()
-            self._writer.shutdown()  # full blocks that wait are written in any case
-            if complete:
-                for block in self._waiting:
-                    block.result()
+                while self._waiting:
+                    self._write_oldest()
                 if self._size < self._expected:
                     os.ftruncate(self._fd, self._size)  # gives back what was reserved for nothing
                 self.digest = self._hash.hexdigest()
                 if self._note is not None:
                     self._note(self._size, self.digest)
         finally:
-            self._writer.shutdown()
+            self._readers.shutdown(cancel_futures=True)
             os.close(self._fd)
 
     def _open(self, path: Path, marks: Marks | None) -> int:
@@ -137,25 +138,32 @@ class HashedFile:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        """Give the block to the writer and take another, waiting for one if need be; raises what writing raised."""
-        self._waiting.append(self._writer.submit(self._write, self._block, self._used))
-        self._block = self._waiting.popleft().result() if len(self._waiting) == BLOCKS else memoryview(bytearray(BLOCK))
-        self._used = 0
+        """Let readers fill the block, and take another; when too many wait, write the oldest first."""
+        self._waiting.append((self._block[: self._used], self._readers.submit(_fill, self._wanted)))
+        if len(self._waiting) == BLOCKS:
+            self._write_oldest()
+        self._block = self._free.pop() if self._free else memoryview(bytearray(BLOCK))
+        self._wanted, self._used = [], 0
 
-    def _write(self, block: memoryview, used: int) -> memoryview:
-        """In the thread: hash and write one block; gives it back. After a failure nothing is written any more."""
-        if not self._sound:
-            return block
-        self._sound = False
-        data = block[:used]
-        self._hash.update(data)
-        while data:
-            data = data[os.write(self._fd, data) :]
-        self._written += used
-        if used and self._written % MARK == 0 and self._note is not None:
+    def _write_oldest(self) -> None:
+        """Wait until a block is full, hash and write it; raises what reading raised."""
+        block, filled = self._waiting.popleft()
+        filled.result()
+        self._hash.update(block)
+        rest = block
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        self._written += len(block)
+        if block and self._written % MARK == 0 and self._note is not None:
             self._note(self._written, self._hash.hexdigest())
-        self._sound = True
-        return block
+        if len(block) == BLOCK:
+            self._free.append(block)
+
+
+def _fill(wanted: list[tuple[SourceFile, int, memoryview]]) -> None:
+    """In a reader: the parts of a block that come from files."""
+    for source, start, target in wanted:
+        source.read_into(target, start)
 
 
 def reserve(fd: int, start: int, length: int) -> None:

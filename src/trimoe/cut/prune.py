@@ -127,7 +127,7 @@ def prune(
                       "map_metadata": drop_map.metadata}  # fmt: skip
             hashes = {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
                       for name, digest in sorted(written.digests.items())}  # fmt: skip
-            write_manifest(folder, "pruned checkpoint", inputs, hashes or None)
+            write_manifest(folder, "pruned checkpoint", inputs, hashes or None, sync=sync)
             _verify(folder, shards)
             if source_stamps(model) != stamps:
                 raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
