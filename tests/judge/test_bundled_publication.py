@@ -4,6 +4,7 @@ cards, Modelfiles, and an upload to the stand-in of the hub. Every number of eve
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,3 +157,27 @@ def test_the_report(made: Path) -> None:
         pytest.skip("this version has no trimoe report")
     assert command("report", made / "runs.db", "-o", made / "report.html") == 0
     assert (made / "report.html").stat().st_size > 10_000
+
+
+def test_the_viewer(made: Path) -> None:
+    """Every score that the viewer shows is the one of a plain query of the log."""
+    from view_server import running
+
+    with sqlite3.connect(made / "runs.db") as db:
+        asked = db.execute(
+            "SELECT n.name, r.bench, sum(c.correct), count(c.correct) FROM runs r JOIN names n ON n.run_id = r.id "
+            "JOIN scores c ON c.run_id = r.id GROUP BY n.name, r.bench"
+        ).fetchall()
+    assert len(asked) == 12
+    with running(made / "runs.db") as site:
+        home = site.get("")[2]
+        for name, bench, right, scored in asked:
+            run = site.id(name, bench)
+            score = f"{100 * right / scored:.1f}"
+            block = home.split(f'data-run="{run}"')[1].split("</li>")[0]
+            assert re.search(r'data-cell="score">([\d.]+)', block)[1] == score, (name, bench)  # type: ignore[index]
+            assert f"{right} right of {scored} scored" in site.get(f"run/{run}")[2]
+            base = site.id("base", bench)
+            status, _, body = site.get(f"diff/{base}/{run}")
+            assert status == 200
+            assert f"<strong>{score}" in body

@@ -12,8 +12,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import escape
 from view_server import PAYLOADS, Site, fail, put, running
 
+from trimoe.evaluate.log import Result, RunLog
+from trimoe.evaluate.marks import shown_marks
 from trimoe.judge.view.browse import Wanted, around, paged
 from trimoe.judge.view.pages import plain, sample_link
 from trimoe.judge.view.textdiff import MOST, excerpt, hits, marked
@@ -165,6 +168,25 @@ def test_runs_under_other_conditions_have_no_difference(site: Site) -> None:
     assert "<span>Difference</span>" in alike
     assert "<span>Difference</span>" not in apart
     assert "engine None against vllm" in apart
+
+
+def test_what_was_switched_off_stands_beside_the_score(tmp_path: Path) -> None:
+    log = tmp_path / "runs.db"
+    put(log, "clean", "1w")
+    put(log, "loose", "1w?")
+    with RunLog(log) as opened:
+        run = next(run for run in opened.runs() if run.name == "loose")
+        opened.event(run, "asking", missing=3, of=3, preflight=False, sandbox={"engine": "none"})
+        opened.event(run, "guard overruled", guard="<b>empty", evidence="")
+        opened.conclude(run, Result(3, 1, 1, 2, 1, 0.5, None, {}))
+        expected = [mark.text for mark in shown_marks(opened, run)]
+    assert expected == ["no sandbox", "no preflight", "guard <b>empty ignored", "1 unscored rows left out"]
+    text = escape("! " + ", ".join(expected))
+    with running(log) as site:
+        clean, loose = site.id("clean"), site.id("loose")
+        for page in ("", f"run/{loose}", f"diff/{clean}/{loose}"):
+            assert site.get(page)[2].count(text) == 1, page
+        assert "what was switched off" not in site.get(f"run/{clean}")[2]
 
 
 def test_a_failed_row_shows_its_fault(site: Site) -> None:

@@ -5,7 +5,7 @@ with other options; once is enough. A guard counts as ignored when it would have
 Not guaranteed: marks of runs that others made (imports), whose log says nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,8 +32,13 @@ class Mark:
 
 def marks_of(log: RunLog, run: Run) -> list[Mark]:
     """Marks of how the replies of a run were made and judged, in the order they came up."""
+    return marks_of_events(log.events(run))
+
+
+def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mark]:
+    """The same from a run's events, oldest first: (kind, detail)."""
     found: dict[Mark, None] = {}
-    for kind, detail in log.events(run):
+    for kind, detail in events:
         if kind in (*MADE, "rescoring"):
             found |= dict.fromkeys(_of_event(detail))
         elif kind == OVERRULED:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.evaluate.log import Run, Scored
+from trimoe.evaluate.marks import left_out, marks_of_events
 from trimoe.evaluate.summary import score_of
 from trimoe.judge.compare import Row, against_base, alone
 from trimoe.judge.gather import Read
@@ -36,6 +37,8 @@ class Shown:
     asked: int | None
     newest: str | None
     events: tuple[queries.Event, ...]
+    marks: tuple[str, ...] = ()
+    """What a reader must know of how it was made."""
 
     @property
     def run(self) -> Run:
@@ -45,7 +48,7 @@ class Shown:
     @cached_property
     def read(self) -> Read:
         """As the comparison wants it."""
-        return Read(self.run, self.samples, score_of(self.run, self.samples)[0])
+        return Read(self.run, self.samples, score_of(self.run, self.samples)[0], self.marks)
 
     @cached_property
     def row(self) -> Row:
@@ -112,6 +115,7 @@ class Catalog:
                         _asked(happened),
                         queries.newest(reader, facts.run.run_id),
                         happened,
+                        _marks(happened, queries.left_out(reader, facts.run.run_id)),
                     )
                 )
         if stamp is not None:
@@ -138,6 +142,11 @@ def pair(before: Shown, after: Shown) -> Pair:
     apart = tuple(f"{what}: {', '.join(found)}" for what, found in differences(before.run, after.run))
     row = after.row if apart else against_base(after.row, before.read, after.read, True)
     return Pair(before, after, row, apart)
+
+
+def _marks(happened: Sequence[queries.Event], rows: int) -> tuple[str, ...]:
+    found = marks_of_events((event.kind, event.detail) for event in happened)
+    return tuple(mark.text for mark in found + ([left_out(rows)] if rows else []))
 
 
 def _asked(happened: Sequence[queries.Event]) -> int | None:

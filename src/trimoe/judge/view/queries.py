@@ -97,6 +97,14 @@ def events(r: Reader, run_id: int) -> list[Event]:
     return [Event(created, kind, _json(detail)) for created, kind, detail in rows]
 
 
+def left_out(r: Reader, run_id: int) -> int:
+    """Rows that a stored score leaves out; 0 if there is none, or none that does."""
+    if not r.has("results"):
+        return 0
+    row = r.db.execute("SELECT max(errors) FROM results WHERE run_id = ? AND score IS NOT NULL", (run_id,)).fetchone()
+    return int(row[0] or 0)
+
+
 def briefs(r: Reader, run_id: int, docs: Sequence[str]) -> dict[str, Brief]:
     """The lines of a list, by id."""
     marks = ", ".join("?" * len(docs))
