@@ -108,3 +108,20 @@ def test_a_ladder_and_heatmaps_come_with_their_inputs(log: Path, tmp_path: Path)
     assert "81.5" in html
     assert "its card" in html
     assert html.count('class="heat"') == 2
+
+
+def test_many_losses_are_told_model_by_model(tmp_path: Path) -> None:
+    """Above six comparisons a sentence names each model once, with its largest difference."""
+    log = tmp_path / "runs.db"
+    replies = [f"Six times seven and {i} more is {42 + i}: {i} is added to the product at the end." for i in range(100)]
+    for i in range(4):
+        put(log, "base", "1" * 100, f"b{i}", texts=replies)
+        put(log, "bad", "1" * (70 - 10 * i) + "w" * (30 + 10 * i), f"b{i}", texts=replies)
+        put(log, "worse", "w" * (40 + 10 * i) + "1" * (60 - 10 * i), f"b{i}", texts=replies)
+        put(log, "same", "1" * 100, f"b{i}", texts=replies)
+        put(log, "equal", "1" * 100, f"b{i}", texts=replies)
+    board = make_board([log], "base", "")
+    lead = render_board(board).partition("</h1>")[2].partition("<ul")[0]
+    assert "A loss is shown for bad on 4 benches, at most −60.0 points (b3) and worse on 4 benches" in lead
+    assert "No difference is shown in 8 more comparisons" in lead
+    assert "no proof of equality" in lead

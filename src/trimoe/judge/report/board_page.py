@@ -21,6 +21,7 @@ from trimoe.judge.report.page import Drawing
 from trimoe.judge.text import safe, some
 
 _CLAIMS: tuple[tuple[Claim, str], ...] = (("worse", "A loss is shown for"), ("better", "A gain is shown for"))
+EACH = 6  # comparisons that a sentence names one by one
 MARK = '<meta name="generator" content="trimoe">'
 
 
@@ -68,10 +69,8 @@ def _sentences(board: Board) -> list[str]:
     """What the numbers say and what they do not, one sentence per kind."""
     out = []
     for claim, text in _CLAIMS:
-        found = [f"{_named(line)} ({words.points(line.change.points)} points)"
-                 for line in board.claims(claim) if line.change]  # fmt: skip
-        if found:
-            out.append(f"{text} {words.listed(found)}.")
+        if found := board.claims(claim):
+            out.append(f"{text} {words.listed(_claimed(found))}.")
     silent = board.claims("not shown")
     if silent:
         effects = [line.row.detail.detectable for line in silent if line.row.detail and line.row.detail.detectable]
@@ -80,11 +79,31 @@ def _sentences(board: Board) -> list[str]:
             low, high = words.percent(min(effects)), words.percent(max(effects))
             span = low if low == high else f"{low} to {high}"
             sees = f" That is no proof of equality: 8 times in 10 a true difference of {span} points would have shown."
-        out.append(f"No difference is shown for {words.listed([_named(line) for line in silent])}.{sees}")
+        if len(silent) <= EACH:
+            out.append(f"No difference is shown for {words.listed([_named(line) for line in silent])}.{sees}")
+        else:
+            out.append(f"No difference is shown in {len(silent)} more comparisons, see the table.{sees}")
     if refused := board.verdicts("refused"):
         what = "one run is" if len(refused) == 1 else f"{len(refused)} runs are"
         out.append(f"Nothing is said of what the audit refuses: {what} refused, and so is every difference to one.")
     return out or ["No two runs of these logs can be compared: they share no bench, or not their conditions."]
+
+
+def _claimed(lines: Sequence[Line]) -> list[str]:
+    """Each model and bench with its difference; of many, each model once with its largest."""
+    if len(lines) <= EACH:
+        return [f"{_named(line)} ({_points(line)} points)" for line in lines]
+    found = []
+    for name in dict.fromkeys(line.row.name for line in lines):
+        own = [line for line in lines if line.row.name == name]
+        worst = max(own, key=lambda line: abs(line.change.points) if line.change else 0.0)
+        where = f"on {len(own)} benches, at most" if len(own) > 1 else "on one bench,"
+        found.append(f"{safe(name, 60)} {where} {_points(worst)} points ({safe(worst.row.bench, 60)})")
+    return found
+
+
+def _points(line: Line) -> str:
+    return words.points(line.change.points) if line.change else "?"
 
 
 def _named(line: Line) -> str:
