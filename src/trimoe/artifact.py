@@ -1,8 +1,9 @@
 """How trimoe writes: canonical bytes, content hashes, publish by rename.
 
-Invariants: nothing appears under its final name before it is complete and synced; a kill leaves at most a hidden
-temporary sibling. The next run for the same output takes it over: it goes on from a leftover of the same identity
-(after verifying it, which is the caller's part) and empties any other. Not guaranteed: atomicity across file systems.
+Invariants: nothing appears under its final name before it is complete and, unless a caller leaves that to the kernel,
+synced; a kill leaves at most a hidden temporary sibling. The next run for the same output takes it over: it goes on
+from a leftover of the same identity (after verifying it, which is the caller's part) and empties any other. Not
+guaranteed: atomicity across file systems.
 """
 
 import errno
