@@ -122,6 +122,6 @@ def test_many_losses_are_told_model_by_model(tmp_path: Path) -> None:
         put(log, "equal", "1" * 100, f"b{i}", texts=replies)
     board = make_board([log], "base", "")
     lead = render_board(board).partition("</h1>")[2].partition("<ul")[0]
-    assert "A loss is shown for bad on 4 benches, at most −60.0 points (b3) and worse on 4 benches" in lead
+    assert "A loss is shown for bad on 4 benches, largest −60.0 points (b3) and worse on 4 benches" in lead
     assert "No difference is shown in 8 more comparisons" in lead
     assert "no proof of equality" in lead

@@ -97,7 +97,7 @@ def _claimed(lines: Sequence[Line]) -> list[str]:
     for name in dict.fromkeys(line.row.name for line in lines):
         own = [line for line in lines if line.row.name == name]
         worst = max(own, key=lambda line: abs(line.change.points) if line.change else 0.0)
-        where = f"on {len(own)} benches, at most" if len(own) > 1 else "on one bench,"
+        where = f"on {len(own)} benches, largest" if len(own) > 1 else "on one bench,"
         found.append(f"{safe(name, 60)} {where} {_points(worst)} points ({safe(worst.row.bench, 60)})")
     return found
 
