@@ -21,7 +21,9 @@ DATA = bytes(i * 7 % 251 for i in range(SIZE))
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks, marks and gathering on the scale of the test data."""
-    monkeypatch.setattr(hashing, "BLOCK", 16)
+    monkeypatch.setattr(hashing, "PIECE", 16)
+    monkeypatch.setattr(hashing, "STEP", 40)
+    monkeypatch.setattr(hashing, "AHEAD", 90)
     monkeypatch.setattr(hashing, "MARK", 64)
     monkeypatch.setattr(copying, "SMALL", 8)
     monkeypatch.setattr(copying, "BUFFER", 64)

@@ -306,7 +306,8 @@ def test_kills_leave_nothing_under_the_final_name(tmp_path: Path) -> None:
 @pytest.fixture
 def small_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks for resuming on the scale of these models."""
-    monkeypatch.setattr(hashing, "BLOCK", 4096)
+    monkeypatch.setattr(hashing, "PIECE", 4096)
+    monkeypatch.setattr(hashing, "AHEAD", 10000)
     monkeypatch.setattr(hashing, "MARK", 65536)
     monkeypatch.setattr(copying, "CHUNK", 10_000)
 

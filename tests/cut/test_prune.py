@@ -87,7 +87,7 @@ def test_cut_equals_numpy_slicing(
     small = data.draw(st.sampled_from([0, 32 << 10]), "small")  # 0: even single rows are copied one by one
     hashed, jobs = data.draw(st.booleans(), "hashed"), data.draw(st.sampled_from([1, 3]), "jobs")
     monkeypatch.setattr(copying, "SMALL", small)
-    monkeypatch.setattr(hashing, "BLOCK", data.draw(st.sampled_from([64, 1 << 20]), "block"))
+    monkeypatch.setattr(hashing, "PIECE", data.draw(st.sampled_from([64, 1 << 20]), "block"))
     folder = tmp_path / "work"
     shutil.rmtree(folder, ignore_errors=True)
     source = write_checkpoint(folder / "in", arrays, make_config(), shards)

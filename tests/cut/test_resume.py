@@ -30,7 +30,8 @@ LEFT = ".out.partial"
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hand-made Gemma 4 of about 100 KB in two files, and marks on that scale."""
-    monkeypatch.setattr(hashing, "BLOCK", 256)
+    monkeypatch.setattr(hashing, "PIECE", 256)
+    monkeypatch.setattr(hashing, "AHEAD", 500)
     monkeypatch.setattr(hashing, "MARK", 1024)
     monkeypatch.setattr(copying, "CHUNK", 700)
     monkeypatch.setattr(copying, "SMALL", 64)
@@ -238,7 +239,8 @@ def _command(arguments: list[str], report: Path) -> int:
 def test_thirty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL at random moments of the writing, again and again over what the last one left; then the same command."""
     monkeypatch.setattr(hashing, "MARK", 1 << 20)  # so that a small model has many marks
-    monkeypatch.setattr(hashing, "BLOCK", 64 << 10)
+    monkeypatch.setattr(hashing, "PIECE", 64 << 10)
+    monkeypatch.setattr(hashing, "AHEAD", 1 << 20)
     arrays = gemma_arrays(layers=2, experts=16, hidden=256, width=2048)  # 100 MB
     source = write_checkpoint(
         tmp_path / "in", arrays, gemma_config(2, 16, 256, 2048), [i % 4 for i in range(len(arrays))]

@@ -198,7 +198,7 @@ def test_shipped_families_are_valid_and_forms_are_general() -> None:
         (('shape = ["E", "2I", "H"]', 'shape = ["I", "H"]'), "exactly one of E"),
         (('"model.layers.{L}."', '"model.layers."'), "layer_prefixes"),
         (('name = "gemma4"', "name ="), "not valid"),
-        (('score = "softmax"', 'score = "tanh"'), "'softmax' or 'sigmoid'"),
+        (('score = "softmax"', 'score = "tanh"'), "'tanh' - at `$.routing.score`"),
         (('name = "gemma4"', 'name = "gemma4"\ndraft_prefix = "mtp."'), "draft_prefix needs {L}"),
         (("[roles.router]", '[layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[roles.router]'), "inside scopes"),
         (("[roles.router]", "[layouts.x]\n[roles.router]"), "a layout without a tensor of its own"),

@@ -67,7 +67,7 @@ class Copier:
     @property
     def methods(self) -> set[str]:
         """How bytes were moved."""
-        return self._target.methods.union(*(source.methods for source in self._sources.values()))
+        return self._target.methods
 
     @property
     def resumed(self) -> int:

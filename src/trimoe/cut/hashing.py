@@ -2,8 +2,9 @@
 
 The hash is xxh3-128 of the file (what `xxh128sum` prints): at 30 GB/s per core it is far from the bottleneck, where
 sha256 with processor support reaches 1 to 2 GB/s and would be slower than copying. It finds damage, not malice.
-Threads read the next blocks while one is hashed and written, in order, by the caller: a cold disk has several reads to
-do at any time, and with a warm cache two processors share the copying. Every MARK bytes the hash so far is noted.
+One thread reads, hashes and writes piece by piece, each while it is in the processor's own cache: more threads were
+slower. What will be wanted next is announced to the source, so that a disk has several reads to do at any time. Every
+MARK bytes the hash so far is noted.
 Invariant: nothing that an earlier run wrote is trusted because it exists; it is read again and kept only up to the last
 mark whose hash it still has.
 """
@@ -13,19 +14,18 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import xxhash
 
 from trimoe.cut.reading import SourceFile
 
 MARK = 64 << 20  # bytes between marks: what a kill can cost
-BLOCK = 1 << 20  # large enough to cost little, small enough for a processor's caches
-BLOCKS = 12  # at most in memory: being read, or read and not yet written
-READERS = 4  # threads
+PIECE = 256 << 10  # a quarter of the second-level cache of current processors: it stays there from reading to writing
+STEP = 4 << 20  # bytes announced, and then read, at a time
+AHEAD = 32 << 20  # announced and not yet read: a hundredth of a second of a fast disk
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h: the file grows with what is written, not with what is reserved
 
@@ -39,6 +39,15 @@ class Marks:
     note: Callable[[int, str], None]
 
 
+class _Part(NamedTuple):
+    """Bytes that come next: of a file, or from memory."""
+
+    source: SourceFile | None
+    start: int
+    length: int
+    data: memoryview = memoryview(b"")
+
+
 class HashedFile:
     """A target of `Copier`. `verified` bytes of an earlier run were kept; `digest` is the hash of the whole file.
 
@@ -47,57 +56,49 @@ class HashedFile:
     """
 
     def __init__(self, path: Path, size: int = 0, marks: Marks | None = None) -> None:
-        self.methods: set[str] = set()
+        self.methods = {"read/write, hashed"}
         self.verified = 0
         self.digest = ""
         self._hash = xxhash.xxh3_128()
         self._note = None if marks is None else marks.note
         self._fd = self._open(path, marks)
-        self._size, self._expected = self.verified, size
+        self._expected = size
         try:
             reserve(self._fd, self.verified, size - self.verified)
         except OSError:
             os.close(self._fd)
             raise
-        self._block, self._used = memoryview(bytearray(BLOCK)), 0
-        self._wanted: list[tuple[SourceFile, int, memoryview]] = []  # what readers have to fill the block with
-        self._waiting: deque[tuple[memoryview, Future[None]]] = deque()
-        self._free: list[memoryview] = []
+        self._waiting: deque[_Part] = deque()
+        self._ahead = 0  # bytes that wait
+        self._piece = memoryview(bytearray(PIECE))
+        self._used = 0  # of the piece
         self._written = self.verified
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="trimoe-reader")
 
     def put(self, data: memoryview) -> None:
-        """Append bytes from memory."""
-        while data:
-            count = min(len(data), self._room())
-            self._block[self._used : self._used + count] = data[:count]
-            data = data[count:]
-            self._advance(count)
+        """Append bytes from memory, which must not change any more."""
+        self._advance(_Part(None, 0, len(data), data))
 
     def take(self, source: SourceFile, start: int, length: int) -> int:
         """Append `length` bytes of an open file. That it ends early is found when they are read, which may be later."""
-        done = 0
-        while done < length:
-            count = min(length - done, self._room())
-            self._wanted.append((source, start + done, self._block[self._used : self._used + count]))
-            self._advance(count)
-            done += count
-        return done
+        for at in range(start, start + length, STEP):
+            count = min(STEP, start + length - at)
+            source.expect(at, count)
+            self._advance(_Part(source, at, count))
+        return length
 
     def close(self, complete: bool) -> None:
         """Write what waits, unless an error made the file worthless, and close."""
         try:
             if complete:
-                self._hand_over()
                 while self._waiting:
-                    self._write_oldest()
-                if self._size < self._expected:
-                    os.ftruncate(self._fd, self._size)  # gives back what was reserved for nothing
+                    self._pass_through(self._waiting.popleft())
+                self._write(self._piece[: self._used])
+                if self._written < self._expected:
+                    os.ftruncate(self._fd, self._written)  # gives back what was reserved for nothing
                 self.digest = self._hash.hexdigest()
                 if self._note is not None:
-                    self._note(self._size, self.digest)
+                    self._note(self._written, self.digest)
         finally:
-            self._readers.shutdown(cancel_futures=True)
             os.close(self._fd)
 
     def _open(self, path: Path, marks: Marks | None) -> int:
@@ -115,11 +116,11 @@ class HashedFile:
 
     def _verify(self, fd: int, known: tuple[tuple[int, str], ...]) -> int:
         """Hash the file up to the last mark that holds; returns its position. The hash state is left there."""
-        block, good = memoryview(bytearray(BLOCK)), 0
+        block, good = memoryview(bytearray(PIECE)), 0
         hasher = xxhash.xxh3_128()
         for size, digest in known:
             at = good
-            while at < size and (count := os.preadv(fd, [block[: min(BLOCK, size - at)]], at)):
+            while at < size and (count := os.preadv(fd, [block[: min(PIECE, size - at)]], at)):
                 hasher.update(block[:count])
                 at += count
             if at < size or hasher.hexdigest() != digest:
@@ -127,43 +128,45 @@ class HashedFile:
             good, self._hash = size, cast(xxhash.xxh3_128, hasher.copy())
         return good
 
-    def _room(self) -> int:
-        """Bytes that fit into the block; blocks end at multiples of BLOCK in the file, so that marks do too."""
-        return BLOCK - self._size % BLOCK
+    def _advance(self, part: _Part) -> None:
+        self._waiting.append(part)
+        self._ahead += part.length
+        while self._ahead > AHEAD:
+            oldest = self._waiting.popleft()
+            self._ahead -= oldest.length
+            self._pass_through(oldest)
 
-    def _advance(self, count: int) -> None:
-        self._used += count
-        self._size += count
-        if self._size % BLOCK == 0:
-            self._hand_over()
+    def _pass_through(self, part: _Part) -> None:
+        """Through the piece, which is written whenever it is full: at multiples of PIECE in the file, so that marks are
+        there too."""
+        done = 0
+        while done < part.length:
+            count = min(part.length - done, PIECE - self._used)
+            target = self._piece[self._used : self._used + count]
+            if part.source is None:
+                target[:] = part.data[done : done + count]
+            else:
+                self._read(part.source, target, part.start + done)
+            done, self._used = done + count, self._used + count
+            if self._used == PIECE:
+                self._write(self._piece)
+                self._used = 0
+                if self._note is not None and self._written % MARK == 0:
+                    self._note(self._written, self._hash.hexdigest())
 
-    def _hand_over(self) -> None:
-        """Let readers fill the block, and take another; when too many wait, write the oldest first."""
-        self._waiting.append((self._block[: self._used], self._readers.submit(_fill, self._wanted)))
-        if len(self._waiting) == BLOCKS:
-            self._write_oldest()
-        self._block = self._free.pop() if self._free else memoryview(bytearray(BLOCK))
-        self._wanted, self._used = [], 0
-
-    def _write_oldest(self) -> None:
-        """Wait until a block is full, hash and write it; raises what reading raised."""
-        block, filled = self._waiting.popleft()
-        filled.result()
-        self._hash.update(block)
-        rest = block
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
-        self._written += len(block)
-        if block and self._written % MARK == 0 and self._note is not None:
-            self._note(self._written, self._hash.hexdigest())
-        if len(block) == BLOCK:
-            self._free.append(block)
-
-
-def _fill(wanted: list[tuple[SourceFile, int, memoryview]]) -> None:
-    """In a reader: the parts of a block that come from files."""
-    for source, start, target in wanted:
+    def _read(self, source: SourceFile, target: memoryview, start: int) -> None:
+        before = source.cold
         source.read_into(target, start)
+        if source.cold and not before:
+            for part in self._waiting:
+                if part.source is source:
+                    source.expect(part.start, part.length)
+
+    def _write(self, data: memoryview) -> None:
+        self._hash.update(data)
+        self._written += len(data)
+        while data:
+            data = data[os.write(self._fd, data) :]
 
 
 def reserve(fd: int, start: int, length: int) -> None:

@@ -21,8 +21,10 @@ import xxhash
 
 from trimoe.artifact import RESUME
 from trimoe.cut.copying import Copier
-from trimoe.cut.hashing import BLOCK, Marks
+from trimoe.cut.hashing import Marks
 from trimoe.errors import Refused
+
+_BLOCK = 1 << 20  # read back at a time
 
 Progress = Callable[[int, int, str], None]
 Append = Callable[[Copier], Iterator[int]]
@@ -166,7 +168,7 @@ def _in_flight(work: Callable[[str], Iterator[int]], names: list[str], jobs: int
 def read_back(folder: Path, digests: Mapping[str, str], progress: Progress | None = None) -> None:
     """Wait for the disk, read every file from it and compare its hash. Raises `Refused` naming the file."""
     sizes = {name: (folder / name).stat().st_size for name in digests}
-    done, block = 0, memoryview(bytearray(BLOCK))
+    done, block = 0, memoryview(bytearray(_BLOCK))
     for name, digest in digests.items():
         hasher = xxhash.xxh3_128()
         with (folder / name).open("rb", buffering=0) as file:

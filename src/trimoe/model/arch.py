@@ -7,36 +7,29 @@ Invariant: the scopes of a family are closed. A tensor inside one that is neithe
 refused, so an unknown companion (a scale, a packed weight) can never pass through a cut unsliced.
 """
 
+import copy
 import re
 import tomllib
 from functools import cache, cached_property
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+import msgspec
 
 from trimoe.errors import CheckpointError
 
-
-def _dimension(text: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*|\*|([1-9]\d*)?[EIH]", text):
-        raise ValueError(f"dimension {text!r} is not E, I, H, a multiple such as 2I, a number, or *")
-    return text
+_DIMENSION = re.compile(r"[1-9]\d*|\*|([1-9]\d*)?[EIH]")
 
 
-Dimension = Annotated[str, AfterValidator(_dimension)]
-
-
-class Role(BaseModel):
+class Role(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tensor of a layer that is cut along the experts, or one per expert when `{E}` is in its name.
 
     `shape` names the dimensions: E experts, I expert width, H hidden size, multiples of them, numbers, `*` unchecked.
     The position of E is the axis that is cut; ["E", "H", "2I"] is a transposed stack.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     tensor: str
-    shape: tuple[Dimension, ...]
+    shape: tuple[str, ...]
     optional: bool = False
     """May be absent (then for every expert of a layer)."""
     selects: bool = False
@@ -52,17 +45,17 @@ class Role(BaseModel):
         """Position of the expert axis in a stacked tensor."""
         return 0 if self.per_expert else self.shape.index("E")
 
-    @model_validator(mode="after")
-    def _one_expert_axis(self) -> "Role":
+    def __post_init__(self) -> None:
+        for text in self.shape:
+            if not _DIMENSION.fullmatch(text):
+                raise ValueError(f"dimension {text!r} is not E, I, H, a multiple such as 2I, a number, or *")
         if self.shape.count("E") + self.tensor.count("{E}") != 1:
             raise ValueError(f"{self.tensor} needs exactly one of E in shape and {{E}} in the name")
-        return self
 
 
-class ConfigKeys(BaseModel):
+class ConfigKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Names of keys in config.json, looked up in text_config first, then at the top."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     num_layers: str
     num_experts: str
     top_k: str
@@ -74,10 +67,9 @@ class ConfigKeys(BaseModel):
     transformers assumes where config.json does not have it."""
 
 
-class Routing(BaseModel):
+class Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the router gets from its logits to the chosen experts and their weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     score: Literal["softmax", "sigmoid"] = "softmax"
     """Scores of the logits; the experts with the largest scores (plus the roles that select) are chosen."""
     weight_on: Literal["output", "input"] = "output"
@@ -87,10 +79,9 @@ class Routing(BaseModel):
 Roles = dict[str, Role]
 
 
-class Arch(BaseModel):
+class Arch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """A family: see archs/gemma4.toml for the meaning of each key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     follows: tuple[str, ...] = ()
     note: str = ""
@@ -109,8 +100,7 @@ class Arch(BaseModel):
     roles: Roles = {}
     layouts: dict[str, Roles] = {}
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Arch":
+    def __post_init__(self) -> None:
         prefixes = (*self.layer_prefixes, *((self.draft_prefix,) if self.draft_prefix else ()))
         if any(prefix.count("{L}") != 1 for prefix in prefixes):
             raise ValueError("each of layer_prefixes and draft_prefix needs {L} once")
@@ -122,7 +112,6 @@ class Arch(BaseModel):
             loose = [r.tensor for r in roles.values() if not r.tensor.startswith(self.scopes)]
             if loose or all(r.optional for r in roles.values()):
                 raise ValueError(f"roles must lie inside scopes and one be required; outside: {loose}")
-        return self
 
     def variants(self) -> list[Roles]:
         """The roles of each way the family lies on disk: those common to all and those of one layout."""
@@ -135,7 +124,7 @@ class Arch(BaseModel):
         scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
         names = (self.config.num_experts, *self.config.num_experts_also)
         name = next((n for scope in scopes for n in names if n in scope), names[0])
-        return self.model_copy(update={"config": self.config.model_copy(update={"num_experts": name})})
+        return self._with("config", msgspec.structs.replace(self.config, num_experts=name))
 
     def recognise(self, forms: set[str]) -> tuple["Arch", str] | None:
         """This family with the roles of the layout in `forms` (see `form`), and the layer prefix; None if it is
@@ -143,8 +132,14 @@ class Arch(BaseModel):
         for prefix in self.layer_prefixes:
             for roles in self.variants():
                 if all(form(prefix + role.tensor) in forms for role in roles.values() if not role.optional):
-                    return self.model_copy(update={"roles": roles}), prefix
+                    return self._with("roles", roles), prefix
         return None
+
+    def _with(self, field: str, value: object) -> "Arch":
+        """A copy that is not checked again: the checks are about what a file says."""
+        changed = copy.copy(self)
+        msgspec.structs.force_setattr(changed, field, value)
+        return changed
 
     @cached_property
     def _untouched_forms(self) -> frozenset[str]:
@@ -166,8 +161,8 @@ def form(name: str) -> str:
 def parse_arch(text: str, source: str) -> Arch:
     """A family from TOML text; `CheckpointError` names the file and the wrong key."""
     try:
-        return Arch.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as exc:
+        return msgspec.convert(tomllib.loads(text), Arch)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
         raise CheckpointError(f"family file {source} is not valid", expected="the keys of archs/gemma4.toml",
                               actual=str(exc)[:500], remedy="correct the file") from exc  # fmt: skip
 

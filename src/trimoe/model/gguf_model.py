@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+import msgspec
 
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import ExpertTensor
@@ -28,10 +28,9 @@ _OLD_LAYOUT = re.compile(r"ffn_(gate|up|down)\.\d+\.weight")
 _MAX_COUNT = 1 << 20
 
 
-class GgufArch(BaseModel):
+class GgufArch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Names of expert tensors of some architectures: see archs_gguf/standard.toml for the meaning of each key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     architectures: tuple[str, ...]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -40,14 +39,12 @@ class GgufArch(BaseModel):
     refused: dict[str, str] = {}
     refused_model: str | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "GgufArch":
+    def __post_init__(self) -> None:
         names = (*self.required, *self.optional, *self.untouched, *self.refused)
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{twice[0]} stands twice")
         if self.scope and (loose := [n for n in names if not self.concerns_experts(n)]):
             raise ValueError(f"{loose[0]} is outside of scope")
-        return self
 
     def concerns_experts(self, name: str) -> bool:
         """Whether a tensor's name after blk.N. says that it belongs to experts or their router."""
@@ -59,7 +56,8 @@ def parse_gguf_arch(text: str, source: str, standard: GgufArch | None = None) ->
     try:
         data = tomllib.loads(text)
         if standard is not None:
-            inherited = standard.model_dump(exclude={"architectures", "untouched"})
+            inherited = msgspec.structs.asdict(standard)
+            del inherited["architectures"], inherited["untouched"]
             if "required" in data:
                 inherited.pop("optional")
             # What is untouched everywhere (shared experts) is so here too, unless this file cuts it.
@@ -67,8 +65,8 @@ def parse_gguf_arch(text: str, source: str, standard: GgufArch | None = None) ->
             more = [name for name in standard.untouched if name not in own]
             data = {**inherited, **data, "untouched": [*data.get("untouched", ()), *more]}
             data["refused"] = {n: why for n, why in data["refused"].items() if n not in own}
-        return GgufArch.model_validate(data)
-    except (tomllib.TOMLDecodeError, ValidationError, TypeError, AttributeError) as exc:
+        return msgspec.convert(data, GgufArch)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"family file {source} is not valid", expected="the keys of archs_gguf/standard.toml",
                               actual=str(exc)[:500], remedy="correct the file") from exc  # fmt: skip
 

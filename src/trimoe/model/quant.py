@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+import msgspec
 
 from trimoe.errors import CheckpointError
 from trimoe.model.arch import Role
@@ -30,10 +30,9 @@ _UNPACKED = (*_FLOAT, "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8")
 """Types of which one entry is one value, so that the family's shape must fit."""
 
 
-class Rule(BaseModel):
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The tensors of one quantized weight: see quants/compressed_tensors.toml for the meaning of each key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     main: str
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
@@ -52,19 +51,16 @@ class Rule(BaseModel):
         main = index.get(base + self.main)
         return main is not None and main.dtype not in _FLOAT and all(base + s in index for s in self.required)
 
-    @model_validator(mode="after")
-    def _distinct(self) -> "Rule":
+    def __post_init__(self) -> None:
         if not self.required or len(set(self.suffixes)) != len(self.suffixes):
             raise ValueError(f"rule {self.main!r} needs required tensors, each named once")
         if self.factor is not None and self.factor not in self.suffixes:
             raise ValueError(f"rule {self.main!r}: factor {self.factor!r} is none of its tensors")
-        return self
 
 
-class Quant(BaseModel):
+class Quant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A scheme."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     methods: tuple[str, ...]
     files: tuple[str, ...] = ()
@@ -113,8 +109,8 @@ class Part:
 def parse_quant(text: str, source: str) -> Quant:
     """A file of `quants/`. Raises `CheckpointError` naming the wrong key."""
     try:
-        return Quant.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as exc:
+        return msgspec.convert(tomllib.loads(text), Quant)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
         raise CheckpointError(
             f"quantization file {source} is not valid",
             expected="the keys of quants/compressed_tensors.toml",
