@@ -3,8 +3,10 @@ error."""
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -123,6 +125,14 @@ def test_an_error_of_the_disk_reaches_the_caller(source: SourceFile, monkeypatch
         source.read_into(memoryview(bytearray(100)), 0)
 
 
+class AtOnce(ThreadPoolExecutor):
+    """Does its work where it is asked to, so that a test sees the order."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:  # type: ignore[override]
+        work(*args, **named)
+        return Future()
+
+
 def test_a_cold_file_is_announced_range_by_range(
     source: SourceFile, announced: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -130,6 +140,7 @@ def test_a_cold_file_is_announced_range_by_range(
     for name, value in (("STEP", 1000), ("AHEAD", 2500), ("PIECE", 256)):
         monkeypatch.setattr(hashing, name, value)
     monkeypatch.setattr(reading, "_ADVICE", 700)
+    monkeypatch.setattr(hashing, "ThreadPoolExecutor", AtOnce)
     real, read = source.read_into, []
 
     def read_into(target: memoryview, start: int) -> None:
@@ -171,7 +182,6 @@ def test_a_system_without_advice(source: SourceFile, monkeypatch: pytest.MonkeyP
     opened = SourceFile(source.path)
     target = memoryview(bytearray(SIZE))
     opened.read_into(target, 0)
-    opened.cold = True
     opened.expect(0, SIZE)
     opened.close()
     assert bytes(target) == DATA

@@ -3,8 +3,8 @@
 The hash is xxh3-128 of the file (what `xxh128sum` prints): at 30 GB/s per core it is far from the bottleneck, where
 sha256 with processor support reaches 1 to 2 GB/s and would be slower than copying. It finds damage, not malice.
 One thread reads, hashes and writes piece by piece, each while it is in the processor's own cache: more threads were
-slower. What will be wanted next is announced to the source, so that a disk has several reads to do at any time. Every
-MARK bytes the hash so far is noted.
+slower. What a disk has to give is announced to it well before, by a second thread: finding memory for what is read
+costs as much as hashing and writing it. Every MARK bytes the hash so far is noted.
 Invariant: nothing that an earlier run wrote is trusted because it exists; it is read again and kept only up to the last
 mark whose hash it still has.
 """
@@ -14,6 +14,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -73,6 +74,7 @@ class HashedFile:
         self._piece = memoryview(bytearray(PIECE))
         self._used = 0  # of the piece
         self._written = self.verified
+        self._announcer = ThreadPoolExecutor(1, thread_name_prefix="trimoe-announcer")  # starts when it is needed
 
     def put(self, data: memoryview) -> None:
         """Append bytes from memory, which must not change any more."""
@@ -82,8 +84,10 @@ class HashedFile:
         """Append `length` bytes of an open file. That it ends early is found when they are read, which may be later."""
         for at in range(start, start + length, STEP):
             count = min(STEP, start + length - at)
-            source.expect(at, count)
-            self._advance(_Part(source, at, count))
+            part = _Part(source, at, count)
+            if source.cold:
+                self._announcer.submit(source.expect, at, count)
+            self._advance(part)
         return length
 
     def close(self, complete: bool) -> None:
@@ -99,6 +103,7 @@ class HashedFile:
                 if self._note is not None:
                     self._note(self._written, self.digest)
         finally:
+            self._announcer.shutdown(cancel_futures=True)
             os.close(self._fd)
 
     def _open(self, path: Path, marks: Marks | None) -> int:
@@ -160,7 +165,7 @@ class HashedFile:
         if source.cold and not before:
             for part in self._waiting:
                 if part.source is source:
-                    source.expect(part.start, part.length)
+                    self._announcer.submit(source.expect, part.start, part.length)
 
     def _write(self, data: memoryview) -> None:
         self._hash.update(data)

@@ -15,7 +15,7 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
 class SourceFile:
-    """An open file. `cold` is set by the first read that has to wait for the disk; `expect` does nothing before."""
+    """An open file. `cold` is set by the first read that has to wait for the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,8 +37,8 @@ class SourceFile:
                                   remedy="wait until nothing writes to the checkpoint and run again")  # fmt: skip
 
     def expect(self, start: int, length: int) -> None:
-        """Let the kernel begin to read a range that will be wanted, if this file has to be read from the disk."""
-        if self.cold and hasattr(os, "posix_fadvise"):
+        """Let the kernel begin to read a range that will be wanted; may be called from another thread."""
+        if hasattr(os, "posix_fadvise"):
             for at in range(start, start + length, _ADVICE):
                 os.posix_fadvise(self.fd, at, min(_ADVICE, start + length - at), os.POSIX_FADV_WILLNEED)
 
