@@ -40,7 +40,7 @@ def score(answers: np.ndarray) -> Score:
 
 def difference(before: np.ndarray, now: np.ndarray, p_holm: float | None = None) -> Difference:
     lost, gained = int((before & ~now).sum()), int((~before & now).sum())
-    points, low, high = paired_difference(int((before & now).sum()), lost, gained, int((~before & ~now).sum()))
+    points, low, high = paired_difference(len(before), lost, gained)
     return Difference(points, low, high, mcnemar_exact(lost, gained), p_holm, lost, gained, len(before))
 
 

@@ -1,17 +1,16 @@
 """Statistics against scipy and statsmodels."""
 
 import itertools
-import math
-import random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import binomtest, norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+from statsmodels.stats.proportion import proportion_confint
 
 from trimoe.judge.stats import holm, mcnemar_exact, mean_difference, paired_difference, sign_flip_exact, wilson
 
@@ -46,52 +45,71 @@ def test_mcnemar_of_many() -> None:
         mcnemar_exact(-1, 2)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_holm(p_values: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), abs=1e-12)
+def test_holm() -> None:
+    rng = np.random.default_rng(2)
+    for size in [1, 2, 3, 9, 30] * 5:
+        p_values = np.round(rng.random(size) ** rng.integers(1, 9), rng.integers(1, 6)).tolist()  # with ties
+        assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), abs=1e-12)
 
 
 def test_holm_of_nothing() -> None:
     assert holm([]) == []
 
 
-@pytest.mark.parametrize(("both", "b", "c", "neither"), [(40, 20, 20, 10), (9, 3, 6, 2), (0, 0, 7, 0), (50, 0, 0, 0)])
-def test_without_correlation_it_is_newcombe_s_independent_interval(both: int, b: int, c: int, neither: int) -> None:
-    assert both * neither == b * c
-    n = both + b + c + neither
-    low, high = confint_proportions_2indep(both + c, n, both + b, n, method="newcomb", compare="diff")
-    assert paired_difference(both, b, c, neither) == pytest.approx(((c - b) / n, low, high), abs=1e-9)
+def test_published_intervals() -> None:
+    """R: PropCIs::scoreci.mp(25, 28, 618, 0.90); Fagerland et al., Stat. Med. 33, 2014, airway reactivity."""
+    assert paired_difference(618, 25, 28, 0.90) == pytest.approx((3 / 618, -0.0148, 0.0247), abs=5e-5)
+    assert paired_difference(21, 7, 1) == pytest.approx((-6 / 21, -0.517, -0.026), abs=5e-4)
 
 
-counts = st.integers(0, 60)
+def by_inversion(n: int, b: int, c: int, confidence: float) -> tuple[float, float]:
+    """The score test, its nuisance parameter found by maximising the likelihood, inverted by a root finder."""
+
+    def score(tested: float) -> float:
+        def surprise(lost: float) -> float:
+            shares, counts = (lost, lost + tested, 1 - 2 * lost - tested), (b, c, n - b - c)
+            return -sum(k * np.log(max(p, 1e-300)) for k, p in zip(counts, shares, strict=True) if k)
+
+        ends = (max(0.0, -tested), (1 - tested) / 2)
+        best = minimize_scalar(surprise, bounds=ends, method="bounded", options={"xatol": 1e-14}).x
+        lost = min([float(best), *ends], key=surprise)
+        return float((c - b - n * tested) / np.sqrt(n * (2 * lost + tested - tested * tested)))
+
+    z, middle, edge = norm.ppf(0.5 + confidence / 2), (c - b) / n, 1 - 1e-9
+    low = -1.0 if score(-edge) < z else brentq(lambda d: score(d) - z, -edge, max(-edge, middle - 1e-9))
+    high = 1.0 if score(edge) > -z else brentq(lambda d: score(d) + z, min(edge, middle + 1e-9), edge)
+    return low, high
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize(
+    ("n", "b", "c"), [(55, 6, 3), (164, 0, 4), (164, 9, 0), (198, 24, 24), (30, 1, 1), (400, 31, 12), (8, 5, 2)]
+)
+def test_paired_interval_is_the_inverted_score_test(n: int, b: int, c: int, confidence: float) -> None:
+    assert paired_difference(n, b, c, confidence)[1:] == pytest.approx(by_inversion(n, b, c, confidence), abs=1e-5)
+
+
+def test_without_flips_the_paired_interval_is_closed_form() -> None:
+    z = norm.ppf(0.975)
+    for n in (1, 30, 164, 10_000):
+        bound = z * z / (n + z * z)
+        assert paired_difference(n, 0, 0) == pytest.approx((0.0, -bound, bound), abs=1e-12)
+    assert paired_difference(0, 0, 0) == (0.0, -1.0, 1.0)
+    with pytest.raises(ValueError, match="3 and 2 flips of 4 pairs"):
+        paired_difference(4, 3, 2)
 
 
 @settings(max_examples=200)
-@given(counts, counts, counts, counts)
-def test_interval_is_sane(both: int, b: int, c: int, neither: int) -> None:
-    difference, low, high = paired_difference(both, b, c, neither)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 2000))
+def test_paired_interval_is_sane(b: int, c: int, same: int) -> None:
+    n = b + c + same
+    difference, low, high = paired_difference(n, b, c)
     assert -1 <= low <= difference <= high <= 1
-    swapped = paired_difference(both, c, b, neither)
-    assert swapped == pytest.approx((-difference, -high, -low), abs=1e-9)
-
-
-def test_correlation_narrows_the_interval() -> None:
-    _, low, high = paired_difference(80, 5, 5, 110)
-    _, wide_low, wide_high = paired_difference(36, 49, 49, 66)
-    assert high - low < wide_high - wide_low
-
-
-def test_coverage() -> None:
-    rng = random.Random(0)
-    shares = (0.75, 0.08, 0.04, 0.13)  # both, lost, gained, neither
-    truth, hits, draws = shares[2] - shares[1], 0, 1000
-    for _ in range(draws):
-        table = [0, 0, 0, 0]
-        for cell in rng.choices(range(4), shares, k=100):
-            table[cell] += 1
-        _, low, high = paired_difference(*table)
-        hits += low <= truth <= high
-    assert abs(hits / draws - 0.95) < 4 * math.sqrt(0.95 * 0.05 / draws)
+    assert paired_difference(n, c, b) == pytest.approx((-difference, -high, -low), abs=1e-9)
+    if n > 0:
+        _, wide_low, wide_high = paired_difference(n, b, c, 0.99)
+        assert wide_low <= low
+        assert wide_high >= high
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 5))

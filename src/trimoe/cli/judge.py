@@ -28,7 +28,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare evaluated models question by question against a base.
 
-    Scores have a standard error and a 95 % Wilson interval. The difference is paired: interval (Newcombe), bootstrap
+    Scores have a standard error and a 95 % Wilson interval. The difference is paired: interval (Tango), bootstrap
     interval, exact McNemar test, adjusted for the number of rows in the table (Holm), and the smallest difference
     that so many items can show with 80 % probability. Losses come with their causes. Runs of another engine, sampler
     or stack are refused (exit 5) unless shown side by side.

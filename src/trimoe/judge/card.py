@@ -167,8 +167,8 @@ def _scores(n: Numbers) -> str:
         head = ("bench", "run", "n", "score %", "SE", "95 %", "difference (95 %)", "lost/gained", "p (Holm)")
         parts.append(f"Measured with {markdown_text(settings, 2000)}.\n\n" + _table(head, rows))
     note = (
-        f"Differences are paired with {markdown_text(comparison.base)} on the same items: interval by Newcombe, exact "
-        "McNemar test, Holm over the tables. Tables of different engines must not be compared with each other."
+        f"Differences are paired with {markdown_text(comparison.base)} on the same items: Tango's score interval, "
+        "exact McNemar test, Holm over the tables. Tables of different engines must not be compared with each other."
     )
     return "\n\n".join([*parts, note])
 

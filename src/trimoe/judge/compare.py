@@ -246,7 +246,7 @@ def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
     if not pairs:
         return row
     lost, gained, n = pairs[True, False], pairs[False, True], len(common)
-    difference, low, high = paired_difference(pairs[True, True], lost, gained, pairs[False, False])
+    difference, low, high = paired_difference(n, lost, gained)
     p = mcnemar_exact(lost, gained)
     if detail or now.clustered:
         units = [(now.cluster(doc), is_[doc] - was[doc]) for doc in common]
@@ -287,8 +287,6 @@ def overall(rows: Sequence[Row]) -> Row:
     if any(r.difference is None for r in rows):
         return row
     lost, gained, pairs = (sum(getattr(r, f) for r in rows) for f in ("lost", "gained", "pairs"))
-    # Both right = right now minus gained, on the paired items; complete runs pair every item.
-    both = correct - gained
-    difference, d_low, d_high = paired_difference(both, lost, gained, pairs - both - lost - gained)
+    difference, d_low, d_high = paired_difference(pairs, lost, gained)
     return replace(row, pairs=pairs, difference=difference, difference_low=d_low, difference_high=d_high, lost=lost,
                    gained=gained, p=mcnemar_exact(lost, gained))  # fmt: skip
