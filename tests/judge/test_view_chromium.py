@@ -84,6 +84,7 @@ def test_hostile_texts_do_nothing(browser: Any, tmp_path: Path, policy: bool) ->
             watched.open(f"{site.url}run/{one}?q={quote(text)}&cause={quote(text)}&in={quote(text)}&page={quote(text)}")
         for run in site.catalog.all()[2::step]:
             watched.open(f"{site.url}run/{run.id}")
+            watched.open(f"{site.url}run/{run.id}/audit")
         watched.open(f"{site.url}?q={quote(PAYLOADS[5])}")
         assert [seen for seen in watched.seen if "status of 4" not in seen] == []
         context.close()

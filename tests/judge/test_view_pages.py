@@ -1,11 +1,14 @@
 """Texts in pieces, addresses, and what the server answers and refuses."""
 
+import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -15,8 +18,12 @@ from hypothesis import strategies as st
 from markupsafe import escape
 from view_server import PAYLOADS, Site, fail, put, running
 
+from trimoe.evaluate import log_schema
 from trimoe.evaluate.log import Result, RunLog
 from trimoe.evaluate.marks import shown_marks
+from trimoe.judge.audit import Wanted as Wanting
+from trimoe.judge.audit import audit
+from trimoe.judge.text import safe
 from trimoe.judge.view.browse import Wanted, around, paged
 from trimoe.judge.view.pages import plain, sample_link
 from trimoe.judge.view.textdiff import MOST, excerpt, hits, marked
@@ -108,7 +115,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_every_answer_carries_the_policy_and_no_page_needs_more(site: Site) -> None:
     run, cut = site.id("base"), site.id("cut")
     pages = ("", f"run/{run}", f"run/{run}/sample/d1", f"diff/{run}/{cut}", f"diff/{run}/{cut}/sample/d1", "nothing")
-    for path in (*pages, "static/view.js", "static/view.css", "static/nothing", "api/runs", "diff?run=1"):
+    for path in (
+        *pages,
+        "static/view.js",
+        "static/view.css",
+        "static/nothing",
+        "api/runs",
+        "diff?run=1",
+        f"run/{run}/audit",
+    ):
         _, headers, body = site.get(path)
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -187,6 +202,47 @@ def test_what_was_switched_off_stands_beside_the_score(tmp_path: Path) -> None:
         for page in ("", f"run/{loose}", f"diff/{clean}/{loose}"):
             assert site.get(page)[2].count(text) == 1, page
         assert "what was switched off" not in site.get(f"run/{clean}")[2]
+
+
+def test_the_audit_of_a_run_is_that_of_the_command(site: Site) -> None:
+    for name in ("base", "cut", "vllm"):
+        shown = site.catalog.get(site.id(name))
+        (wanted,) = audit(shown.log.path, Wanting(name=name))
+        flags = [flag for flag in wanted.flags if flag != "CLEAN"]
+        assert site.json(f"api/audit/{shown.id}") == {"verdict": wanted.verdict, "flags": flags}
+        status, _, body = site.get(f"run/{shown.id}/audit")
+        assert status == 200
+        listed = re.findall(r"<li>\s*<span class=\"tag k-\w+\">([^<]+)</span>\s*<b>([^<]+)</b>", body)
+        assert sorted(listed) == sorted((check.level, check.flag) for check in wanted.checks)
+        assert [level for level, _ in listed] == sorted(
+            (level for level, _ in listed), key=["refused", "notes", "not checked", "ok"].index
+        )
+        for check in wanted.checks:
+            assert str(escape(safe(check.text, 400))) in body
+        assert f'href="/run/{shown.id}/audit"' in site.get(f"run/{shown.id}")[2]
+    empty = next(s.sample.doc_id for s in site.catalog.get(site.id("cut")).samples if s.verdict.cause == "empty")
+    assert sample_link(f"/run/{site.id('cut')}", empty) in site.get(f"run/{site.id('cut')}/audit")[2]
+    assert site.get("run/nothing/audit")[0] == site.get("api/audit/nothing")[0] == 404
+
+
+def test_an_audit_leaves_an_older_log_as_it_is(tmp_path: Path) -> None:
+    log = tmp_path / "old.db"
+    with closing(sqlite3.connect(log)) as db:
+        db.execute(f"PRAGMA application_id = {log_schema._APPLICATION_ID}")
+        for statement in log_schema.MIGRATIONS[0][1]:
+            db.execute(statement)
+        db.execute("CREATE TABLE migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
+        db.execute("INSERT INTO migrations VALUES (?, '2026-01-01')", (log_schema.MIGRATIONS[0][0],))
+        db.execute("INSERT INTO runs VALUES (1, 'i', 'b', 's', '{}', 'm', '{}', '{}', '2026-01-01')")
+        db.execute("INSERT INTO names VALUES ('old', 'b', 1)")
+        db.execute("INSERT INTO samples VALUES (1, 'd', 0, 'Q?', 'A', 'stop', 5, 7, '2026-01-01')")
+        db.execute("INSERT INTO scores VALUES (1, 'd', 1, 'A', 1, 'correct', '')")
+        db.commit()
+    before = log.read_bytes()
+    with running(log) as site:
+        assert site.json(f"api/audit/{site.id('old')}")["verdict"] in ("publishable", "notes", "refused")
+    assert log.read_bytes() == before
+    assert os.listdir(tmp_path) == ["old.db"]
 
 
 def test_a_failed_row_shows_its_fault(site: Site) -> None:

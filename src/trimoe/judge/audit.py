@@ -62,8 +62,9 @@ class RunAudit:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is audited and against what. `recorded` is name -> bench -> score (a share) of unpruned references;
-    `leaks` a calibration set's leak check as the statistics keep it; `data` a folder of local data sets."""
+    """What is audited (all runs, those called `name`, only those on `bench`) and against what. `recorded` is
+    name -> bench -> score (a share) of unpruned references; `leaks` a calibration set's leak check as the statistics
+    keep it; `data` a folder of local data sets."""
 
     name: str | None = None
     pair: tuple[str, str] | None = None
@@ -71,6 +72,7 @@ class Wanted:
     leaks: Mapping[str, Any] | None = None
     data: Path | None = None
     rules: Rules = field(default_factory=rules)
+    bench: str | None = None
 
 
 def audit(log_path: Path | str, wanted: Wanted | None = None) -> list[RunAudit]:
@@ -84,9 +86,10 @@ def audit(log_path: Path | str, wanted: Wanted | None = None) -> list[RunAudit]:
             if name not in {run.name for run in runs}:
                 raise unknown_name(name, [run.name for run in runs], str(log_path))
         chosen = [run for run in runs if not names or run.name in names]
+        chosen = [run for run in chosen if wanted.bench in (None, run.bench)]
         samples = {(run.name, run.bench): log.samples(run) for run in chosen}
         made = [_one(log, run, samples[run.name, run.bench], wanted) for run in chosen]
-        siblings = {(run.name, run.bench): (run, log.samples(run)) for run in runs}
+        siblings = {(run.name, run.bench): (run, log.samples(run)) for run in runs if _plus_needs(run, made)}
     made = [_with(one, list(_plus(one, siblings, wanted.rules))) for one in made]
     made = _with_drift(made, {(run.name, run.bench): run for run in chosen}, wanted)
     return _with_pair(made, chosen, samples, wanted) if wanted.pair else made
@@ -129,6 +132,12 @@ def rows_of(bench: str, data: Path | None) -> dict[str, Doc] | None:
         return {doc.doc_id: doc for doc in known.docs(data)}
     except MissingPrerequisite:
         return None
+
+
+def _plus_needs(run: Run, made: Sequence[RunAudit]) -> bool:
+    """Whether the next check reads it: a HumanEval run of a model whose HumanEval run is audited."""
+    base = [one.name for one in made if one.bench.partition(":")[0] == "humaneval"]
+    return run.name in base and run.bench.partition(":")[0] in ("humaneval", "humaneval-plus")
 
 
 def _plus(one: RunAudit, siblings: Mapping[tuple[str, str], tuple[Run, list[Scored]]], r: Rules) -> Iterator[Check]:

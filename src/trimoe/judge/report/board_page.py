@@ -145,8 +145,11 @@ def _differences(group: Group) -> list[plots.Dot]:
     ]  # fmt: skip
 
 
-def _ladder(bench: str, points: Sequence[Point], number: int) -> Drawing:
-    return _drawn(ladder_figure(bench, points), f"ladder-{number}", bench)
+def _ladder(bench: str, points: Sequence[Point], number: int) -> tuple[Drawing, Drawing]:
+    """For a desk and for a phone: scaled down, the wide one could not be read."""
+    narrow = ladder_figure(bench, points, 360, 460)
+    return (_drawn(ladder_figure(bench, points), f"ladder-{number}", bench),
+            _drawn(narrow, f"ladder-{number}-narrow", bench))  # fmt: skip
 
 
 def _heat(panel: Panel, number: int) -> Drawing:

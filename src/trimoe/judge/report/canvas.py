@@ -30,6 +30,8 @@ COLOURS = {
     "accent": "#0b62a8",
     "mark": "#b8430a",
 }
+# Series of a chart, as tokens `hue-0` and on.
+HUES = ("#0b62a9", "#b8430b", "#00795a", "#7a4fa3", "#8a6d00", "#a8326e")
 # Contribution from low to high in ten steps of one hue; dark mode turns the order of lightness around.
 HEAT = ("#eef3f8", "#dde8f2", "#c9dcec", "#b0cde4", "#94bbda", "#76a6cd", "#5a90be", "#427aad", "#2c6397", "#1a4c7d")
 EMPTY = "#e4e4e3"
@@ -122,6 +124,7 @@ def to_png(figure: "Figure", path: Path, *, scale: float = 2.0) -> None:
 
 
 _TOKENS = {colour: token for token, colour in COLOURS.items()} | {c: f"heat-{i}" for i, c in enumerate(HEAT)}
+_TOKENS |= {colour: f"hue-{i}" for i, colour in enumerate(HUES)}
 _TOKENS[EMPTY] = "empty"
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from trimoe.artifact import publish_file
 from trimoe.errors import UsageError
 from trimoe.judge.ladder import GB, Point, front
-from trimoe.judge.report import canvas
+from trimoe.judge.report import canvas, labels
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_HUES = ("#0b62a8", "#b8430a", "#00795a", "#7a4fa3", "#8a6d00", "#a8326e")
 _MARKS = ("o", "s", "D", "^", "v", "P")
 
 
@@ -34,43 +34,72 @@ def write_ladder_plot(path: Path, bench: str, points: Sequence[Point]) -> None:
                            metadata={"Date": None, "Creator": None, "Format": None, "Type": None})  # fmt: skip
 
 
-def ladder_figure(bench: str, points: Sequence[Point]) -> "Figure":
-    """The picture as a figure; to be made and saved inside `canvas.drawing()`."""
+def ladder_figure(bench: str, points: Sequence[Point], width: int = 880, height: int = 520) -> "Figure":
+    """The picture as a figure of so many pixels, higher for a long legend; to be made and saved inside
+    `canvas.drawing()`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(880 / canvas.PIXELS, 520 / canvas.PIXELS), dpi=canvas.PIXELS, layout="constrained")
+    narrow = width < 600
+    kinds = len({(p.model, p.kind) for p in points})
+    height += 19 * max(0, (kinds if narrow else (kinds + 1) // 2) - 3)
+    figure = Figure(figsize=(width / canvas.PIXELS, height / canvas.PIXELS), dpi=canvas.PIXELS, layout="constrained")
     axes = figure.add_subplot()
-    models = list(dict.fromkeys(p.model for p in points))
-    on_front = {id(p) for p in front([p for p in points if p.kind == "measured"])}
-    for number, model in enumerate(models):
-        hue, mark = _HUES[number % len(_HUES)], _MARKS[number % len(_MARKS)]
+    series = []
+    for number, model in enumerate(dict.fromkeys(p.model for p in points)):
+        hue, mark = canvas.HUES[number % len(canvas.HUES)], _MARKS[number % len(_MARKS)]
         for kind in ("measured", "published"):
             mine = sorted((p for p in points if p.model == model and p.kind == kind), key=lambda p: p.size)
             if mine:
-                _series(axes, mine, hue, mark, on_front, below=number % 2 == 1)
-    axes.set_xlabel("file size in GB (10^9 bytes)")
-    axes.set_ylabel(f"{canvas.clean(bench, 40)}, %")
+                series.append((mine, hue))
+                _series(axes, mine, hue, mark, canvas.LABEL if narrow else 30)
+    axes.set_xlabel("file size in GB (10^9 bytes)", color=canvas.COLOURS["soft"])
+    axes.set_ylabel(f"{canvas.clean(bench, 40)}, %", color=canvas.COLOURS["soft"])
+    axes.tick_params(color=canvas.COLOURS["line"], labelcolor=canvas.COLOURS["soft"])
     axes.grid(color=canvas.COLOURS["line"], linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=11)
+    axes.spines[["left", "bottom"]].set_color(canvas.COLOURS["line"])
+    axes.margins(x=0.08, y=0.12)
+    figure.legend(frameon=False, loc="outside lower left", fontsize=11, ncols=1 if narrow else 2)
+    figure.draw_without_rendering()  # where the axes lie is known only then
+    _name(axes, series)
     return figure
 
 
-def _series(axes: object, mine: Sequence[Point], hue: str, mark: str, on_front: set[int], *, below: bool) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _series(axes: "Axes", mine: Sequence[Point], hue: str, mark: str, letters: int) -> None:
     x, y = [p.size / GB for p in mine], [100 * p.score for p in mine]
     measured = mine[0].kind == "measured"
-    name = canvas.clean(mine[0].model, 30)
+    name = canvas.clean(mine[0].model, letters)
     label = f"{name}, measured here" if measured else f"{name}, published (not measured here)"
     axes.plot(x, y, color=hue, linewidth=1.6 if measured else 0.9, linestyle="-" if measured else ":", marker=mark,
               markersize=7, markerfacecolor=hue if measured else canvas.COLOURS["card"], markeredgecolor=hue,
               label=label, zorder=3)  # fmt: skip
-    for point, px, py in zip(mine, x, y, strict=True):
+    for point, px in zip(mine, x, strict=True):
         if measured and point.interval:
             low, high = point.interval
             axes.vlines(px, 100 * low, 100 * high, color=hue, linewidth=1.0, alpha=0.55, zorder=2)
-        weight = "bold" if id(point) in on_front else "normal"
-        axes.annotate(canvas.clean(point.tier), (px, py), xytext=(6, -13 if below else 5), textcoords="offset points",
-                      fontsize=9.5, color=hue, weight=weight, parse_math=False)  # fmt: skip
+
+
+def _name(axes: "Axes", series: Sequence[tuple[Sequence[Point], str]]) -> None:
+    """Every point's tier beside it, bold on the front of its kind."""
+    fronts = {id(p) for kind in ("measured", "published")
+              for p in front([p for mine, _ in series for p in mine if p.kind == kind])}  # fmt: skip
+    inside = axes.get_window_extent()
+    field = labels.Field(inside.width, inside.height)
+
+    def pixels(point: Point, score: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((point.size / GB, 100 * score))
+        return float(x) - inside.x0, float(y) - inside.y0
+
+    for mine, _ in series:
+        field.line([pixels(p, p.score) for p in mine])
+        for p in mine:
+            field.mark(*pixels(p, p.score), 10)
+            if p.kind == "measured" and p.interval:
+                field.line([pixels(p, end) for end in p.interval])
+    for mine, hue in series:
+        for p in mine:
+            text, x, y = canvas.clean(p.tier), *pixels(p, p.score)
+            left, bottom = field.place(x, y, 6.4 * len(text), 11)
+            axes.annotate(text, (p.size / GB, 100 * p.score), xytext=(left - x, bottom + 1.5 - y),
+                          textcoords="offset pixels", fontsize=9.5, color=hue, parse_math=False, zorder=4,
+                          weight="bold" if id(p) in fronts else "normal", annotation_clip=False)  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimoe.errors import TrimoeError
 from trimoe.judge.view import pages, queries
+from trimoe.judge.view.audits import audit_of
 from trimoe.judge.view.browse import CHANGES, Wanted, around, chosen, paged, side_by_side
 from trimoe.judge.view.catalog import Catalog, Pair, Shown, pair
 from trimoe.judge.view.textdiff import marked
@@ -65,10 +66,12 @@ def make_app(catalog: Catalog) -> "Starlette":
     routes = [
         Route("/", site.home),
         Route("/api/runs", site.now),
+        Route("/api/audit/{run}", site.verdict),
         Route("/diff", site.pick),
         Route("/diff/{before}/{after}", site.diff),
         Route("/diff/{before}/{after}/sample/{doc:path}", site.diff_sample),
         Route("/run/{run}", site.run),
+        Route("/run/{run}/audit", site.audit),
         Route("/run/{run}/sample/{doc:path}", site.sample),
         Route("/run/{run}/raw/{doc:path}", site.raw),
         Mount("/static", StaticFiles(packages=[("trimoe.judge.view", "static")])),
@@ -121,6 +124,25 @@ class Site:
             lines = queries.briefs(reader, shown.run.run_id, [s.sample.doc_id for s in page.items])
         return self.page("run.html.jinja", shown=shown, wanted=wanted, page=page, lines=lines,
                          others=self._siblings(shown))  # fmt: skip
+
+    def audit(self, request: "Request") -> "Response":
+        """The checks of one run, worst first."""
+        shown = self._shown(request.path_params["run"])
+        made = audit_of(shown)
+        if made is None:
+            return self._missing("The log does not have this run any more.")
+        checks = sorted(made.checks, key=lambda check: _LEVELS.index(check.level))
+        return self.page("audit.html.jinja", shown=shown, audit=made, checks=checks)
+
+    def verdict(self, request: "Request") -> "Response":
+        """The audit in two words, for a page that is open."""
+        from starlette.responses import JSONResponse
+
+        made = audit_of(self._shown(request.path_params["run"]))
+        if made is None:
+            return self._missing("The log does not have this run any more.")
+        flags = [flag for flag in made.flags if flag != "CLEAN"]
+        return JSONResponse({"verdict": made.verdict, "flags": flags})
 
     def sample(self, request: "Request") -> "Response":
         """One sample with all its texts, and what the other runs made of it."""
@@ -269,6 +291,8 @@ def _status(shown: Shown) -> dict[str, Any]:
         "cells": {name: show(shown) for name, show in CELLS.items()},
     }
 
+
+_LEVELS = ("refused", "notes", "not checked", "ok")
 
 CELLS: dict[str, Callable[[Shown], str]] = {
     "score": lambda s: pages.score(s.row),

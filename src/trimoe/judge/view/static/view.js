@@ -110,6 +110,22 @@ document.addEventListener("keydown", (event) => {
 one("#theme").addEventListener("click", switchTheme);
 one("#help").addEventListener("click", KEYS["?"]);
 
+// ---------------------------------------------------------------- the audit, which takes longer than the page
+
+async function audit(link) {
+  try {
+    const answer = await fetch(link.dataset.audit);
+    if (!answer.ok) return; // the link stays, and its page says what is wrong
+    const { verdict, flags } = await answer.json();
+    link.textContent = flags.length ? `${verdict}: ${flags.join(", ")}` : verdict;
+    link.dataset.verdict = verdict;
+  } catch {
+    // the viewer was ended meanwhile
+  }
+}
+
+all("[data-audit]").forEach(audit);
+
 // ---------------------------------------------------------------- runs that are being made
 
 const polled = one("[data-poll]");
