@@ -271,8 +271,9 @@ def benches_page() -> str:
     parts = [
         NOTE,
         "# Benches\n",
-        "A bench is a spec (`src/trimoe/evaluate/benches/NAME.toml`, unknown keys refused) and a thin Python file "
-        "beside it with the extraction. `NAME:VARIANT` is another bench, with the variant's changes; variants can be "
+        "A bench is a spec (`src/trimoe/evaluate/benches/NAME.toml`, unknown keys refused), with a thin Python file "
+        "beside it where the answer needs code ([your own](../howto/add-a-bench.md)). `NAME:VARIANT` is another "
+        "bench, with the variant's changes; variants can be "
         "chained. Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run "
         "them: [evaluate a model](../howto/evaluate.md).\n",
         "| Bench | Rows | Cap / thinking | Thinking | Score |\n|---|---|---|---|---|",
@@ -303,7 +304,7 @@ def _bench_section(name: str, spec: BenchSpec, variant: Callable[[list[str]], Be
         *(
             f"- Data: `{part.hub}`{f' ({part.config})' if part.config else ''}, "
             f"{f'split {part.split}' if part.split else 'files ' + ', '.join(part.files)}, revision "
-            f"`{part.revision[:12]}`{', gated' if part.gated else ''}; locally `{part.local}`."
+            f"`{(part.revision or '')[:12]}`{', gated' if part.gated else ''}; locally `{part.local}`."
             for part in spec.dataset
         ),
         f"- Rows: {_rows_rule(spec)}."

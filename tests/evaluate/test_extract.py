@@ -15,7 +15,6 @@ from trimoe.evaluate.benches import (
     aime_2024,
     arc_challenge,
     gpqa_diamond,
-    gsm8k_100,
     humaneval,
     lcb_medium_55,
     math_500_100,
@@ -24,6 +23,8 @@ from trimoe.evaluate.benches import (
 )
 from trimoe.evaluate.extract import blocks_open, boxed, complete_blocks, has_body, last_integer, valid_prefix
 from trimoe.evaluate.rows import read_file
+
+GSM8K = find(["gsm8k-100"])[0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_aime(reply: str, number: str | None) -> None:
     ],
 )
 def test_gsm8k(reply: str, number: str | None) -> None:
-    assert gsm8k_100.last_number(reply) == number
+    assert GSM8K.extract(reply) == number
 
 
 @settings(deadline=None)
@@ -108,13 +109,15 @@ def test_gsm8k_is_lm_eval_s_filter_and_metric(reply: str) -> None:
     from lm_eval.filters.extraction import RegexFilter
 
     theirs = RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1).apply([[reply]], [{}])
-    ours = gsm8k_100.last_number(reply)
+    ours = GSM8K.extract(reply)
     assert next(iter(theirs))[0] == (ours if ours is not None else "[invalid]")
     gold = "so\n#### 1,8"
+    assert GSM8K.record is not None
+    doc = GSM8K.record("0", {"question": "?", "answer": gold})
     score = exact_match_hf_evaluate(
         [ours or "[invalid]"], [gold], regexes_to_ignore=[",", "\\$", "(?s).*#### ", "\\.$"], ignore_case=True
     )
-    assert (ours is not None and gsm8k_100.right(ours, {"answer": gsm8k_100.normal(gold)})) == score["exact_match"]
+    assert (ours is not None and GSM8K.score([(ours, doc)])[0].correct) == score["exact_match"]
 
 
 OPTIONS = ["Guilty", "Guilty of Romance", "pi/2, or so", "None."]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from trimoe.cli.log import log_group
 from trimoe.errors import BenchError, UsageError
 from trimoe.evaluate.bench import find
-from trimoe.evaluate.benches import gsm8k_100, humaneval, ifeval_100, lcb_medium_55
+from trimoe.evaluate.benches import humaneval, ifeval_100, lcb_medium_55
 from trimoe.evaluate.log import RunLog
 from trimoe.evaluate.recorded import import_lm_eval
 
@@ -77,7 +77,8 @@ def test_recorded_rows_are_the_rows_of_the_data_set(name: str, shared: Path) -> 
 def test_recorded_gsm8k_answers_are_ours(shared: Path) -> None:
     rows = [row for row in rows_of(shared, "gsm8k_100") if row["filter"] == "flexible-extract"]
     assert len(rows) == 50
-    assert [gsm8k_100.last_number(row["resps"][0][0]) for row in rows] == [row["filtered_resps"][0] for row in rows]
+    extract = find(["gsm8k-100"])[0].extract
+    assert [extract(row["resps"][0][0]) for row in rows] == [row["filtered_resps"][0] for row in rows]
 
 
 def test_recorded_humaneval_programs_are_ours(shared: Path) -> None:
@@ -158,7 +159,7 @@ def test_empty_replies_are_misses_with_their_cause(shared: Path, tmp_path: Path)
         ('{"doc_id": 0, "doc": {}}\n', "row 1 is not a recorded sample"),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {"question": "?", "answer": "#### 5"}}\nnot json\n', "not readable"),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {"text": "other"}}\n', "no row of gsm8k-100"),
-        ('{"doc_id": 0, "resps": [["5"]], "doc": {"answer": "", "question": ""}}\n' * 2, ""),
+        ('{"doc_id": 0, "resps": [["5"]], "doc": {"answer": "5", "question": ""}}\n' * 2, ""),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {}}\n{"doc_id": 0, "resps": [["6"]], "doc": {}}\n', "two replies"),
     ],
 )

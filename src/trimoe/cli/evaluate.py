@@ -11,7 +11,7 @@ from trimoe.cli.lm_eval import lm_eval_options, run_tasks
 from trimoe.cli.sandboxed import policy_of, sandbox_options
 from trimoe.cli.serving import options_of, serving_options
 from trimoe.errors import TrimoeError, UsageError
-from trimoe.evaluate.bench import SMOKE, SUITES, Bench, find
+from trimoe.evaluate.bench import SMOKE, SUITES, Bench, find, rows_sha256
 from trimoe.evaluate.run import RunSummary, evaluate, rescore
 from trimoe.evaluate.served import evaluate_served
 
@@ -20,7 +20,7 @@ CHARS_PER_TOKEN = 4  # a rule of thumb for English; the plan is made without a t
 
 @click.command("eval")
 @click.argument("model")
-@click.option("--bench", "names", help="Benches, with commas between.")
+@click.option("--bench", "names", help="Benches, with commas between: names, or TOML files of your own.")
 @click.option("--suite", type=click.Choice(sorted(SUITES)), help="A named set of benches, instead of --bench.")
 @click.option(
     "--log",
@@ -92,6 +92,7 @@ def eval_(
       trimoe eval MODEL --bench tiny-code,tiny-math --log runs.db --name reap --limit 50
       trimoe eval MODEL --bench gsm8k-100:smoke,humaneval --data DIR --dry-run
       trimoe eval model.gguf --bench gsm8k-100 --log runs.db
+      trimoe eval model.gguf --bench tickets.toml --log runs.db
       trimoe eval MODEL --engine transformers --bench tiny-math --log runs.db
       trimoe eval http://127.0.0.1:8080 --suite nine --log runs.db --concurrency 4
       trimoe eval http://127.0.0.1:8080 --lm-eval gsm8k_cot --log runs.db
@@ -111,13 +112,12 @@ def eval_(
         return max(plan["error"]["exit_code"] if plan["error"] else 0 for plan in plans)
     if log_path is None:
         raise UsageError("no run log named", expected="--log RUNS.db", remedy="add --log, or --dry-run to look only")
-    chosen = [bench.name for bench in wanted]
     options = options_of(**serving)
     if options.served(model):
         with live() as show:
             results = evaluate_served(
                 model,
-                chosen,
+                wanted,
                 log_path,
                 engine=options.engine,
                 options=options.server,
@@ -135,7 +135,7 @@ def eval_(
         with progress("eval") as report:
             results = evaluate(
                 model,
-                chosen,
+                wanted,
                 log_path,
                 limit=limit,
                 name=name,
@@ -163,10 +163,11 @@ def _wanted(names: str | None, suite: str | None, smoke: bool) -> list[Bench]:
 def _plan(bench: Bench, limit: int | None, data: Path | None) -> dict[str, Any]:
     """What a run would ask. A bench whose data cannot be had is named with the error, the others are still shown."""
     try:
-        docs = bench.docs(data)[:limit]
+        everything = bench.docs(data)
         error = None
     except TrimoeError as exc:
-        docs, error = [], exc.as_dict()
+        everything, error = [], exc.as_dict()
+    docs = everything[:limit]
     try:
         bench.require_statements(docs)
         note = ""
@@ -176,6 +177,7 @@ def _plan(bench: Bench, limit: int | None, data: Path | None) -> dict[str, Any]:
     return {
         "bench": bench.name,
         "rows": len(docs),
+        "dataset_sha256": rows_sha256(everything) if everything else None,
         "max_new_tokens": bench.max_new_tokens,
         "stops": list(bench.stops),
         "prompt_tokens_estimate": chars // CHARS_PER_TOKEN,
@@ -197,6 +199,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
     )
     if plan["history_turns"]:
         head += f", {plan['history_turns']} turns of examples before each"
+    head += f"\n  content of all rows: sha256 {plan['dataset_sha256']}"
     prompts = ("  " + prompt.replace("\n", "\n  ") for prompt in plan["first_prompts"])
     return "\n".join([head, *([plan["note"]] if plan["note"] else []), *prompts])
 
@@ -229,18 +232,28 @@ def _results(results: list[RunSummary]) -> str:
 @click.command("rescore")
 @click.argument("db", metavar="RUNS.db", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="As for eval.")
+@click.option(
+    "--bench", "files", metavar="FILE.toml", multiple=True, help="A bench of your own that the log has runs of."
+)
 @sandbox_options
 @json_option
 def rescore_(
-    db: Path, data: Path | None, sandbox: str | None, sandbox_image: str | None, unsafe_no_sandbox: bool, as_json: bool
+    db: Path,
+    data: Path | None,
+    files: tuple[str, ...],
+    sandbox: str | None,
+    sandbox_image: str | None,
+    unsafe_no_sandbox: bool,
+    as_json: bool,
 ) -> None:
     """Judge every stored reply again, without generating anything.
 
     \b
     Examples:
       trimoe rescore runs.db
+      trimoe rescore runs.db --bench tickets.toml
     """
-    results = rescore(db, data, policy_of(sandbox, sandbox_image, unsafe_no_sandbox))
+    results = rescore(db, data, policy_of(sandbox, sandbox_image, unsafe_no_sandbox), files)
     emit({"log": str(db), "runs": [r.as_dict() for r in results]}, _results(results), as_json)
 
 

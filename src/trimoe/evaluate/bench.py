@@ -2,7 +2,8 @@
 
 Invariants: a bench's identity is the hash of its name, version, caps and every row, so two scores with the same hash
 answered the same questions. The scorer has a version of its own: replies can be scored again without being generated
-again. A bench is a file in `benches/` with a module-level `BENCH`; `name:variant` is another bench built from it.
+again. A bench is a TOML file in `benches/`, with a Python file that has a `BENCH` beside it where its answers need
+code; or a TOML file of the user's, named by its path. `name:variant` is another bench built from it.
 """
 
 import importlib
@@ -17,7 +18,7 @@ from trimoe.artifact import canonical_json, sha256_bytes
 from trimoe.errors import BenchError, UsageError
 from trimoe.evaluate.cause import Cause as Cause
 from trimoe.evaluate.cause import Limits, Observed, attribute
-from trimoe.evaluate.spec import BenchSpec
+from trimoe.evaluate.spec import BenchSpec, load_spec
 from trimoe.model.tiny.tasks import generate
 
 HELD_OUT_SEED = 20  # the bundled benches' draw of held-out items; another seed would be another bench
@@ -210,30 +211,52 @@ def held_out(domain: str) -> Callable[[int, Path | None], list[Doc]]:
 def benches() -> dict[str, Bench]:
     """Every bench by name, in the order of the names, without variants."""
     from trimoe.evaluate import benches as folder
+    from trimoe.evaluate.declared import declared_bench
 
-    modules = [
-        importlib.import_module(f"{folder.__name__}.{info.name}") for info in pkgutil.iter_modules(folder.__path__)
-    ]
+    infos = list(pkgutil.iter_modules(folder.__path__))
+    modules = [importlib.import_module(f"{folder.__name__}.{info.name}") for info in infos]
     found = [module.BENCH for module in modules if isinstance(getattr(module, "BENCH", None), Bench)]
+    alone = {path.stem for path in Path(folder.__path__[0]).glob("*.toml")} - {info.name for info in infos}
+    found += [declared_bench(load_spec(name)) for name in sorted(alone)]
     return {bench.name: bench for bench in sorted(found, key=lambda bench: bench.name)}
 
 
-def find(names: Sequence[str]) -> list[Bench]:
-    """Benches by name or name:variant; `UsageError` lists the known ones. Repeated names count once."""
+def find(names: "Sequence[str | Bench]") -> list[Bench]:
+    """Benches by name or name:variant, or by the path of a bench file; one that is a bench already stays as it is.
+    `UsageError` lists the known ones. Repeated names count once."""
     known = benches()
-    unknown = [name for name in names if name.split(":")[0] not in known]
+    texts = [name for name in names if isinstance(name, str)]
+    unknown = [name for name in texts if name.split(":")[0] not in known and not _is_file(name)]
     if unknown or not names:
         raise UsageError(
             f"unknown bench {', '.join(unknown)}" if unknown else "no bench named",
-            expected="one or more of " + ", ".join(known),
-            actual=", ".join(names) or "none",
+            expected="a bench file (my_bench.toml), or one or more of " + ", ".join(known),
+            actual=", ".join(texts) or "none",
             remedy="correct --bench, or use --suite tiny",
         )
-    return [_named(known, *name.split(":")) for name in dict.fromkeys(names)]
+    found: dict[str, Bench] = {}
+    for name in names:
+        bench = name if isinstance(name, Bench) else _named(known, *name.split(":"))
+        found.setdefault(bench.name, bench)
+    return list(found.values())
+
+
+def _is_file(name: str) -> bool:
+    return name.split(":")[0].endswith(".toml")
 
 
 def _named(known: dict[str, Bench], name: str, *variants: str) -> Bench:
-    return known[name].variant(variants) if variants else known[name]
+    bench = _opened(known, Path(name)) if _is_file(name) else known[name]
+    return bench.variant(variants) if variants else bench
+
+
+def _opened(known: dict[str, Bench], path: Path) -> Bench:
+    from trimoe.evaluate.declared import open_bench
+
+    bench = open_bench(path)
+    if bench.name in known:
+        raise BenchError(f"{path}: there is a bench {bench.name} already", remedy="give yours another name")
+    return bench
 
 
 SUITES: dict[str, tuple[str, ...]] = {

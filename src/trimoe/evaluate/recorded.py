@@ -173,7 +173,7 @@ def _doc(sample: Recorded, bench: Bench, known: Mapping[str, Doc]) -> Doc | None
         return known.get(sample.doc_id)
     try:
         return bench.record(sample.doc_id, sample.doc)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
+    except (BenchError, KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise BenchError(
             f"document {sample.doc_id} is no row of {bench.name}",
             expected="the columns of that data set",

@@ -53,12 +53,32 @@ def spec_bench(
     row_id: Callable[[Row], str] | None = None,
     needs: Callable[[], None] | None = None,
 ) -> Bench:
-    """The bench of a spec file.
+    """The bench of a shipped spec file with its Python; the arguments are those of `build_bench`."""
+    spec = load_spec(file)
+    if spec.answer is not None:
+        raise BenchError(f"bench {file} has an [answer] table and a Python file", expected="one of them")
+    return build_bench(spec, views, score, extract=extract, extract_for=extract_for, scorer=scorer, prepare=prepare,
+                       row_id=row_id, needs=needs)  # fmt: skip
+
+
+def build_bench(
+    spec: BenchSpec,
+    views: Views,
+    score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]],
+    *,
+    extract: Callable[[str], str | None] | None = None,
+    extract_for: Callable[[str, Doc], str | None] | None = None,
+    scorer: int = 1,
+    prepare: Prepare | None = None,
+    row_id: Callable[[Row], str] | None = None,
+    needs: Callable[[], None] | None = None,
+    folder: Path | None = None,
+) -> Bench:
+    """The bench of a spec, with its variants.
 
     `prepare` passes over the raw rows before any is chosen; `row_id` names one; `needs` raises when the scorer cannot
-    work here.
+    work here; `folder` has the data if no other folder is given.
     """
-    spec = load_spec(file)
 
     def build(variants: Sequence[str]) -> Bench:
         chosen = with_variants(spec, variants) if variants else spec
@@ -67,7 +87,7 @@ def spec_bench(
             version=chosen.version,
             rows=sum(_count(part, chosen.rows) for part in chosen.dataset),
             max_new_tokens=chosen.generation.max_new_tokens,
-            load=lambda _rows, data: _docs(chosen, views, data, prepare, row_id),
+            load=lambda _rows, data: _docs(chosen, views, data or folder, prepare, row_id),
             extract=extract or (lambda _reply: None),
             score=score,
             scorer=scorer,
@@ -184,7 +204,7 @@ def choose(
 def _require_count(part: Dataset, found: int, spec: BenchSpec) -> None:
     if part.rows is not None and found != part.rows:
         raise BenchError(
-            f"bench {spec.name}: {part.hub} has another number of rows",
+            f"bench {spec.name}: {part.hub or part.local} has another number of rows",
             expected=f"{part.rows} rows",
             actual=f"{found}",
             remedy="use the pinned revision, unchanged and whole",
@@ -193,6 +213,9 @@ def _require_count(part: Dataset, found: int, spec: BenchSpec) -> None:
 
 def iter_rows(part: Dataset, data: Path | None) -> Iterator[Row]:
     """Rows of one data set in their order, below `data` or from the hub, those of `where` only."""
+    if data is None and not part.hub:
+        raise MissingPrerequisite(f"{part.local} is not on the hub", expected="a folder that has it",
+                                  remedy="pass --data with that folder")  # fmt: skip
     source = _from_folder(part, data) if data is not None else _from_hub(part)
     for row in source:
         if all(low <= int(row[key]) <= high for key, (low, high) in part.where.items()):
@@ -208,7 +231,7 @@ def _from_folder(part: Dataset, data: Path) -> Iterator[Row]:
         if not path.is_file():
             raise BenchError(
                 f"{path} not found",
-                expected=f"{part.hub} as a local file ({path.relative_to(data)} below --data)",
+                expected=f"{part.hub or 'the data set'} as a local file ({path.relative_to(data)} below --data)",
                 remedy="put it there, or leave out --data to take it from the hub",
             )
     for path in paths:
@@ -264,7 +287,8 @@ def _from_hub(part: Dataset) -> Iterator[Row]:
     except (OSError, ValueError, RuntimeError) as exc:  # the hub's errors are subclasses of these
         raise MissingPrerequisite(
             f"data set {part.hub} cannot be fetched",
-            expected=f"revision {part.revision[:12]}" + (", which needs an accepted licence" if part.gated else ""),
+            expected=f"revision {(part.revision or '')[:12]}"
+            + (", which needs an accepted licence" if part.gated else ""),
             actual=str(exc).strip().split("\n")[0][:200],
             remedy=(
                 "accept its terms on the hub and set HF_TOKEN, or pass --data with local files"

@@ -31,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 
 def evaluate(
     model_dir: Path | str,
-    benches: Sequence[str],
+    benches: Sequence[str | Bench],
     log_path: Path | str,
     *,
     limit: int | None = None,
@@ -90,7 +90,7 @@ def evaluate(
 
 def evaluate_endpoint(
     endpoint: Endpoint,
-    benches: Sequence[str],
+    benches: Sequence[str | Bench],
     log_path: Path | str,
     *,
     limit: int | None = None,
@@ -227,20 +227,32 @@ def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
     )
 
 
-def rescore(log_path: Path | str, data: Path | None = None, sandbox: Policy | None = None) -> list[RunSummary]:
-    """Judge every stored reply again with the scorers of this version, offline.
+def _again(name: str, own: Mapping[str, Bench]) -> Bench:
+    """The bench that a run names: one of `own`, or a shipped one."""
+    base, *variants = name.split(":")
+    if base not in own:
+        return find([name])[0]
+    return own[base].variant(variants) if variants else own[base]
+
+
+def rescore(
+    log_path: Path | str, data: Path | None = None, sandbox: Policy | None = None, benches: Sequence[str | Bench] = ()
+) -> list[RunSummary]:
+    """Judge every stored reply again with the scorers of this version, offline. `benches` are those that are not
+    shipped.
 
     Imported runs are judged again only with `data`: their rows came with the record and are not kept in the log. Runs
     of lm-eval tasks stay as lm-eval scored them.
     """
     policy = sandbox or current()
+    own = {bench.name: bench for bench in find(benches)} if benches else {}
     with using(policy), RunLog(log_path, create=False) as log:
         summaries = []
         for run in log.runs():
             if "lm_eval" in run.spec or ("imported" in run.spec and data is None):
                 summaries.append(summarize(log, run))
                 continue
-            bench = find([run.bench])[0]
+            bench = _again(run.bench, own)
             _require_scorers([bench], policy)
             log.event(run, "rescoring", sandbox=policy.describe())
             rows = bench.docs(data)

@@ -25,7 +25,7 @@ from trimoe.evaluate.summary import RunSummary
 
 def evaluate_served(
     target: Path | str,
-    benches: Sequence[str],
+    benches: Sequence[str | Bench],
     log_path: Path | str,
     *,
     engine: str | None = None,
@@ -54,7 +54,7 @@ def evaluate_served(
             for bench, (endpoint, report) in zip(group, checked if preflight else checked * len(group), strict=True):
                 results += evaluate_endpoint(
                     endpoint,
-                    [bench.name],
+                    [bench],
                     log_path,
                     limit=limit,
                     name=label,

@@ -6,6 +6,7 @@ A variant is named after a colon (`gsm8k-100:smoke`), overrides only the keys it
 and is a bench of its own.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -37,14 +38,14 @@ class Rows(_Data):
 
 
 class Dataset(_Data):
-    """One data set, from the hub at a pinned revision or from a file below `--data`.
+    """One data set, from the hub at a pinned revision or from a file below `--data`; without `hub`, from a file only.
 
     `part` names a group within the bench (a language); `local` is the path below `--data`; `where` keeps the rows whose
     field lies in an inclusive range (one file holding several splits); `rows` is how many there are then.
     """
 
-    hub: str
-    revision: Revision
+    hub: str = ""
+    revision: Revision | None = None
     config: str | None = None
     split: str | None = None
     files: tuple[str, ...] = ()
@@ -56,8 +57,12 @@ class Dataset(_Data):
 
     @model_validator(mode="after")
     def _split_or_files(self) -> "Dataset":
-        if bool(self.split) == bool(self.files):
-            raise ValueError("a data set has a split, or a list of files to read in order")
+        if bool(self.hub) != bool(self.revision):
+            raise ValueError("a data set of the hub is pinned to a revision; a local one has neither")
+        if not self.hub and self.rows is None:
+            raise ValueError("a local data set states how many `rows` it has")
+        if self.hub and bool(self.split) == bool(self.files):
+            raise ValueError("a data set of the hub has a split, or a list of files to read in order")
         return self
 
 
@@ -88,6 +93,32 @@ class Prompt(_Data):
 
     user: str
     assistant: str = ""
+
+
+class Answer(_Data):
+    """Where the answer of a reply stands and what is right, for a bench without Python (see `declared`).
+
+    `gold` is a template over the row's fields. `find` are regular expressions, tried in order; `ignore` are removed
+    from both answers before they are compared as text. `options` names a field that lists options: it is shown as
+    lettered lines, and the gold (place from 0, letter, or text) becomes a letter. `reference` makes of `{gold}` and the
+    row a reply that must pass.
+    """
+
+    gold: str
+    find: tuple[str, ...] = Field(min_length=1)
+    ignore: tuple[str, ...] = ()
+    ignore_case: bool = False
+    options: str = ""
+    reference: str = "{gold}"
+
+    @model_validator(mode="after")
+    def _patterns(self) -> "Answer":
+        for pattern in (*self.find, *self.ignore):
+            try:
+                re.compile(pattern)
+            except re.error as exc:
+                raise ValueError(f"{pattern!r} is no regular expression: {exc}") from exc
+        return self
 
 
 class Sampler(_Data):
@@ -169,6 +200,7 @@ class BenchSpec(_Data):
     rows: Rows = Rows()
     few_shot: FewShot | None = None
     prompt: Prompt
+    answer: Answer | None = None
     generation: Generation
     serving: Serving
     notes: tuple[str, ...] = ()
