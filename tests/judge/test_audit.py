@@ -85,12 +85,22 @@ LOOP = "so the answer is that " * 60
     ],
 )  # fmt: skip
 def test_every_flag_fires_alone(replies: list[Reply], flags: set[str], verdict: str, tmp_path: Path) -> None:
-    put(tmp_path / "r.db", replies)
+    put(tmp_path / "r.db", replies, bench="gsm8k-100")
     made = one(tmp_path / "r.db")
     assert (set(made.flags), made.verdict) == (flags, verdict)
     for check in made.checks:
         if check.flag in flags - {"CLEAN", "ZERO", "TOO_SHORT", "TOO_LONG"}:
             assert check.docs, check
+
+
+def test_short_answers_of_a_bench_that_is_not_shipped_are_only_noted(tmp_path: Path) -> None:
+    put(tmp_path / "r.db", [("billing", i % 3 > 0) for i in range(60)], bench="tickets:smoke")
+    made = one(tmp_path / "r.db")
+    assert (made.verdict, set(made.flags)) == ("notes", {"EMPTY_FAIL", "TOO_SHORT"})
+    assert all("not shipped" in c.text for c in made.checks if c.level == "notes")
+    (tmp_path / "r.db").unlink()
+    put(tmp_path / "r.db", [("", False)] * 4 + [("billing", True)] * 56, bench="tickets")
+    assert one(tmp_path / "r.db").verdict == "refused", "empty is empty on any bench"
 
 
 def test_partial_length_stops_and_short_answers(tmp_path: Path) -> None:

@@ -276,10 +276,11 @@ def _validated(data: dict[str, Any], source: str) -> BenchSpec:
     try:
         return BenchSpec.model_validate(data)
     except ValidationError as exc:
-        first = exc.errors()[0]
+        first, *others = exc.errors()
+        more = "".join(f"; {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in others[:5])
         raise BenchError(
             f"bench {source}: {'.'.join(map(str, first['loc']))}",
             expected="a known key with a possible value",
-            actual=first["msg"],
-            remedy="see docs/reference/benches.md",
+            actual=first["msg"] + more,
+            remedy="see docs/howto/add-a-bench.md",
         ) from exc
