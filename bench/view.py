@@ -75,6 +75,7 @@ def measure(log: Path, rounds: int) -> dict[str, dict[str, float]]:
         runs = json.load(urllib.request.urlopen(url + "api/runs"))["runs"]
         one = f"{url}run/{runs[0]['id']}"
         both = f"{url}diff/{runs[0]['id']}/{runs[1]['id']}"
+        audited, audit_size = timed(f"{one}/audit")  # the first time; then it is kept
         pages = {
             "runs": url,
             "status of all runs": url + "api/runs",
@@ -92,6 +93,7 @@ def measure(log: Path, rounds: int) -> dict[str, dict[str, float]]:
         out = {
             "start to address": {"ms": 1000 * ready, "kB": 0.0},
             "first page": {"ms": 1000 * first, "kB": size / 1e3},
+            "audit, first time": {"ms": 1000 * audited, "kB": audit_size / 1e3},
         }
         for name, page in pages.items():
             seen = [timed(page) for _ in range(rounds)]

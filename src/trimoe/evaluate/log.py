@@ -20,7 +20,7 @@ from trimoe.artifact import canonical_json, sha256_bytes
 from trimoe.errors import RunLogError
 from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.cause import Observed
-from trimoe.evaluate.log_schema import now, open_log, transaction
+from trimoe.evaluate.log_schema import now, open_log, open_readonly, transaction
 
 # the newest scorer's verdict of every sample; a sample without one is not scored
 _LATEST = """FROM samples s LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id AND c.scorer =
@@ -133,7 +133,7 @@ def identity_of(spec_hash: str, model: str, sampler: Mapping[str, Any]) -> str:
 class RunLog:
     """An open run log. Use as a context manager. `RunLogError` for a file that is not one."""
 
-    def __init__(self, path: Path | str, *, create: bool = True) -> None:
+    def __init__(self, path: Path | str, *, create: bool = True, readonly: bool = False) -> None:
         self.path = Path(path)
         if not create and not self.path.is_file():
             raise RunLogError(
@@ -141,9 +141,9 @@ class RunLog:
                 expected="a file written by `trimoe eval --log`",
                 remedy="check the path",
             )
-        if create:
+        if create and not readonly:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = open_log(self.path)
+        self._db = open_readonly(self.path) if readonly else open_log(self.path)
 
     def __enter__(self) -> "RunLog":
         return self

@@ -130,6 +130,11 @@ def open_readonly(path: Path) -> sqlite3.Connection:
     return db
 
 
+def is_current(db: sqlite3.Connection) -> bool:
+    """Whether a log has the newest schema, so that it can be read as `RunLog` does without being migrated first."""
+    return _applied(db) == {name for name, _ in MIGRATIONS}
+
+
 def _connect_readonly(path: Path) -> sqlite3.Connection:
     address = f"file:{quote(str(path.resolve()))}?mode=ro"
     db = sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)
@@ -167,7 +172,7 @@ def _refuse_strangers(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _migrate(db: sqlite3.Connection) -> None:
-    if _applied(db) == {name for name, _ in MIGRATIONS}:
+    if is_current(db):
         return  # reading a log writes nothing
     with transaction(db):
         db.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")

@@ -75,11 +75,11 @@ class Wanted:
     bench: str | None = None
 
 
-def audit(log_path: Path | str, wanted: Wanted | None = None) -> list[RunAudit]:
+def audit(log_path: Path | str, wanted: Wanted | None = None, *, readonly: bool = False) -> list[RunAudit]:
     """Audit the runs of a log, in its order. Raises `UsageError` for an unknown name, `Refused` for a pair of runs
-    under different conditions."""
+    under different conditions. `readonly` is for a log of the newest schema that may not be written to."""
     wanted = wanted or Wanted()
-    with RunLog(log_path, create=False) as log:
+    with RunLog(log_path, create=False, readonly=readonly) as log:
         runs = log.runs()
         names = [*((wanted.name,) if wanted.name else ()), *(wanted.pair or ())]
         for name in names:

@@ -1,7 +1,6 @@
-"""The audit of a run, for its page: the checks of `trimoe audit`, on a copy of the log as it is at that moment.
+"""The audit of a run, for its page: the checks of `trimoe audit`, without writing to the log.
 
-The audit opens a log to write (it would migrate an older one); the viewer never writes to a log. So the log is copied
-into a temporary directory, which also gives one consistent picture of a log that is being written.
+A log of an older trimoe would have to be migrated first: a copy of it is, in a temporary directory.
 Invariants: the checks, thresholds and verdict are the audit's own; a run is audited again when it has changed.
 """
 
@@ -11,17 +10,31 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trimoe.evaluate.log_schema import open_readonly
+from trimoe.errors import RunLogError
+from trimoe.evaluate.log_schema import is_current, open_readonly
 from trimoe.judge.audit import RunAudit, Wanted, audit
 from trimoe.judge.view.catalog import Shown
 
 
-@lru_cache(maxsize=64)  # seconds for thousands of long replies; a run that changed is another object
+@lru_cache(maxsize=64)  # half a second for thousands of long replies; a run that changed is another object
 def audit_of(shown: Shown) -> RunAudit | None:
-    """The audit of a run; None if the log does not have it any more."""
+    """The audit of a run; None if the log does not have it any more. `RunLogError` if an older log cannot be copied."""
+    wanted = Wanted(name=shown.run.name, bench=shown.run.bench)
+    with closing(open_readonly(shown.log.path)) as log:
+        if is_current(log):
+            made = audit(shown.log.path, wanted, readonly=True)
+        else:
+            made = _of_a_copy(log, wanted)
+    return next((one for one in made if one.run == shown.run.identity), None)
+
+
+def _of_a_copy(log: sqlite3.Connection, wanted: Wanted) -> list[RunAudit]:
     with TemporaryDirectory(prefix="trimoe-view-") as folder:
         copy = Path(folder) / "log.db"
-        with closing(open_readonly(shown.log.path)) as log, closing(sqlite3.connect(copy)) as target:
-            log.backup(target)
-        wanted = Wanted(name=shown.run.name, bench=shown.run.bench)
-        return next((one for one in audit(copy, wanted) if one.run == shown.run.identity), None)
+        try:
+            with closing(sqlite3.connect(copy)) as target:
+                log.backup(target)
+        except sqlite3.Error as exc:
+            raise RunLogError("a log of an older trimoe could not be copied to be audited", actual=str(exc),
+                              remedy="make room in the temporary directory, or run trimoe audit") from exc  # fmt: skip
+        return audit(copy, wanted)
