@@ -21,10 +21,7 @@ def audit_of(shown: Shown) -> RunAudit | None:
     """The audit of a run; None if the log does not have it any more. `RunLogError` if an older log cannot be copied."""
     wanted = Wanted(name=shown.run.name, bench=shown.run.bench)
     with closing(open_readonly(shown.log.path)) as log:
-        if is_current(log):
-            made = audit(shown.log.path, wanted, readonly=True)
-        else:
-            made = _of_a_copy(log, wanted)
+        made = audit(shown.log.path, wanted, readonly=True) if is_current(log) else _of_a_copy(log, wanted)
     return next((one for one in made if one.run == shown.run.identity), None)
 
 
