@@ -8,6 +8,7 @@ from statsmodels.regression.linear_model import OLS
 from trimoe.judge.bootstrap import Interval, cluster_error, paired_bootstrap, student_quantile
 from trimoe.judge.power import critical, detectable, power
 from trimoe.judge.stats import (
+    clustered_difference,
     difference_error,
     mcnemar_exact,
     paired_difference,
@@ -117,6 +118,31 @@ def test_score_intervals_cover_what_they_say(n: int, lost: float, gained: float)
             held += weight * (low <= gained - lost <= high)
     # With few flips few tables can come out: no interval covers exactly, and this one errs on the wide side.
     assert 0.935 <= held <= (0.965 if n * (lost + gained) >= 4.5 else 0.99)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "alike"),
+    [(0.02, 0.02, 3), (0.03, 0.01, 3), (0.05, 0.05, 30), (0.10, 0.05, 3), (0.04, 0.04, 0.5)],
+)
+def test_score_interval_of_repeated_items_covers_what_it_says(lost: float, gained: float, alike: float) -> None:
+    """100 problems in 3 languages; the smaller `alike`, the more the flips of a problem go together."""
+    rng, held, draws = np.random.default_rng(4), 0, 3000
+    chances = [rng.beta(p * alike, (1 - p) * alike, (draws, 100, 1)) for p in (lost, gained)]
+    u = rng.random((draws, 100, 3))
+    for flips in np.where(u < chances[0], -1, np.where(u > 1 - chances[1], 1, 0)):
+        error = cluster_error([(int(row.sum()), 3) for row in flips])
+        _, low, high = clustered_difference(300, int((flips < 0).sum()), int((flips > 0).sum()), error, 100)
+        held += low <= gained - lost <= high
+    assert 0.935 <= held / draws <= 0.965
+
+
+def test_repeated_items_are_worth_their_clusters() -> None:
+    once, thrice = paired_difference(100, 12, 4), clustered_difference(300, 36, 12, 0.0, 100)
+    assert thrice == paired_difference(300, 36, 12), "never more than the items there are"
+    error = cluster_error([(-3, 3)] * 12 + [(3, 3)] * 4 + [(0, 3)] * 84)
+    assert clustered_difference(300, 36, 12, error, 100) == pytest.approx(once, abs=0.001)
+    assert clustered_difference(300, 0, 0, 0.0, 100) == paired_difference(100, 0, 0)
+    assert clustered_difference(0, 0, 0, float("inf"), 0) == (0.0, -1.0, 1.0)
 
 
 def test_clustered_interval_covers_what_it_says() -> None:

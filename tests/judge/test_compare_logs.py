@@ -18,7 +18,7 @@ from trimoe.evaluate.log import RunLog, Sample
 from trimoe.judge.bootstrap import paired_bootstrap
 from trimoe.judge.compare import compare_runs
 from trimoe.judge.power import detectable
-from trimoe.judge.stats import mcnemar_exact, sign_flip_exact
+from trimoe.judge.stats import mcnemar_exact, paired_difference, sign_flip_exact
 
 CAUSES: dict[str, Any] = {"1": "correct", "w": "wrong", "e": "empty", "l": "loop", "t": "truncated (cap)"}
 
@@ -63,7 +63,8 @@ def test_problems_are_the_units_where_a_bench_asks_them_in_several_languages(tmp
     assert mcnemar_exact(12, 0) < 0.001  # what twelve independent losses would claim
     assert cut.detail is not None
     assert cut.detail.units == 30
-    assert (cut.difference_low, cut.difference_high) == (cut.detail.bootstrap_low, cut.detail.bootstrap_high)
+    # the interval of thirty problems of which four were lost, and not of ninety items
+    assert (cut.difference_low, cut.difference_high) == pytest.approx(paired_difference(30, 4, 0)[1:], abs=0.01)
     independent = compare_runs(tmp_path / "r.db", detail=True).rows[0]
     assert independent == base
     put(tmp_path / "flat.db", "base", "1" * 90)

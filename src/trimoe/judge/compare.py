@@ -19,6 +19,7 @@ from trimoe.judge.measures import split_failures
 from trimoe.judge.power import detectable
 from trimoe.judge.runs import RECORDED, bench_identity, conditions, differences, require_same, unknown_name
 from trimoe.judge.stats import (
+    clustered_difference,
     difference_error,
     holm,
     mcnemar_exact,
@@ -256,7 +257,8 @@ def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
             sums = Counter[str]()
             for cluster, change in units:
                 sums[cluster] += change
-            low, high, p = drawn.low, drawn.high, sign_flip_exact(list(sums.values()))
+            _, low, high = clustered_difference(n, lost, gained, drawn.se, drawn.units)
+            p = sign_flip_exact(list(sums.values()))
         if detail and row.detail is not None:
             seen = None if now.clustered else detectable(n, (lost + gained) / n)
             row = replace(row, detail=Detail(row.detail.se, error, drawn.low, drawn.high, drawn.units, seen))

@@ -92,12 +92,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_difference(n: int, b: int, c: int, confidence: float = 0.95) -> tuple[float, float, float]:
+def paired_difference(n: float, b: float, c: float, confidence: float = 0.95) -> tuple[float, float, float]:
     """Now minus before of n pairs, with its interval: (difference, low, high), as shares of all pairs.
 
     Tango's score interval (Statistics in Medicine 17, 1998, 891-908): all differences that the score test does not
     reject, its variance taken under the difference that is tested. With no flips it is z^2 / (n + z^2) either way.
-    Pairs that did not flip count only through n. (0, -1, 1) when n is 0.
+    Pairs that did not flip count only through n. (0, -1, 1) when n is 0. Fractions are for effective sample sizes.
     """
     if min(n, b, c) < 0 or b + c > n:
         raise ValueError(f"{b} and {c} flips of {n} pairs")
@@ -109,7 +109,18 @@ def paired_difference(n: int, b: int, c: int, confidence: float = 0.95) -> tuple
     return difference, _where_score(n, b, c, z, -1.0, difference), _where_score(n, b, c, -z, difference, 1.0)
 
 
-def _where_score(n: int, b: int, c: int, target: float, low: float, high: float) -> float:
+def clustered_difference(n: int, b: int, c: int, error: float, clusters: int) -> tuple[float, float, float]:
+    """The same for items that repeat in `clusters`, as many independent pairs as they are worth: n divided by the
+    design effect, the square of `error` (the difference's standard error over clusters) over that of single items.
+
+    At least 1; where nothing flips it cannot be measured, and every cluster counts once.
+    """
+    plain = difference_error(n, b, c)
+    effect = max(1.0, (error / plain) ** 2) if plain else n / clusters if clusters else 1.0
+    return paired_difference(n / effect, b / effect, c / effect)
+
+
+def _where_score(n: float, b: float, c: float, target: float, low: float, high: float) -> float:
     """The tested difference between `low` and `high` whose score is `target`, by bisection."""
     for _ in range(60):
         middle = (low + high) / 2
@@ -117,7 +128,7 @@ def _where_score(n: int, b: int, c: int, target: float, low: float, high: float)
     return (low + high) / 2
 
 
-def _score(n: int, b: int, c: int, tested: float) -> float:
+def _score(n: float, b: float, c: float, tested: float) -> float:
     """Tango's statistic: standardised distance of (c - b) / n from a tested difference.
 
     The share of pairs that flip from right to wrong is its maximum likelihood estimate if the difference is `tested`.
