@@ -78,18 +78,81 @@ def test_the_how_to_shows_this_bench() -> None:
     assert f"```toml{BENCH}```" in (Path(__file__).parents[2] / "docs" / "howto" / "add-a-bench.md").read_text()
 
 
-def test_options_become_letters(tmp_path: Path) -> None:
-    text = BENCH.replace("teams}", "pick}").replace("""gold = "{team}"\n""", """gold = "{right}"\noptions = "pick"\n""")
-    pick = ["left", "right", "B"]
-    rows = [{"text": "q", "pick": pick, "right": right} for right in (1, "A", "B")]
-    docs = open_bench(written(tmp_path, text, rows)).docs()
-    assert "One of A. left\nB. right\nC. B." in docs[0].prompt
-    assert [doc.check["answer"] for doc in docs] == ["b", "a", "c"], "the text of an option comes before its letter"
-    for wrong in (3, "D", "other", ""):
-        with pytest.raises(BenchError, match="none of the options"):
-            open_bench(written(tmp_path, text, [*rows[:2], rows[0] | {"right": wrong}])).docs()
-    with pytest.raises(BenchError, match="no list of options"):
-        open_bench(written(tmp_path, text, [*rows[:2], rows[0] | {"pick": "one"}])).docs()
+@pytest.mark.parametrize(
+    ("kind", "options", "gold", "letter"),
+    [
+        ("text", ["left", "right", "A"], "A", "C"),
+        ("letter", ["B", "A", "AB"], "A", "A"),
+        ("place", ["8", "2", "24"], 2, "C"),
+        ("text", ["8", "2", "24"], 2, "B"),
+        ("place", ["a", "b"], 2, None),
+        ("letter", ["a", "b"], "C", None),
+        ("text", ["a", "b"], "c", None),
+        ("text", ["1", "1", "3"], "1", None),
+        ("text", "ab", "a", None),
+        ("text", [], "a", None),
+    ],
+)
+def test_options_become_letters(tmp_path: Path, kind: str, options: object, gold: object, letter: str | None) -> None:
+    """How the gold answer names its option is said once, and never guessed from what the options look like."""
+    text = BENCH.replace("teams}", "pick}").replace(
+        """gold = "{team}"\n""", f"""gold = "{{right}}"\noptions = "pick"\ngold_is = "{kind}"\n"""
+    )
+    bench = open_bench(written(tmp_path, text, [{"text": "q", "pick": options, "right": gold}] * 3))
+    if letter is None:
+        with pytest.raises(BenchError, match=r"none of the options|no list of options"):
+            bench.docs()
+        return
+    doc = bench.docs()[0]
+    assert isinstance(options, list)
+    assert f"One of A. {options[0]}\nB. {options[1]}" in doc.prompt
+    assert doc.check == {"gold": letter}
+    assert doc.reference == f"Team: {letter}"
+
+
+@pytest.mark.parametrize("team", [None, 18.0, True, ["billing"], {"a": 1}, "s", ""])
+def test_a_gold_answer_is_a_text_or_a_whole_number(tmp_path: Path, team: object) -> None:
+    """Null would become "None", 18.0 would make 18 wrong, and what is ignored whole would make anything right."""
+    file = written(tmp_path, rows=[ROWS[0], ROWS[1], {**ROWS[2], "team": team}])
+    with pytest.raises(BenchError, match=r"row 2.* (has no field team|nothing is left|does not pass)"):
+        open_bench(file).docs()
+    ok = written(tmp_path, rows=[ROWS[0], ROWS[1], {**ROWS[2], "team": 18}])
+    assert open_bench(ok).docs()[2].check == {"gold": "18"}
+
+
+def test_examples_are_shown_as_questions_are(tmp_path: Path) -> None:
+    shots = """assistant = "It is {gold}."
+[few_shot]
+k = 1
+rule = "random"
+[few_shot.dataset]
+local = "train.jsonl"
+rows = 2
+[answer]
+options = "pick"
+gold_is = "place"
+"""
+    text = BENCH.replace("teams}", "pick}").replace("[answer]\n", shots)
+    rows = [{"text": f"q{i}", "pick": ["yes", "no"], "team": i % 2} for i in range(3)]
+    file = written(tmp_path, text, rows)
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({**r, "text": "t" + str(r["text"])}) + "\n" for r in rows[:2])
+    )
+    history = open_bench(file).docs()[0].history
+    assert "One of A. yes\nB. no." in history[0][1]
+    assert history[1][1] in ("It is A.", "It is B.")
+    (tmp_path / "tickets.toml").write_text(text.replace("train.jsonl", "tickets.jsonl").replace("rows = 2", "rows = 3"))
+    with pytest.raises(BenchError, match="from the rows that are asked"):
+        open_bench(tmp_path / "tickets.toml")
+    (tmp_path / "tickets.toml").write_text(text.replace("k = 1", "k = 3"))
+    with pytest.raises(BenchError, match="too few rows"):
+        open_bench(tmp_path / "tickets.toml").docs()
+
+
+def test_a_pattern_whose_group_is_empty_finds_nothing(tmp_path: Path) -> None:
+    bench = open_bench(written(tmp_path, BENCH.replace('team: *"?(\\w+)', 'team: *"?(\\w*)')))
+    assert bench.extract("Team: ") is None
+    assert bench.extract("Team: . Team: b. Team: ") == "b"
 
 
 @given(st.text(max_size=60))
@@ -110,6 +173,19 @@ def test_any_reply_is_read(reply: str) -> None:
         (("{text}\n", "{body}\n"), "no field body"),
         (("rows = 3", "rows = 4"), "another number of rows"),
         (("name = \"tickets\"", "name = \"gsm8k-100\""), "already"),
+        (("{text}\n", "{text\n"), "field name"),
+        (("{text}\n", "{}\n"), "no plain name"),
+        (("{text}\n", "{text.upper}\n"), "no plain name"),
+        (("{text}\n", "{text:d}\n"), "no plain name"),
+        (("rows = 3", "rows = 3\nwhere = { size = [1, 2] }"), "cannot be chosen"),
+        (("rows = 3", "rows = 3\nwhere = { text = [1, 2] }"), "cannot be chosen"),
+        (("licence =", "id_field = 'number'\nlicence ="), "has no field number"),
+        (("licence =", "id_field = 'teams'\nlicence ="), "two rows have the id"),
+        (("local = \"tickets", "local = \"/tickets"), "below the folder"),
+        (("local = \"tickets", "local = \"../tickets"), "below the folder"),
+        (("[variant.smoke]\n", "[variant.smoke]\nwithout = 3\n"), "list of keys"),
+        (("smoke]\nrows", "'a:b']\nrows"), "variant_about"),
+        (("ignore_case = true", "ignore_case = true\noptions = 'teams'"), "given together"),
         (("[variant.smoke]", "[variant.smoke.answer]\nignore = []\n[variant.smoke]"), "changes \\[answer\\]"),
     ],
 )  # fmt: skip
@@ -133,12 +209,65 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         open_bench(written(tmp_path, text))
 
 
+def test_rows_that_are_no_objects(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    for text in ("[1, 2]\n" * 3, '"x"\n' * 3, "3\n" * 3):
+        (tmp_path / "tickets.jsonl").write_text(text)
+        with pytest.raises(BenchError, match="not readable"):
+            find([str(file)])[0].docs()
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    one, two = str(written(tmp_path)), str(written(tmp_path / "other"))
+    with pytest.raises(BenchError, match="already"):
+        find([one, two])
+    with pytest.raises(BenchError, match="already"):
+        find([one, f"{two}:smoke"])
+    assert [bench.name for bench in find([one, one, f"{one}:smoke"])] == ["tickets", "tickets:smoke"]
+
+
+def test_the_verdict_that_was_stored_last_stands(tmp_path: Path) -> None:
+    """Two rules whose hashes have no order, there and back: eval and rescore always give those of the file."""
+    log, rows = tmp_path / "runs.db", [{**row, "team": "x"} for row in ROWS]
+    rule = BENCH[BENCH.index("find = ") : BENCH.index("[generation]")]
+    rules = {
+        "first": "find = ['(?s)^(.)']\nignore_case = true\n",
+        "last": "find = ['(?s)(.)$']\nignore_case = true\n",
+    }
+    command = [str(bundled()), "--bench", str(tmp_path / "tickets.toml"), "--log", str(log), "--ignore-guard", "zero"]
+    seen: dict[str, list[str | None]] = {}
+    for text, how in [("first", eval_), ("last", eval_), ("first", eval_), ("last", rescore_), ("first", rescore_)]:
+        file = written(tmp_path, BENCH.replace(rule, rules[text]), rows)
+        # the second time the run is asked for one row only, and still all its verdicts are of one rule
+        asked = [*command, "--limit", "1" if seen else "3"] if how is eval_ else [str(log), "--bench", str(file)]
+        assert CliRunner().invoke(how, asked).exit_code == 0
+        with RunLog(log) as opened:
+            (run,) = opened.runs()
+            found = [s.verdict.extracted for s in opened.samples(run)]
+            assert opened.verify() == []
+            assert len(opened.scored_by(run, find([str(file)])[0].scorer)) == 3
+        assert seen.setdefault(text, found) == found
+    assert seen["first"] != seen["last"]
+
+
+def test_verdicts_of_other_rows_are_refused(tmp_path: Path) -> None:
+    file, log = written(tmp_path), tmp_path / "runs.db"
+    command = [str(bundled()), "--bench", f"{file}:smoke", "--log", str(log), "--ignore-guard", "zero"]
+    assert CliRunner().invoke(eval_, command).exit_code == 0
+    assert CliRunner().invoke(rescore_, [str(log), "--bench", f"{file}:smoke"]).exit_code == 0
+    written(tmp_path, rows=[ROWS[1], ROWS[0], ROWS[2]])
+    assert main(["rescore", str(log), "--bench", str(file)]) == 3
+    with RunLog(log) as opened:
+        assert len([kind for kind, _ in opened.events(opened.runs()[0]) if kind == "rescoring"]) == 1
+
+
 def test_the_scorer_s_version_is_what_it_says(tmp_path: Path) -> None:
     one = open_bench(written(tmp_path))
     two = open_bench(written(tmp_path, BENCH.replace("ignore_case = true", "ignore_case = false")))
     assert one.scorer == open_bench(written(tmp_path)).scorer
     assert one.scorer != two.scorer
-    assert one.spec(one.docs()) != two.spec(two.docs()), "the gold answer is compared in another way"
+    assert one.spec(one.docs()) == two.spec(two.docs()), "the questions and their answers are the same"
 
 
 def test_a_run_of_it_is_resumed_scored_again_and_kept_apart(tmp_path: Path) -> None:

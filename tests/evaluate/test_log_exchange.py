@@ -172,6 +172,8 @@ def test_merging_makes_one_run_of_its_parts(tmp_path: Path) -> None:
         ("UPDATE samples SET reply = 'another' WHERE position = 0", "another reply"),
         ("UPDATE scores SET correct = 0, cause = 'wrong' WHERE doc_id IN (SELECT doc_id FROM samples "
          "WHERE position = 0)", "another verdict"),
+        ("UPDATE scores SET scorer = 7, correct = 0, cause = 'wrong' WHERE doc_id IN (SELECT doc_id FROM samples "
+         "WHERE position = 0)", "by another scorer"),
     ],
 )  # fmt: skip
 def test_logs_that_contradict_each_other_are_refused(tmp_path: Path, change: str, word: str) -> None:

@@ -74,6 +74,7 @@ class HashedFile:
         self._piece = memoryview(bytearray(PIECE))
         self._used = 0  # of the piece
         self._written = self.verified
+        self._cold: set[SourceFile] = set()  # whose ranges are announced
         self._announcer = ThreadPoolExecutor(1, thread_name_prefix="trimoe-announcer")  # starts when it is needed
 
     def put(self, data: memoryview) -> None:
@@ -84,10 +85,10 @@ class HashedFile:
         """Append `length` bytes of an open file. That it ends early is found when they are read, which may be later."""
         for at in range(start, start + length, STEP):
             count = min(STEP, start + length - at)
-            part = _Part(source, at, count)
-            if source.cold:
+            self._announce(source)
+            if source in self._cold:
                 self._announcer.submit(source.expect, at, count)
-            self._advance(part)
+            self._advance(_Part(source, at, count))
         return length
 
     def close(self, complete: bool) -> None:
@@ -151,7 +152,8 @@ class HashedFile:
             if part.source is None:
                 target[:] = part.data[done : done + count]
             else:
-                self._read(part.source, target, part.start + done)
+                part.source.read_into(target, part.start + done)
+                self._announce(part.source)
             done, self._used = done + count, self._used + count
             if self._used == PIECE:
                 self._write(self._piece)
@@ -159,10 +161,10 @@ class HashedFile:
                 if self._note is not None and self._written % MARK == 0:
                     self._note(self._written, self._hash.hexdigest())
 
-    def _read(self, source: SourceFile, target: memoryview, start: int) -> None:
-        before = source.cold
-        source.read_into(target, start)
-        if source.cold and not before:
+    def _announce(self, source: SourceFile) -> None:
+        """From the first read on that had to wait for the disk: what waits here already."""
+        if source.cold and source not in self._cold:
+            self._cold.add(source)
             for part in self._waiting:
                 if part.source is source:
                     self._announcer.submit(source.expect, part.start, part.length)

@@ -235,8 +235,13 @@ def find(names: "Sequence[str | Bench]") -> list[Bench]:
             remedy="correct --bench, or use --suite tiny",
         )
     found: dict[str, Bench] = {}
+    files: dict[str, str] = {}  # base name -> the file that gave it
     for name in names:
         bench = name if isinstance(name, Bench) else _named(known, *name.split(":"))
+        file = name.split(":")[0] if isinstance(name, str) and _is_file(name) else ""
+        if file and files.setdefault(bench.name.split(":")[0], file) != file:
+            raise BenchError(f"{file}: another file has a bench {bench.name.split(':')[0]} already",
+                             remedy="give one of them another name")  # fmt: skip
         found.setdefault(bench.name, bench)
     return list(found.values())
 

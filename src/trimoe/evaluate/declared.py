@@ -12,7 +12,7 @@ from pathlib import Path
 from trimoe.artifact import canonical_json, sha256_bytes
 from trimoe.errors import BenchError
 from trimoe.evaluate.bench import Bench, exact
-from trimoe.evaluate.rows import Row, View, Views, build_bench, render
+from trimoe.evaluate.rows import Row, View, build_bench, render
 from trimoe.evaluate.spec import Answer, BenchSpec, parse_spec, with_variants
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -42,25 +42,34 @@ def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
         raise BenchError(f"bench {spec.name}: variant {changed[0]} changes [answer]",
                          expected="the same answers in all variants", remedy="make it a bench of its own")  # fmt: skip
     find = finder(rule)
+
+    def shot(row: Row) -> dict[str, str]:
+        made = view(rule, find, row, f"bench {spec.name}, an example")
+        return made.fields | {"gold": made.check["gold"]}
+
     return build_bench(
         spec,
-        _views(rule, find),
-        exact(lambda answer, check: normal(rule, answer) == check["answer"]),
+        lambda rows, _: [view(rule, find, row, f"bench {spec.name}, row {place}") for place, row in enumerate(rows)],
+        exact(lambda answer, check: normal(rule, answer) == normal(rule, check["gold"])),
         extract=find,
         scorer=int(sha256_bytes(canonical_json(rule.model_dump(mode="json")))[:7], 16),
-        folder=None if any(part.hub for part in spec.dataset) else folder,
+        folder=folder,
+        shot=shot,
     )
 
 
 def finder(rule: Answer) -> Callable[[str], str | None]:
-    """Extraction: the last match of the first pattern that matches at all; its first filled group, or all of it."""
+    """Extraction: the last match of the first pattern that has one; its first filled group, or all of it if the pattern
+    has no groups."""
     patterns = [re.compile(pattern) for pattern in rule.find]
 
     def find(reply: str) -> str | None:
         for pattern in patterns:
-            matches = list(pattern.finditer(reply))
-            if matches:
-                return next((group for group in matches[-1].groups() if group), matches[-1].group()).strip()
+            texts = [
+                next(filter(None, m.groups()), "") if pattern.groups else m.group() for m in pattern.finditer(reply)
+            ]
+            if filled := [text.strip() for text in texts if text.strip()]:
+                return filled[-1]
         return None
 
     return find
@@ -73,57 +82,53 @@ def normal(rule: Answer, answer: str) -> str:
     return answer.lower() if rule.ignore_case else answer
 
 
-def _views(rule: Answer, find: Callable[[str], str | None]) -> Views:
-    def views(rows: Sequence[Row], spec: BenchSpec) -> list[View]:
-        return [view(rule, find, row, f"bench {spec.name}, row {place}") for place, row in enumerate(rows)]
-
-    return views
-
-
 def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) -> View:
-    """The fields of a row as text, its options as lettered lines, and its gold answer as it is compared."""
+    """The fields of a row as text, its options as lettered lines, and its gold answer.
+
+    Fields that are lists, objects or missing values (null) are no text: a template that names one is refused. A gold
+    that is no text and no whole number is refused too: 18.0 or True would be compared letter by letter.
+    """
     options = _options(rule, row, where)
-    fields = _Fields({key: str(value) for key, value in row.items()}, where)
+    fields = _Fields({k: str(v) for k, v in row.items() if isinstance(v, str | int | float)}, where)
     if options:
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
         fields[rule.options] = "\n".join(lines)
-    gold = render(rule.gold, fields)
+    exact_fields = {k: str(v) for k, v in row.items() if isinstance(v, str | int) and not isinstance(v, bool)}
+    gold = render(rule.gold, _Fields(exact_fields, f"{where}, for its gold answer,"))
     if options:
-        gold = _letter(gold, options, where)
+        gold = _letter(rule, gold, options, where)
+    if not normal(rule, gold).strip():
+        raise BenchError(f"{where}: nothing is left of its gold answer", expected="some text",
+                         actual=repr(gold[:200]), remedy="correct `ignore` in [answer], or the data")  # fmt: skip
     reference = render(rule.reference, fields | {"gold": gold})
-    gold = normal(rule, gold)
     found = find(reference)
-    if found is None or normal(rule, found) != gold:
-        raise BenchError(f"{where}: its own reference reply does not pass", expected=f"the answer {gold!r}",
+    if found is None or normal(rule, found) != normal(rule, gold):
+        raise BenchError(f"{where}: its own reference reply does not pass", expected=f"the answer {gold[:200]!r}",
                          actual=f"{found!r} found in {reference[:200]!r}",
                          remedy="correct `find`, `ignore` or `reference` in [answer]")  # fmt: skip
-    return View(fields, {"answer": gold}, reference)
+    return View(fields, {"gold": gold}, reference)
 
 
 def _options(rule: Answer, row: Row, where: str) -> list[str]:
     if not rule.options:
         return []
     options = row.get(rule.options)
-    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
-        raise BenchError(f"{where}: {rule.options} is no list of options", expected=f"2 to {len(LETTERS)} texts",
-                         actual=repr(options)[:200])  # fmt: skip
-    return [str(option) for option in options]
+    texts = [str(option) for option in options] if isinstance(options, list) else []
+    if not 2 <= len(texts) <= len(LETTERS) or len(set(texts)) < len(texts):
+        raise BenchError(f"{where}: {rule.options} is no list of options",
+                         expected=f"2 to {len(LETTERS)} texts, each once", actual=repr(options)[:200])  # fmt: skip
+    return texts
 
 
-def _letter(gold: str, options: Sequence[str], where: str) -> str:
-    """A place from 0, a letter, or the text of one option, as a letter."""
-    letters = LETTERS[: len(options)]
-    if options.count(gold) == 1:
-        return letters[options.index(gold)]
-    if len(gold) == 1 and gold in letters:
-        return gold
-    if gold.isdecimal() and int(gold) < len(options):
-        return letters[int(gold)]
-    raise BenchError(
-        f"{where}: the gold answer is none of the options",
-        expected=f"a place from 0 to {len(options) - 1}, a letter to {letters[-1]}, or an option's text",
-        actual=gold[:200],
-    )
+def _letter(rule: Answer, gold: str, options: Sequence[str], where: str) -> str:
+    """The gold answer as a letter."""
+    letters = list(LETTERS[: len(options)])
+    names = {"place": [str(i) for i in range(len(options))], "letter": letters, "text": options}[rule.gold_is or "text"]
+    if gold not in names:
+        raise BenchError(f"{where}: the gold answer is none of the options", actual=gold[:200],
+                         expected=f"a {rule.gold_is} of {len(options)}",
+                         remedy="correct `gold` or `gold_is` in [answer]")  # fmt: skip
+    return letters[list(names).index(gold)]
 
 
 class _Fields(dict[str, str]):
@@ -137,5 +142,5 @@ class _Fields(dict[str, str]):
         return _Fields({**self, **other}, self.where)
 
     def __missing__(self, key: str) -> str:
-        raise BenchError(f"{self.where} has no field {key}", expected=", ".join(sorted(self)), actual=key,
-                         remedy="correct the template, or the data")  # fmt: skip
+        raise BenchError(f"{self.where} has no field {key} that is a text or a number", actual=key,
+                         expected=", ".join(sorted(self)), remedy="correct the template, or the data")  # fmt: skip

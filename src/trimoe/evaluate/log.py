@@ -22,9 +22,9 @@ from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.cause import Observed
 from trimoe.evaluate.log_schema import now, open_log, open_readonly, transaction
 
-# the newest scorer's verdict of every sample; a sample without one is not scored
-_LATEST = """FROM samples s LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id AND c.scorer =
-    (SELECT max(scorer) FROM scores n WHERE n.run_id = s.run_id AND n.doc_id = s.doc_id)"""
+# the verdict of every sample that was stored last, whatever its scorer's number; a sample without one is not scored
+_LATEST = """FROM samples s LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id AND c.rowid =
+    (SELECT max(rowid) FROM scores n WHERE n.run_id = s.run_id AND n.doc_id = s.doc_id)"""
 
 _DEFLATE_ABOVE = 2048  # bytes of a raw reply; shorter ones stay readable with any SQLite tool
 
@@ -372,9 +372,10 @@ class RunLog:
         return [(kind, json.loads(detail)) for kind, detail in rows]
 
     def scored_by(self, run: Run, scorer: int) -> set[str]:
-        """Ids of the run's samples that this scorer version could judge."""
+        """Ids of the run's samples whose newest verdict is this scorer version's, and is one."""
         rows = self._db.execute(
-            "SELECT doc_id FROM scores WHERE run_id = ? AND scorer = ? AND correct IS NOT NULL", (run.run_id, scorer)
+            f"SELECT s.doc_id {_LATEST} WHERE s.run_id = ? AND c.scorer = ? AND c.correct IS NOT NULL",
+            (run.run_id, scorer),
         )
         return {doc_id for (doc_id,) in rows}
 
@@ -415,8 +416,10 @@ class RunLog:
         if "imported" in run.spec:
             return
         for result in self.results(run):
-            (newest,) = self._db.execute("SELECT max(scorer) FROM scores WHERE run_id = ?", (run.run_id,)).fetchone()
-            if result.scorer != newest:
+            newest = self._db.execute(
+                "SELECT scorer FROM scores WHERE run_id = ? ORDER BY rowid DESC LIMIT 1", (run.run_id,)
+            ).fetchone()
+            if newest is None or result.scorer != newest[0]:
                 continue
             verdicts = [s.verdict.correct for s in self.samples(run) if s.sample.position < result.asked]
             counted = (sum(v is True for v in verdicts), sum(v is not None for v in verdicts))

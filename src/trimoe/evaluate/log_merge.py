@@ -36,6 +36,15 @@ _CONFLICTS = (
             WHERE a.correct IS NOT b.correct AND a.correct IS NOT NULL AND b.correct IS NOT NULL""",
     ),
     (
+        "another verdict by another scorer; rescore both logs with one version",
+        f"""SELECT r.bench || ' ' || a.doc_id || ': ' || a.cause || ' and ' || b.cause
+            FROM {_SAME_RUN} JOIN main.scores a ON a.run_id = r.id
+            JOIN src.scores b ON b.run_id = o.id AND b.doc_id = a.doc_id AND b.scorer != a.scorer
+            WHERE a.correct != b.correct
+            AND a.rowid = (SELECT max(rowid) FROM main.scores n WHERE n.run_id = a.run_id AND n.doc_id = a.doc_id)
+            AND b.rowid = (SELECT max(rowid) FROM src.scores n WHERE n.run_id = b.run_id AND n.doc_id = b.doc_id)""",
+    ),
+    (
         "one name for two runs",
         """SELECT n.name || ' on ' || n.bench FROM src.names n JOIN src.runs o ON o.id = n.run_id
             JOIN main.names m ON m.name = n.name AND m.bench = n.bench JOIN main.runs r ON r.id = m.run_id
@@ -59,7 +68,7 @@ _COPY = (
         FROM {_SAME_RUN} JOIN src.samples s ON s.run_id = o.id ORDER BY s.rowid""",
     # a verdict takes the place of a row that could not be judged
     f"""INSERT INTO main.scores SELECT r.id, s.doc_id, s.scorer, s.extracted, s.correct, s.cause, s.detail
-        FROM {_SAME_RUN} JOIN src.scores s ON s.run_id = o.id WHERE true
+        FROM {_SAME_RUN} JOIN src.scores s ON s.run_id = o.id WHERE true ORDER BY s.rowid
         ON CONFLICT DO UPDATE SET extracted = excluded.extracted, correct = excluded.correct, cause = excluded.cause,
             detail = excluded.detail WHERE scores.correct IS NULL""",
     f"""INSERT OR IGNORE INTO main.failures SELECT r.id, f.doc_id, f.position, f.prompt, f.kind, f.detail, f.raw,

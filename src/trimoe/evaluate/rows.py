@@ -9,6 +9,7 @@ Not guaranteed: that the hub still has the revision, or lets this account read i
 import csv
 import gzip
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -73,11 +74,12 @@ def build_bench(
     row_id: Callable[[Row], str] | None = None,
     needs: Callable[[], None] | None = None,
     folder: Path | None = None,
+    shot: Callable[[Row], Mapping[str, str]] = lambda row: row,
 ) -> Bench:
     """The bench of a spec, with its variants.
 
     `prepare` passes over the raw rows before any is chosen; `row_id` names one; `needs` raises when the scorer cannot
-    work here; `folder` has the data if no other folder is given.
+    work here; `folder` has the local data if no other folder is given; `shot` makes the fields of a drawn example.
     """
 
     def build(variants: Sequence[str]) -> Bench:
@@ -87,7 +89,7 @@ def build_bench(
             version=chosen.version,
             rows=sum(_count(part, chosen.rows) for part in chosen.dataset),
             max_new_tokens=chosen.generation.max_new_tokens,
-            load=lambda _rows, data: _docs(chosen, views, data or folder, prepare, row_id),
+            load=lambda _rows, data: _docs(chosen, views, (data, folder), prepare, row_id, shot),
             extract=extract or (lambda _reply: None),
             score=score,
             scorer=scorer,
@@ -112,16 +114,17 @@ def _count(part: Dataset, rule: Rows) -> int:
 def _docs(
     spec: BenchSpec,
     views: Views,
-    data: Path | None,
+    places: tuple[Path | None, Path | None],
     prepare: Prepare | None,
     row_id: Callable[[Row], str] | None,
+    shot: Callable[[Row], Mapping[str, str]],
 ) -> list[Doc]:
     parts: list[list[Doc]] = []
     for part in spec.dataset:
-        source = iter_rows(part, data)
+        source = iter_rows(part, *places)
         chosen = choose(prepare(source, spec) if prepare else source, part, spec, row_id)
         rows = [row for _, row in chosen]
-        shots = few_shot(spec, len(rows), data)
+        shots = few_shot(spec, len(rows), *places, shot)
         parts.append(
             [
                 _doc(spec, f"{part.part}::{doc_id}" if part.part else doc_id, row, view, history, part.part)
@@ -130,7 +133,11 @@ def _docs(
         )
     # turn by turn, so that the first n rows of a bench in parts are of all parts
     docs = [doc for turn in zip_longest(*parts) for doc in turn if doc is not None]
-    found = rows_sha256(docs)
+    twice = [name for name, count in Counter(doc.doc_id for doc in docs).items() if count > 1]
+    if twice:
+        raise BenchError(f"bench {spec.name}: two rows have the id {twice[0]}", expected="each row its own id",
+                         remedy="correct the data or `id_field`; without one, rows are numbered")  # fmt: skip
+    found, data = rows_sha256(docs), places[0] or places[1]
     if data is not None and spec.dataset_sha256 and found != spec.dataset_sha256:
         raise BenchError(
             f"bench {spec.name}: the rows below {data} are not the pinned ones",
@@ -147,10 +154,20 @@ def _doc(spec: BenchSpec, doc_id: str, row: Row, view: View, history: tuple[tupl
 
 def render(template: str, fields: Mapping[str, str]) -> str:
     """A template with its `{fields}` put in, once: braces inside a field's text stay as they are."""
-    return template.format_map(fields)
+    try:
+        return template.format_map(fields)
+    except KeyError as exc:
+        raise BenchError(f"no field {exc.args[0]} for {template[:60]!r}", expected=", ".join(sorted(fields)),
+                         remedy="correct the template, or the data") from exc  # fmt: skip
 
 
-def few_shot(spec: BenchSpec, count: int, data: Path | None) -> list[tuple[tuple[str, str], ...]]:
+def few_shot(
+    spec: BenchSpec,
+    count: int,
+    data: Path | None,
+    folder: Path | None = None,
+    shot: Callable[[Row], Mapping[str, str]] = lambda row: row,
+) -> list[tuple[tuple[str, str], ...]]:
     """The turns before each of `count` questions, in their order.
 
     lm-eval draws the examples of one question after the other from a single generator (`ContextSampler`), so the
@@ -161,13 +178,16 @@ def few_shot(spec: BenchSpec, count: int, data: Path | None) -> list[tuple[tuple
         return [()] * count
     if shots.dataset is None:
         return [_turns(spec, shots.examples)] * count
-    pool = list(iter_rows(shots.dataset, data))
+    pool = list(iter_rows(shots.dataset, data, folder))
     _require_count(shots.dataset, len(pool), spec)
+    if len(pool) < shots.k:
+        raise BenchError(f"bench {spec.name}: too few rows to draw examples from", expected=f"{shots.k} or more",
+                         actual=str(len(pool)), remedy="give more, or lower few_shot.k")  # fmt: skip
     draw = Random(shots.seed)
-    return [_turns(spec, draw.sample(pool, shots.k)) for _ in range(count)]
+    return [_turns(spec, [shot(row) for row in draw.sample(pool, shots.k)]) for _ in range(count)]
 
 
-def _turns(spec: BenchSpec, examples: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+def _turns(spec: BenchSpec, examples: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
     turns: list[tuple[str, str]] = []
     for example in examples:
         turns.append(("user", render(spec.prompt.user, example)))
@@ -181,6 +201,9 @@ def choose(
     """The rows a rule takes, each with its id: `row_id`, the spec's id field, or the place in the data set."""
 
     def name(place: int, row: Row) -> str:
+        if row_id is None and spec.id_field and spec.id_field not in row:
+            raise BenchError(f"bench {spec.name}, row {place} has no field {spec.id_field}",
+                             expected=", ".join(sorted(map(str, row))), remedy="correct `id_field`")  # fmt: skip
         return row_id(row) if row_id else str(row[spec.id_field]) if spec.id_field else str(place)
 
     if spec.rows.ids:
@@ -211,14 +234,22 @@ def _require_count(part: Dataset, found: int, spec: BenchSpec) -> None:
         )
 
 
-def iter_rows(part: Dataset, data: Path | None) -> Iterator[Row]:
-    """Rows of one data set in their order, below `data` or from the hub, those of `where` only."""
+def iter_rows(part: Dataset, data: Path | None, folder: Path | None = None) -> Iterator[Row]:
+    """Rows of one data set in their order, below `data` or from the hub, those of `where` only; what is not on the hub
+    is below `folder` if `data` does not say otherwise."""
+    data = folder if data is None and not part.hub else data
     if data is None and not part.hub:
         raise MissingPrerequisite(f"{part.local} is not on the hub", expected="a folder that has it",
                                   remedy="pass --data with that folder")  # fmt: skip
     source = _from_folder(part, data) if data is not None else _from_hub(part)
     for row in source:
-        if all(low <= int(row[key]) <= high for key, (low, high) in part.where.items()):
+        try:
+            wanted = all(low <= int(row[key]) <= high for key, (low, high) in part.where.items())
+        except (KeyError, TypeError, ValueError) as exc:
+            raise BenchError(f"a row of {part.hub or part.local} cannot be chosen by `where`",
+                             expected=f"whole numbers in {', '.join(part.where)}",
+                             actual=f"{type(exc).__name__}: {exc}") from exc  # fmt: skip
+        if wanted:
             yield row
 
 
@@ -232,7 +263,7 @@ def _from_folder(part: Dataset, data: Path) -> Iterator[Row]:
             raise BenchError(
                 f"{path} not found",
                 expected=f"{part.hub or 'the data set'} as a local file ({path.relative_to(data)} below --data)",
-                remedy="put it there, or leave out --data to take it from the hub",
+                remedy="put it there, or leave out --data to take it from the hub" if part.hub else "put it there",
             )
     for path in paths:
         yield from read_file(path)
@@ -247,11 +278,15 @@ def read_file(path: Path) -> Iterator[Row]:
         try:
             kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
             if kind == ".csv":
-                yield from csv.DictReader(handle)
+                rows: Iterable[Any] = csv.DictReader(handle)
             elif kind == ".json":
-                yield from json.load(handle)
+                rows = json.load(handle)
             else:
-                yield from (json.loads(line) for line in handle if line.strip())
+                rows = (json.loads(line) for line in handle if line.strip())
+            for row in rows:
+                if not isinstance(row, Mapping):
+                    raise ValueError(f"a row is no object: {row!r}"[:200])
+                yield row
         except (OSError, EOFError, ValueError, csv.Error) as exc:
             raise BenchError(
                 f"{path} is not readable as {kind or 'JSON lines'}", expected="one row after the other", actual=str(exc)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.artifact import sha256_json
-from trimoe.errors import UsageError
+from trimoe.errors import BenchError, UsageError
 from trimoe.evaluate.asking import Job, Show, Tally, ask_missing, judged, sampler_of
-from trimoe.evaluate.bench import Bench, Doc, find
+from trimoe.evaluate.bench import Bench, Doc, find, rows_sha256
+from trimoe.evaluate.bench import benches as shipped
 from trimoe.evaluate.client import Patience
 from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.generate import SAMPLER, Generator, Reply
 from trimoe.evaluate.guarding import RunGuard, require_sound
 from trimoe.evaluate.guards import require_known
-from trimoe.evaluate.log import RunLog, Sample, Scored
+from trimoe.evaluate.log import Run, RunLog, Sample, Scored
 from trimoe.evaluate.sandbox import Policy, current, using
 from trimoe.evaluate.summary import RunSummary, conclude, summarize
 from trimoe.model.checkpoint import open_checkpoint
@@ -68,11 +69,12 @@ def evaluate(
             bench.require_statements(docs[:limit])
             run = log.start(label, bench.name, bench.spec(docs), checkpoint.fingerprint, SAMPLER, settings)
             jobs.append(Job(bench, docs[:limit], run))
+            _rescore(log, run, bench, docs)
         total = sum(len(job.docs) for job in jobs)
         done = 0
         model: Generator | None = None  # loaded once, and only if something is missing
         for job in jobs:
-            missing = _rescore(log, job)
+            missing = _missing(log, job)
             if missing:
                 model = model or Generator(checkpoint.path, device)
                 log.event(job.run, "generating", missing=len(missing), of=len(job.docs),
@@ -129,8 +131,9 @@ def evaluate_endpoint(
             run = log.start(name or endpoint.model, bench.name, bench.spec(docs), served_model(endpoint),
                             sampler_of(bench, endpoint), details)  # fmt: skip
             jobs.append(Job(bench, docs[:limit], run))
+            _rescore(log, run, bench, docs)
         for job in jobs:
-            missing = _rescore(log, job)
+            missing = _missing(log, job)
             log.event(job.run, "asking", missing=len(missing), of=len(job.docs), **details)
             if missing:
                 limits = patience or patience_of(job.bench, endpoint)
@@ -170,16 +173,21 @@ def _require_scorers(benches: Sequence[Bench], policy: Policy) -> None:
                 bench.needs()
 
 
-def _rescore(log: RunLog, job: Job) -> set[str]:
-    """Score stored replies that have no verdict of this scorer; returns the ids that have no reply yet."""
-    stored = {scored.sample.doc_id: scored.sample for scored in log.samples(job.run) if not scored.sample.error}
-    known = log.scored_by(job.run, job.bench.scorer)
-    unscored = [(stored[d.doc_id], d) for d in job.docs if d.doc_id in stored and d.doc_id not in known]
+def _rescore(log: RunLog, run: Run, bench: Bench, docs: Sequence[Doc]) -> None:
+    """Score every stored reply whose newest verdict is not one of this scorer, so that no run mixes scorers."""
+    stored = {scored.sample.doc_id: scored.sample for scored in log.samples(run) if not scored.sample.error}
+    known = log.scored_by(run, bench.scorer)
+    unscored = [(stored[d.doc_id], d) for d in docs if d.doc_id in stored and d.doc_id not in known]
     if unscored:
-        verdicts = judged(job.bench, unscored, job.run.sampler.get("context"))
-        log.score(job.run, [(s.doc_id, v) for (s, _), v in zip(unscored, verdicts, strict=True)], job.bench.scorer)
-        log.event(job.run, "rescoring", rows=len(unscored), sandbox=current().describe())
-    return {doc.doc_id for doc in job.docs} - stored.keys()
+        verdicts = judged(bench, unscored, run.sampler.get("context"))
+        log.score(run, [(s.doc_id, v) for (s, _), v in zip(unscored, verdicts, strict=True)], bench.scorer)
+        log.event(run, "rescoring", rows=len(unscored), sandbox=current().describe())
+
+
+def _missing(log: RunLog, job: Job) -> set[str]:
+    """Ids that have no reply yet."""
+    stored = {scored.sample.doc_id for scored in log.samples(job.run) if not scored.sample.error}
+    return {doc.doc_id for doc in job.docs} - stored
 
 
 def _generate(
@@ -228,11 +236,24 @@ def _sample(doc: Doc, position: int, reply: Reply) -> Sample:
 
 
 def _again(name: str, own: Mapping[str, Bench]) -> Bench:
-    """The bench that a run names: one of `own`, or a shipped one."""
+    """The bench that a run names: one of `own` (by base name), or a shipped one."""
     base, *variants = name.split(":")
-    if base not in own:
-        return find([name])[0]
-    return own[base].variant(variants) if variants else own[base]
+    if base in own:
+        build = own[base].build
+        return build(variants) if build else own[base].variant(variants)
+    if base not in shipped():
+        raise UsageError(f"the log has a run of {name}, which is no shipped bench", expected="its file",
+                         remedy="add --bench FILE.toml")  # fmt: skip
+    return find([name])[0]
+
+
+def _require_asked(run: Run, rows: Sequence[Doc]) -> None:
+    """`BenchError` when the rows are not those that the run was asked: verdicts of other questions would look right."""
+    asked, found = run.spec.get("dataset"), rows_sha256(rows)
+    if "imported" not in run.spec and asked is not None and asked != found:
+        raise BenchError(f"run {run.name} on {run.bench} was asked other rows", expected=f"rows with hash {asked[:16]}",
+                         actual=f"{found[:16]} of {len(rows)} rows",
+                         remedy="give the data and the prompt that the run was made with")  # fmt: skip
 
 
 def rescore(
@@ -245,17 +266,24 @@ def rescore(
     of lm-eval tasks stay as lm-eval scored them.
     """
     policy = sandbox or current()
-    own = {bench.name: bench for bench in find(benches)} if benches else {}
+    own = {bench.name.partition(":")[0]: bench for bench in find(benches)} if benches else {}
     with using(policy), RunLog(log_path, create=False) as log:
-        summaries = []
-        for run in log.runs():
+        work: list[tuple[Run, Bench | None, list[Doc]]] = []
+        for run in log.runs():  # everything that can be refused comes before the first verdict is written
             if "lm_eval" in run.spec or ("imported" in run.spec and data is None):
+                work.append((run, None, []))
+                continue
+            found = _again(run.bench, own)
+            _require_scorers([found], policy)
+            rows = found.docs(data)
+            _require_asked(run, rows)
+            work.append((run, found, rows))
+        summaries = []
+        for run, bench, rows in work:
+            if bench is None:
                 summaries.append(summarize(log, run))
                 continue
-            bench = _again(run.bench, own)
-            _require_scorers([bench], policy)
             log.event(run, "rescoring", sandbox=policy.describe())
-            rows = bench.docs(data)
             docs = {doc.doc_id: doc for doc in rows}
             samples = [s.sample for s in log.samples(run) if s.sample.doc_id in docs and not s.sample.error]
             verdicts = judged(bench, [(s, docs[s.doc_id]) for s in samples], run.sampler.get("context"))

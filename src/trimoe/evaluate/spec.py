@@ -10,9 +10,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trimoe.errors import BenchError, UsageError
 
@@ -57,6 +59,8 @@ class Dataset(_Data):
 
     @model_validator(mode="after")
     def _split_or_files(self) -> "Dataset":
+        if not self.local or Path(self.local).is_absolute() or ".." in Path(self.local).parts:
+            raise ValueError("`local` is a path below the folder of the data")
         if bool(self.hub) != bool(self.revision):
             raise ValueError("a data set of the hub is pinned to a revision; a local one has neither")
         if not self.hub and self.rows is None:
@@ -88,11 +92,22 @@ class FewShot(_Data):
         return self
 
 
+def _template(text: str) -> str:
+    """Text whose braces are plain names of fields, or doubled."""
+    for _, name, form, conversion in Formatter().parse(text):  # raises ValueError for a brace without its other half
+        if name is not None and (not re.fullmatch(r"\w+", name) or form or conversion):
+            raise ValueError(f"{{{name}}} is no plain name of a field; a brace is written {{{{ or }}}}")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_template)]
+
+
 class Prompt(_Data):
     """Templates with `{fields}`, in the words of the reference; `assistant` renders a few-shot answer."""
 
-    user: str
-    assistant: str = ""
+    user: Template
+    assistant: Template = ""
 
 
 class Answer(_Data):
@@ -100,19 +115,22 @@ class Answer(_Data):
 
     `gold` is a template over the row's fields. `find` are regular expressions, tried in order; `ignore` are removed
     from both answers before they are compared as text. `options` names a field that lists options: it is shown as
-    lettered lines, and the gold (place from 0, letter, or text) becomes a letter. `reference` makes of `{gold}` and the
-    row a reply that must pass.
+    lettered lines, and the gold, which `gold_is` a place from 0, a letter or a text, becomes a letter. `reference`
+    makes of `{gold}` and the row a reply that must pass.
     """
 
-    gold: str
+    gold: Template
     find: tuple[str, ...] = Field(min_length=1)
     ignore: tuple[str, ...] = ()
     ignore_case: bool = False
     options: str = ""
-    reference: str = "{gold}"
+    gold_is: Literal["place", "letter", "text"] | None = None
+    reference: Template = "{gold}"
 
     @model_validator(mode="after")
     def _patterns(self) -> "Answer":
+        if bool(self.options) != (self.gold_is is not None):
+            raise ValueError("`options` and `gold_is` (place, letter or text) are given together")
         for pattern in (*self.find, *self.ignore):
             try:
                 re.compile(pattern)
@@ -212,6 +230,19 @@ class BenchSpec(_Data):
     def _variants(self) -> "BenchSpec":
         if set(self.variant) != set(self.variant_about):
             raise ValueError("every variant has a line in variant_about, and no other name has")
+        if odd := [name for name in self.variant if not re.fullmatch(r"[a-z0-9-]+", name)]:
+            raise ValueError(f"variant {odd[0]!r} cannot be asked for: its name has small letters, digits and - only")
+        return self
+
+    @model_validator(mode="after")
+    def _declared(self) -> "BenchSpec":
+        if self.answer is None:
+            return self
+        if any(part.rows is None for part in self.dataset):
+            raise ValueError("the data of a bench with [answer] state how many `rows` they have")
+        shots = self.few_shot.dataset if self.few_shot else None
+        if shots is not None and shots in self.dataset:
+            raise ValueError("examples are drawn from the rows that are asked")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -256,7 +287,10 @@ def with_variants(spec: BenchSpec, variants: Sequence[str]) -> BenchSpec:
             )
         # the rows of a variant are other rows: the base's hash does not hold unless the variant states its own
         changes = dict(spec.variant[name])
-        without = changes.pop("without", ())
+        without = changes.pop("without", [])
+        if not isinstance(without, list) or not all(isinstance(key, str) for key in without):
+            raise BenchError(f"bench {spec.name}: variant {name}", expected="`without` as a list of keys",
+                             actual=repr(without)[:200])  # fmt: skip
         data = _merged({**data, "dataset_sha256": ""}, changes)
         for key in without:
             data.pop(key, None)

@@ -117,7 +117,8 @@ def _of_unknown(check: Check) -> Check:
     """How short a right reply may be is known of shipped benches only."""
     if check.level != "refused" or check.flag not in ("EMPTY_FAIL", "TOO_SHORT"):
         return check
-    return replace(check, level="notes", text=f"{check.text}; the bench is not shipped, so they may be right")
+    text = f"{check.text}; the bench is not shipped: how short its replies may be is not known"
+    return replace(check, level="notes", text=text)
 
 
 def _with(one: RunAudit, more: Sequence[Check]) -> RunAudit:

@@ -101,5 +101,5 @@ def _name(axes: "Axes", series: Sequence[tuple[Sequence[Point], str]]) -> None:
             text, x, y = canvas.clean(p.tier), *pixels(p, p.score)
             left, bottom = field.place(x, y, 6.4 * len(text), 11)
             axes.annotate(text, (p.size / GB, 100 * p.score), xytext=(left - x, bottom + 1.5 - y),
-                          textcoords="offset pixels", fontsize=9.5, color=hue, parse_math=False, zorder=4,
+                          textcoords="offset points", fontsize=9.5, color=hue, parse_math=False, zorder=4,
                           weight="bold" if id(p) in fronts else "normal", annotation_clip=False)  # fmt: skip

@@ -18,20 +18,21 @@ from trimoe.judge.view.catalog import Shown
 
 @lru_cache(maxsize=64)  # half a second for thousands of long replies; a run that changed is another object
 def audit_of(shown: Shown) -> RunAudit | None:
-    """The audit of a run; None if the log does not have it any more. `RunLogError` if an older log cannot be copied."""
+    """The audit of a run; None if the log does not have it any more. `RunLogError` if it cannot be read, or an older
+    one cannot be copied."""
     wanted = Wanted(name=shown.run.name, bench=shown.run.bench)
-    with closing(open_readonly(shown.log.path)) as log:
-        made = audit(shown.log.path, wanted, readonly=True) if is_current(log) else _of_a_copy(log, wanted)
+    try:
+        with closing(open_readonly(shown.log.path)) as log:
+            made = audit(shown.log.path, wanted, readonly=True) if is_current(log) else _of_a_copy(log, wanted)
+    except sqlite3.Error as exc:
+        raise RunLogError(f"{shown.log.path} could not be audited", actual=str(exc),
+                          remedy="look at the disk and its room, or run trimoe audit") from exc  # fmt: skip
     return next((one for one in made if one.run == shown.run.identity), None)
 
 
 def _of_a_copy(log: sqlite3.Connection, wanted: Wanted) -> list[RunAudit]:
     with TemporaryDirectory(prefix="trimoe-view-") as folder:
         copy = Path(folder) / "log.db"
-        try:
-            with closing(sqlite3.connect(copy)) as target:
-                log.backup(target)
-        except sqlite3.Error as exc:
-            raise RunLogError("a log of an older trimoe could not be copied to be audited", actual=str(exc),
-                              remedy="make room in the temporary directory, or run trimoe audit") from exc  # fmt: skip
+        with closing(sqlite3.connect(copy)) as target:
+            log.backup(target)
         return audit(copy, wanted)

@@ -1,6 +1,6 @@
 """What the viewer asks of a run log: small read-only queries, one run at a time.
 
-Invariants: verdicts are the newest scorer's; rows without a reply (failures) stand among the samples, unscored.
+Invariants: verdicts are those that were stored last; rows without a reply (failures) stand among the samples, unscored.
 Texts are only read for the rows that a page shows, or for a search.
 """
 
@@ -18,8 +18,8 @@ Field = Literal["all", "prompt", "reply", "reasoning"]
 
 SNIPPET = 400  # characters of a reply that a list shows
 
-_VERDICT = """LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id AND c.scorer =
-    (SELECT max(scorer) FROM scores n WHERE n.run_id = s.run_id AND n.doc_id = s.doc_id)"""
+_VERDICT = """LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id AND c.rowid =
+    (SELECT max(rowid) FROM scores n WHERE n.run_id = s.run_id AND n.doc_id = s.doc_id)"""
 
 
 @dataclass(frozen=True)
