@@ -41,7 +41,7 @@ def card(
     """
     from trimoe.judge.card import NAME, Wish, generated, write_card
     from trimoe.judge.card import card as make_card
-    from trimoe.judge.facts import licence_of, read_artifact
+    from trimoe.judge.facts import licence_of, read_artifact, require_own_runs
     from trimoe.judge.numbers import Sources
 
     for option, value in (("--base-model", base_model), ("--repo", repo)):
@@ -49,13 +49,21 @@ def card(
             raise UsageError(f"{option} {value!r} is no name on the hub", expected="ORG/NAME")
     found = read_artifact(artifact)
     target = out or artifact / "README.md"
-    existing = target.read_text(encoding="utf-8") if target.exists() else ""
+    try:
+        existing = target.read_text(encoding="utf-8") if target.exists() else ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BadInput(f"{target} is not readable as a card", expected="Markdown in UTF-8", actual=str(exc),
+                       remedy="choose another -o") from exc  # fmt: skip
     if existing and not generated(existing) and not force:
         raise BadInput(f"{target} was not made by trimoe", expected="a card with trimoe's markers, or none",
                        actual="a README of another origin", remedy="choose another -o, or give --force")  # fmt: skip
     stated = {"license": licence} if licence else licence_of(base_dir)
+    if base in names:
+        raise UsageError(f"--run {base} is the base itself", expected="a run of the artifact",
+                         remedy="name the run of the smaller model")  # fmt: skip
     wish = Wish(title or repo.partition("/")[2], base_model, repo, stated, tags)
     sources = Sources(list(logs), base, list(names), found.facts)
+    require_own_runs(found, list(logs), names)
     text, numbers = make_card(found, sources, wish, existing if generated(existing) else "")
     write_card(target, text, numbers)
     body = {"card": str(target), "kind": found.kind, "numbers": len(numbers.asked)}

@@ -53,9 +53,9 @@ def compare(
 
 
 def split_arguments(more: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Further arguments: existing files are logs, all others names of runs."""
-    logs = [Path(word) for word in more if Path(word).is_file()]
-    return logs, [word for word in more if not Path(word).is_file()]
+    """Further arguments: existing files are logs, and what looks like one; all others are names of runs."""
+    logs = [word for word in more if Path(word).is_file() or word.endswith(".db")]
+    return [Path(word) for word in logs], [word for word in more if word not in logs]
 
 
 COMMANDS = [compare]

@@ -1,5 +1,6 @@
 """`trimoe ladder`: quality against file size, several models and tiers."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -7,7 +8,7 @@ import click
 
 from trimoe.cli.common import emit, json_option, parse_size
 from trimoe.errors import UsageError
-from trimoe.judge.ladder import GB, Pair, Point, best_under, front, pair_by_size, paired_p, smallest_within
+from trimoe.judge.ladder import GB, Pair, Point, best_under, front, gigabytes, pair_by_size, paired, smallest_within
 from trimoe.judge.ladder_file import read_ladder
 from trimoe.judge.text import columns, comma_separated, markdown
 
@@ -45,6 +46,8 @@ def ladder(
       trimoe ladder ladder.csv runs.db --bench humaneval-plus --under 13GB --within 1
       trimoe ladder ladder.csv --bench humaneval-plus --ours 98e --plot ladder.svg
     """
+    if not isfinite(tolerance) or (within is not None and not isfinite(within)):
+        raise UsageError("--tolerance and --within are numbers", actual="nan", remedy="give a finite number")
     points = read_ladder(file, list(logs), bench)
     known = list(dict.fromkeys(p.model for p in points))
     if ours is not None and ours not in known:
@@ -62,7 +65,7 @@ def ladder(
         lines.append(f"best under {limit / GB:g} GB: {_name(best)}")
     if within is not None:
         small, top = smallest_within(choice, within)
-        body["smallest_within"] = small.as_dict() | {"p": None if small is top else paired_p(small, top)}
+        body["smallest_within"] = small.as_dict() | {"p": None if small is top else paired(top, small)[1]}
         lines.append(f"smallest within {within:g} points of {_name(top)}: {_name(small)}")
     if ours is not None:
         pairs = pair_by_size(own, [p for p in points if p.model != ours], tolerance, _pick(pick))
@@ -77,6 +80,8 @@ def ladder(
     rows = [_row(p, id(p) in fronts) for p in sorted(points, key=lambda p: (p.kind, p.model, -p.size))]
     if form == "csv":
         emit(body, comma_separated(HEAD, rows).rstrip("\n"), as_json)
+        if lines and not as_json:
+            click.echo("\n".join(lines).strip(), err=True)  # beside the file that the output becomes
         return
     table = markdown(HEAD, rows, left=3) if form == "markdown" else columns(HEAD, rows, left=3)
     emit(body, "\n".join([table, "", *lines]).rstrip(), as_json)
@@ -87,13 +92,13 @@ def _pick(text: str) -> Literal["nearest", "best"]:
 
 
 def _name(point: Point) -> str:
-    return f"{point.label}, {point.size / GB:.2f} GB, {100 * point.score:.2f} % ({point.kind})"
+    return f"{point.label}, {gigabytes(point.size)} GB, {100 * point.score:.2f} % ({point.kind})"
 
 
 def _row(p: Point, on_front: bool) -> list[str]:
     interval = "" if p.interval is None else f"{100 * p.interval[0]:.1f} to {100 * p.interval[1]:.1f}"
     bpw = "" if p.bpw is None else f"{p.bpw:.2f}"
-    return [p.model, p.tier, p.kind, f"{p.size / GB:.2f}", bpw, f"{100 * p.score:.2f}", interval,
+    return [p.model, p.tier, p.kind, gigabytes(p.size), bpw, f"{100 * p.score:.2f}", interval,
             "yes" if on_front else ""]  # fmt: skip
 
 
@@ -106,14 +111,17 @@ def _pair(rival: Point, pair: Pair | None) -> dict[str, Any]:
 def _pairs(pairs: list[tuple[Point, Pair | None]]) -> str:
     rows = []
     for rival, pair in pairs:
-        theirs = [rival.label, f"{rival.size / GB:.2f}", f"{100 * rival.score:.2f}"]
+        theirs = [rival.label, gigabytes(rival.size), f"{100 * rival.score:.2f}"]
         if pair is None:
             rows.append([*theirs, "none of that size", "", "", "", ""])
             continue
         test = "" if pair.p is None else f"{pair.p:.2g}"
-        rows.append([*theirs, pair.ours.tier, f"{pair.ours.size / GB:.2f}", f"{100 * pair.ours.score:.2f}",
+        rows.append([*theirs, pair.ours.tier, gigabytes(pair.ours.size), f"{100 * pair.ours.score:.2f}",
                      f"{100 * pair.difference:+.2f}", test or "not measured on both sides"])  # fmt: skip
-    return columns(("rival", "GB", "score", "ours", "GB", "score", "difference", "p"), rows)
+    table = columns(("rival", "GB", "score", "ours", "GB", "score", "difference", "p"), rows)
+    return (
+        f"{table}\ndifferences of measured files are on the same items; p of each alone, not adjusted for their number"
+    )
 
 
 COMMANDS = [ladder]

@@ -54,7 +54,7 @@ def report(
     if by is not None and stats is None:
         raise UsageError("--by says how statistics are drawn", remedy="add --stats, or leave it out")
     board = make_board(logs, base, title or "")
-    ladders = {bench: _points(sizes, logs, bench) for bench in benches} if sizes else {}
+    ladders = {bench: _points(sizes, logs, bench, len(benches) == 1) for bench in benches} if sizes else {}
     write_board(render_board(board, ladders, _panels(stats, by) if stats else ()), out)
     refused = [f"{line.row.name} on {line.row.bench}" for line in board.verdicts("refused")]
     body = {"report": str(out), "base": board.base, "models": list(board.names), "benches": list(board.benches),
@@ -65,10 +65,10 @@ def report(
     emit(body, text, as_json)
 
 
-def _points(sizes: Path, logs: tuple[Path, ...], bench: str) -> "list[Point]":
+def _points(sizes: Path, logs: tuple[Path, ...], bench: str, alone: bool) -> "list[Point]":
     from trimoe.judge.ladder_file import read_ladder
 
-    points = read_ladder(sizes, list(logs), bench)
+    points = read_ladder(sizes, list(logs), bench, alone=alone)
     if not points:
         raise UsageError(f"{sizes} has no file of {bench}", remedy="correct --bench, or add rows")
     return points

@@ -141,6 +141,8 @@ class RunLog:
                 expected="a file written by `trimoe eval --log`",
                 remedy="check the path",
             )
+        if not create and not readonly:
+            open_readonly(self.path).close()  # a file without a log in it is refused, and does not become one
         if create and not readonly:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._db = open_readonly(self.path) if readonly else open_log(self.path)

@@ -18,11 +18,12 @@ from trimoe.evaluate.marks import shown_marks, was_made_here
 from trimoe.evaluate.run import summarize
 from trimoe.judge.audit_run import mark_checks, run_checks
 from trimoe.judge.checks import Check
+from trimoe.judge.compare import alone
+from trimoe.judge.gather import Read
 from trimoe.judge.measures import Measures, measure
 from trimoe.judge.pairs import pair_checks
 from trimoe.judge.rules import Rules, rules
 from trimoe.judge.runs import require_same, unknown_name
-from trimoe.judge.stats import standard_error, wilson
 
 Verdict = Literal["publishable", "notes", "refused"]
 
@@ -105,11 +106,11 @@ def _one(log: RunLog, run: Run, samples: list[Scored], wanted: Wanted) -> RunAud
     if run.bench.partition(":")[0] not in benches():
         checks = tuple(map(_of_unknown, checks))
     checks += tuple(mark_checks(shown_marks(log, run), was_made_here(log, run), wanted.rules))
-    low, high = wilson(m.correct, m.scored)
+    row = alone(Read(run, tuple(samples), summary.score), True)
     rows = run.spec.get("rows")
     expected = rows if isinstance(rows, int) else None
     one = RunAudit(run.name, run.bench, run.identity, "publishable", (), m.n, expected, summary.score,
-                   standard_error(m.correct, m.scored), low, high, m, ())  # fmt: skip
+                   row.detail.se if row.detail else None, row.low, row.high, m, ())  # fmt: skip
     return _with(one, checks)
 
 

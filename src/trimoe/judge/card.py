@@ -51,7 +51,7 @@ def card(artifact: Artifact, sources: Sources, wish: Wish, existing: str = "") -
     bad = [f"{bench} of {name}" for (name, bench), one in sources.audits.items() if one.verdict == "refused"]
     if bad:
         raise Refused("the audit refuses numbers of this card", actual=", ".join(bad),
-                      remedy="see `trimoe audit`; evaluate them again, or leave them out with --bench")  # fmt: skip
+                      remedy="see `trimoe audit`; evaluate them again, or leave the run out")  # fmt: skip
     numbers = Numbers(sources)
     parts = {
         "summary": _summary(artifact, numbers, wish),
@@ -168,7 +168,8 @@ def _scores(n: Numbers) -> str:
         parts.append(f"Measured with {markdown_text(settings, 2000)}.\n\n" + _table(head, rows))
     note = (
         f"Differences are paired with {markdown_text(comparison.base)} on the same items: Tango's score interval, "
-        "exact McNemar test, Holm over the tables. Tables of different engines must not be compared with each other."
+        "exact McNemar test (sign flips over problems where items repeat), Holm over the tables. "
+        "Tables of different engines must not be compared with each other."
     )
     return "\n\n".join([*parts, note])
 

@@ -8,6 +8,7 @@ Where a bench asks the same problem several times, problems are the units, not r
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,13 @@ def _notes(found: dict[tuple[str, str], Read], names: Sequence[str]) -> tuple[st
     recorded = list(dict.fromkeys(n for n, b in found if n in names and RECORDED in found[n, b].run.spec))
     notes = [f"recorded elsewhere, engine and stack not known: {', '.join(recorded)}"] if recorded else []
     for (name, bench), read in found.items():
-        if name in names and read.marks:
+        if name not in names:
+            continue
+        if read.marks:
             notes.append(f"! {name} on {bench}: {', '.join(read.marks)}")
+        rows = read.run.spec.get("rows")
+        if isinstance(rows, int) and len(read.samples) < rows:
+            notes.append(f"! {name} on {bench}: {len(read.samples)} of {rows} items were answered")
     return tuple(notes)
 
 
@@ -218,16 +224,27 @@ def alone(read: Read, detail: bool) -> Row:
     share = read.score if read.clustered else correct / n if n else None
     error = standard_error(correct, n)
     low, high = wilson(correct, n)
-    if read.clustered and n and share is not None and error:
-        # the interval of as many independent rows as these clusters are worth
-        clusters = cluster_error(_clusters(read))
-        worth = n / max(1.0, (clusters / error) ** 2)
-        error = max(clusters, error)
-        low, high = wilson(share * worth, worth)
+    if read.clustered and n:
+        error, low, high = _over_clusters(read, share, n, error)
     causes = dict(sorted(Counter[str](s.verdict.cause for s in read.samples).items()))
     more = Detail(error) if detail else None
     return Row(read.run.bench, read.run.name, n, correct, len(read.samples) - n, share, low, high, causes, detail=more,
                marks=read.marks)  # fmt: skip
+
+
+def _over_clusters(read: Read, share: float | None, n: int, plain: float | None) -> tuple[float | None, float, float]:
+    """Standard error and interval of a score whose items repeat: those of as many independent rows as the clusters are
+    worth. Where that cannot be measured (one cluster, or all rows alike) every cluster counts once."""
+    if share is None:
+        return None, 0.0, 1.0
+    clusters = _clusters(read)
+    error = cluster_error(clusters)
+    worth = float(len(clusters))
+    if plain and isfinite(error):
+        worth = n / max(1.0, (error / plain) ** 2)
+        error = max(error, plain)
+    low, high = wilson(share * worth, worth)
+    return (error if isfinite(error) else None), low, high
 
 
 def _clusters(read: Read) -> list[list[int]]:
@@ -252,12 +269,13 @@ def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
     if detail or now.clustered:
         units = [(now.cluster(doc), is_[doc] - was[doc]) for doc in common]
         drawn = paired_bootstrap(units)
-        error = drawn.se if now.clustered else difference_error(n, lost, gained)
+        over_clusters = drawn.se if drawn.method == "bootstrap" else None  # else they all agree, or there is one
+        error = over_clusters if now.clustered else difference_error(n, lost, gained)
         if now.clustered:
             sums = Counter[str]()
             for cluster, change in units:
                 sums[cluster] += change
-            _, low, high = clustered_difference(n, lost, gained, drawn.se, drawn.units)
+            _, low, high = clustered_difference(n, lost, gained, over_clusters, drawn.units)
             p = sign_flip_exact(list(sums.values()))
         if detail and row.detail is not None:
             seen = None if now.clustered else detectable(n, (lost + gained) / n)

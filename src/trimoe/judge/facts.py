@@ -3,6 +3,7 @@
 Invariants: only what manifests, records and file sizes say; nothing is guessed. Text from files is data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,9 @@ import yaml
 
 from trimoe.artifact import MANIFEST, read_json
 from trimoe.cut.record import METADATA, read_record
-from trimoe.errors import BadInput
+from trimoe.errors import BadInput, Refused
+from trimoe.evaluate.generate import SAMPLER
+from trimoe.judge.gather import gather
 from trimoe.model.checkpoint import open_checkpoint
 
 Kind = Literal["pruned", "gguf", "nvfp4"]
@@ -69,6 +72,21 @@ def read_artifact(path: Path) -> Artifact:
     if kind == "pruned":
         facts |= {"top_k": open_checkpoint(path).top_k}
     return Artifact(path, kind, files, facts, recipe, metadata, made)
+
+
+def require_own_runs(artifact: Artifact, logs: Sequence[Path], names: Sequence[str]) -> None:
+    """`Refused` when a run was made with another checkpoint than the card's: its numbers would be somebody else's.
+
+    Known of runs of a checkpoint in this process alone; servers hash what they serve in ways of their own.
+    """
+    if artifact.kind != "pruned":
+        return
+    own = open_checkpoint(artifact.path).fingerprint
+    for (name, bench), read in gather(logs).items():
+        if name in names and read.run.sampler.get("engine") == SAMPLER["engine"] and read.run.model != own:
+            raise Refused(f"run {name} on {bench} is not of {artifact.path}", actual=read.run.model[:16],
+                          expected=f"fingerprint {own[:16]}",
+                          remedy="name the run of this checkpoint, or evaluate it")  # fmt: skip
 
 
 def front_matter(text: str, path: Path) -> tuple[dict[str, Any], str]:

@@ -7,12 +7,14 @@ that a published number was made under our protocol; a difference to it has no p
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
 from trimoe.errors import UsageError
-from trimoe.judge.stats import mcnemar_exact, wilson
+from trimoe.judge.compare import against_base, alone
+from trimoe.judge.gather import Read
+from trimoe.judge.stats import wilson
 
 Kind = Literal["measured", "published"]
 GB = 10**9
@@ -20,8 +22,8 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Point:
-    """One file. `score` is a share; `low` and `high` its 95 % Wilson interval where n is known; `params` the number of
-    weights, for bits per weight. `answers` are the measured verdicts per item, for paired tests."""
+    """One file. `score` is a share, `n` the items behind it; `params` the number of weights, for bits per weight.
+    `read` is the run of a measured one: its interval and paired differences are those of `trimoe compare`."""
 
     model: str
     tier: str
@@ -31,7 +33,7 @@ class Point:
     n: int | None = None
     params: float | None = None
     source: str = ""
-    answers: tuple[tuple[str, bool], ...] = ()
+    read: Read | None = None
 
     @property
     def label(self) -> str:
@@ -45,19 +47,22 @@ class Point:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % Wilson interval of the score."""
+        """95 % Wilson interval of the score, where n is known."""
+        if self.read is not None:
+            row = alone(self.read, False)
+            return row.low, row.high
         return wilson(self.score * self.n, self.n) if self.n else None
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        body = {k: v for k, v in asdict(self).items() if k != "answers"}
+        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
         return body | {"gb": self.size / GB, "bpw": self.bpw, "interval": self.interval}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A rival's file beside ours of about the same size. `difference` is ours minus theirs, a share; `p` the exact
-    McNemar test where both were measured on common items, else None."""
+    """A rival's file beside ours of about the same size. `difference` is ours minus theirs, a share; `p` the paired
+    test of `trimoe compare` where both were measured, else None."""
 
     rival: Point
     ours: Point
@@ -77,7 +82,7 @@ def pair_by_size(
     for rival in sorted(rivals, key=lambda p: -p.size):
         band = [p for p in ours if abs(p.size - rival.size) <= tolerance * rival.size]
         chosen = min(band, key=partial(_order, rival.size, pick), default=None)
-        pair = None if chosen is None else Pair(rival, chosen, chosen.score - rival.score, paired_p(chosen, rival))
+        pair = None if chosen is None else Pair(rival, chosen, *paired(rival, chosen))
         made.append((rival, pair))
     return made
 
@@ -87,15 +92,14 @@ def _order(size: int, pick: str, p: Point) -> tuple[float, float, int]:
     return (abs(p.size - size), -p.score, p.size) if pick == "nearest" else (-p.score, 0.0, p.size)
 
 
-def paired_p(one: Point, two: Point) -> float | None:
-    """Exact McNemar test over the items both have; None unless both were measured on common items."""
-    first, second = dict(one.answers), dict(two.answers)
-    common = first.keys() & second.keys()
-    if not common:
-        return None
-    return mcnemar_exact(
-        sum(first[i] and not second[i] for i in common), sum(second[i] and not first[i] for i in common)
-    )
+def paired(before: Point, now: Point) -> tuple[float, float | None]:
+    """(now minus before, p). Of two measured files on the items that both answered, with the test of `trimoe compare`;
+    else the difference of the scores, without a test."""
+    if before.read is not None and now.read is not None:
+        row = against_base(alone(now.read, False), before.read, now.read, False)
+        if row.difference is not None:
+            return row.difference, row.p
+    return now.score - before.score, None
 
 
 def front(points: Iterable[Point]) -> list[Point]:
@@ -105,6 +109,11 @@ def front(points: Iterable[Point]) -> list[Point]:
         if not best or point.score > best[-1].score:
             best.append(point)
     return best
+
+
+def gigabytes(size: int) -> str:
+    """A size in GB for people: two decimals, of less than 1 GB three digits."""
+    return f"{size / GB:.2f}" if size >= GB else f"{size / GB:.3g}"
 
 
 def best_under(points: Sequence[Point], size: int) -> Point:

@@ -6,7 +6,6 @@ Invariants: unknown columns are refused; a row is one kind or the other; every n
 
 import csv
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 
 from trimoe.errors import BadInput, Refused
@@ -17,8 +16,12 @@ from trimoe.judge.runs import require_same
 COLUMNS = {"model", "tier", "size_gb", "bytes", "file", "params", "run", "bench", "score", "n", "source"}
 
 
-def read_ladder(path: Path, logs: list[Path], bench: str) -> list[Point]:
-    """The file's points of one bench, in its order; a row without a bench is of the one asked for.
+MOST = 1e15  # a petabyte, in bytes
+
+
+def read_ladder(path: Path, logs: list[Path], bench: str, *, alone: bool = True) -> list[Point]:
+    """The file's points of one bench, in its order; a row without a bench is of the one asked for, which a published
+    one can be only if no other bench is asked for (`alone`).
 
     Raises `BadInput` naming the line, `Refused` when measured runs differ in engine, sampler or stack.
     """
@@ -29,6 +32,10 @@ def read_ladder(path: Path, logs: list[Path], bench: str) -> list[Point]:
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise BadInput(f"ladder {path} is not readable", expected="a CSV file", actual=str(exc)) from exc
+    if len(names) < len(reader.fieldnames or ()):
+        raise BadInput(
+            f"ladder {path} has a column twice", expected="each once", actual=", ".join(reader.fieldnames or ())
+        )
     if unknown := names - COLUMNS:
         raise BadInput(f"ladder {path} has unknown columns", expected=", ".join(sorted(COLUMNS)),
                        actual=", ".join(sorted(map(str, unknown))), remedy="see docs/howto/ladder.md")  # fmt: skip
@@ -38,6 +45,7 @@ def read_ladder(path: Path, logs: list[Path], bench: str) -> list[Point]:
     runs = gather(logs) if logs else {}
     points: list[Point] = []
     used: list[Read] = []
+    seen: set[tuple[str, str, bool]] = set()
     for line, row in rows:
         where = f"ladder {path}, line {line}"
         if None in row or None in row.values():
@@ -48,6 +56,17 @@ def read_ladder(path: Path, logs: list[Path], bench: str) -> list[Point]:
         size, params = _size(cells, path.parent, where), _number(cells, "params", where)
         if bool(cells.get("run")) == bool(cells.get("score")):
             raise BadInput(f"{where} must have either run or score", expected="run: measured; score: published")
+        if cells.get("score") and not cells.get("bench") and not alone:
+            raise BadInput(f"{where}: of which bench is this score?", expected="a column bench",
+                           actual="several are asked for",
+                           remedy="say it in the file, or ask for one --bench")  # fmt: skip
+        if told := [key for key in ("n", "source") if cells.get("run") and cells.get(key)]:
+            raise BadInput(f"{where}: {told[0]} is not asked of a measured file", expected="nothing: the log says it")
+        name_of = (cells["model"], cells["tier"], bool(cells.get("run")))
+        if name_of in seen or not any(name_of[:2]):
+            raise BadInput(f"{where}: model and tier name no file of their own", expected="each file once, with a name",
+                           actual=f"{cells['model']} {cells['tier']}")  # fmt: skip
+        seen.add(name_of)
         if name := cells.get("run"):
             read = runs.get((name, bench))
             if read is None:
@@ -57,11 +76,16 @@ def read_ladder(path: Path, logs: list[Path], bench: str) -> list[Point]:
                 raise Refused(f"{where}: run {name} could not be scored", remedy="run eval again")
             if used:
                 require_same(used[0].run, read.run)
+                if used[0].answers.keys() != read.answers.keys():
+                    raise Refused(f"{where}: runs {used[0].run.name} and {name} did not answer the same items",
+                                  expected="runs that are complete", remedy="run eval again: it goes on")  # fmt: skip
             used.append(read)
             points.append(Point(cells["model"], cells["tier"], size, read.score, "measured", len(read.answers),
-                                params and params * 1e9, f"run {name}", tuple(read.answers.items())))  # fmt: skip
+                                params and params * 1e9, f"run {name}", read))  # fmt: skip
         else:
             score, n = _number(cells, "score", where), _number(cells, "n", where)
+            if n is not None and (n < 1 or n != int(n)):
+                raise BadInput(f"{where}: n is no number of items", expected="a whole number from 1", actual=cells["n"])
             if score is None or not 0 <= score <= 100:
                 raise BadInput(f"{where}: score is not in percent", expected="0 to 100", actual=cells["score"])
             points.append(Point(cells["model"], cells["tier"], size, score / 100, "published", int(n) if n else None,
@@ -96,6 +120,6 @@ def _number(cells: Mapping[str, str], key: str, where: str) -> float | None:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not isfinite(value) or value < 0:
-        raise BadInput(f"{where}: {key} is not a number", expected="a finite number from 0", actual=text[:40])
+    if not 0 <= value <= MOST or "_" in text:  # not a number is in no range
+        raise BadInput(f"{where}: {key} is not a number", expected=f"0 to {MOST:g}", actual=text[:40])
     return value

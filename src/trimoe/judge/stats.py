@@ -109,14 +109,14 @@ def paired_difference(n: float, b: float, c: float, confidence: float = 0.95) ->
     return difference, _where_score(n, b, c, z, -1.0, difference), _where_score(n, b, c, -z, difference, 1.0)
 
 
-def clustered_difference(n: int, b: int, c: int, error: float, clusters: int) -> tuple[float, float, float]:
+def clustered_difference(n: int, b: int, c: int, error: float | None, clusters: int) -> tuple[float, float, float]:
     """The same for items that repeat in `clusters`, as many independent pairs as they are worth: n divided by the
     design effect, the square of `error` (the difference's standard error over clusters) over that of single items.
 
-    At least 1; where nothing flips it cannot be measured, and every cluster counts once.
+    At least 1; where it cannot be measured (`error` None, or nothing flips) every cluster counts once.
     """
     plain = difference_error(n, b, c)
-    effect = max(1.0, (error / plain) ** 2) if plain else n / clusters if clusters else 1.0
+    effect = max(1.0, (error / plain) ** 2) if plain and error is not None else n / clusters if clusters else 1.0
     return paired_difference(n / effect, b / effect, c / effect)
 
 

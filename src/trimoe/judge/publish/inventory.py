@@ -34,7 +34,7 @@ KINDS = (
 )
 NAMES = ("LICENSE", "NOTICE", "Modelfile", ".gitattributes")
 NUMBERS = "README.numbers.json"
-LEFT_OUT = {NUMBERS: "queries behind the card; they name files of this machine"}
+NUMBERS_END = ".numbers.json"
 RECORDS = ".trimoe-publish"
 BLOCK = 1 << 20
 TEXT_LIMIT = 4 << 20  # bytes; a larger file is no hand-written text
@@ -77,8 +77,8 @@ def inventory(folder: Path) -> list[LocalFile]:
 
 def _reason(name: str) -> str:
     base = name.rpartition("/")[2]
-    if base in LEFT_OUT:
-        return LEFT_OUT[base]
+    if base.endswith(NUMBERS_END):
+        return "queries behind a card; they name files of this machine"
     if base in NAMES or base.startswith("Modelfile"):
         return ""
     if any(part.startswith(".") for part in name.split("/")):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from trimoe.artifact import publish_file
 from trimoe.errors import BadInput
-from trimoe.judge.ladder import GB, Point, front
+from trimoe.judge.ladder import Point, front, gigabytes
 from trimoe.judge.report import canvas, plots, words
 from trimoe.judge.report.board import Board, Claim, Group, Line
 from trimoe.judge.report.heat import Panel
@@ -43,7 +43,7 @@ def render_board(
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["line"] = safe
-    environment.globals |= {"words": words, "some": some, "gigabytes": lambda size: f"{size / GB:.2f}"}
+    environment.globals |= {"words": words, "some": some, "gigabytes": gigabytes}
     return environment.get_template("board.html.jinja").render(
         board=board,
         figures=figures,
@@ -77,8 +77,9 @@ def _sentences(board: Board) -> list[str]:
         sees = ""
         if effects:
             low, high = words.percent(min(effects)), words.percent(max(effects))
-            span = low if low == high else f"{low} to {high}"
-            sees = f" That is no proof of equality: 8 times in 10 a true difference of {span} points would have shown."
+            span = f"{low} points" if low == high else f"{low} to {high} points, depending on the row,"
+            sees = (f" That is no proof of equality: even a single test at 5 %, before Holm's adjustment, finds true "
+                    f"differences of {span} only 8 times in 10.")  # fmt: skip
         if len(silent) <= EACH:
             out.append(f"No difference is shown for {words.listed([_named(line) for line in silent])}.{sees}")
         else:
