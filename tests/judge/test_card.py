@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from trimoe.artifact import write_json
 from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused
 from trimoe.evaluate.bench import Verdict
+from trimoe.evaluate.generate import SAMPLER
 from trimoe.evaluate.log import RunLog, Sample
 from trimoe.judge.card import Wish, card
 from trimoe.judge.facts import licence_of, read_artifact
 from trimoe.judge.numbers import QUERIES, Sources, ask_again
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.tiny import path as bundled
 
 REPLY = "The reply number {} walks over the list once and keeps the largest of the sums that it has seen so far."
 
@@ -141,6 +145,25 @@ def test_refusals(log: Path, folder: Path, tmp_path: Path) -> None:
              Wish("t", "org/base", "me/small", {"license": "gemma"}))  # fmt: skip
     with pytest.raises(BadInput, match="holds no weights"):
         read_artifact(base)
+
+
+def test_a_card_has_the_numbers_of_its_own_checkpoint(tmp_path: Path) -> None:
+    """A run in this process knows which checkpoint it was made with."""
+    model = tmp_path / "model"
+    shutil.copytree(bundled(), model)
+    log = tmp_path / "r.db"
+    with RunLog(log) as opened:
+        for name, checkpoint in (("base", "base"), ("own", open_checkpoint(model).fingerprint), ("other", "other")):
+            run = opened.start(name, "b", {"name": "b", "rows": 40}, checkpoint, dict(SAMPLER), {})
+            opened.add(run, [(Sample(f"d{i}", i, f"q{i}", REPLY.format(i), "stop", 1, 20), Verdict(True, "correct"))
+                             for i in range(40)], 1)  # fmt: skip
+    command = ["card", str(model), "--log", str(log), "--base", "base", "--base-model", "org/base",
+               "--repo", "me/small", "--license", "gemma", "-o", str(tmp_path / "README.md")]  # fmt: skip
+    assert main([*command, "--run", "own"]) == 0
+    assert main([*command, "--run", "other"]) == 5
+    assert main([*command, "--run", "base"]) == 2
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
+    assert main([*command, "--run", "own"]) == 3
 
 
 def test_hostile_names_stay_text(tmp_path: Path, folder: Path) -> None:

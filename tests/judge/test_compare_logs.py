@@ -18,9 +18,16 @@ from trimoe.evaluate.log import RunLog, Sample
 from trimoe.judge.bootstrap import paired_bootstrap
 from trimoe.judge.compare import compare_runs
 from trimoe.judge.power import detectable
-from trimoe.judge.stats import mcnemar_exact, paired_difference, sign_flip_exact
+from trimoe.judge.stats import mcnemar_exact, paired_difference, sign_flip_exact, wilson
 
-CAUSES: dict[str, Any] = {"1": "correct", "w": "wrong", "e": "empty", "l": "loop", "t": "truncated (cap)"}
+CAUSES: dict[str, Any] = {
+    "1": "correct",
+    "w": "wrong",
+    "e": "empty",
+    "l": "loop",
+    "t": "truncated (cap)",
+    "?": "harness error",
+}
 
 
 def put(path: Path, name: str, answers: str, bench: str = "b", ids: Sequence[str] | None = None,
@@ -28,7 +35,7 @@ def put(path: Path, name: str, answers: str, bench: str = "b", ids: Sequence[str
     """A run whose row i was right (1) or missed by a cause."""
     with RunLog(path) as log:
         run = log.start(name, bench, {"name": bench, **(spec or {})}, f"hash of {name}", sampler, {})
-        rows = [(Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1), Verdict(a == "1", CAUSES[a]))
+        rows = [(Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1), Verdict(None if a == "?" else a == "1", CAUSES[a]))
                 for i, a in enumerate(answers)]  # fmt: skip
         log.add(run, rows, 1)
 
@@ -71,6 +78,58 @@ def test_problems_are_the_units_where_a_bench_asks_them_in_several_languages(tmp
     put(tmp_path / "flat.db", "cut", ("w" * 4 + "1" * 26) * 3)
     flat = compare_runs(tmp_path / "flat.db").rows[1]
     assert cut.high - cut.low > 1.4 * (flat.high - flat.low)
+
+
+def test_repeated_items_that_are_all_alike_count_once(tmp_path: Path) -> None:
+    """Thirty problems in three languages, all right: as sure as thirty items, in the score and in the difference."""
+    ids = [f"{part}::p{i}" for part in ("rs", "java", "js") for i in range(30)]
+    for name in ("base", "same"):
+        put(tmp_path / "r.db", name, "1" * 90, ids=ids, spec={"average": "macro"})
+    _, same = compare_runs(tmp_path / "r.db", detail=True).rows
+    assert (same.low, same.high) == pytest.approx(wilson(30, 30))
+    assert (same.difference_low, same.difference_high) == pytest.approx(paired_difference(30, 0, 0)[1:])
+
+
+def test_one_problem_in_three_rows_is_one_item(tmp_path: Path) -> None:
+    ids = [f"{part}::p" for part in ("rs", "java", "js")]
+    put(tmp_path / "r.db", "base", "111", ids=ids, spec={"average": "macro"})
+    put(tmp_path / "r.db", "cut", "1ww", ids=ids, spec={"average": "macro"})
+    _, cut = compare_runs(tmp_path / "r.db", detail=True).rows
+    assert cut.detail is not None
+    assert (cut.detail.se, cut.detail.difference_se) == (None, None)
+    assert cut.low < 0.15
+    assert cut.high > 0.85
+    for form in ("--json", "--format=csv", "--format=text"):
+        done = CliRunner().invoke(compare, [str(tmp_path / "r.db"), form])
+        assert done.exit_code == 0
+        assert "inf" not in done.stdout.replace("information", "")
+
+
+def test_repeated_items_that_are_not_all_scored_have_no_interval(tmp_path: Path) -> None:
+    ids = [f"{part}::p{i}" for part in ("rs", "java") for i in range(10)]
+    put(tmp_path / "r.db", "x", "1" * 19 + "?", ids=ids, spec={"average": "macro"})
+    (row,) = compare_runs(tmp_path / "r.db", detail=True).rows
+    assert (row.accuracy, row.low, row.high) == (None, 0.0, 1.0)
+    assert row.detail is not None
+    assert row.detail.se is None
+
+
+def test_a_run_that_is_not_complete_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "r.db", "base", "1" * 10, spec={"rows": 10})
+    put(tmp_path / "r.db", "part", "1" * 4, spec={"rows": 10})
+    assert compare_runs(tmp_path / "r.db").notes == ("! part on b: 4 of 10 items were answered",)
+
+
+def test_logs_named_wrongly_twice_or_empty(tmp_path: Path) -> None:
+    log = tmp_path / "r.db"
+    put(log, "base", "11")
+    assert len(compare_runs([log, tmp_path / "." / "r.db"]).rows) == 1
+    assert main(["compare", str(log), str(tmp_path / "typo.db")]) == 3
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    for command in ("audit", "compare"):
+        assert main([command, str(empty)]) == 3
+    assert empty.read_bytes() == b"", "looking at a file makes no log of it"
 
 
 def test_several_logs_and_equal_names(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.bench import Verdict
 from trimoe.evaluate.log import RunLog, Sample
-from trimoe.judge.ladder import Point, best_under, front, pair_by_size, smallest_within
+from trimoe.judge.audit import Wanted, audit
+from trimoe.judge.compare import compare_runs
+from trimoe.judge.ladder import Point, best_under, front, gigabytes, pair_by_size, smallest_within
 from trimoe.judge.ladder_file import read_ladder
-from trimoe.judge.stats import mcnemar_exact
+from trimoe.judge.stats import mcnemar_exact, sign_flip_exact
 
 CARD = Path(__file__).parent / "iso_disk.csv"
 
@@ -113,6 +115,61 @@ def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) ->
         read_ladder(file, [log], "b")
 
 
+def test_a_ladder_says_of_two_runs_what_compare_says(tmp_path: Path) -> None:
+    """Problems in three languages: interval, difference and p are over problems, as everywhere else."""
+    log, file = tmp_path / "r.db", tmp_path / "ladder.csv"
+    ids = [f"{part}::p{i}" for part in ("rs", "java", "js") for i in range(30)]
+    for name, answers in (("base", "1" * 30), ("cut", "w" * 6 + "1" * 24)):
+        with RunLog(log) as opened:
+            run = opened.start(name, "m", {"name": "m", "average": "macro", "rows": 90}, f"hash of {name}", {}, {})
+            opened.add(run, [(Sample(doc, i, "", "", "stop", 1, 1),
+                              Verdict(answers[i % 30] == "1", "correct" if answers[i % 30] == "1" else "wrong"))
+                             for i, doc in enumerate(ids)], 1)  # fmt: skip
+    file.write_text("model,tier,size_gb,run\nx,Q8,2,base\ny,Q4,2,cut\n")
+    command = [str(file), str(log), "--bench", "m", "--ours", "y", "--within", "50", "--json"]
+    body = json.loads(CliRunner().invoke(ladder, command).stdout)
+    base, cut = compare_runs(log).rows
+    assert [p["interval"] for p in body["points"]] == [[base.low, base.high], [cut.low, cut.high]]
+    assert (body["pairs"][0]["difference"], body["pairs"][0]["p"]) == (cut.difference, cut.p)
+    assert cut.p == sign_flip_exact([-3] * 6) > mcnemar_exact(18, 0)
+    (audited,) = audit(log, Wanted(name="cut"))
+    assert (audited.low, audited.high) == (cut.low, cut.high)
+
+
+def test_runs_that_answered_other_items_are_no_ladder(tmp_path: Path) -> None:
+    log, file = tmp_path / "r.db", tmp_path / "ladder.csv"
+    put(log, "base", "w" * 10 + "1" * 10)
+    put(log, "part", "1" * 10)
+    file.write_text("model,tier,size_gb,run\nx,Q8,2,base\ny,Q4,1,part\n")
+    with pytest.raises(Refused, match="did not answer the same items"):
+        read_ladder(file, [log], "b")
+
+
+def test_what_csv_has_no_place_for_goes_beside_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(ladder, [str(CARD), "--bench", "humaneval-plus", "--under", "13GB", "--format", "csv"])
+    assert "best under 13 GB" in done.stderr
+    assert "best under" not in done.stdout
+    for option in ("--within", "--tolerance"):
+        assert main(["ladder", str(CARD), "--bench", "humaneval-plus", option, "nan"]) == 2
+
+
+def test_small_files_have_sizes_too() -> None:
+    assert [gigabytes(size) for size in (12_345_678_900, 10**9, 9_340_000, 12)] == [
+        "12.35",
+        "1.00",
+        "0.00934",
+        "1.2e-08",
+    ]
+
+
+def test_a_score_without_a_bench_is_of_one_bench(tmp_path: Path) -> None:
+    file = tmp_path / "ladder.csv"
+    file.write_text("model,tier,size_gb,score,bench\na,b,1,20,\nc,d,1,30,m\n")
+    assert len(read_ladder(file, [], "m")) == 2
+    with pytest.raises(BadInput, match="of which bench"):
+        read_ladder(file, [], "m", alone=False)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -127,6 +184,15 @@ def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) ->
         ("model,tier,file,score\na,b,none.gguf,20\n", "holds no weights"),
         ("model,tier,size_gb,score\na,b,1\n", "another number of cells"),
         ("model,tier,size_gb,score\n", "no row"),
+        ("model,tier,size_gb,score\na,b,1e300,20\n", "not a number"),
+        ("model,tier,size_gb,score\na,b,1_0,20\n", "not a number"),
+        ("model,tier,size_gb,score,n\na,b,1,20,1e308\n", "not a number"),
+        ("model,tier,size_gb,score,n\na,b,1,20,10.7\n", "whole number"),
+        ("model,tier,size_gb,score,n\na,b,1,20,0\n", "whole number"),
+        ("model,tier,size_gb,score\na,b,1,20\na,b,2,30\n", "each file once"),
+        ("model,tier,size_gb,score\n,,1,20\n", "no file of their own"),
+        ("model,tier,size_gb,score,score\na,b,1,20,30\n", "column twice"),
+        ("model,tier,size_gb,score,run,n\na,b,1,,x,10\n", "not asked of a measured"),
     ],
 )
 def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
