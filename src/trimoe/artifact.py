@@ -46,8 +46,14 @@ def sha256_file(path: Path) -> str:
 
 
 def require_absent(path: Path) -> None:
-    """Refuse to overwrite: `BadInput` if `path` exists."""
-    if path.exists() or path.is_symlink():
+    """Refuse to overwrite: `BadInput` if `path` exists, or can never exist."""
+    try:
+        there = path.exists() or path.is_symlink()
+        _temporary(path).exists()
+    except OSError as exc:
+        raise BadInput(f"output {str(path)[:80]} cannot be made", expected="a name that the file system can hold",
+                       actual=exc.strerror or str(exc), remedy="choose a shorter -o") from exc  # fmt: skip
+    if there:
         raise BadInput(
             f"output {path} exists already",
             expected="a path that does not exist",
@@ -147,11 +153,12 @@ def publish_dir(path: Path, *, sync: bool = True, identity: str | None = None) -
     try:
         _continue_or_empty(temporary, identity)
         yield temporary
+        if sync:  # what a run needs to go on stays until then: this may take minutes
+            for child in temporary.rglob("*"):
+                _sync(child)
         if (temporary / RESUME).exists():
             shutil.rmtree(temporary / RESUME)
         if sync:
-            for child in temporary.rglob("*"):
-                _sync(child)
             _sync(temporary)
         require_absent(path)
         os.rename(temporary, path)
@@ -166,6 +173,12 @@ def publish_dir(path: Path, *, sync: bool = True, identity: str | None = None) -
         os.close(lock)
 
 
+def is_leftover(path: Path, identity: str | None) -> bool:
+    """Whether an unfinished run of this identity for `path` left something behind that the next run goes on from."""
+    signature = _temporary(path) / RESUME / "identity"
+    return identity is not None and signature.is_file() and signature.read_text() == identity
+
+
 def partial_bytes(path: Path) -> int:
     """Bytes on disk of what an unfinished run for `path` left behind; the next run reuses or frees them."""
     found = _temporary(path)
@@ -174,6 +187,9 @@ def partial_bytes(path: Path) -> int:
 
 def _own_directory(temporary: Path) -> int:
     """Create or take over a temporary directory, locked; returns the descriptor that holds the lock."""
+    if temporary.is_symlink():
+        raise BadInput(f"{temporary} is a link", expected="no file of that name, or what a run left behind",
+                       remedy="remove the link, or choose another -o")  # fmt: skip
     temporary.mkdir(exist_ok=True)
     lock = os.open(temporary, os.O_RDONLY)
     try:
@@ -194,7 +210,7 @@ def _own_directory(temporary: Path) -> int:
 def _continue_or_empty(temporary: Path, identity: str | None) -> None:
     """Keep a leftover of this identity; empty any other and, with an identity, sign the directory with it."""
     signature = temporary / RESUME / "identity"
-    if identity is not None and signature.is_file() and signature.read_text() == identity:
+    if identity is not None and signature.is_file() and signature.read_text() == identity:  # as `is_leftover`
         return
     for child in temporary.iterdir():
         if child.is_dir() and not child.is_symlink():

@@ -177,3 +177,9 @@ def test_the_first_word_may_be_left_out(files: Path, capsys: pytest.CaptureFixtu
     assert main(["map", "--recipe", "frequency", str(files / "stats"), "--keep", "4", "--dry-run"]) == 0
     assert (files / "one.json").read_bytes() == (files / "two.json").read_bytes()
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("ids", [(32,), (-1,), (3, 3), (10**30,)])
+def test_ids_that_cannot_be_are_refused(ids: tuple[int, ...]) -> None:
+    with pytest.raises(MapError, match="cannot be"):
+        combine([DropMap({0: (1,)}, 32), DropMap({0: ids}, 32)], "intersection")

@@ -92,7 +92,10 @@ def test_map_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["[]", "{}", "3", '{"drop": []}', '{"drop": {"0": [1.0]}}', '{"drop": {"0": [true]}}', '{"drop": {"00": [1]}}',
-     '{"drop": {"-1": [1]}}', '{"drop": {"0": [1]}, "num_experts": "4"}', '{"drop": {"0": [1]}, "metadata": []}'],
+     '{"drop": {"-1": [1]}}', '{"drop": {"0": [1]}, "num_experts": "4"}', '{"drop": {"0": [1]}, "metadata": []}',
+     '{"drop": {"0": [1], "0": [2]}}', '{"drop": {"0": [1]}, "metadata": {"x": NaN}}',
+     '{"drop": {"0": [1]}, "metadata": {"x": 1e400}}', '{"drop": {"0": [1]}, "metadata": {"model": 5}}',
+     '{"drop": {"' + "1" * 5000 + '": [1]}}'],
 )  # fmt: skip
 def test_a_malformed_map_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "map.json").write_text(text)

@@ -15,6 +15,7 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut import certify_logits
 from trimoe.cut.certify import certify
 from trimoe.cut.certify_data import Certificate
+from trimoe.cut.infer import infer_map
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
 from trimoe.model.safetensors import read_index
@@ -407,3 +408,65 @@ def test_a_refusal_replaces_an_old_proof(gemma: Path, pruned: Path) -> None:
     flip_byte(read_index(pruned)[DENSE], 0)
     certify(gemma, pruned)
     assert Certificate.load(pruned / "certificate.json").status == "refuted"
+
+
+def _with_header(folder: Path, metadata: dict[str, str]) -> None:
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length]) | {"__metadata__": metadata}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"format": "mlx"}, {"format": "tf"}, {}, {"format": "pt", "evil": "1"}], ids=lambda m: str(m)
+)
+def test_headers_say_what_the_original_s_say(metadata: dict[str, str], gemma: Path, pruned: Path) -> None:
+    _with_header(pruned, metadata)
+    certificate = certify(gemma, pruned, logits=False)
+    assert certificate.check("files").status == "failed"
+    assert "the header of model.safetensors" in str(certificate.check("files").findings[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.bpe", "tokenizer.model.v3", "x.yaml", "model.onnx", "rust_model.ot", "X.JSON", "licensed.py",
+             "notice_tok.json", "README.py", ".hidden.json", "merges"],
+)  # fmt: skip
+def test_every_file_that_is_no_document_counts(name: str, gemma: Path, pruned: Path) -> None:
+    """Extra in the cut, missing in it, or another than in the original."""
+    (pruned / name).write_text("x")
+    assert certify(gemma, pruned, logits=False).check("files").status == "failed"
+    for card in ("README.md", "LICENSE", "NOTICE.txt", "picture.png", "README.numbers.json", ".gitattributes"):
+        (pruned / card).write_text("of the cut")
+    (pruned / name).unlink()
+    assert certify(gemma, pruned, logits=False).check("files").status == "passed"
+
+
+def test_a_key_that_stands_twice_is_refuted(gemma: Path, pruned: Path) -> None:
+    text = (pruned / "config.json").read_text()
+    (pruned / "config.json").write_text(text.replace('"num_experts"', '"num_experts": 5, "num_experts"', 1))
+    certificate = certify(gemma, pruned, logits=False)
+    assert certificate.status == "refuted"
+    assert "key twice" in str(certificate.check("readable").findings[0])
+
+
+def test_a_certificate_replaces_certificates_only(gemma: Path, pruned: Path, tmp_path: Path) -> None:
+    before = (pruned / "model.safetensors").read_bytes()
+    (tmp_path / "map.json").write_text("mine")
+    for place in (pruned / "model.safetensors", tmp_path / "map.json"):
+        with pytest.raises(BadInput, match="no certificate"):
+            certify(gemma, pruned, logits=False, output=place)
+    assert (pruned / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "map.json").read_text() == "mine"
+    with pytest.raises(UsageError, match="more experts than the original"):
+        certify(pruned, gemma, logits=False)
+    assert not (gemma / "certificate.json").exists()
+
+
+def test_names_of_the_checked_model_hide_nothing(gemma: Path, pruned: Path) -> None:
+    name = "x could not be compared"
+    edit_tensors(pruned, lambda t: t.update({name: ("F32", (1,), b"\0" * 4)}))
+    found = infer_map(gemma, pruned)
+    assert found.map is not None
+    assert any(name in str(change) for change in found.changes)

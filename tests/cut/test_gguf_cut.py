@@ -19,6 +19,7 @@ import pytest
 import xxhash
 from gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
 
+from trimoe import artifact
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut import copying, hashing
 from trimoe.cut.certify_gguf import certify_gguf
@@ -242,6 +243,29 @@ def test_imatrix_is_cut_by_the_same_map(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.entries[name].read_sums(), np.delete(sums, gone, axis=0))
         np.testing.assert_array_equal(found.entries[name].read_counts(), np.delete(counts, gone, axis=0)[:, 0])
     assert read_gguf(tmp_path / "o.gguf").fields == read_gguf(tmp_path / "i.gguf").fields
+
+
+def test_a_late_interrupt_is_gone_on_from_with_its_imatrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix is there before the model has its name; the same command must not stumble over it."""
+    before = write_model(tmp_path / "before.gguf")
+    write_imatrix(tmp_path / "i.gguf", before)
+    matrices = {"imatrix": tmp_path / "i.gguf", "imatrix_out": tmp_path / "o.gguf"}
+
+    def interrupted(*names: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact.os, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prune_gguf(before, MAP, tmp_path / "after.gguf", **matrices)
+    assert (tmp_path / "o.gguf").exists()
+    assert prune_gguf(before, MAP, tmp_path / "after.gguf", **matrices).bytes_resumed > 0
+    (tmp_path / "after.gguf").unlink()
+    with pytest.raises(BadInput, match="exists already"):
+        prune_gguf(before, MAP, tmp_path / "after.gguf", **matrices)
+    for name in ("x.gguf", "x.gguf.manifest.json", "x.gguf.expert_drop_metadata.json"):
+        with pytest.raises(UsageError, match="another file of this run"):
+            prune_gguf(before, MAP, tmp_path / "x.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / name)
 
 
 def test_dat_imatrix_is_cut_too(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from hand_made import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trimoe import artifact
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut import copying, hashing
 from trimoe.cut.prune import prune
@@ -391,3 +392,52 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     peak = int(result.stdout.split()[-1])
     assert peak < 120 * 1024, f"{peak} KiB"
     assert np.isclose((tmp_path / "out" / "model.safetensors").stat().st_size, 24 * 3 * width * hidden * 2, rtol=0.01)
+
+
+def test_a_link_to_nothing_is_no_file_of_the_model(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "in", gemma_arrays(), gemma_config(), None)
+    (source / "vocab.json").symlink_to(tmp_path / "blob")
+    with pytest.raises(CheckpointError, match="link to nothing"):
+        prune(source, DropMap({0: (1,), 1: (0,)}, 8), tmp_path / "out")
+
+
+def test_a_link_in_the_place_of_the_unfinished_output_is_not_followed(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "in", gemma_arrays(), gemma_config(), None)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "mine").write_text("mine")
+    (tmp_path / ".out.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(BadInput, match="is a link"):
+        prune(source, DropMap({0: (1,), 1: (0,)}, 8), tmp_path / "out")
+    assert (tmp_path / "precious" / "mine").read_text() == "mine"
+    with pytest.raises(BadInput, match="cannot be made"):
+        prune(source, DropMap({0: (1,), 1: (0,)}, 8), tmp_path / ("x" * 250))
+
+
+def test_infinity_in_a_configuration_is_kept(tmp_path: Path) -> None:
+    """Families with state-space layers have time_step_limit = [0, Infinity]."""
+    source = write_checkpoint(tmp_path / "in", gemma_arrays(), gemma_config(), None)
+    text = (source / "config.json").read_text()
+    (source / "config.json").write_text('{"time_step_limit": [0.0, Infinity], ' + text.lstrip()[1:])
+    prune(source, DropMap({0: (1,), 1: (0,)}, 8), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]
+    (source / "config.json").write_bytes(text.encode("utf-16"))
+    with pytest.raises(CheckpointError, match=r"cannot be edited|not readable"):
+        prune(source, DropMap({0: (1,), 1: (0,)}, 8), tmp_path / "two")
+
+
+def test_an_interrupt_while_the_disk_is_waited_for_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_checkpoint(tmp_path / "in", gemma_arrays(), gemma_config(), None)
+    drop_map = DropMap({0: (1,), 1: (0,)}, 8)
+
+    def interrupted(path: Path) -> None:
+        if path.suffix == ".safetensors":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_sync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prune(source, drop_map, tmp_path / "out", sync=True)
+    report = prune(source, drop_map, tmp_path / "out", sync=True)
+    assert report.bytes_resumed == (tmp_path / "out" / "model.safetensors").stat().st_size

@@ -35,7 +35,8 @@ def put(path: Path, name: str, answers: str, bench: str = "b", ids: Sequence[str
     """A run whose row i was right (1) or missed by a cause."""
     with RunLog(path) as log:
         run = log.start(name, bench, {"name": bench, **(spec or {})}, f"hash of {name}", sampler, {})
-        rows = [(Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1), Verdict(None if a == "?" else a == "1", CAUSES[a]))
+        rows = [(Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1),
+                 Verdict(None if a == "?" else a == "1", CAUSES[a]))
                 for i, a in enumerate(answers)]  # fmt: skip
         log.add(run, rows, 1)
 

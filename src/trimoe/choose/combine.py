@@ -107,7 +107,14 @@ def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:
         raise MapError("the maps are of different models", expected="one model",
                        actual=f"{'experts' if len(counts) > 1 else 'models'} {' and '.join(facts)}",
                        remedy="combine maps of one model; for one cut after another: trimoe map compose")  # fmt: skip
-    return next(iter(counts), None), next(iter(models), None)
+    count = next(iter(counts), None)
+    for m in maps:
+        for layer, ids in m.drop.items():
+            wrong = [i for i in ids if i < 0 or (count is not None and i >= count)]
+            if wrong or len(set(ids)) < len(ids):
+                raise MapError(f"a map drops an expert that cannot be, in layer {layer}", actual=str(ids)[:80],
+                               expected="ids from 0, each once" + (f", below {count}" if count else ""))  # fmt: skip
+    return count, next(iter(models), None)
 
 
 def _layers(maps: Sequence[DropMap]) -> list[int]:

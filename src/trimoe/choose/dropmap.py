@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import read_json, sha256_json, write_json
+from trimoe.artifact import canonical_json, parse_json, read_json, sha256_json, write_json
 from trimoe.errors import MapError
 
 
@@ -98,6 +98,7 @@ class DropMap:
     def load(cls, path: Path) -> "DropMap":
         """Read a map; also accepts a bare {"0": [ids]}. Raises `MapError`."""
         data = read_json(path, "drop map", MapError)
+        _require_canonical(path, data)
         body = data.get("drop", data) if isinstance(data, dict) else None
         if not isinstance(body, dict) or not body:
             raise MapError(f"{path} is not a drop map", expected='{"drop": {"0": [ids], ...}} or {"0": [ids], ...}')
@@ -105,14 +106,33 @@ class DropMap:
         number, metadata = extra.get("num_experts"), extra.get("metadata", {})
         if not isinstance(metadata, dict) or not (number is None or type(number) is int):
             raise MapError(f"{path} has malformed num_experts or metadata", expected="a number and an object")
+        if not isinstance(metadata.get("model"), str | None):
+            raise MapError(f"{path} names no model in metadata.model", expected="a fingerprint",
+                           actual=repr(metadata["model"])[:80])  # fmt: skip
         return cls(_layers(body, str(path)), number, metadata)
+
+
+def _require_canonical(path: Path, data: Any) -> None:
+    """No key twice, and no number that cannot be written again (NaN, 1e400)."""
+    try:
+        canonical_json(data)
+        parse_json(path.read_bytes(), object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as exc:
+        raise MapError(f"{path} is not a drop map", expected="JSON with each key once and finite numbers",
+                       actual=str(exc)[:200]) from exc  # fmt: skip
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
 
 
 def _layers(body: Mapping[str, Any], source: str) -> dict[int, tuple[int, ...]]:
     drop: dict[int, tuple[int, ...]] = {}
     for key, ids in body.items():
         if (
-            not (key.isdecimal() and str(int(key)) == key)
+            not (key.isdecimal() and len(key) < 8 and str(int(key)) == key)
             or not isinstance(ids, list)
             or any(type(i) is not int for i in ids)
         ):

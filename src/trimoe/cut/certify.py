@@ -23,6 +23,7 @@ from trimoe.cut.certify_data import (
     MapIdentity,
     ModelIdentity,
     make_check,
+    require_replaceable,
     verdict,
 )
 from trimoe.cut.certify_files import check_config, check_files, check_map, read_config, recorded_map
@@ -61,6 +62,7 @@ def certify(
     if not 0 < tolerance < float("inf"):
         raise UsageError("the tolerance is impossible", expected="a number above 0", actual=str(tolerance))
     original, pruned = open_checkpoint(base), _directory(pruned)
+    require_replaceable(output or pruned / CERTIFICATE)
     given = DropMap.load(map) if isinstance(map, Path) else map
     given = fit_map(original, given) if given is not None else None
     conversations = load_prompts(prompts)
@@ -69,6 +71,7 @@ def certify(
     if index is None or config is None:
         checks, drop_map, source = [readable], given, _source(given)
     else:
+        _require_smaller(original, pruned, config)
         drop_map, source, map_check = _resolve_map(original, pruned, index, given, progress)
         checks = [readable, map_check, check_config(original, config, drop_map)]
         checks.append(check_files(original, pruned, index, drop_map))
@@ -91,6 +94,17 @@ def certify(
     )
     certificate.save(output or pruned / CERTIFICATE)
     return certificate
+
+
+def _require_smaller(base: Checkpoint, pruned: Path, config: dict[str, Any]) -> None:
+    """The original in the place of the cut would get a verdict that means nothing, in its own folder."""
+    scope: Any = config
+    for key in base.config_scope:
+        scope = scope.get(key) if isinstance(scope, dict) else None
+    count = scope.get(base.arch.config.num_experts) if isinstance(scope, dict) else None
+    if type(count) is int and count > base.num_experts:
+        raise UsageError(f"{pruned} has more experts than the original", expected=f"at most {base.num_experts}",
+                         actual=str(count), remedy="give the original first, then what was cut out of it")  # fmt: skip
 
 
 def _source(given: DropMap | None) -> MapSource:

@@ -22,6 +22,7 @@ from trimoe.model.safetensors import TensorInfo
 Progress = Callable[[int, int, str], None]
 Index = dict[str, TensorInfo]
 BLOCK = 4 << 20
+_NOT_COMPARED = "tensor {} could not be compared"
 _ROWS_NAMED = 3  # differing rows of one tensor that are described one by one
 
 
@@ -171,6 +172,12 @@ def check_cut(
     )
 
 
+def is_not_compared(finding: Finding) -> bool:
+    """Whether a finding says only that another one kept two tensors from being compared. By the whole sentence: names
+    in other findings are the checked model's own, and could hold any words."""
+    return finding.tensor is not None and finding.subject == _NOT_COMPARED.format(finding.tensor)
+
+
 def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what: str, progress: Progress | None) -> int:
     """Compare the tensors that have the right type and shape; returns how many. The rest is a finding here too,
     because a tensor that could not be compared has not been proven equal."""
@@ -181,7 +188,7 @@ def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what:
             reason = "missing" if have is None else "of another type or shape"
             findings.append(
                 Finding(
-                    subject=f"tensor {want.name} could not be compared",
+                    subject=_NOT_COMPARED.format(want.name),
                     actual=reason,
                     tensor=want.name,
                     layer=want.where,

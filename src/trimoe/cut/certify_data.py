@@ -103,7 +103,9 @@ class Certificate(_Record):
         return {c.name: c for c in self.checks}[name]
 
     def save(self, path: Path) -> None:
-        """Publish as JSON, replacing an older certificate: a stale proof must not outlive a new verdict."""
+        """Publish as JSON, replacing an older certificate (a stale proof must not outlive a new verdict) and no other
+        file."""
+        require_replaceable(path)
         try:
             write_json(path, self.model_dump(mode="json"), overwrite=True)
         except OSError as exc:
@@ -122,6 +124,17 @@ class Certificate(_Record):
             return cls.model_validate(data)
         except ValidationError as exc:
             raise BadInput(f"{path} is not a certificate", actual=str(exc)[:300]) from exc
+
+
+def require_replaceable(path: Path) -> None:
+    """`BadInput` if there is a file at `path` that is no certificate."""
+    if not path.exists():
+        return
+    try:
+        Certificate.load(path)
+    except BadInput as exc:
+        raise BadInput(f"{path} exists and is no certificate", expected="a new name, or an older certificate",
+                       remedy="choose another --output") from exc  # fmt: skip
 
 
 def make_check(

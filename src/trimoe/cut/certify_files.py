@@ -1,6 +1,7 @@
 """The parts of the proof outside the tensors: config.json, tokenizer and templates, stray weights, recorded map.
 
-Invariants: only files that a loader reads count (a model card may differ); every difference names the file or key.
+Invariants: every file that a cut copies counts, except documents (cards, licences, pictures), which may differ; every
+difference names the file or key.
 """
 
 import copy
@@ -8,32 +9,45 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import MANIFEST, read_json, sha256_file
+from trimoe.artifact import MANIFEST, parse_json, read_json, sha256_file
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_bytes import fit_map
 from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
 from trimoe.cut.certify_settings import changed_patterns, in_original_numbers, without_dropped
+from trimoe.cut.prune import WEIGHTS, other_files
 from trimoe.cut.record import METADATA, map_from, read_record, steps
 from trimoe.cut.renumber import FILES, SETTINGS
 from trimoe.errors import BadInput, CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.gguf_model import GgufModel
-from trimoe.model.safetensors import TensorInfo
+from trimoe.model.safetensors import TensorInfo, read_header
 
 INDEX = "model.safetensors.index.json"
-_OURS = {METADATA, CERTIFICATE, MANIFEST}
-_READ_BY_LOADERS = {".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".merges"}
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz"}
-_CARDS = ("readme", "license", "notice", "use_policy")
-_TEMPLATES = "additional_chat_templates"
+_OURS = {METADATA, CERTIFICATE, MANIFEST, "config.json", "README.numbers.json"}
+_CARDS = ("readme", "license", "notice", "use_policy")  # of no suffix, or of a text
+_DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
+_READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files count if a loader could read them
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as an object. Raises `CheckpointError`."""
-    config = read_json(directory / "config.json", "model configuration", CheckpointError)
+    """config.json as an object. Raises `CheckpointError`, also for a key that stands twice: who takes the other one
+    reads another model."""
+    file = directory / "config.json"
+    config = read_json(file, "model configuration", CheckpointError)
+    try:
+        parse_json(file.read_bytes(), object_pairs_hook=_each_once)
+    except ValueError as exc:
+        raise CheckpointError(f"{file} has a key twice", expected="each key once", actual=str(exc)) from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{directory}/config.json is not a JSON object", expected="a Hugging Face config.json")
     return config
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(next(key for i, (key, _) in enumerate(pairs) if key in [k for k, _ in pairs[:i]])[:80])
+    return found
 
 
 def kept_count(drop_map: DropMap) -> int:
@@ -44,6 +58,14 @@ def kept_count(drop_map: DropMap) -> int:
 def check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
     """The pruned config is the original's with one key changed, the expert count; and where quantization settings name
     experts, with their new numbers. Without a map any count will do."""
+    try:
+        return _check_config(base, pruned, drop_map)
+    except RecursionError as exc:
+        raise CheckpointError("config.json is nested too deeply to be compared", expected="a model's configuration",
+                              remedy="look at the file") from exc  # fmt: skip
+
+
+def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
     key = ".".join((*base.config_scope, base.arch.config.num_experts))
     kept = None if drop_map is None else kept_count(drop_map)
     counts: set[str] = set()
@@ -131,15 +153,32 @@ def check_files(base: Checkpoint, pruned: Path, pruned_index: dict[str, TensorIn
     for file in sorted(p for p in pruned.iterdir() if p.is_file()):
         # A loader may prefer such a file to the one that was compared.
         stray_index = file.name.endswith(".index.json") and (file.name != INDEX or not pruned_index)
-        if (file.suffix in _WEIGHTS and file.name not in shards) or stray_index:
+        if (file.suffix in WEIGHTS and file.name not in shards) or stray_index:
             findings.append(
                 Finding(
                     subject=f"file {file.name} holds weights that are not part of the model",
                     expected="only the model's shards",
                 )
             )
-    claim = "tokenizer, chat template and every other file a loader reads are identical to the original's"
+    findings += _header_findings(base, pruned, shards)
+    claim = "tokenizer, chat template and every other file that is no document are identical to the original's"
     return make_check("files", claim, f"{len(originals)} files: {', '.join(sorted(originals)) or 'none'}", findings)
+
+
+def _header_findings(base: Checkpoint, pruned: Path, shards: set[str]) -> list[Finding]:
+    """Metadata in the headers of shards: the original's, and that the tensors are laid out for PyTorch."""
+    originals = [read_header(file)[1] for file in sorted({info.file for info in base.index.values()})]
+    known = {item for metadata in originals for item in metadata.items()} | {("format", "pt")}
+    findings = []
+    for name in sorted(shards):
+        metadata = read_header(pruned / name)[1]
+        for key, value in sorted(metadata.items()):
+            if (key, value) not in known:
+                findings.append(Finding(subject=f"the header of {name} says {key[:40]}", actual=value[:80],
+                                        expected="what the original's headers say"))  # fmt: skip
+        if "format" not in metadata and any("format" in one for one in originals):
+            findings.append(Finding(subject=f"the header of {name} does not say its format", expected="format pt"))
+    return findings
 
 
 def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: DropMap | None) -> list[Finding]:
@@ -160,18 +199,15 @@ def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: 
 
 
 def _loader_files(directory: Path) -> dict[str, Path]:
-    files = [p for p in directory.iterdir() if p.is_file()]
-    if (directory / _TEMPLATES).is_dir():
-        files += [p for p in (directory / _TEMPLATES).iterdir() if p.is_file()]
     return {
         p.relative_to(directory).as_posix(): p
-        for p in files
-        if p.suffix in _READ_BY_LOADERS
-        and p.name not in {*_OURS, "config.json"}
-        and not p.name.endswith(".index.json")
-        and not p.name.startswith(".")
-        and not p.name.lower().startswith(_CARDS)
+        for p in other_files(directory)[0]
+        if p.name not in _OURS and not _is_document(p) and (p.name[0] != "." or p.suffix in _READ_BY_LOADERS)
     }
+
+
+def _is_document(file: Path) -> bool:
+    return file.suffix in _DOCUMENTS or (file.name.lower().startswith(_CARDS) and file.suffix in ("", ".txt"))
 
 
 def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:

@@ -21,6 +21,7 @@ from trimoe.cut.certify_data import (
     MapIdentity,
     ModelIdentity,
     make_check,
+    require_replaceable,
     verdict,
 )
 from trimoe.cut.certify_files import check_map, map_of_record
@@ -63,6 +64,7 @@ def certify_gguf(
     if not 0 <= tolerance < float("inf"):
         raise UsageError("the tolerance is impossible", expected="a number from 0 on", actual=str(tolerance))
     where = output or certificate_path(Path(pruned))
+    require_replaceable(where)
     original, pruned = open_gguf_model(gguf_file(Path(base))), gguf_file(Path(pruned))
     given = DropMap.load(map) if isinstance(map, Path) else map
     given = fit(original, given) if given is not None else None

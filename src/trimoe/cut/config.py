@@ -36,7 +36,11 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
     renumbered where they name experts."""
     raw = (checkpoint.path / "config.json").read_bytes()
     keys = checkpoint.arch.config
-    text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
+    try:
+        text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
+    except UnicodeDecodeError as exc:
+        raise CheckpointError("config.json cannot be edited", expected="UTF-8", actual=str(exc)[:80],
+                              remedy="write it as UTF-8") from exc  # fmt: skip
     scope = _at(wanted, checkpoint.config_scope)
     for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
         scope[key] = kept
@@ -51,7 +55,7 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
                     text = _with_value(text, key, new, where)
     if json.loads(text) != wanted:
         raise CheckpointError("config.json could not be edited exactly", expected=f"one {keys.num_experts} in it",
-                              remedy="remove duplicate keys from config.json")  # fmt: skip
+                              remedy="write its keys once each, and plainly")  # fmt: skip
     return text.encode()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from trimoe.artifact import (
     MANIFEST,
     canonical_json,
+    is_leftover,
     partial_bytes,
     publish_dir,
     publish_large_file,
@@ -82,9 +83,15 @@ def prune_gguf(
 
         matrix = partial(cut_imatrix, source, open_imatrix(imatrix), drop_map)
     total = sum(piece.nbytes for part in parts for piece in part.pieces)
-    for path in (out, imatrix_out):
-        if path is not None:
-            require_absent(path)
+    identity = plan_identity(parts, stamps) if hashed else None
+    again = is_leftover(out, identity)  # a killed run had the matrix written before the model got its name
+    require_absent(out)
+    if imatrix_out is not None:
+        if imatrix_out in (out, own_record(out), out.with_name(out.name + ".manifest.json")):
+            raise UsageError(f"--imatrix-out {imatrix_out} is another file of this run", expected="a name of its own",
+                             remedy="choose another --imatrix-out")  # fmt: skip
+        if not again:
+            require_absent(imatrix_out)
     needed = sum(part.nbytes for part in parts) + 2 * source.gguf.files[0].data_start
     require_space(out, needed - partial_bytes(out))
     report = PruneReport(
@@ -95,7 +102,6 @@ def prune_gguf(
         matrix(None)
     if dry_run:
         return report
-    identity = plan_identity(parts, stamps) if hashed else None
     record = drop_record(source, drop_map)
     inputs = {"base": source.fingerprint, "drop": drop_map.content_hash, "layout": layout,
               "map_metadata": drop_map.metadata}  # fmt: skip
@@ -113,6 +119,7 @@ def prune_gguf(
             raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
                                   remedy="wait until nothing writes to it and run again")  # fmt: skip
         if matrix is not None and imatrix_out is not None:
+            imatrix_out.unlink(missing_ok=True)
             matrix(imatrix_out)
         return {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
                 for name, digest in sorted(written.digests.items())} or None  # fmt: skip

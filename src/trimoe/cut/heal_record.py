@@ -35,7 +35,8 @@ def read_heal(folder: Path) -> dict[str, Any] | None:
         isinstance(t, dict) and isinstance(t.get("tensor"), str) and isinstance(t.get("xxh3_128_after"), str)
         for t in tensors
     )
-    if not good:
+    earlier = record.get("earlier", []) if isinstance(record, dict) else []
+    if not good or not isinstance(earlier, list) or not all(isinstance(step, dict) for step in earlier):
         raise BadInput(f"{file} has no usable heal record", expected="facts.heal.tensors with a name and hashes each",
                        remedy="heal the pruned model again")  # fmt: skip
     return dict(record)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from trimoe.cut.certify_bytes import (
     check_untouched,
     expected_tensors,
     fit_map,
+    is_not_compared,
     row_layout,
 )
 from trimoe.cut.certify_data import Check, Finding
@@ -124,7 +125,7 @@ def infer_map(base: Path | str, pruned: Path | str, *, progress: Progress | None
         )
         for layer in recovery.reordered
     ]
-    changes += [f for c in checks for f in c.findings if "could not be compared" not in f.subject]
+    changes += [f for c in checks for f in c.findings if not is_not_compared(f)]
     scaled = {}
     for change in changes:
         want, have = expected.get(change.tensor or ""), index.get(change.tensor or "")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.certify_bytes import Index, check_cut, check_tensors, check_untouched
+from trimoe.cut.certify_bytes import Index, check_cut, check_tensors, check_untouched, is_not_compared
 from trimoe.cut.certify_data import Check, Finding
 from trimoe.cut.certify_gguf_bytes import check_metadata, expected_gguf, fit, gguf_file
 from trimoe.cut.infer import Inference, Recovery, Slice, digest_slice, elect
@@ -45,7 +45,7 @@ def infer_map_gguf(base: Path | str, pruned: Path | str, *, progress: Progress |
                 layer=layer)
         for layer in recovery.reordered
     ]  # fmt: skip
-    changes += [f for c in checks for f in c.findings if "could not be compared" not in f.subject]
+    changes += [f for c in checks for f in c.findings if not is_not_compared(f)]
     drop_map = DropMap(drop_map.drop, drop_map.num_experts, {"recipe": "inferred", "model": original.fingerprint})
     return Inference(drop_map, [], changes)
 

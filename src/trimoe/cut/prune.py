@@ -38,7 +38,7 @@ from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.safetensors import header_bytes, read_header, read_index
 
 INDEX = "model.safetensors.index.json"
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
 # The card describes the original, not the cut; attributes steer a git repository; neither is read by a loader.
 _NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
@@ -205,13 +205,16 @@ def _verify(folder: Path, shards: list[Shard]) -> None:
 
 def other_files(directory: Path) -> tuple[list[Path], list[str]]:
     """Tokenizer, templates, processor, licence and other small files to copy; and the names of those left out."""
+    if broken := sorted(file.name for file in directory.iterdir() if file.is_symlink() and not file.exists()):
+        raise CheckpointError(f"{directory / broken[0]} is a link to nothing", expected="every file of the model",
+                              remedy="fetch it, or remove the link")  # fmt: skip
     candidates = [file for file in directory.iterdir() if file.is_file()]
     if (directory / _TEMPLATES).is_dir():
         candidates += [file for file in (directory / _TEMPLATES).iterdir() if file.is_file()]
     files, left_out = [], []
     for file in sorted(candidates):
         ours = file.name in _OURS or file.name.endswith((".safetensors", ".safetensors.index.json"))
-        if file.suffix in _WEIGHTS or file.name.endswith(".index.json") or file.name in _NOT_COPIED or ours:
+        if file.suffix in WEIGHTS or file.name.endswith(".index.json") or file.name in _NOT_COPIED or ours:
             left_out += [] if ours else [file.name]
         elif file.stat().st_size > _SMALL_FILE:
             left_out.append(file.name)

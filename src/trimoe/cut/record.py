@@ -9,7 +9,7 @@ Not guaranteed: that a record is true; certify compares it with the bytes.
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import read_json
+from trimoe.artifact import canonical_json, read_json
 from trimoe.choose.combine import compose
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
@@ -52,6 +52,10 @@ def read_record(place: Path) -> dict[str, Any]:
     data = read_json(place / METADATA if place.is_dir() else place, "drop metadata", MapError)
     if not isinstance(data, dict):
         raise MapError(f"{METADATA} is not a record of a cut", expected="a JSON object")
+    try:
+        canonical_json(data)
+    except (ValueError, RecursionError) as exc:
+        raise MapError(f"{METADATA} is not a record of a cut", expected="finite numbers", actual=str(exc)[:80]) from exc
     return data
 
 
@@ -135,7 +139,11 @@ def _step(data: Any, experts: int | None) -> DropMap:
 def _ids(layers: dict[str, Any]) -> dict[int, list[int]]:
     """{"0": [ids]} with whole numbers."""
     for layer, ids in layers.items():
-        if not layer.isdecimal() or not isinstance(ids, list) or any(type(i) is not int for i in ids):
+        if (
+            not (layer.isascii() and layer.isdecimal() and len(layer) < 8)
+            or not isinstance(ids, list)
+            or any(type(i) is not int for i in ids)
+        ):
             raise MapError(f"{METADATA} has malformed expert ids", expected='"layer number": [expert ids]',
                            actual=f"{layer[:40]!r}: {str(ids)[:100]}")  # fmt: skip
     return {int(layer): ids for layer, ids in layers.items()}

@@ -60,6 +60,8 @@ class Journal:
         for line in path.read_bytes().split(b"\n") if path.exists() else ():
             try:
                 name, size, digest = json.loads(line)
+                if type(size) is not int or not isinstance(digest, str):
+                    continue
                 if size > max((s for s, _ in self._known.get(name, ())), default=0):
                     self._known.setdefault(name, []).append((size, digest))
             except (ValueError, TypeError):

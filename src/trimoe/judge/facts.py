@@ -75,18 +75,17 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def require_own_runs(artifact: Artifact, logs: Sequence[Path], names: Sequence[str]) -> None:
-    """`Refused` when a run was made with another checkpoint than the card's: its numbers would be somebody else's.
+    """`Refused` when none of the runs was made with the card's checkpoint; others may stand beside its own.
 
     Known of runs of a checkpoint in this process alone; servers hash what they serve in ways of their own.
     """
     if artifact.kind != "pruned":
         return
+    runs = [read.run for (name, _), read in gather(logs).items() if name in names]
     own = open_checkpoint(artifact.path).fingerprint
-    for (name, bench), read in gather(logs).items():
-        if name in names and read.run.sampler.get("engine") == SAMPLER["engine"] and read.run.model != own:
-            raise Refused(f"run {name} on {bench} is not of {artifact.path}", actual=read.run.model[:16],
-                          expected=f"fingerprint {own[:16]}",
-                          remedy="name the run of this checkpoint, or evaluate it")  # fmt: skip
+    if runs and all(run.sampler.get("engine") == SAMPLER["engine"] and run.model != own for run in runs):
+        raise Refused(f"no run is of {artifact.path}", actual=", ".join(sorted({run.model[:16] for run in runs})),
+                      expected=f"fingerprint {own[:16]}", remedy="name the run of this checkpoint")  # fmt: skip
 
 
 def front_matter(text: str, path: Path) -> tuple[dict[str, Any], str]:

@@ -5,6 +5,7 @@ experts or the router unexplained, so later steps need not. Values are not read:
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import canonical_json, read_json
+from trimoe.artifact import read_json
 from trimoe.errors import CheckpointError
 from trimoe.model.arch import Arch, Role, Roles, detect
 from trimoe.model.quant import Part, Quant, method_of, parts_of, quant_of
@@ -202,7 +203,9 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """sha256 over config.json, names, types, shapes, all bytes of tensors up to 1 MiB and three 64 KiB samples of
         each larger one. It identifies a model in seconds at any size; it is not a proof of integrity (certify is)."""
-        digest = hashlib.sha256(canonical_json(self.config))
+        # as canonical_json, but configurations of some families hold Infinity
+        config = json.dumps(self.config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        digest = hashlib.sha256(config.encode())
         for name in sorted(self.index):
             info = self.index[name]
             digest.update(f"{name}|{info.dtype}|{info.shape}|".encode())
