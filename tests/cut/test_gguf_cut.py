@@ -268,6 +268,20 @@ def test_a_late_interrupt_is_gone_on_from_with_its_imatrix(tmp_path: Path, monke
             prune_gguf(before, MAP, tmp_path / "x.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / name)
 
 
+def test_files_of_others_beside_the_output_stay(tmp_path: Path) -> None:
+    before, out = write_model(tmp_path / "before.gguf"), tmp_path / "after.gguf"
+    for name in ("after.gguf.manifest.json", "after.gguf.expert_drop_metadata.json"):
+        for text in ("mine", '{"a": 1}'):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(BadInput, match="not of an earlier cut"):
+                prune_gguf(before, MAP, out)
+            assert (tmp_path / name).read_text() == text
+        (tmp_path / name).unlink()
+    prune_gguf(before, MAP, out)
+    out.unlink()
+    prune_gguf(before, MAP, out)  # what the first one wrote is replaced
+
+
 def test_dat_imatrix_is_cut_too(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
     name, rng = b"blk.1.ffn_down_exps.weight", np.random.default_rng(0)

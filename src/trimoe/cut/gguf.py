@@ -32,7 +32,7 @@ from trimoe.cut.gguf_plan import GgufPart, Layout, complete_map, plan_gguf
 from trimoe.cut.prune import PruneReport, _explained
 from trimoe.cut.record import METADATA, make_record, read_record
 from trimoe.cut.writing import Progress, read_back, write_files
-from trimoe.errors import CheckpointError, UsageError
+from trimoe.errors import BadInput, CheckpointError, UsageError
 from trimoe.model.gguf import Gguf, open_gguf, split_stem
 from trimoe.model.gguf_format import header_bytes, padded
 from trimoe.model.gguf_model import GgufModel, open_gguf_model
@@ -86,6 +86,9 @@ def prune_gguf(
     identity = plan_identity(parts, stamps) if hashed else None
     again = is_leftover(out, identity)  # a killed run had the matrix written before the model got its name
     require_absent(out)
+    if single:
+        _require_ours(own_record(out), "per_layer_drop")
+        _require_ours(out.with_name(out.name + ".manifest.json"), "kind")
     if imatrix_out is not None:
         if imatrix_out in (out, own_record(out), out.with_name(out.name + ".manifest.json")):
             raise UsageError(f"--imatrix-out {imatrix_out} is another file of this run", expected="a name of its own",
@@ -139,6 +142,18 @@ def prune_gguf(
     except OSError as exc:
         raise _explained(exc, out) from exc
     return report
+
+
+def _require_ours(beside: Path, key: str) -> None:
+    """A file beside the output that an earlier cut wrote is replaced, one of another origin is not (`BadInput`)."""
+    if beside.exists() or beside.is_symlink():
+        try:
+            found = read_json(beside, "file")
+        except BadInput:
+            found = None
+        if beside.is_symlink() or not isinstance(found, dict) or key not in found:
+            raise BadInput(f"{beside} exists and is not of an earlier cut", expected="no such file",
+                           remedy="move it, or choose another -o")  # fmt: skip
 
 
 def _stamps(source: GgufModel) -> dict[str, tuple[int, int, int]]:
