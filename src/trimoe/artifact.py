@@ -175,7 +175,11 @@ def publish_dir(path: Path, *, sync: bool = True, identity: str | None = None) -
 
 def is_leftover(path: Path, identity: str | None) -> bool:
     """Whether an unfinished run of this identity for `path` left something behind that the next run goes on from."""
-    signature = _temporary(path) / RESUME / "identity"
+    return _is_signed(_temporary(path), identity)
+
+
+def _is_signed(temporary: Path, identity: str | None) -> bool:
+    signature = temporary / RESUME / "identity"
     return identity is not None and signature.is_file() and signature.read_text() == identity
 
 
@@ -209,9 +213,9 @@ def _own_directory(temporary: Path) -> int:
 
 def _continue_or_empty(temporary: Path, identity: str | None) -> None:
     """Keep a leftover of this identity; empty any other and, with an identity, sign the directory with it."""
-    signature = temporary / RESUME / "identity"
-    if identity is not None and signature.is_file() and signature.read_text() == identity:  # as `is_leftover`
+    if _is_signed(temporary, identity):
         return
+    signature = temporary / RESUME / "identity"
     for child in temporary.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
@@ -260,6 +264,15 @@ def parse_json(data: bytes, **options: Any) -> Any:
     if rb"\u" in data:
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` that refuses a key that stands twice (`ValueError`): others may read the other one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"a name stands twice in one object: {twice[:80]!r}")
+    return found
 
 
 def read_json(path: Path, what: str, error: type[BadInput] = BadInput) -> Any:

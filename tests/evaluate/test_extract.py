@@ -22,7 +22,7 @@ from trimoe.evaluate.benches import (
     multipl_e_100,
 )
 from trimoe.evaluate.extract import blocks_open, boxed, complete_blocks, has_body, last_integer, valid_prefix
-from trimoe.evaluate.rows import read_file
+from trimoe.evaluate.row_sources import read_file
 
 GSM8K = find(["gsm8k-100"])[0]
 

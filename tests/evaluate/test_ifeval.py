@@ -10,7 +10,7 @@ from trimoe.evaluate import punkt
 from trimoe.evaluate.bench import Doc, find
 from trimoe.evaluate.benches import ifeval_100
 from trimoe.evaluate.benches.ifeval_100 import obedience
-from trimoe.evaluate.rows import read_file
+from trimoe.evaluate.row_sources import read_file
 
 REPLIES = (
     "*One* sentence here. Another one, with a comma!\n\n***\n\nP.S. The end",

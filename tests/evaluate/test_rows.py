@@ -14,7 +14,8 @@ from trimoe.cli.evaluate import eval_
 from trimoe.errors import BenchError, MissingPrerequisite
 from trimoe.evaluate.bench import find
 from trimoe.evaluate.benches import gpqa_diamond
-from trimoe.evaluate.rows import choose, few_shot, iter_rows, read_file, render
+from trimoe.evaluate.row_sources import iter_rows, read_file
+from trimoe.evaluate.rows import choose, few_shot, render
 from trimoe.evaluate.run import evaluate
 from trimoe.evaluate.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
 from trimoe.model import tiny

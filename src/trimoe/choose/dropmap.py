@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import canonical_json, parse_json, read_json, sha256_json, write_json
+from trimoe.artifact import canonical_json, each_key_once, parse_json, read_json, sha256_json, write_json
 from trimoe.errors import MapError
 
 
@@ -116,16 +116,10 @@ def _require_canonical(path: Path, data: Any) -> None:
     """No key twice, and no number that cannot be written again (NaN, 1e400)."""
     try:
         canonical_json(data)
-        parse_json(path.read_bytes(), object_pairs_hook=_each_once)
+        parse_json(path.read_bytes(), object_pairs_hook=each_key_once)
     except (ValueError, RecursionError) as exc:
         raise MapError(f"{path} is not a drop map", expected="JSON with each key once and finite numbers",
                        actual=str(exc)[:200]) from exc  # fmt: skip
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
 
 
 def _layers(body: Mapping[str, Any], source: str) -> dict[int, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import MANIFEST, parse_json, read_json, sha256_file
+from trimoe.artifact import MANIFEST, each_key_once, parse_json, read_json, sha256_file
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.certify_bytes import fit_map
 from trimoe.cut.certify_data import CERTIFICATE, Check, Finding, make_check
@@ -35,19 +35,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     config = read_json(file, "model configuration", CheckpointError)
     try:
-        parse_json(file.read_bytes(), object_pairs_hook=_each_once)
+        parse_json(file.read_bytes(), object_pairs_hook=each_key_once)
     except ValueError as exc:
         raise CheckpointError(f"{file} has a key twice", expected="each key once", actual=str(exc)) from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{directory}/config.json is not a JSON object", expected="a Hugging Face config.json")
     return config
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(next(key for i, (key, _) in enumerate(pairs) if key in [k for k, _ in pairs[:i]])[:80])
-    return found
 
 
 def kept_count(drop_map: DropMap) -> int:

@@ -216,6 +216,8 @@ def benches() -> dict[str, Bench]:
     infos = list(pkgutil.iter_modules(folder.__path__))
     modules = [importlib.import_module(f"{folder.__name__}.{info.name}") for info in infos]
     found = [module.BENCH for module in modules if isinstance(getattr(module, "BENCH", None), Bench)]
+    if both := [b.name for b in found if b.protocol is not None and b.protocol.answer is not None]:
+        raise BenchError(f"bench {both[0]} has an [answer] table and a Python file", expected="one of them")
     alone = {path.stem for path in Path(folder.__path__[0]).glob("*.toml")} - {info.name for info in infos}
     found += [declared_bench(load_spec(name)) for name in sorted(alone)]
     return {bench.name: bench for bench in sorted(found, key=lambda bench: bench.name)}

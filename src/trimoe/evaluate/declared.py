@@ -12,7 +12,7 @@ from pathlib import Path
 from trimoe.artifact import canonical_json, sha256_bytes
 from trimoe.errors import BenchError
 from trimoe.evaluate.bench import Bench, exact
-from trimoe.evaluate.rows import Row, View, build_bench, render
+from trimoe.evaluate.rows import Row, View, render, spec_bench
 from trimoe.evaluate.spec import Answer, BenchSpec, parse_spec, with_variants
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -47,7 +47,7 @@ def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
         made = view(rule, find, row, f"bench {spec.name}, an example")
         return made.fields | {"gold": made.check["gold"]}
 
-    return build_bench(
+    return spec_bench(
         spec,
         lambda rows, _: [view(rule, find, row, f"bench {spec.name}, row {place}") for place, row in enumerate(rows)],
         exact(lambda answer, check: normal(rule, answer) == normal(rule, check["gold"])),

@@ -15,7 +15,7 @@ from trimoe.errors import BenchError
 from trimoe.evaluate.bench import Bench, Doc, Verdict, find
 from trimoe.evaluate.cause import Observed
 from trimoe.evaluate.log import UNCOUNTED, RunLog, Sample
-from trimoe.evaluate.rows import read_file
+from trimoe.evaluate.row_sources import read_file
 from trimoe.evaluate.run import RunSummary, summarize
 
 

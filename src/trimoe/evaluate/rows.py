@@ -1,27 +1,22 @@
-"""Rows of a benchmark: from the hub at a pinned revision, or from local files; rendered into what is asked.
+"""From a spec and raw rows to a bench: which rows are taken, and what is asked of each.
 
-Invariants: rows keep the order of their source, and a rule that picks them (`spec.Rows`) is applied to that order;
-local files whose rendered rows have another hash than the pinned one are refused, because a shifted selection gives a
-score that looks right. Nothing is downloaded when a data folder is given.
-Not guaranteed: that the hub still has the revision, or lets this account read it.
+Invariants: a rule that picks rows (`spec.Rows`) is applied to the order of their source; local files whose rendered
+rows have another hash than the pinned one are refused, because a shifted selection gives a score that looks right.
 """
 
-import csv
-import gzip
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from random import Random
-from typing import Any, TextIO, cast
+from typing import Any
 
-from trimoe.errors import BenchError, MissingPrerequisite
+from trimoe.errors import BenchError
 from trimoe.evaluate.bench import Bench, Doc, Verdict, rows_sha256
+from trimoe.evaluate.row_sources import Row as Row
+from trimoe.evaluate.row_sources import iter_rows
 from trimoe.evaluate.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,27 +38,7 @@ def each(view: Callable[[Row], View]) -> Views:
 
 
 def spec_bench(
-    file: str,
-    views: Views,
-    score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]],
-    *,
-    extract: Callable[[str], str | None] | None = None,
-    extract_for: Callable[[str, Doc], str | None] | None = None,
-    scorer: int = 1,
-    prepare: Prepare | None = None,
-    row_id: Callable[[Row], str] | None = None,
-    needs: Callable[[], None] | None = None,
-) -> Bench:
-    """The bench of a shipped spec file with its Python; the arguments are those of `build_bench`."""
-    spec = load_spec(file)
-    if spec.answer is not None:
-        raise BenchError(f"bench {file} has an [answer] table and a Python file", expected="one of them")
-    return build_bench(spec, views, score, extract=extract, extract_for=extract_for, scorer=scorer, prepare=prepare,
-                       row_id=row_id, needs=needs)  # fmt: skip
-
-
-def build_bench(
-    spec: BenchSpec,
+    source: str | BenchSpec,
     views: Views,
     score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]],
     *,
@@ -76,11 +51,12 @@ def build_bench(
     folder: Path | None = None,
     shot: Callable[[Row], Mapping[str, str]] = lambda row: row,
 ) -> Bench:
-    """The bench of a spec, with its variants.
+    """The bench of a spec, or of a shipped spec file by its name, with its variants.
 
     `prepare` passes over the raw rows before any is chosen; `row_id` names one; `needs` raises when the scorer cannot
     work here; `folder` has the local data if no other folder is given; `shot` makes the fields of a drawn example.
     """
+    spec = load_spec(source) if isinstance(source, str) else source
 
     def build(variants: Sequence[str]) -> Bench:
         chosen = with_variants(spec, variants) if variants else spec
@@ -232,107 +208,3 @@ def _require_count(part: Dataset, found: int, spec: BenchSpec) -> None:
             actual=f"{found}",
             remedy="use the pinned revision, unchanged and whole",
         )
-
-
-def iter_rows(part: Dataset, data: Path | None, folder: Path | None = None) -> Iterator[Row]:
-    """Rows of one data set in their order, below `data` or from the hub, those of `where` only; what is not on the hub
-    is below `folder` if `data` does not say otherwise."""
-    data = folder if data is None and not part.hub else data
-    if data is None and not part.hub:
-        raise MissingPrerequisite(f"{part.local} is not on the hub", expected="a folder that has it",
-                                  remedy="pass --data with that folder")  # fmt: skip
-    source = _from_folder(part, data) if data is not None else _from_hub(part)
-    for row in source:
-        try:
-            wanted = all(low <= int(row[key]) <= high for key, (low, high) in part.where.items())
-        except (KeyError, TypeError, ValueError) as exc:
-            raise BenchError(f"a row of {part.hub or part.local} cannot be chosen by `where`",
-                             expected=f"whole numbers in {', '.join(part.where)}",
-                             actual=f"{type(exc).__name__}: {exc}") from exc  # fmt: skip
-        if wanted:
-            yield row
-
-
-# ---------------------------------------------------------------- local files
-
-
-def _from_folder(part: Dataset, data: Path) -> Iterator[Row]:
-    paths = [data / part.local / file for file in part.files] if part.files else [data / part.local]
-    for path in paths:
-        if not path.is_file():
-            raise BenchError(
-                f"{path} not found",
-                expected=f"{part.hub or 'the data set'} as a local file ({path.relative_to(data)} below --data)",
-                remedy="put it there, or leave out --data to take it from the hub" if part.hub else "put it there",
-            )
-    for path in paths:
-        yield from read_file(path)
-
-
-def read_file(path: Path) -> Iterator[Row]:
-    """Rows of a .jsonl, .json (a list) or .csv file, gzipped or not. Lines end at a newline and nothing else.
-
-    U+2028 is legal inside a JSON string, and `str.splitlines` would cut the row there.
-    """
-    with _opened(path) as handle:
-        try:
-            kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-            if kind == ".csv":
-                rows: Iterable[Any] = csv.DictReader(handle)
-            elif kind == ".json":
-                rows = json.load(handle)
-            else:
-                rows = (json.loads(line) for line in handle if line.strip())
-            for row in rows:
-                if not isinstance(row, Mapping):
-                    raise ValueError(f"a row is no object: {row!r}"[:200])
-                yield row
-        except (OSError, EOFError, ValueError, csv.Error) as exc:
-            raise BenchError(
-                f"{path} is not readable as {kind or 'JSON lines'}", expected="one row after the other", actual=str(exc)
-            ) from exc
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8", newline="")
-
-
-# ---------------------------------------------------------------- the hub
-
-
-def _from_hub(part: Dataset) -> Iterator[Row]:
-    try:
-        import datasets
-        from huggingface_hub import hf_hub_download
-    except ImportError as exc:
-        raise MissingPrerequisite(
-            "data sets from the hub need the package datasets",
-            actual=str(exc),
-            remedy="pip install 'trimoe[eval]', or pass --data with local files",
-        ) from exc
-    try:
-        if part.files:
-            paths = [
-                hf_hub_download(part.hub, file, repo_type="dataset", revision=part.revision) for file in part.files
-            ]
-        else:
-            loaded = datasets.load_dataset(part.hub, part.config, split=part.split, revision=part.revision)
-    except (OSError, ValueError, RuntimeError) as exc:  # the hub's errors are subclasses of these
-        raise MissingPrerequisite(
-            f"data set {part.hub} cannot be fetched",
-            expected=f"revision {(part.revision or '')[:12]}"
-            + (", which needs an accepted licence" if part.gated else ""),
-            actual=str(exc).strip().split("\n")[0][:200],
-            remedy=(
-                "accept its terms on the hub and set HF_TOKEN, or pass --data with local files"
-                if part.gated
-                else "connect to the hub, or pass --data with local files"
-            ),
-        ) from exc
-    if part.files:
-        for path in paths:
-            yield from read_file(Path(path))
-    else:
-        yield from loaded

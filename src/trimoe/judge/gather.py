@@ -45,8 +45,8 @@ class Read:
 def gather(paths: Sequence[Path | str]) -> dict[tuple[str, str], Read]:
     """(name, bench) -> run, in the order of the logs. `RunLogError` when there is none."""
     with ExitStack() as stack:
-        once = {Path(path).resolve(): Path(path) for path in reversed(paths)}  # a log that is named twice is one
-        logs = [(path, stack.enter_context(RunLog(path, create=False))) for path in reversed(once.values())]
+        once = {Path(path).resolve(): Path(path) for path in paths}  # a log that is named twice is one
+        logs = [(path, stack.enter_context(RunLog(path, create=False))) for path in once.values()]
         runs = [(path, log, run) for path, log in logs for run in log.runs()]
         uses = Counter((run.name, run.bench) for _, _, run in runs)
         twice = {name for (name, _), count in uses.items() if count > 1}

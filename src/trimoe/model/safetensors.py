@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimoe.artifact import parse_json, read_json
+from trimoe.artifact import each_key_once, parse_json, read_json
 from trimoe.errors import CheckpointError
 
 if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
@@ -68,7 +68,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise _bad(f"{path} is not a safetensors file or is truncated", expected="a header within the file",
                            actual=f"header length {length}, file size {size}")  # fmt: skip
-            header = parse_json(handle.read(length), object_pairs_hook=_no_duplicates)
+            header = parse_json(handle.read(length), object_pairs_hook=each_key_once)
     except FileNotFoundError as exc:
         raise _bad(f"shard {path.name} is missing from {path.parent}", expected="every shard of the index") from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -90,13 +90,6 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
         raise _bad(f"{path} has malformed metadata in its header", expected="an object of strings")
     return tensors, metadata
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return result
 
 
 def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:
