@@ -122,7 +122,8 @@ def prune_gguf(
             raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
                                   remedy="wait until nothing writes to it and run again")  # fmt: skip
         if matrix is not None and imatrix_out is not None:
-            imatrix_out.unlink(missing_ok=True)
+            if again:  # else it is not ours, and is not replaced
+                imatrix_out.unlink(missing_ok=True)
             matrix(imatrix_out)
         return {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
                 for name, digest in sorted(written.digests.items())} or None  # fmt: skip
