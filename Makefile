@@ -1,7 +1,7 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each sets everything up itself and is idempotent.
 # `make test` builds llama.cpp once (about ten minutes on two cores) into ~/.cache/trimoe, which later clones reuse.
 PY := .venv/bin/python
-CHECKED := src tests examples bench docs
+CHECKED := src tests examples perf docs
 # One thread per worker and no spinning: two test workers on two cores starve each other otherwise.
 export OMP_WAIT_POLICY := passive
 

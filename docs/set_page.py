@@ -7,9 +7,9 @@ import typing
 
 from pydantic import BaseModel
 
-from trimoe.measure.calibration import CalibrationSet, shipped
-from trimoe.measure.records import Fields
-from trimoe.measure.sources import KINDS, BaseSource
+from trimoe.calibrate.text.calibration import CalibrationSet, shipped
+from trimoe.calibrate.text.records import Fields
+from trimoe.calibrate.text.sources import KINDS, BaseSource
 
 SET_PAGE = """\
 # The calibration set file
@@ -64,9 +64,10 @@ def set_page() -> str:
         kind = typing.get_args(model.model_fields["kind"].annotation)[0]
         own = [name for name in model.model_fields if name not in BaseSource.model_fields]
         changed = [
-            name for name, field in BaseSource.model_fields.items()
+            name
+            for name, field in BaseSource.model_fields.items()
             if name != "kind" and model.model_fields[name].default != field.default
-        ]  # fmt: skip
+        ]
         about = inspect.cleandoc(model.__doc__ or "")
         parts += [f"\n## `kind: {kind}`\n", about, "", key_table(model, keep=(*own, *changed))]
     parts += ["\n## `fields`\n", f"{inspect.cleandoc(Fields.__doc__ or '')}\n", key_table(Fields)]
@@ -116,8 +117,14 @@ def value_of(annotation: object) -> str:
         return "list"
     if origin is dict:
         return "class: list of sources" if typing.get_origin(arguments[1]) is list else "mapping"
-    words = {"str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Path": "path",
-             "Fields": "see [fields](#fields)"}  # fmt: skip
+    words = {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "`true` or `false`",
+        "Path": "path",
+        "Fields": "see [fields](#fields)",
+    }
     return words[getattr(annotation, "__name__", "")]
 
 

@@ -11,8 +11,8 @@ import json
 import urllib.request
 from pathlib import Path
 
-from trimoe.measure.records import read_jsonl
-from trimoe.measure.sources.prompts import builtin_prompts
+from trimoe.calibrate.text.records import read_jsonl
+from trimoe.calibrate.text.sources.prompts import builtin_prompts
 
 
 def main() -> int:
@@ -45,9 +45,12 @@ def main() -> int:
 def ask(url: str, model: str, prompt: str, new_tokens: int) -> tuple[str, str]:
     """(raw reply, finish reason), greedy, thinking on; what a server splits off as reasoning is put in front."""
     body = {
-        "model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": new_tokens, "temperature": 0,
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": new_tokens,
+        "temperature": 0,
         "chat_template_kwargs": {"enable_thinking": True},
-    }  # fmt: skip
+    }
     request = urllib.request.Request(
         f"{url.rstrip('/')}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

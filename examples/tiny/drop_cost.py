@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimoe.evaluate.bench import find
-from trimoe.evaluate.generate import Generator
-from trimoe.measure.engine import calibrate
+from trimoe.bench.catalog import find
+from trimoe.calibrate.engine import calibrate
+from trimoe.model.generate import Generator
 from trimoe.model.tiny.tasks import DOMAINS
 
 HERE = Path(__file__).parent

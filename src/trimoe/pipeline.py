@@ -12,24 +12,25 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from trimoe.artifact import MANIFEST, publish_file, read_json
+from trimoe.bench.bench import Doc
+from trimoe.bench.catalog import find
+from trimoe.calibrate.engine import calibrate
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.text.leaks import BenchTexts
+from trimoe.certify.certificate import Certificate
+from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.recipe import load_recipe
 from trimoe.choose.select import make_map
-from trimoe.cut.certify import certify
-from trimoe.cut.certify_data import Certificate
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused
-from trimoe.evaluate.bench import Doc, find
-from trimoe.evaluate.generate import Generator
 from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.run import evaluate
+from trimoe.io.publish import MANIFEST, publish_file, read_json
 from trimoe.judge.compare import Comparison, Row, compare_runs, overall
-from trimoe.measure.engine import calibrate
-from trimoe.measure.leaks import BenchTexts
-from trimoe.measure.stats import ExpertStats
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.generate import Generator
 from trimoe.model.tiny import tasks
 
 Progress = Callable[[int, int, str], None]
@@ -108,8 +109,15 @@ def run_story(
     for name, path in {BASE: base.path, **story.models}.items():
         with _step("eval", seconds, progress) as tell:
             # what a bad choice of experts does to a model is the story's point: shown with its mark, not paused
-            evaluate(path, list(benches), story.log, name=name, limit=limit, ignore_guards=NAMES,
-                     progress=partial(_named, tell, name))  # fmt: skip
+            evaluate(
+                path,
+                list(benches),
+                story.log,
+                name=name,
+                limit=limit,
+                ignore_guards=NAMES,
+                progress=partial(_named, tell, name),
+            )
     with _step("compare", seconds, progress):
         story.comparison = compare_runs(story.log, BASE, list(methods))
     return story

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from trimoe import __version__
+from trimoe.certify.certificate import Certificate
 from trimoe.choose.recipe import load_recipe
-from trimoe.cut.certify_data import Certificate
 from trimoe.judge.compare import Row, against_mean, compare_runs, overall
-from trimoe.judge.report.data import (
+from trimoe.judge.statistics.paired import holm
+from trimoe.pipeline import Story
+from trimoe.report.data import (
     CalibrationFacts,
     CertificateSummary,
     CheckLine,
@@ -18,8 +20,6 @@ from trimoe.judge.report.data import (
     PageData,
     Score,
 )
-from trimoe.judge.stats import holm
-from trimoe.pipeline import Story
 
 FOCUS = "tiny-code"
 """The bench of the domain that the demo's calibration set targets."""

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.combine import combine, compose
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
 from trimoe.errors import MapError
-from trimoe.measure.stats import ExpertStats
 
 EXPERTS, LAYERS = 10, 3
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.reference import import_reference
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe
 from trimoe.choose.score import raw_scores
 from trimoe.choose.select import layer_floors, make_map, rescale
-from trimoe.measure.reference import import_reference
-from trimoe.measure.stats import ExpertStats
 
 SHAPES = ("small", "gemma4-shape")
 CASES = (

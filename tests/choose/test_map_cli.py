@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
-from trimoe.measure.stats import ExpertStats
 
 CODER = ["--recipe", "c1", "--breadth-bonus", "0.5", "--floor-file", "{floor}"]
 # The options that reproduce each reference case; {floor} is the reference's floor file. v4, v5-coder, c11 and v3 are

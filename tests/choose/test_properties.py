@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.explain import explain
 from trimoe.choose.protect import class_minimum, forced
 from trimoe.choose.recipe import Recipe, class_matches, kept, load_recipe, names, resolve
 from trimoe.choose.score import AGGREGATES
 from trimoe.choose.select import descending, make_map, recipe_scores
 from trimoe.errors import MapError
-from trimoe.measure.stats import ExpertStats
 
 CLASSES = ("generic_code", "generic_math", "targeted_lcb")
 FIELDS = ("tc", "wnorm", "reap_sum", "ean_sum")

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.override import read_floors, read_force_keep
 from trimoe.choose.recipe import _covers, load_recipe, names, parse_recipe, validated, weight_for
 from trimoe.choose.score import CRITERIA
 from trimoe.choose.select import make_map
 from trimoe.errors import BadInput, MapError, RecipeError, StatsError
-from trimoe.measure.stats import ExpertStats
 
 
 def test_every_shipped_recipe_is_valid_and_says_what_it_is() -> None:
@@ -91,12 +91,24 @@ def test_map_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", "3", '{"drop": []}', '{"drop": {"0": [1.0]}}', '{"drop": {"0": [true]}}', '{"drop": {"00": [1]}}',
-     '{"drop": {"-1": [1]}}', '{"drop": {"0": [1]}, "num_experts": "4"}', '{"drop": {"0": [1]}, "metadata": []}',
-     '{"drop": {"0": [1], "0": [2]}}', '{"drop": {"0": [1]}, "metadata": {"x": NaN}}',
-     '{"drop": {"0": [1]}, "metadata": {"x": 1e400}}', '{"drop": {"0": [1]}, "metadata": {"model": 5}}',
-     '{"drop": {"' + "1" * 5000 + '": [1]}}'],
-)  # fmt: skip
+    [
+        "[]",
+        "{}",
+        "3",
+        '{"drop": []}',
+        '{"drop": {"0": [1.0]}}',
+        '{"drop": {"0": [true]}}',
+        '{"drop": {"00": [1]}}',
+        '{"drop": {"-1": [1]}}',
+        '{"drop": {"0": [1]}, "num_experts": "4"}',
+        '{"drop": {"0": [1]}, "metadata": []}',
+        '{"drop": {"0": [1], "0": [2]}}',
+        '{"drop": {"0": [1]}, "metadata": {"x": NaN}}',
+        '{"drop": {"0": [1]}, "metadata": {"x": 1e400}}',
+        '{"drop": {"0": [1]}, "metadata": {"model": 5}}',
+        '{"drop": {"' + "1" * 5000 + '": [1]}}',
+    ],
+)
 def test_a_malformed_map_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "map.json").write_text(text)
     with pytest.raises(MapError):

@@ -1,15 +1,12 @@
 """`certify` and `infer-map` as a user calls them: exit codes, text, one JSON document."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "cut"))
-from certify_models import edit_json, flip_byte, write_gemma4
-
+from helpers.certify_models import edit_json, flip_byte, write_gemma4
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.certify import certify, infer_map
 from trimoe.cut.prune import prune

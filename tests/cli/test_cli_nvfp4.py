@@ -29,8 +29,18 @@ def test_one_document_and_a_table(tmp_path: Path) -> None:
 
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     """SIGKILL at some moment, then the same command: the bytes of an undisturbed run."""
-    command = [sys.executable, "-m", "trimoe", "quantize", str(bundled()), "--tiers", "NVFP4A16", "--max-shard",
-               "300kB", "-o"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "trimoe",
+        "quantize",
+        str(bundled()),
+        "--tiers",
+        "NVFP4A16",
+        "--max-shard",
+        "300kB",
+        "-o",
+    ]
     process = subprocess.Popen([*command, str(tmp_path / "out")], stdout=subprocess.DEVNULL)
     journal = tmp_path / ".out.partial" / ".resume" / "errors"
     deadline = time.monotonic() + 120

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_models import write_imatrix, write_model
 
+from helpers.gguf_models import write_imatrix, write_model
 from trimoe.cli.main import main
 
 DROP = {"drop": {"0": [1, 4], "1": [0, 7], "2": [2, 3]}}
@@ -34,8 +34,9 @@ def test_the_way_of_a_gguf_file(here: Path, capsys: pytest.CaptureFixture[str]) 
     code, facts = run(capsys, "inspect", "base.gguf")
     assert (code, facts["family"], facts["experts"], facts["layout"]) == (0, "gemma4", 8, "GGUF")
     assert facts["file_bytes"] == (here / "base.gguf").stat().st_size
-    code, report = run(capsys, "prune", "base.gguf", "map.json", "-o", "cut.gguf", "--imatrix", "i.gguf",
-                       "--imatrix-out", "o.gguf")  # fmt: skip
+    code, report = run(
+        capsys, "prune", "base.gguf", "map.json", "-o", "cut.gguf", "--imatrix", "i.gguf", "--imatrix-out", "o.gguf"
+    )
     assert (code, report["experts_after"], report["shards"]) == (0, 6, 1)
     assert (here / "o.gguf").stat().st_size < (here / "i.gguf").stat().st_size
     code, found = run(capsys, "infer-map", "base.gguf", "cut.gguf", "-o", "found.json")

@@ -7,8 +7,22 @@ import pytest
 
 from trimoe.cli.main import main
 
-CASES = ("v4", "v5-coder", "c11", "outlier-median", "outlier-drop", "floor-clamp", "agg-mean", "agg-geomean", "agg-sum",
-         "agg-lp4", "agg-softmax_t4", "agg-second", "agg-top3mean", "v3")  # fmt: skip
+CASES = (
+    "v4",
+    "v5-coder",
+    "c11",
+    "outlier-median",
+    "outlier-drop",
+    "floor-clamp",
+    "agg-mean",
+    "agg-geomean",
+    "agg-sum",
+    "agg-lp4",
+    "agg-softmax_t4",
+    "agg-second",
+    "agg-top3mean",
+    "v3",
+)
 
 
 @pytest.fixture(scope="module", params=["small", "gemma4-shape"])
@@ -22,8 +36,16 @@ def folder(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytes
 def arguments(case: dict, keep: int, source: Path, work: Path, classes: list[str]) -> list[str]:
     """The options that spell out a reference case."""
     stats = case["stats"].replace("json.gz", "safetensors")
-    words = ["map", str(work / stats), "--keep", str(keep), "--alpha", str(case["alpha"]),
-             "--protect-top", str(case["protect_top"])]  # fmt: skip
+    words = [
+        "map",
+        str(work / stats),
+        "--keep",
+        str(keep),
+        "--alpha",
+        str(case["alpha"]),
+        "--protect-top",
+        str(case["protect_top"]),
+    ]
     if case.get("pooled"):
         return [*words, "--recipe", "v3"]
     weights = ",".join(f"{c}={w}" for c, w in zip(classes, case["class_weights"], strict=True))
@@ -46,7 +68,7 @@ def test_map_equals_the_reference(folder: tuple[Path, Path], name: str, tmp_path
     source, work = folder
     cases = json.loads((source / "cases.json").read_text())
     case = cases["cases"][name]
-    from trimoe.measure.stats import ExpertStats
+    from trimoe.calibrate.stats.expert_stats import ExpertStats
 
     classes = ExpertStats.load(work / case["stats"].replace("json.gz", "safetensors")).classes
     out = tmp_path / "map.json"

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from trimoe.cli import common, doctor, main
+from trimoe.cli import doctor, main
+from trimoe.cli.parts import common
 from trimoe.errors import BadInput, Interrupted, MissingPrerequisite, Refused, TrimoeError, UsageError
 
 CONTRACT = ("inspect", "calibrate", "stats", "map", "prune", "certify", "eval", "compare", "demo", "doctor")

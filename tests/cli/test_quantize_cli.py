@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_models import write_model
 
+from helpers.gguf_models import write_model
 from trimoe.cli.main import main
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.ladder_file import load_ladder
+from trimoe.quantize.ladder.file import load_ladder
 
 ROOT = Path(__file__).resolve().parents[2]
 

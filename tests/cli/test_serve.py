@@ -12,9 +12,9 @@ import pytest
 
 from trimoe.cli.main import main
 from trimoe.errors import MissingPrerequisite
-from trimoe.evaluate.serve.process import fetch, listener
+from trimoe.llamacpp.tools import locate, run_converter
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.llamacpp import locate, run_converter
+from trimoe.serve.process import fetch, listener
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.cli.main import main
-from trimoe.measure.stats import ExpertStats
 from trimoe.model import tiny
 from trimoe.model.tiny.tasks import generate
 

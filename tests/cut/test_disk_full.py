@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hand_made import gemma_arrays, gemma_config, write_checkpoint
 
+from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint
 from trimoe.choose.dropmap import DropMap
-from trimoe.cli.cut import prune as command
-from trimoe.cut import hashing
+from trimoe.cli.prune import prune as command
 from trimoe.cut import prune as prune_module
 from trimoe.cut.prune import prune
 from trimoe.errors import MissingPrerequisite
+from trimoe.io import hashing
 
 MAP = DropMap({0: (1, 4), 1: (0, 7)}, 8)
 SMALL = 6 << 20
@@ -103,9 +103,11 @@ def test_too_small_is_found_before_the_first_byte(source: Path, disk: Path, tmp_
     before = contents(source)
     with pytest.raises(MissingPrerequisite, match="not enough disk space") as caught:
         CliRunner().invoke(
-            command, [str(source), str(tmp_path / "map.json"), "-o", str(disk / "out")],
-            standalone_mode=False, catch_exceptions=False,
-        )  # fmt: skip
+            command,
+            [str(source), str(tmp_path / "map.json"), "-o", str(disk / "out")],
+            standalone_mode=False,
+            catch_exceptions=False,
+        )
     assert caught.value.exit_code == 4
     assert list(disk.iterdir()) == []
     assert contents(source) == before

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certify_models import edit_json, flip_byte
-from families import EXPERTS, MADE, Made
 
+from helpers.certify_models import edit_json, flip_byte
+from helpers.families import EXPERTS, MADE, Made
+from trimoe.calibrate.engine import calibrate
+from trimoe.certify.certify import certify
+from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.recipe import load_recipe
 from trimoe.choose.select import make_map
-from trimoe.cut.certify import certify
-from trimoe.cut.infer import infer_map
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
-from trimoe.measure.engine import calibrate
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 

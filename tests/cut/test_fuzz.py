@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited by way of Linux's /proc")
 @pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_damaged_inputs(count: int) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), str(count), str(count)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "fuzz.py"), str(count), str(count)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout)

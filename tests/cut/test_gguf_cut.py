@@ -17,18 +17,18 @@ import gguf
 import numpy as np
 import pytest
 import xxhash
-from gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
 
-from trimoe import artifact
+from helpers.gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
+from trimoe.certify.gguf.certify import certify_gguf
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut import copying, hashing
-from trimoe.cut.certify_gguf import certify_gguf
-from trimoe.cut.gguf import prune_gguf
+from trimoe.cut.gguf.prune import prune_gguf
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
-from trimoe.model.gguf import open_gguf, read_gguf
-from trimoe.model.gguf_format import TYPES
-from trimoe.model.gguf_model import open_gguf_model
-from trimoe.model.imatrix import open_imatrix
+from trimoe.io import copying, hashing
+from trimoe.io import publish as artifact
+from trimoe.model.gguf.file import open_gguf, read_gguf
+from trimoe.model.gguf.format import TYPES
+from trimoe.model.gguf.imatrix import open_imatrix
+from trimoe.model.gguf.model import open_gguf_model
 
 MAP = DropMap({0: (1, 4), 1: (0, 7), 2: (2, 3)}, EXPERTS)
 KNOWN_TO_THE_ORACLE = {kind.name for kind in gguf.GGML_QUANT_SIZES}
@@ -310,8 +310,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut import copying, hashing
-from trimoe.cut.gguf import prune_gguf
+from trimoe.io import copying
+from trimoe.io import hashing
+from trimoe.cut.gguf.prune import prune_gguf
 base, out = map(Path, sys.argv[1:3])
 print("start", flush=True)
 prune_gguf(base, DropMap({i: (1, 4) for i in range(3)}, 8), out)

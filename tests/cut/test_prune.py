@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_made import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers.hand_made import (
     TEST_ARCHS,
     Arrays,
     gemma_arrays,
@@ -23,15 +26,12 @@ from hand_made import (
     transposed_config,
     write_checkpoint,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from trimoe import artifact
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut import copying, hashing
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, TrimoeError
-from trimoe.model import arch as arch_module
+from trimoe.io import copying, hashing
+from trimoe.io import publish as artifact
+from trimoe.model import family as arch_module
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import ITEM_BITS, read_bytes, read_index
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import quantized as q
-from certify_models import edit_json, flip_byte
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers import quantized as q
+from helpers.certify_models import edit_json, flip_byte
+from trimoe.certify.certify import certify
+from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.certify import certify
-from trimoe.cut.infer import infer_map
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import open_checkpoint
@@ -26,23 +26,32 @@ Case = tuple[q.Entries, dict[str, Any]]
 
 CASES: dict[str, Case] = {
     **{name: (q.qwen(module), q.qwen_config(method)) for name, (module, method) in q.MODULES.items()},
-    "gemma, compressed-tensors": (
-        q.gemma(q.ct_nvfp4, "experts.{E}.{M}."), q.gemma_config(q.MODULES["ct-nvfp4"][1])),
+    "gemma, compressed-tensors": (q.gemma(q.ct_nvfp4, "experts.{E}.{M}."), q.gemma_config(q.MODULES["ct-nvfp4"][1])),
     "gemma, number last": (q.gemma(q.ct_fp8, "experts.{M}.{E}."), q.gemma_config(q.MODULES["ct-fp8"][1])),
     "gemma, Model Optimizer": (
-        q.gemma(q.modelopt_nvfp4, "moe.experts.{E}.{M}."), q.gemma_config(q.MODULES["modelopt-nvfp4"][1])),
+        q.gemma(q.modelopt_nvfp4, "moe.experts.{E}.{M}."),
+        q.gemma_config(q.MODULES["modelopt-nvfp4"][1]),
+    ),
     "gemma, FP8 stacks": q.gemma_fp8_stacked(),
     "llama4, one global scale": q.llama4_nvfp4(),
     "llama4, a global scale per expert": q.llama4_nvfp4((q.EXPERTS,)),
     "llama4, global scales per half": q.llama4_nvfp4((q.EXPERTS, 2, 1)),
     "method not named": (q.qwen(q.fp8_block), q.qwen_config(None)),
     "a layer and two experts unquantized": (
-        q.qwen(q.ct_nvfp4, {
-            **{f"model.layers.0.mlp.experts.{e}.{m}_proj": q.plain for e in (2, 4) for m in ("gate", "up", "down")},
-            **{f"model.layers.1.mlp.experts.{e}.{m}_proj": q.plain for e in range(8) for m in ("gate", "up", "down")},
-        }),
-        q.qwen_config(q.MODULES["ct-nvfp4"][1] | {"ignore": ["lm_head"]})),
-}  # fmt: skip
+        q.qwen(
+            q.ct_nvfp4,
+            {
+                **{f"model.layers.0.mlp.experts.{e}.{m}_proj": q.plain for e in (2, 4) for m in ("gate", "up", "down")},
+                **{
+                    f"model.layers.1.mlp.experts.{e}.{m}_proj": q.plain
+                    for e in range(8)
+                    for m in ("gate", "up", "down")
+                },
+            },
+        ),
+        q.qwen_config(q.MODULES["ct-nvfp4"][1] | {"ignore": ["lm_head"]}),
+    ),
+}
 
 
 def expected(source: Path) -> dict[str, bytes]:
@@ -129,44 +138,80 @@ def changed(entries: q.Entries, remove: tuple[str, ...] = (), **add: Any) -> q.E
 REFUSED: dict[str, tuple[Case, str]] = {
     "a scale is missing": (
         (changed(q.qwen(q.ct_nvfp4), (GATE + "weight_scale",)), CASES["ct-nvfp4"][1]),
-        f"{GATE}weight_scale is missing"),
+        f"{GATE}weight_scale is missing",
+    ),
     "the values are missing": (
-        (changed(q.qwen(q.gptq), (GATE + "qweight",)), CASES["gptq"][1]), f"{GATE}weight is missing"),
+        (changed(q.qwen(q.gptq), (GATE + "qweight",)), CASES["gptq"][1]),
+        f"{GATE}weight is missing",
+    ),
     "an FP8 weight without scale": (
         (changed(q.qwen(q.fp8_block), (GATE + "weight_scale_inv",)), CASES["fp8-block"][1]),
-        f"{GATE}weight_scale_inv is missing"),
+        f"{GATE}weight_scale_inv is missing",
+    ),
     "a weight twice": (
-        (changed(q.qwen(q.ct_nvfp4), **{GATE + "weight": ("BF16", (32, 64))}), CASES["ct-nvfp4"][1]), "stand twice"),
+        (changed(q.qwen(q.ct_nvfp4), **{GATE + "weight": ("BF16", (32, 64))}), CASES["ct-nvfp4"][1]),
+        "stand twice",
+    ),
     "a companion that no rule names": (
         (changed(q.qwen(q.ct_nvfp4), **{GATE + "weight_secret": ("U8", (3,))}), CASES["ct-nvfp4"][1]),
-        f"{GATE}weight_secret belongs to the experts"),
+        f"{GATE}weight_secret belongs to the experts",
+    ),
     "a method that no file describes": (
-        (changed(q.qwen(q.plain), (GATE + "weight",), **{GATE + "W_q": ("U8", (32, 32))}),
-         q.qwen_config({"quant_method": "hqq"})), "is missing"),
+        (
+            changed(q.qwen(q.plain), (GATE + "weight",), **{GATE + "W_q": ("U8", (32, 32))}),
+            q.qwen_config({"quant_method": "hqq"}),
+        ),
+        "is missing",
+    ),
     "a method that no file describes, beside the weight": (
         (changed(q.qwen(q.plain), **{GATE + "W_q": ("U8", (32, 32))}), q.qwen_config({"quant_method": "hqq"})),
-        "quantization hqq"),
+        "quantization hqq",
+    ),
     "another method in the config": (
-        (q.qwen(q.gptq), q.qwen_config({"quant_method": "fp8"})), "no experts that trimoe knows"),
+        (q.qwen(q.gptq), q.qwen_config({"quant_method": "fp8"})),
+        "no experts that trimoe knows",
+    ),
     "a router packed by GPTQ": (
         (changed(q.qwen(q.gptq), (ROUTER + "weight",), **q.gptq(ROUTER, 8, 64)), CASES["gptq"][1]),
-        f"{ROUTER}qweight cannot be cut by expert"),
+        f"{ROUTER}qweight cannot be cut by expert",
+    ),
     "a router packed by AWQ": (
         (changed(q.qwen(q.awq), (ROUTER + "weight",), **q.awq(ROUTER, 8, 64)), CASES["awq"][1]),
-        f"{ROUTER}qweight cannot be cut by expert"),
+        f"{ROUTER}qweight cannot be cut by expert",
+    ),
     "a router with blocks over experts": (
-        (changed(q.qwen(q.fp8_block), (ROUTER + "weight",),
-                 **{ROUTER + "weight": ("F8_E4M3", (8, 64)), ROUTER + "weight_scale_inv": ("F32", (1, 2))}),
-         CASES["fp8-block"][1]), f"{ROUTER}weight_scale_inv cannot be cut by expert"),
+        (
+            changed(
+                q.qwen(q.fp8_block),
+                (ROUTER + "weight",),
+                **{ROUTER + "weight": ("F8_E4M3", (8, 64)), ROUTER + "weight_scale_inv": ("F32", (1, 2))},
+            ),
+            CASES["fp8-block"][1],
+        ),
+        f"{ROUTER}weight_scale_inv cannot be cut by expert",
+    ),
     "a stack whose scales are not by expert": (
-        (lambda t, c: ({**t, "language_model.model.layers.1.feed_forward.experts.down_proj_weight_scale":
-                        ("F8_E4M3", (2, 4, 64))}, c))(*q.llama4_nvfp4()),
-        "down_proj_weight_scale cannot be cut by expert"),
+        (
+            lambda t, c: (
+                {
+                    **t,
+                    "language_model.model.layers.1.feed_forward.experts.down_proj_weight_scale": (
+                        "F8_E4M3",
+                        (2, 4, 64),
+                    ),
+                },
+                c,
+            )
+        )(*q.llama4_nvfp4()),
+        "down_proj_weight_scale cannot be cut by expert",
+    ),
     "a stack packed along the experts": (
-        (lambda t, c: ({**t, "language_model.model.layers.1.feed_forward.experts.down_proj":
-                        ("U8", (4, 32, 64))}, c))(*q.llama4_nvfp4()),
-        "experts.down_proj cannot be cut by expert"),
-}  # fmt: skip
+        (lambda t, c: ({**t, "language_model.model.layers.1.feed_forward.experts.down_proj": ("U8", (4, 32, 64))}, c))(
+            *q.llama4_nvfp4()
+        ),
+        "experts.down_proj cannot be cut by expert",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -216,14 +261,24 @@ EXPERT = "model.layers.{}.mlp.experts.{}"
 def test_ignored_experts_are_renumbered(tmp_path: Path) -> None:
     """As llm-compressor writes it: patterns are expanded to the names of modules."""
     ignore = [
-        "lm_head", "model.layers.0.mlp.gate", EXPERT.format(0, 0) + ".up_proj", EXPERT.format(0, 1) + ".up_proj",
-        EXPERT.format(0, 7) + ".up_proj", EXPERT.format(1, 0), EXPERT.format(1, 6) + ".down_proj", "re:.*self_attn.*",
-    ]  # fmt: skip
+        "lm_head",
+        "model.layers.0.mlp.gate",
+        EXPERT.format(0, 0) + ".up_proj",
+        EXPERT.format(0, 1) + ".up_proj",
+        EXPERT.format(0, 7) + ".up_proj",
+        EXPERT.format(1, 0),
+        EXPERT.format(1, 6) + ".down_proj",
+        "re:.*self_attn.*",
+    ]
     settings_after = cut_settings(tmp_path, {"ignore": ignore})
     assert settings_after["ignore"] == [
-        "lm_head", "model.layers.0.mlp.gate", EXPERT.format(0, 0) + ".up_proj", EXPERT.format(0, 5) + ".up_proj",
-        EXPERT.format(1, 5) + ".down_proj", "re:.*self_attn.*",
-    ]  # fmt: skip
+        "lm_head",
+        "model.layers.0.mlp.gate",
+        EXPERT.format(0, 0) + ".up_proj",
+        EXPERT.format(0, 5) + ".up_proj",
+        EXPERT.format(1, 5) + ".down_proj",
+        "re:.*self_attn.*",
+    ]
 
 
 def test_settings_of_single_modules_are_renumbered(tmp_path: Path) -> None:
@@ -237,37 +292,54 @@ def test_settings_of_single_modules_are_renumbered(tmp_path: Path) -> None:
     assert after == {EXPERT.format(0, p) + ".up_proj": {"quant_algo": f"A{e}"} for p, e in enumerate(KEPT[0])}
 
 
-@pytest.mark.parametrize("entry", [
-    "re:.*mlp.gate$", "re:model\\.layers\\.0\\..*", "re:.*layers\\.1\\.mlp\\.experts\\..*", "*", "*self_attn*",
-    "Linear", "model.layers.0.mlp.experts*", "lm_head", "experts", "re:.*\\.experts\\.\\d+\\.gate_proj",
-    "model.layers.0*",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "re:.*mlp.gate$",
+        "re:model\\.layers\\.0\\..*",
+        "re:.*layers\\.1\\.mlp\\.experts\\..*",
+        "*",
+        "*self_attn*",
+        "Linear",
+        "model.layers.0.mlp.experts*",
+        "lm_head",
+        "experts",
+        "re:.*\\.experts\\.\\d+\\.gate_proj",
+        "model.layers.0*",
+    ],
+)
 def test_patterns_that_treat_experts_alike_stay(entry: str, tmp_path: Path) -> None:
     config = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}}, "ignore": [entry]}
     assert cut_settings(tmp_path, config) == q.MODULES["ct-nvfp4"][1] | config
 
 
-@pytest.mark.parametrize(("entry", "wanted"), [
-    ("re:.*layers\\.0\\.mlp\\.experts\\.3\\..*", "re:.*layers\\.0\\.mlp\\.experts\\.2\\..*"),
-    ("re:.*layers\\.0\\.mlp\\.experts\\.4\\..*", None),
-    ("model.layers.1.mlp.experts.2.*", "model.layers.1.mlp.experts.1.*"),
-    ("language_model.model.layers.1.mlp.experts.7.up_proj", None),
-    ("layers.1.mlp.experts.5", "layers.1.mlp.experts.4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        ("re:.*layers\\.0\\.mlp\\.experts\\.3\\..*", "re:.*layers\\.0\\.mlp\\.experts\\.2\\..*"),
+        ("re:.*layers\\.0\\.mlp\\.experts\\.4\\..*", None),
+        ("model.layers.1.mlp.experts.2.*", "model.layers.1.mlp.experts.1.*"),
+        ("language_model.model.layers.1.mlp.experts.7.up_proj", None),
+        ("layers.1.mlp.experts.5", "layers.1.mlp.experts.4"),
+    ],
+)
 def test_patterns_of_one_expert_follow_it(entry: str, wanted: str | None, tmp_path: Path) -> None:
     assert cut_settings(tmp_path, {"ignore": [entry]})["ignore"] == ([] if wanted is None else [wanted])
 
 
-@pytest.mark.parametrize(("entry", "reason"), [
-    ("re:.*experts\\.[0-3]\\..*", "by its number"),
-    ("re:.*experts\\.(1|5)\\..*", "by its number"),
-    ("*.experts.?.up_proj", None),  # all experts have one digit, before and after
-    ("*.experts.2.up_proj", "in every layer"),
-    ("experts.2", "in every layer"),
-    ("re:.*layers\\.(0|1)\\.mlp\\.experts\\.3\\..*", "in every layer"),
-    ("re:.*layers\\.0\\.mlp\\.experts\\.3\\..*|.*layers\\.0\\.mlp\\.experts\\.5\\..*", "several experts"),
-    ("re:(", "no regular expression"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("re:.*experts\\.[0-3]\\..*", "by its number"),
+        ("re:.*experts\\.(1|5)\\..*", "by its number"),
+        ("*.experts.?.up_proj", None),  # all experts have one digit, before and after
+        ("*.experts.2.up_proj", "in every layer"),
+        ("experts.2", "in every layer"),
+        ("re:.*layers\\.(0|1)\\.mlp\\.experts\\.3\\..*", "in every layer"),
+        ("re:.*layers\\.0\\.mlp\\.experts\\.3\\..*|.*layers\\.0\\.mlp\\.experts\\.5\\..*", "several experts"),
+        ("re:(", "no regular expression"),
+    ],
+)
 def test_patterns_that_cannot_be_kept_true_are_refused(entry: str, reason: str | None, tmp_path: Path) -> None:
     if reason is None:
         assert cut_settings(tmp_path, {"ignore": [entry]})["ignore"] == [entry]

@@ -6,20 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from certify_models import edit_json, flip_byte
-from hand_made import gemma_arrays, gemma_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.certify_models import edit_json, flip_byte
+from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint
+from trimoe.certify.certify import certify
+from trimoe.certify.infer import infer_map
 from trimoe.choose.combine import compose
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
-from trimoe.cut.certify import certify
-from trimoe.cut.infer import infer_map
 from trimoe.cut.prune import prune
-from trimoe.cut.record import METADATA, make_record, map_from, original, steps
+from trimoe.cut.record import make_record, map_from, original, steps
 from trimoe.errors import MapError
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.files import METADATA
 from trimoe.model.safetensors import read_bytes, read_index
 
 FIRST, SECOND = DropMap({0: (1, 4), 1: (0, 7)}, 8), DropMap({0: (0,), 1: (5,)}, 6)
@@ -123,15 +124,21 @@ def test_any_chain_of_cuts(data: st.DataObject) -> None:
     [
         (lambda r: r["previous"].update(target_experts=7), "wrong expert counts"),
         (lambda r: r["composed"]["per_layer_drop"].update({"0": [0, 1, 5]}), "keeps experts that it also drops"),
-        (lambda r: r["composed"].update({"per_layer_drop": {"0": [0, 1, 5], "1": [0, 6, 7]},
-                                         "per_layer_keep": {"0": [2, 3, 4, 6, 7], "1": [1, 2, 3, 4, 5]}}),
-         "not what they make one by one"),
+        (
+            lambda r: r["composed"].update(
+                {
+                    "per_layer_drop": {"0": [0, 1, 5], "1": [0, 6, 7]},
+                    "per_layer_keep": {"0": [2, 3, 4, 6, 7], "1": [1, 2, 3, 4, 5]},
+                }
+            ),
+            "not what they make one by one",
+        ),
         (lambda r: r.update(original_experts=9), "wrong expert counts"),
         (lambda r: r.update(previous=[]), "no per_layer_drop"),
         (lambda r: r["previous"]["per_layer_drop"].pop("1"), "different layers"),
         (lambda r: r["previous"].pop("original_experts"), "wrong expert counts"),
     ],
-)  # fmt: skip
+)
 def test_records_that_cannot_be_true(chain: tuple[Path, Path, Path], edit: object, message: str) -> None:
     base, _, twice = chain
     edit_json(twice / METADATA, edit)

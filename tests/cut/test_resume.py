@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_made import gemma_arrays, gemma_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
-from trimoe.cut import copying, hashing
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError, Refused
+from trimoe.io import copying, hashing
 from trimoe.model.checkpoint import open_checkpoint
 
 MAP = DropMap({0: (1, 4), 1: (0, 7)}, 8)
@@ -161,7 +161,7 @@ def test_without_hashes_a_cut_starts_over(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_leftover_counts_as_space(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimoe import artifact
+    from trimoe.io import publish as artifact
 
     with pytest.raises(KeyboardInterrupt):
         prune(source, MAP, tmp_path / "out", progress=stop_after(80))

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trimoe.cli.evaluate import eval_
+from trimoe.cli.eval import eval_
 from trimoe.cli.log import log_group
 from trimoe.errors import BadInput, CheckpointError, Refused, RunLogError, UsageError
-from trimoe.evaluate.generate import Generator
 from trimoe.evaluate.guards import NAMES
-from trimoe.evaluate.log import RunLog
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.run import evaluate as evaluate_guarded
 from trimoe.evaluate.run import rescore
-from trimoe.evaluate.sandbox import UNSAFE, engines
-from trimoe.evaluate.sandbox.pool import Worker, WorkerLost
+from trimoe.model.generate import Generator
 from trimoe.model.tiny.tasks import generate
+from trimoe.sandbox import UNSAFE, engines
+from trimoe.sandbox.pool import Worker, WorkerLost
 
 SCRIPT = """
 import sys, torch
@@ -60,8 +60,9 @@ def test_replies_equal_the_library_s_own_generation(model_dir: Path) -> None:
     for item in generate("text", "heldout", 6):
         ids = torch.tensor([mine.encode(item.prompt)])
         stops = [int(i) for i in mine._stops]
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False,
-                             eos_token_id=stops)[0, ids.shape[1] :]  # fmt: skip
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=stops
+        )[0, ids.shape[1] :]
         text = mine._tokenizer.decode([i for i in out.tolist() if i not in stops])
         assert mine.reply([ids[0].tolist()], 24)[0].text == text
 
@@ -69,8 +70,15 @@ def test_replies_equal_the_library_s_own_generation(model_dir: Path) -> None:
 def test_summary_log_and_repeat(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "runs.db"
     seen: list[tuple[int, int, str]] = []
-    first = evaluate(model_dir, ["tiny-format", "tiny-code"], path, limit=5, name="m", batch_size=2,
-                     progress=lambda *step: seen.append(step))  # fmt: skip
+    first = evaluate(
+        model_dir,
+        ["tiny-format", "tiny-code"],
+        path,
+        limit=5,
+        name="m",
+        batch_size=2,
+        progress=lambda *step: seen.append(step),
+    )
     assert [(s.bench, s.n, s.unscored) for s in first] == [("tiny-format", 5, 0), ("tiny-code", 5, 0)]
     assert all(sum(s.causes.values()) == 5 and s.score == s.correct / 5 for s in first)
     assert seen[-1][:2] == (10, 10)
@@ -209,7 +217,11 @@ def test_command_line(model_dir: Path, tmp_path: Path) -> None:
     assert len(rows) == 4
     assert {"bench", "doc_id", "correct", "cause", "model", "run", "reply"} <= rows[0].keys()
     assert json.loads(runner.invoke(log_group, ["verify", path, "--json"]).stdout)["sound"] is True
-    for arguments in (["m"], ["m", "--bench", "x", "--suite", "tiny"], ["http://localhost:1", "--suite", "tiny"],
-                      ["http://localhost:1", "--suite", "tiny", "--log", path, "--engine", "trimoe"],
-                      ["m", "--suite", "tiny"]):  # fmt: skip
+    for arguments in (
+        ["m"],
+        ["m", "--bench", "x", "--suite", "tiny"],
+        ["http://localhost:1", "--suite", "tiny"],
+        ["http://localhost:1", "--suite", "tiny", "--log", path, "--engine", "trimoe"],
+        ["m", "--suite", "tiny"],
+    ):
         assert isinstance(runner.invoke(eval_, arguments).exception, UsageError)

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fault_server import BREAKS, MODEL, SHAPES, STATUS, FaultServer
 
-from trimoe.cli.evaluate import eval_
-from trimoe.cli.live import cells
+from helpers.fault_server import BREAKS, MODEL, SHAPES, STATUS, FaultServer
+from trimoe.bench.bench import Doc, Verdict
+from trimoe.bench.catalog import find
+from trimoe.cli.eval import eval_
+from trimoe.cli.parts.live import cells
 from trimoe.errors import Refused, RunLogError
 from trimoe.evaluate.asking import Tally
-from trimoe.evaluate.bench import Doc, Verdict, find
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.log import RunLog, Sample, Scored
-from trimoe.evaluate.probe import connect
+from trimoe.evaluate.log.run_log import RunLog, Sample, Scored
 from trimoe.evaluate.run import RunSummary, evaluate_endpoint
+from trimoe.serve.probe import connect
 
 BENCH = "tiny-choice"
 QUICK = Patience(concurrency=4, timeout_s=20, deadline_s=60, retries=3, backoff_s=0.01)

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 import pytest
-from fault_server import FaultServer
 from test_faults import BENCH, QUICK, docs, run, server, stored
 
+from helpers.fault_server import FaultServer
+from trimoe.bench.bench import Verdict
+from trimoe.bench.catalog import benches
 from trimoe.cli.main import main
 from trimoe.errors import BenchError, Refused, UsageError
-from trimoe.evaluate.bench import Verdict, benches
 from trimoe.evaluate.guards import NAMES, Tripped, Watch, guards_of
-from trimoe.evaluate.log import RunLog, Sample, Scored
-from trimoe.evaluate.probe import connect
+from trimoe.evaluate.log.run_log import RunLog, Sample, Scored
 from trimoe.evaluate.run import evaluate, evaluate_endpoint
+from trimoe.serve.probe import connect
 
 LONG = "a reply of some length, long enough that nobody takes it for one that was cut off"
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import FaultServer
 
-from trimoe.evaluate.bench import find
-from trimoe.evaluate.log import RunLog
+from helpers.fault_server import FaultServer
+from trimoe.bench.catalog import find
+from trimoe.evaluate.log.run_log import RunLog
 
 BENCHES = ("tiny-choice", "tiny-math", "tiny-format", "tiny-text", "tiny-story")
 ROWS, KILLS = 500, 25
 SCRIPT = """
 import sys
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.probe import connect
+from trimoe.serve.probe import connect
 from trimoe.evaluate.run import evaluate_endpoint
 evaluate_endpoint(connect(sys.argv[1]), sys.argv[3].split(","), sys.argv[2], name="m", patience=Patience(8))
 """

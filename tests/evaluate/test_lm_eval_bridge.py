@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from trimoe.errors import Refused, UsageError
-from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.lm_eval_bridge import PREFIX, evaluate_lm_eval
-from trimoe.evaluate.log import RunLog
+from trimoe.evaluate.log.run_log import RunLog
+from trimoe.serve.endpoint import Endpoint
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 
@@ -109,9 +109,16 @@ def answering(text: Any, where: str = "content") -> Iterator[_Server]:
                 self._send(500, {"error": "no"})
                 return
             message = {"role": "assistant", "content": None, where if number >= 0 else "content": said}
-            self._send(200, {"id": f"c{len(self.server.asked)}", "object": "chat.completion", "model": "m",
-                             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                             "usage": {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}})  # fmt: skip
+            self._send(
+                200,
+                {
+                    "id": f"c{len(self.server.asked)}",
+                    "object": "chat.completion",
+                    "model": "m",
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14},
+                },
+            )
 
         def _send(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from fault_server import FaultServer
 from test_faults import BENCH, OFF, QUICK, READ, docs, run, server
 
+from helpers.fault_server import FaultServer
+from trimoe.bench.bench import Verdict
 from trimoe.cli.log import log_group
 from trimoe.errors import RunLogError, UsageError
-from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.log import Arrived, Attempt, RunLog, Sample
-from trimoe.evaluate.log_export import rows, write_lm_eval, write_parquet
-from trimoe.evaluate.log_merge import merge_logs
-from trimoe.evaluate.probe import connect
+from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
+from trimoe.evaluate.log.merge import merge_logs
+from trimoe.evaluate.log.run_log import Arrived, Attempt, RunLog, Sample
 from trimoe.evaluate.recorded import import_lm_eval
 from trimoe.evaluate.run import evaluate_endpoint, rescore
+from trimoe.serve.probe import connect
 
 OLD = Path(__file__).parent / "data" / "log_before_servers.sql"
 
@@ -43,8 +43,11 @@ def test_a_log_of_the_first_schema_opens_with_all_it_holds(tmp_path: Path) -> No
             found = [(s.sample.doc_id, s.sample.reply, s.verdict.correct, s.verdict.cause) for s in log.samples(one)]
             assert log.verify() == []
             assert (log.raw(one, "a"), log.attempts(one), log.results(one)) == (None, [], [])
-    assert found == [("a", "Answer: 7", True, "correct"), ("b", "no\n", False, "truncated (cap)"),
-                     ("c", "x", False, "wrong")]  # fmt: skip
+    assert found == [
+        ("a", "Answer: 7", True, "correct"),
+        ("b", "no\n", False, "truncated (cap)"),
+        ("c", "x", False, "wrong"),
+    ]
     db = sqlite3.connect(path)
     assert [name for (name,) in db.execute("SELECT name FROM migrations ORDER BY rowid")] == [
         "first",
@@ -53,7 +56,7 @@ def test_a_log_of_the_first_schema_opens_with_all_it_holds(tmp_path: Path) -> No
 
 
 def test_a_migration_that_fails_leaves_the_old_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimoe.evaluate import log_schema
+    from trimoe.evaluate.log.run_log import schema as log_schema
 
     path = old_log(tmp_path / "old.db")
     name, statements = log_schema.MIGRATIONS[1]
@@ -72,14 +75,19 @@ def test_replies_and_failures_are_kept_whole(tmp_path: Path) -> None:
     with RunLog(tmp_path / "r.db") as log:
         one = log.start("m", "b", {"name": "b"}, "f", {}, {})
         failed = Sample("z", 2, "q", "", "", -1, -1, error="timeout")
-        log.arrived([
-            (one, Arrived(Sample("x", 0, "q", "r", "stop", 1, 2), (Attempt("t", 0.5, "reply", 200),), short)),
-            (one, Arrived(Sample("y", 1, "q", "r", "stop", 1, 2), (), long)),
-            (one, Arrived(failed, (Attempt("t", 0.5, "timeout"),), odd, "no reply")),
-        ])  # fmt: skip
+        log.arrived(
+            [
+                (one, Arrived(Sample("x", 0, "q", "r", "stop", 1, 2), (Attempt("t", 0.5, "reply", 200),), short)),
+                (one, Arrived(Sample("y", 1, "q", "r", "stop", 1, 2), (), long)),
+                (one, Arrived(failed, (Attempt("t", 0.5, "timeout"),), odd, "no reply")),
+            ]
+        )
         assert [log.raw(one, doc) for doc in "xyz"] == [short, long, odd]
         assert [(s.sample.doc_id, s.sample.error, s.verdict.correct) for s in log.samples(one)] == [
-            ("x", "", None), ("y", "", None), ("z", "timeout", None)]  # fmt: skip
+            ("x", "", None),
+            ("y", "", None),
+            ("z", "timeout", None),
+        ]
         assert log.verify() == []
         # a failure never takes the place of a reply; a reply takes that of a failure
         log.arrived([(one, Arrived(Sample("x", 0, "q", "", "", -1, -1, error="timeout")))])
@@ -170,12 +178,18 @@ def test_merging_makes_one_run_of_its_parts(tmp_path: Path) -> None:
     ("change", "word"),
     [
         ("UPDATE samples SET reply = 'another' WHERE position = 0", "another reply"),
-        ("UPDATE scores SET correct = 0, cause = 'wrong' WHERE doc_id IN (SELECT doc_id FROM samples "
-         "WHERE position = 0)", "another verdict"),
-        ("UPDATE scores SET scorer = 7, correct = 0, cause = 'wrong' WHERE doc_id IN (SELECT doc_id FROM samples "
-         "WHERE position = 0)", "by another scorer"),
+        (
+            "UPDATE scores SET correct = 0, cause = 'wrong' WHERE doc_id IN (SELECT doc_id FROM samples "
+            "WHERE position = 0)",
+            "another verdict",
+        ),
+        (
+            "UPDATE scores SET scorer = 7, correct = 0, cause = 'wrong' WHERE doc_id IN (SELECT doc_id FROM samples "
+            "WHERE position = 0)",
+            "by another scorer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_logs_that_contradict_each_other_are_refused(tmp_path: Path, change: str, word: str) -> None:
     a, b = evaluated(tmp_path / "a.db", 3), tmp_path / "b.db"
     merge_logs([a, a], b)

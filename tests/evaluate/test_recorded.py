@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from trimoe.bench.benches import humaneval, ifeval_100, lcb_medium_55
+from trimoe.bench.catalog import find
 from trimoe.cli.log import log_group
 from trimoe.errors import BenchError, UsageError
-from trimoe.evaluate.bench import find
-from trimoe.evaluate.benches import humaneval, ifeval_100, lcb_medium_55
-from trimoe.evaluate.log import RunLog
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.recorded import import_lm_eval
 
 # bench -> (file, recorded metric, samples here, of them correct)
@@ -60,7 +60,12 @@ def test_every_prompt_is_the_recorded_one(name: str, shared: Path) -> None:
         assert docs[str(row["doc_id"])].chat() == [{key: turn[key] for key in ("role", "content")} for turn in sent]
         how = row["arguments"]["gen_args_0"]["arg_1"]
         assert (tuple(how["until"]), how["max_gen_toks"], how["temperature"], how["top_p"], how["top_k"]) == (
-            bench.stops, bench.max_new_tokens, 0.0, 1.0, 0)  # fmt: skip
+            bench.stops,
+            bench.max_new_tokens,
+            0.0,
+            1.0,
+            0,
+        )
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -133,7 +138,11 @@ def test_import_and_export_from_the_command_line(shared: Path, tmp_path: Path) -
     ]
     first = runner.invoke(log_group, [*command, "--json"])
     assert json.loads(first.stdout)["recorded"] == {
-        "metric": "exact_match,flexible-extract", "compared": 50, "agree": 50, "differ": []}  # fmt: skip
+        "metric": "exact_match,flexible-extract",
+        "compared": 50,
+        "agree": 50,
+        "differ": [],
+    }
     assert runner.invoke(log_group, command).output.startswith("gsm8k-100: 50 samples as gsm8k_100: 42 correct")
     exported = [json.loads(line) for line in runner.invoke(log_group, ["export", log_path]).stdout.splitlines()]
     recorded = {str(r["doc_id"]): r for r in rows_of(shared, "gsm8k_100") if r["filter"] == "flexible-extract"}

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from trimoe.evaluate.bench import Doc, Verdict, find
-from trimoe.evaluate.generate import Generator, Reply
+from trimoe.bench.bench import Doc, Verdict
+from trimoe.bench.catalog import find
 from trimoe.evaluate.guards import NAMES
-from trimoe.evaluate.log import UNCOUNTED, RunLog, Sample
+from trimoe.evaluate.log.run_log import UNCOUNTED, RunLog, Sample
 from trimoe.evaluate.recorded import import_lm_eval
 from trimoe.evaluate.run import cut_at_stops, evaluate, rescore, summarize
+from trimoe.model.generate import Generator, Reply
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from trimoe.bench.bench import Verdict
 from trimoe.errors import RunLogError
-from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.log import Run, RunLog, Sample
+from trimoe.evaluate.log.run_log import Run, RunLog, Sample
 
 SPEC = {"name": "b", "version": 1}
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trimoe.bench.bench import Verdict
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.override import read_force_keep
 from trimoe.cli.main import main
 from trimoe.errors import Refused, StatsError, UsageError
-from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.log import RunLog, Sample
+from trimoe.evaluate.log.run_log import RunLog, Sample
 from trimoe.judge.attribute import attribute_chain
 from trimoe.judge.lost_experts import FIELD, force_keep, suggest, write_traces
-from trimoe.measure.stats import ExpertStats
 
 CAUSES: dict[str, Any] = {"1": "correct", "w": "wrong", "l": "loop"}
 
@@ -23,8 +23,14 @@ CAUSES: dict[str, Any] = {"1": "correct", "w": "wrong", "l": "loop"}
 def put(path: Path, name: str, answers: str, bench: str = "b", version: int = 1, **sampler: Any) -> None:
     with RunLog(path) as log:
         run = log.start(name, bench, {"name": bench, "version": version}, f"hash of {name}", sampler, {})
-        log.add(run, [(Sample(f"d{i}", i, f"q{i}", f"reply {i}", "stop", 1, 1), Verdict(a == "1", CAUSES[a]))
-                      for i, a in enumerate(answers)], 1)  # fmt: skip
+        log.add(
+            run,
+            [
+                (Sample(f"d{i}", i, f"q{i}", f"reply {i}", "stop", 1, 1), Verdict(a == "1", CAUSES[a]))
+                for i, a in enumerate(answers)
+            ],
+            1,
+        )
 
 
 @pytest.fixture
@@ -104,7 +110,7 @@ def test_traces_hold_right_replies_of_the_base_alone(path: Path, tmp_path: Path)
     chain, runs = attribute_chain([path], ["base", "pruned"])
     chosen, lost, kept = write_traces(chain, runs, tmp_path / "traces")
     assert (lost, kept) == (2, 5)
-    from trimoe.measure.calibration import CalibrationSet
+    from trimoe.calibrate.text.calibration import CalibrationSet
 
     texts = CalibrationSet.load(chosen).texts()
     assert {name: len(items) for name, items in texts.items()} == {"lost": 2, "kept": 5}
@@ -117,11 +123,11 @@ def test_traces_hold_right_replies_of_the_base_alone(path: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_the_suggestion_is_accepted_and_changes_the_map(tmp_path: Path) -> None:
     """Base and a random prune of the bundled model, evaluated; the lost items name experts; the map takes them back."""
+    from trimoe.calibrate.engine import calibrate
     from trimoe.choose.recipe import load_recipe
     from trimoe.choose.select import make_map
     from trimoe.cut.prune import prune
     from trimoe.evaluate.run import evaluate
-    from trimoe.measure.engine import calibrate
     from trimoe.model import tiny
 
     log, where = tmp_path / "runs.db", tmp_path / "map.json"
@@ -134,12 +140,44 @@ def test_the_suggestion_is_accepted_and_changes_the_map(tmp_path: Path) -> None:
     for name, model in (("base", tiny.path()), ("pruned", tmp_path / "pruned")):
         evaluate(model, ["tiny-code"], log, name=name, limit=24)
     keep, after = tmp_path / "keep.txt", tmp_path / "after.json"
-    assert main(["attribute", str(log), "--chain", "base,pruned", "--model", str(tiny.path()), "--map", str(where),
-                 "-o", str(keep), "--most", "6"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "attribute",
+                str(log),
+                "--chain",
+                "base,pruned",
+                "--model",
+                str(tiny.path()),
+                "--map",
+                str(where),
+                "-o",
+                str(keep),
+                "--most",
+                "6",
+            ]
+        )
+        == 0
+    )
     pins = read_force_keep(keep)
     assert 0 < sum(map(len, pins.values())) <= 6
-    assert main(["map", str(tmp_path / "stats.safetensors"), "--recipe", "random-0", "--keep", "22",
-                 "--force-keep", str(keep), "-o", str(after)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "map",
+                str(tmp_path / "stats.safetensors"),
+                "--recipe",
+                "random-0",
+                "--keep",
+                "22",
+                "--force-keep",
+                str(keep),
+                "-o",
+                str(after),
+            ]
+        )
+        == 0
+    )
     changed = DropMap.load(after)
     for layer, ids in pins.items():
         assert set(ids) <= set(made.drop[layer])

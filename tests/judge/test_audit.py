@@ -9,24 +9,32 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from trimoe.bench.bench import Doc, Verdict
 from trimoe.cli.audit import audit as command
-from trimoe.cli.judge import compare
+from trimoe.cli.compare import compare
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.evaluate.bench import Doc, Verdict
-from trimoe.evaluate.log import Result, RunLog, Sample
-from trimoe.evaluate.log_export import rows
+from trimoe.evaluate.log.export import rows
+from trimoe.evaluate.log.run_log import Result, RunLog, Sample
 from trimoe.evaluate.recorded import import_lm_eval
-from trimoe.judge.audit import RunAudit, Wanted, audit
-from trimoe.judge.audit_run import run_checks
+from trimoe.judge.audit.audit import RunAudit, Wanted, audit
+from trimoe.judge.audit.rules import rules
+from trimoe.judge.audit.run_checks import run_checks
 from trimoe.judge.measures import foreign_share, measure, solution
-from trimoe.judge.rules import rules
 
 Reply = tuple[str, bool | None]
 GOOD = "The function walks over the list once and keeps the largest sum that it has seen so far, number {}."
 
 
-def put(path: Path, replies: Sequence[Reply], name: str = "m", bench: str = "b", rows: int | None = None,
-        finish: str = "stop", counted: bool = False, **sampler: Any) -> None:  # fmt: skip
+def put(
+    path: Path,
+    replies: Sequence[Reply],
+    name: str = "m",
+    bench: str = "b",
+    rows: int | None = None,
+    finish: str = "stop",
+    counted: bool = False,
+    **sampler: Any,
+) -> None:
     """A run of these replies; a miss is `wrong`, or `empty` when nothing was said."""
     with RunLog(path) as log:
         spec = {"name": bench, "rows": rows or len(replies), "max_new_tokens": 9000}
@@ -77,13 +85,16 @@ LOOP = "so the answer is that " * 60
         ([(f"{i} {LONG}", True) for i in range(5)] + good(35), {"SAT_COLLAPSE"}, "refused"),
         ([(LOOP, False), *good(59)], {"LOOP"}, "notes"),
         ([(GOOD + " <|channel>thought", True), *good(59)], {"MARKERS"}, "refused"),
-        ([("Ответ на этот вопрос очень простой и понятный, он равен сорока двум.", True), *good(59)],
-         {"LANGUAGE_SOME"}, "notes"),
+        (
+            [("Ответ на этот вопрос очень простой и понятный, он равен сорока двум.", True), *good(59)],
+            {"LANGUAGE_SOME"},
+            "notes",
+        ),
         ([(f"答案是四十二因为问题的解法很简单{i}" * 6, True) for i in range(4)] + good(56), {"LANGUAGE"}, "refused"),
         ([(GOOD.format("one"), True)] * 2 + good(98), {"DUPLICATES_SOME"}, "notes"),
         ([(GOOD.format("one"), True)] * 2 + good(50), {"DUPLICATES"}, "refused"),
     ],
-)  # fmt: skip
+)
 def test_every_flag_fires_alone(replies: list[Reply], flags: set[str], verdict: str, tmp_path: Path) -> None:
     put(tmp_path / "r.db", replies, bench="gsm8k-100")
     made = one(tmp_path / "r.db")
@@ -221,8 +232,17 @@ def test_a_reply_that_stopped_by_itself_near_the_cap_was_not_cut(tmp_path: Path)
     path = tmp_path / "r.db"
     with RunLog(path) as log:
         run = log.start("m", "tiny-choice", {"rows": 40, "max_new_tokens": 2000}, "h", {}, {})
-        log.add(run, [(Sample(f"d{i}", i, f"q{i}", f"({i})", "length" if i < 2 else "stop", 1, 1990),
-                       Verdict(i > 5, "correct" if i > 5 else "wrong")) for i in range(40)], 1)  # fmt: skip
+        log.add(
+            run,
+            [
+                (
+                    Sample(f"d{i}", i, f"q{i}", f"({i})", "length" if i < 2 else "stop", 1, 1990),
+                    Verdict(i > 5, "correct" if i > 5 else "wrong"),
+                )
+                for i in range(40)
+            ],
+            1,
+        )
     check = next(c for c in one(path).checks if c.flag == "CAPPED")
     assert (check.level, check.value) == ("notes", pytest.approx(5.0))
 
@@ -296,11 +316,15 @@ SAFE = {"sandbox": {"engine": "namespaces"}, "missing": 40, "preflight": {"conte
         ([("generating", {**SAFE, "sandbox": {"engine": "none"}})], 0, "NO_SANDBOX", "no sandbox"),
         ([("asking", SAFE), ("rescoring", {"sandbox": {"engine": "none"}})], 0, "NO_SANDBOX", "no sandbox"),
         ([("asking", SAFE), ("guard overruled", {"guard": "zero"})], 0, "GUARD_IGNORED", "guard zero ignored"),
-        ([("asking", {**SAFE, "preflight": {"context": {"status": "unverified"}}})], 0, "UNVERIFIED",
-         "context unverified"),
+        (
+            [("asking", {**SAFE, "preflight": {"context": {"status": "unverified"}}})],
+            0,
+            "UNVERIFIED",
+            "context unverified",
+        ),
         ([("asking", SAFE)], 2, "LEFT_OUT", "2 unscored rows left out"),
     ],
-)  # fmt: skip
+)
 def test_what_was_switched_off_is_a_note_and_stands_in_every_table(
     events: list[tuple[str, dict[str, Any]]], left: int, flag: str, shown: str, tmp_path: Path
 ) -> None:

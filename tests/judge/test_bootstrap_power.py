@@ -5,9 +5,8 @@ import pytest
 from scipy.stats import binom, bootstrap, t
 from statsmodels.regression.linear_model import OLS
 
-from trimoe.judge.bootstrap import Interval, cluster_error, paired_bootstrap, student_quantile
-from trimoe.judge.power import critical, detectable, power
-from trimoe.judge.stats import (
+from trimoe.judge.statistics.bootstrap import Interval, cluster_error, paired_bootstrap, student_quantile
+from trimoe.judge.statistics.paired import (
     clustered_difference,
     difference_error,
     mcnemar_exact,
@@ -16,6 +15,7 @@ from trimoe.judge.stats import (
     standard_error,
     wilson,
 )
+from trimoe.judge.statistics.power import critical, detectable, power
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 5, 29, 163, 1171, 200_000])
@@ -47,8 +47,7 @@ def test_cluster_error_is_the_sandwich_of_statsmodels() -> None:
     units = [(int(values[groups == g].sum()), int((groups == g).sum())) for g in present]
     g = len(present)
     assert cluster_error(units) == pytest.approx(float(fit.bse[0]) * (g / (g - 1)) ** 0.5, rel=1e-9)
-    assert difference_error(100, 8, 3) == pytest.approx(
-        float(np.std([-1] * 8 + [1] * 3 + [0] * 89) / 10), rel=1e-12)  # fmt: skip
+    assert difference_error(100, 8, 3) == pytest.approx(float(np.std([-1] * 8 + [1] * 3 + [0] * 89) / 10), rel=1e-12)
 
 
 def test_bootstrap_agrees_with_scipy_s_percentiles() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from trimoe.cli.judge import compare
+from trimoe.bench.bench import Verdict
+from trimoe.cli.compare import compare
 from trimoe.errors import Refused, RunLogError, UsageError
-from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.log import RunLog, Sample
+from trimoe.evaluate.log.run_log import RunLog, Sample
 from trimoe.judge.compare import against_mean, compare_runs
-from trimoe.judge.stats import mcnemar_exact, wilson
+from trimoe.judge.statistics.paired import mcnemar_exact, wilson
 
 VERDICTS = {"1": Verdict(True, "correct"), "0": Verdict(False, "wrong"), "?": Verdict(None, "harness error")}
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from trimoe.cli.judge import compare
+from trimoe.bench.bench import Verdict
+from trimoe.cli.compare import compare
 from trimoe.cli.main import main
 from trimoe.errors import Refused, RunLogError
-from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.log import RunLog, Sample
-from trimoe.judge.bootstrap import paired_bootstrap
+from trimoe.evaluate.log.run_log import RunLog, Sample
 from trimoe.judge.compare import compare_runs
-from trimoe.judge.power import detectable
-from trimoe.judge.stats import mcnemar_exact, paired_difference, sign_flip_exact, wilson
+from trimoe.judge.statistics.bootstrap import paired_bootstrap
+from trimoe.judge.statistics.paired import mcnemar_exact, paired_difference, sign_flip_exact, wilson
+from trimoe.judge.statistics.power import detectable
 
 CAUSES: dict[str, Any] = {
     "1": "correct",
@@ -30,14 +30,25 @@ CAUSES: dict[str, Any] = {
 }
 
 
-def put(path: Path, name: str, answers: str, bench: str = "b", ids: Sequence[str] | None = None,
-        spec: dict[str, Any] | None = None, **sampler: Any) -> None:  # fmt: skip
+def put(
+    path: Path,
+    name: str,
+    answers: str,
+    bench: str = "b",
+    ids: Sequence[str] | None = None,
+    spec: dict[str, Any] | None = None,
+    **sampler: Any,
+) -> None:
     """A run whose row i was right (1) or missed by a cause."""
     with RunLog(path) as log:
         run = log.start(name, bench, {"name": bench, **(spec or {})}, f"hash of {name}", sampler, {})
-        rows = [(Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1),
-                 Verdict(None if a == "?" else a == "1", CAUSES[a]))
-                for i, a in enumerate(answers)]  # fmt: skip
+        rows = [
+            (
+                Sample(ids[i] if ids else f"d{i}", i, "", "", "stop", 1, 1),
+                Verdict(None if a == "?" else a == "1", CAUSES[a]),
+            )
+            for i, a in enumerate(answers)
+        ]
         log.add(run, rows, 1)
 
 
@@ -46,8 +57,12 @@ def test_a_loss_by_truncation_is_not_a_loss_of_knowledge(tmp_path: Path) -> None
     put(tmp_path / "r.db", "cut", "1" * 14 + "wwttel" + "11" + "w" * 8)
     _, cut = compare_runs(tmp_path / "r.db", detail=True).rows
     assert cut.flips.lost == tuple(
-        zip([f"d{i}" for i in range(14, 20)],
-            ["wrong", "wrong", "truncated (cap)", "truncated (cap)", "empty", "loop"], strict=True))  # fmt: skip
+        zip(
+            [f"d{i}" for i in range(14, 20)],
+            ["wrong", "wrong", "truncated (cap)", "truncated (cap)", "empty", "loop"],
+            strict=True,
+        )
+    )
     assert cut.flips.gained == (("d20", "empty"), ("d21", "loop"))
     assert cut.flips.lost_as == {"empty": 1, "loop": 1, "cut": 2, "normal": 2}
     drawn = paired_bootstrap(enumerate([-1] * 6 + [1] * 2 + [0] * 22))
@@ -168,7 +183,10 @@ def test_other_conditions_are_refused_in_one_column_and_shown_side_by_side(
     assert main(["compare", str(path), "--base", "base", "--against", "cut"]) == 0
     apart = compare_runs(path, apart=True)
     assert [(row.column, row.name, row.p is not None) for row in apart.rows] == [
-        (1, "base", False), (1, "cut", True), (2, "gguf", False)]  # fmt: skip
+        (1, "base", False),
+        (1, "cut", True),
+        (2, "gguf", False),
+    ]
     text = CliRunner().invoke(compare, [str(path), "--side-by-side"]).stdout
     assert "column 2: engine llamacpp\n" in text
 

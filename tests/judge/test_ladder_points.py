@@ -10,16 +10,16 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimoe.bench.bench import Verdict
 from trimoe.cli.ladder import ladder
 from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.evaluate.bench import Verdict
-from trimoe.evaluate.log import RunLog, Sample
-from trimoe.judge.audit import Wanted, audit
+from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.judge.audit.audit import Wanted, audit
 from trimoe.judge.compare import compare_runs
-from trimoe.judge.ladder import Point, best_under, front, gigabytes, pair_by_size, smallest_within
-from trimoe.judge.ladder_file import read_ladder
-from trimoe.judge.stats import mcnemar_exact, sign_flip_exact
+from trimoe.judge.frontier.file import read_ladder
+from trimoe.judge.frontier.frontier import Point, best_under, front, gigabytes, pair_by_size, smallest_within
+from trimoe.judge.statistics.paired import mcnemar_exact, sign_flip_exact
 
 CARD = Path(__file__).parent / "iso_disk.csv"
 
@@ -35,8 +35,11 @@ def test_the_iso_disk_comparison_of_the_card() -> None:
     picked = [p for p in ours if p.tier in ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")]
     pairs = [pair for _, pair in pair_by_size(picked, rivals, 0.1, "nearest") if pair]
     assert [(p.rival.tier, p.ours.tier, round(100 * p.difference, 2)) for p in pairs] == [
-        ("Q8_0", "Q5_K_M", 6.09), ("Q6_K", "Q4_K_M", 7.31), ("Q5_K_M", "Q3_K_M", 0.61),
-        ("Q4_K_M", "Q2_K", -79.27)]  # fmt: skip
+        ("Q8_0", "Q5_K_M", 6.09),
+        ("Q6_K", "Q4_K_M", 7.31),
+        ("Q5_K_M", "Q3_K_M", 0.61),
+        ("Q4_K_M", "Q2_K", -79.27),
+    ]
     assert {p.p for p in pairs} == {None}  # published numbers have no paired test
 
 
@@ -83,9 +86,14 @@ def test_the_front_is_what_nothing_dominates(pairs: list[tuple[int, int]]) -> No
 def put(path: Path, name: str, answers: str, **sampler: Any) -> None:
     with RunLog(path) as log:
         run = log.start(name, "b", {"name": "b"}, f"hash of {name}", sampler, {})
-        log.add(run, [(Sample(f"d{i}", i, "", "", "stop", 1, 1),
-                       Verdict(a == "1", "correct" if a == "1" else "wrong"))
-                      for i, a in enumerate(answers)], 1)  # fmt: skip
+        log.add(
+            run,
+            [
+                (Sample(f"d{i}", i, "", "", "stop", 1, 1), Verdict(a == "1", "correct" if a == "1" else "wrong"))
+                for i, a in enumerate(answers)
+            ],
+            1,
+        )
 
 
 def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) -> None:
@@ -99,7 +107,10 @@ def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) ->
     )
     points = read_ladder(file, [log], "b")
     assert [(p.kind, p.size, p.score) for p in points] == [
-        ("measured", 2000, 0.9), ("measured", 1234, 0.5), ("published", 1300, 0.97)]  # fmt: skip
+        ("measured", 2000, 0.9),
+        ("measured", 1234, 0.5),
+        ("published", 1300, 0.97),
+    ]
     done = CliRunner().invoke(
         ladder, [str(file), str(log), "--bench", "b", "--within", "50", "--ours", "ours", "--json"]
     )
@@ -122,9 +133,17 @@ def test_a_ladder_says_of_two_runs_what_compare_says(tmp_path: Path) -> None:
     for name, answers in (("base", "1" * 30), ("cut", "w" * 6 + "1" * 24)):
         with RunLog(log) as opened:
             run = opened.start(name, "m", {"name": "m", "average": "macro", "rows": 90}, f"hash of {name}", {}, {})
-            opened.add(run, [(Sample(doc, i, "", "", "stop", 1, 1),
-                              Verdict(answers[i % 30] == "1", "correct" if answers[i % 30] == "1" else "wrong"))
-                             for i, doc in enumerate(ids)], 1)  # fmt: skip
+            opened.add(
+                run,
+                [
+                    (
+                        Sample(doc, i, "", "", "stop", 1, 1),
+                        Verdict(answers[i % 30] == "1", "correct" if answers[i % 30] == "1" else "wrong"),
+                    )
+                    for i, doc in enumerate(ids)
+                ],
+                1,
+            )
     file.write_text("model,tier,size_gb,run\nx,Q8,2,base\ny,Q4,2,cut\n")
     command = [str(file), str(log), "--bench", "m", "--ours", "y", "--within", "50", "--json"]
     body = json.loads(CliRunner().invoke(ladder, command).stdout)

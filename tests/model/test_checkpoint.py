@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_made import (
+
+from helpers.hand_made import (
     PER_EXPERT,
     TEST_ARCHS,
     TRANSPOSED,
@@ -18,12 +19,11 @@ from hand_made import (
     transposed_arrays,
     transposed_config,
     write_checkpoint,
-)  # fmt: skip
-
+)
 from trimoe.errors import CheckpointError
-from trimoe.model import arch as arch_module
-from trimoe.model.arch import all_archs, form, parse_arch
+from trimoe.model import family as arch_module
 from trimoe.model.checkpoint import check_finite, open_checkpoint
+from trimoe.model.family import all_archs, form, parse_arch
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_shipped_families_are_valid_and_forms_are_general() -> None:
     ],
 )
 def test_a_family_file_with_a_mistake(change: tuple[str, str], message: str) -> None:
-    text = (Path(arch_module.__file__).parent / "archs" / "gemma4.toml").read_text()
+    text = (Path(arch_module.__file__).parent / "families" / "gemma4.toml").read_text()
     assert change[0] in text
     with pytest.raises(CheckpointError, match=r"family file bad.toml is not valid") as caught:
         parse_arch(text.replace(*change, 1), "bad.toml")

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from families import EXPERTS, MADE, Made
-from hand_made import per_expert_arrays, per_expert_config, write_checkpoint
 
+from helpers.families import EXPERTS, MADE, Made
+from helpers.hand_made import per_expert_arrays, per_expert_config, write_checkpoint
+from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
-from trimoe.cut.infer import infer_map
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
-from trimoe.model import arch as arch_module
-from trimoe.model.arch import all_archs, detect, form
+from trimoe.model import family as arch_module
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.family import all_archs, detect, form
 from trimoe.model.safetensors import read_index
 
 Checkpoints = Callable[[Made], Path]

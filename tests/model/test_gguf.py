@@ -7,14 +7,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_models import read_oracle, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.gguf_models import read_oracle, write_model
 from trimoe.errors import CheckpointError
-from trimoe.model import gguf as ours
-from trimoe.model.gguf import find_gguf, open_gguf, read_gguf, split_name
-from trimoe.model.gguf_format import TYPES, header_bytes, nbytes_of, scalar_field
+from trimoe.model.gguf.file import file as ours
+from trimoe.model.gguf.file import find_gguf, open_gguf, read_gguf, split_name
+from trimoe.model.gguf.format import TYPES, header_bytes, nbytes_of, scalar_field
 
 # Kinds that occur inside computations only and in no file; the package has another size for Q8_1 than ggml.h.
 NOT_IN_FILES = {"Q8_1", "Q8_K"}
@@ -48,9 +48,19 @@ def test_every_value_type_is_read(tmp_path: Path) -> None:
     path = tmp_path / "values.gguf"
     writer = gguf.GGUFWriter(path, "test")
     kinds = gguf.GGUFValueType
-    numbers = {kinds.UINT8: 200, kinds.INT8: -5, kinds.UINT16: 60000, kinds.INT16: -300, kinds.UINT32: 4_000_000_000,
-               kinds.INT32: -7, kinds.FLOAT32: 0.5, kinds.BOOL: True, kinds.UINT64: 1 << 63, kinds.INT64: -(1 << 40),
-               kinds.FLOAT64: 0.1}  # fmt: skip
+    numbers = {
+        kinds.UINT8: 200,
+        kinds.INT8: -5,
+        kinds.UINT16: 60000,
+        kinds.INT16: -300,
+        kinds.UINT32: 4_000_000_000,
+        kinds.INT32: -7,
+        kinds.FLOAT32: 0.5,
+        kinds.BOOL: True,
+        kinds.UINT64: 1 << 63,
+        kinds.INT64: -(1 << 40),
+        kinds.FLOAT64: 0.1,
+    }
     for kind, value in numbers.items():
         writer.add_key_value(f"one.{kind.name}", value, kind)
         writer.add_key_value(f"many.{kind.name}", [value, value], kinds.ARRAY, kind)
@@ -138,7 +148,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "overlap": (build([], [tensor(b"t", (8,)), tensor(b"u", (8,), 0, 0)], bytes(64)), "overlaps"),
     "gap": (build([], [tensor(b"t", (8,)), tensor(b"u", (8,), 0, 64)], bytes(96)), "leaves a gap"),
     "first not at 0": (build([], [tensor(b"t", (8,), 0, 32)], bytes(64)), "leaves a gap"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -195,8 +205,11 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
     names = list(whole.tensors)
     halves = [names[:7], names[7:]]
     for number, group in enumerate(halves):
-        keys = [scalar_field("split.no", 2, number), scalar_field("split.count", 2, 2),
-                scalar_field("split.tensors.count", 5, len(names))]  # fmt: skip
+        keys = [
+            scalar_field("split.no", 2, number),
+            scalar_field("split.count", 2, 2),
+            scalar_field("split.tensors.count", 5, len(names)),
+        ]
         fields = [*(whole.fields.values() if number == 0 else ()), *keys]
         tensors = {n: (whole.tensors[n].dtype, whole.tensors[n].shape) for n in group}
         body = b"".join(
@@ -246,8 +259,10 @@ def test_a_large_vocabulary_is_read_in_bounded_memory(tmp_path: Path) -> None:
     count = 300_000
     texts = b"".join(string(b"token%d" % i) for i in range(count))
     scores = np.arange(count, dtype="<f4").tobytes()
-    keys = [key(b"tokens", 9, struct.pack("<IQ", 8, count) + texts),
-            key(b"scores", 9, struct.pack("<IQ", 6, count) + scores)]  # fmt: skip
+    keys = [
+        key(b"tokens", 9, struct.pack("<IQ", 8, count) + texts),
+        key(b"scores", 9, struct.pack("<IQ", 6, count) + scores),
+    ]
     path = tmp_path / "vocabulary.gguf"
     path.write_bytes(build(keys, [tensor(b"t", (8,))], bytes(32)))
     fields = read_gguf(path).fields

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from gguf_models import EXPERTS, LAYERS, write_model
 
+from helpers.gguf_models import EXPERTS, LAYERS, write_model
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf_model import all_gguf_archs, open_gguf_model, parse_gguf_arch
+from trimoe.model.gguf.model import all_gguf_archs, open_gguf_model, parse_gguf_arch
 
 SCALES = ("ffn_down_exps.scale", "ffn_gate_exps.input_scale")
 
@@ -22,7 +22,7 @@ SCALES = ("ffn_down_exps.scale", "ffn_gate_exps.input_scale")
         ("qwen35moe", {"shared": True}, set()),
         ("an-arch-of-tomorrow", {"extra": SCALES}, set(SCALES)),
     ],
-)  # fmt: skip
+)
 def test_expert_tensors_by_name(arch: str, options: dict, roles: set[str], tmp_path: Path) -> None:
     model = open_gguf_model(write_model(tmp_path / "m.gguf", arch, **options))
     assert (model.architecture, model.num_layers, model.num_experts, model.top_k) == (arch, LAYERS, EXPERTS, 2)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_models import write_imatrix, write_model
 
+from helpers.gguf_models import write_imatrix, write_model
 from trimoe.errors import CheckpointError
-from trimoe.model.imatrix import open_imatrix, write_dat_imatrix
+from trimoe.model.gguf.imatrix import open_imatrix, write_dat_imatrix
 
 
 def test_gguf_entries_are_those_written(tmp_path: Path) -> None:
@@ -47,12 +47,20 @@ def test_dat_entries_and_what_follows_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\1\0", struct.pack("<i", -1), struct.pack("<i", 1 << 30), b"PK\3\4 something else entirely",
-        dat([(b"x", 1, [1.0])], count=2), dat([(b"", 1, [1.0])]), dat([(b"x", 1, [])]), dat([(b"\xff", 1, [1.0])]),
-        dat([(b"x", 1, [1.0]), (b"x", 1, [1.0])]), dat([(b"x", 1, [1.0] * 8)])[:-4],
+        b"",
+        b"\1\0",
+        struct.pack("<i", -1),
+        struct.pack("<i", 1 << 30),
+        b"PK\3\4 something else entirely",
+        dat([(b"x", 1, [1.0])], count=2),
+        dat([(b"", 1, [1.0])]),
+        dat([(b"x", 1, [])]),
+        dat([(b"\xff", 1, [1.0])]),
+        dat([(b"x", 1, [1.0]), (b"x", 1, [1.0])]),
+        dat([(b"x", 1, [1.0] * 8)])[:-4],
         struct.pack("<iii", 1, 1 << 30, 0) + bytes(64),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_dat_file_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(data)

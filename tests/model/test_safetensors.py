@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_made import gemma_arrays, gemma_config, write_checkpoint, write_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint, write_file
 from trimoe.errors import CheckpointError, TrimoeError
 from trimoe.model.safetensors import header_bytes, read_array, read_bytes, read_header, read_index
 
@@ -73,11 +73,17 @@ def test_bf16_and_f16_become_float32(tmp_path: Path) -> None:
         (_raw({"x": _entry()}, b"0" * 9), "does not end with its last tensor"),
         (_raw({"x": _entry(offsets=[8, 16])}, b"0" * 16), "tensor x .*gap"),
         (_raw({"x": _entry(), "y": _entry(offsets=[4, 12])}, b"0" * 12), "tensor y .*overlaps"),
-        (_raw(b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],'
-              b'"data_offsets":[0,1]}}', b"0"), "stands twice"),
+        (
+            _raw(
+                b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],'
+                b'"data_offsets":[0,1]}}',
+                b"0",
+            ),
+            "stands twice",
+        ),
         (_raw({"__metadata__": {"a": 1}}), "malformed metadata"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "f.safetensors"
     file.write_bytes(content)

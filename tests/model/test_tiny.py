@@ -147,8 +147,8 @@ def test_training_log_shows_a_model_that_learned() -> None:
 
 
 def test_the_bundled_weights_answer() -> None:
-    from trimoe.evaluate.bench import find
-    from trimoe.evaluate.generate import Generator
+    from trimoe.bench.catalog import find
+    from trimoe.model.generate import Generator
 
     model = Generator(path())
     for bench in find([f"tiny-{domain}" for domain in DOMAINS]):

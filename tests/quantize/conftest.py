@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from trimoe.errors import MissingPrerequisite
+from trimoe.llamacpp.tools import LlamaCpp, locate, run_converter
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.llamacpp import LlamaCpp, locate, run_converter
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimoe.quantize.calibration_text import balance
+from trimoe.quantize.ladder.text import balance
 
 DOCUMENTS = st.lists(st.integers(1, 50), max_size=20).map(lambda sizes: [(f"d{n}", n) for n in sizes])
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trimoe.artifact import read_json
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
+from trimoe.io.publish import read_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import header_bytes, read_bytes
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.checkpoint_layout import checkpoint_of_config
-from trimoe.quantize.checkpoint_size import checkpoint_bytes
-from trimoe.quantize.layout import shipped_config
-from trimoe.quantize.nvfp4 import quantize_nvfp4
-from trimoe.quantize.nvfp4_sizes import predict
-from trimoe.quantize.vision import vision_of
+from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
+from trimoe.quantize.nvfp4.sizes import predict
+from trimoe.quantize.plan.checkpoint_layout import checkpoint_of_config
+from trimoe.quantize.plan.checkpoint_size import checkpoint_bytes
+from trimoe.quantize.types.layout import shipped_config
+from trimoe.quantize.types.vision import vision_of
 
 
 def shipped() -> dict[str, object]:

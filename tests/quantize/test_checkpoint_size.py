@@ -8,7 +8,7 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.checkpoint_size import checkpoint_bytes
+from trimoe.quantize.plan.checkpoint_size import checkpoint_bytes
 
 
 @pytest.mark.parametrize("keep", [8, 24, 32])

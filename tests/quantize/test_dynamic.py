@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blueprints import real_width, write_imatrix
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimoe.artifact import sha256_file
+from helpers.blueprints import real_width, write_imatrix
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import BadInput, CheckpointError, Refused, StatsError, UsageError
-from trimoe.measure.stats import ExpertStats
-from trimoe.model.imatrix import open_imatrix
-from trimoe.quantize.dynamic import (
+from trimoe.io.publish import sha256_file
+from trimoe.model.gguf.imatrix import open_imatrix
+from trimoe.quantize.ladder.dynamic import (
     Ranking,
     explain_overrides,
     layer_types,
@@ -27,9 +27,9 @@ from trimoe.quantize.dynamic import (
     rank_by_stats,
     require_fresh,
     split,
-)  # fmt: skip
-from trimoe.quantize.tiers import all_tiers, default_ladder, find_tiers, parse_tiers
-from trimoe.quantize.type_rules import choose_types
+)
+from trimoe.quantize.types.tiers import all_tiers, default_ladder, find_tiers, parse_tiers
+from trimoe.quantize.types.type_rules import choose_types
 
 TIERS = [name for name, tier in all_tiers().items() if tier.dynamic]
 NO_REFERENCE = {"CD-Q3_K_M"}  # named on the reference's cards; its map was not published
@@ -130,8 +130,14 @@ def test_ranking_from_a_file(tmp_path: Path) -> None:
     assert rank_by_file(file, 3).sha256 == sha256_file(file)
     file.write_text('{"scores": {"0": 1.0, "1": 3.0, "2": 1.0}}')
     assert rank_by_file(file, 3).layers == (1, 0, 2)
-    for text in ('{"ranking": [0, 0, 1]}', '{"ranking": [0, 1]}', '{"scores": {"0": 1}}', "{}", '{"order": [0]}',
-                 '{"scores": {"0": NaN, "1": 1, "2": 1}}'):  # fmt: skip
+    for text in (
+        '{"ranking": [0, 0, 1]}',
+        '{"ranking": [0, 1]}',
+        '{"scores": {"0": 1}}',
+        "{}",
+        '{"order": [0]}',
+        '{"scores": {"0": NaN, "1": 1, "2": 1}}',
+    ):
         file.write_text(text)
         with pytest.raises(BadInput):
             rank_by_file(file, 3)

@@ -3,21 +3,21 @@
 from pathlib import Path
 
 import pytest
-from blueprints import dry_run, real_width, write_hollow, write_imatrix
 
-from trimoe.artifact import sha256_file
-from trimoe.model.gguf import open_gguf
-from trimoe.model.imatrix import open_imatrix
-from trimoe.quantize.dynamic import map_text, overrides_of, rank_by_imatrix
-from trimoe.quantize.ladder import make_ladder
-from trimoe.quantize.ladder_file import Ladder
-from trimoe.quantize.ladder_sources import Effort, Sources
-from trimoe.quantize.layout import Blueprint, blueprint_of_gguf
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.plan import size_of
-from trimoe.quantize.sizes import bytes_about
-from trimoe.quantize.tensor_types import allows_quantization
-from trimoe.quantize.tiers import all_tiers
+from helpers.blueprints import dry_run, real_width, write_hollow, write_imatrix
+from trimoe.io.publish import sha256_file
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
+from trimoe.model.gguf.imatrix import open_imatrix
+from trimoe.quantize.ladder.dynamic import map_text, overrides_of, rank_by_imatrix
+from trimoe.quantize.ladder.file import Ladder
+from trimoe.quantize.ladder.ladder import make_ladder
+from trimoe.quantize.ladder.sources import Effort, Sources
+from trimoe.quantize.plan.plan import size_of
+from trimoe.quantize.types.layout import Blueprint, blueprint_of_gguf
+from trimoe.quantize.types.sizes import bytes_about
+from trimoe.quantize.types.tensor_types import allows_quantization
+from trimoe.quantize.types.tiers import all_tiers
 
 TIERS = [tier for tier in all_tiers().values() if not tier.broken]
 

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from trimoe.certify.gguf.certify import certify_gguf
+from trimoe.certify.gguf.infer import infer_map_gguf
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.certify_gguf import certify_gguf
-from trimoe.cut.gguf import prune_gguf
-from trimoe.cut.infer_gguf import infer_map_gguf
+from trimoe.cut.gguf.prune import prune_gguf
 from trimoe.cut.prune import prune
+from trimoe.llamacpp.masked import MaskedLogits
+from trimoe.llamacpp.tools import LlamaCpp, run_converter
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.gguf import open_gguf
-from trimoe.model.gguf_model import open_gguf_model
-from trimoe.model.imatrix import open_imatrix
+from trimoe.model.gguf.file import open_gguf
+from trimoe.model.gguf.imatrix import open_imatrix
+from trimoe.model.gguf.model import open_gguf_model
 from trimoe.model.safetensors import read_bytes
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.llamacpp import LlamaCpp, run_converter
-from trimoe.quantize.masked import MaskedLogits
 
 CHECKPOINT = bundled()
 PLAIN = ("BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K", "IQ4_XS")
@@ -78,8 +78,21 @@ def test_cutting_and_quantizing_commute(kind: str, llamacpp: LlamaCpp, files: Pa
 def imatrix(llamacpp: LlamaCpp, files: Path) -> Path:
     """An imatrix of the whole model, measured by llama-imatrix."""
     (files / "text.txt").write_text(TEXT * 60)
-    command = [llamacpp.program("llama-imatrix"), "-m", files / "whole.gguf", "-f", files / "text.txt", "-o",
-               files / "imatrix.gguf", "-c", "128", "-t", "1", "--chunks", "4"]  # fmt: skip
+    command = [
+        llamacpp.program("llama-imatrix"),
+        "-m",
+        files / "whole.gguf",
+        "-f",
+        files / "text.txt",
+        "-o",
+        files / "imatrix.gguf",
+        "-c",
+        "128",
+        "-t",
+        "1",
+        "--chunks",
+        "4",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-2000:]
     return files / "imatrix.gguf"
@@ -100,8 +113,17 @@ def test_the_dat_format_leads_to_the_same_file(
     llamacpp: LlamaCpp, files: Path, imatrix: Path, drop_map: DropMap
 ) -> None:
     dat = files / "imatrix.dat"
-    command = [llamacpp.program("llama-imatrix"), "-m", files / "whole.gguf", "--in-file", imatrix, "-o", dat,
-               "--output-format", "dat"]  # fmt: skip
+    command = [
+        llamacpp.program("llama-imatrix"),
+        "-m",
+        files / "whole.gguf",
+        "--in-file",
+        imatrix,
+        "-o",
+        dat,
+        "--output-format",
+        "dat",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert dat.exists(), answer.stderr[-2000:]
     prune_gguf(files / "whole.gguf", drop_map, files / "x.gguf", imatrix=dat, imatrix_out=files / "cut.dat")

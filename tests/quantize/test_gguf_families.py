@@ -7,26 +7,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 
+from helpers import families
+from trimoe.certify.gguf.certify import certify_gguf
+from trimoe.certify.gguf.infer import infer_map_gguf
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.certify_gguf import certify_gguf
-from trimoe.cut.gguf import prune_gguf
-from trimoe.cut.infer_gguf import infer_map_gguf
+from trimoe.cut.gguf.prune import prune_gguf
 from trimoe.cut.prune import prune
+from trimoe.llamacpp.masked import MaskedLogits
+from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.gguf import open_gguf
-from trimoe.model.gguf_model import open_gguf_model
+from trimoe.model.gguf.file import open_gguf
+from trimoe.model.gguf.model import open_gguf_model
 from trimoe.model.safetensors import read_bytes
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.masked import MaskedLogits
 
-CONVERT = Path(__file__).with_name("convert_unknown.py")
+CONVERT = Path(__file__).parents[1] / "helpers" / "convert_unknown.py"
 NAMES = (
-    "qwen3_moe", "qwen3_next", "qwen3_5_moe", "qwen2_moe", "olmoe", "mixtral", "gpt_oss", "gpt_oss-mxfp4",
-    "deepseek_v2", "deepseek_v3", "glm4_moe", "granitemoe",
-)  # fmt: skip
+    "qwen3_moe",
+    "qwen3_next",
+    "qwen3_5_moe",
+    "qwen2_moe",
+    "olmoe",
+    "mixtral",
+    "gpt_oss",
+    "gpt_oss-mxfp4",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe",
+    "granitemoe",
+)
 
 
 def as_published(found: Any) -> Any:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from blueprints import write_imatrix
 
+from helpers.blueprints import write_imatrix
 from trimoe.errors import BadInput, CheckpointError, Refused
-from trimoe.model.imatrix import open_imatrix
-from trimoe.quantize.importance import Coverage, coverage, require_coverage, require_entries, require_fit
-from trimoe.quantize.tensor_types import ModelFacts, Request, Tensor
-from trimoe.quantize.type_rules import choose_types
+from trimoe.model.gguf.imatrix import open_imatrix
+from trimoe.quantize.ladder.importance import Coverage, coverage, require_coverage, require_entries, require_fit
+from trimoe.quantize.types.tensor_types import ModelFacts, Request, Tensor
+from trimoe.quantize.types.type_rules import choose_types
 
 UP, DOWN, Q = "blk.0.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight", "blk.0.attn_q.weight"
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blueprints import real_width, write_hollow
 
+from helpers.blueprints import real_width, write_hollow
 from trimoe.errors import BadInput, CheckpointError
+from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.quantize import kld
 from trimoe.quantize.kld import Measured, measure, parse, summary
-from trimoe.quantize.llamacpp import LlamaCpp
 
 REPORT = """
 chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS         Same top p
@@ -35,8 +35,13 @@ Same top p: 97.785 ± 0.327 %
 
 def test_reading_a_report() -> None:
     found = parse(REPORT, Path("x.gguf"))
-    assert found.values == {"kld": 0.002, "kld_median": -0.000216, "kld_99": 0.130027, "perplexity": 1313.577671,
-                            "same_top": 97.785}  # fmt: skip
+    assert found.values == {
+        "kld": 0.002,
+        "kld_median": -0.000216,
+        "kld_99": 0.130027,
+        "perplexity": 1313.577671,
+        "same_top": 97.785,
+    }
     np.testing.assert_allclose(found.chunks, [0.001, 0.005, 0.0], atol=1e-12)
     # What is all rounding has no error; its chunk must not be lost, or every later one would be wrong.
     again = parse(REPORT.replace("0.00300 ±    0.00240", "0.00300 ±       -nan"), Path("x.gguf"))
@@ -55,8 +60,10 @@ def test_intervals_are_paired(tmp_path: Path) -> None:
         file.write_text("x")
     (tmp_path / "text").write_text("x")
     chunks = np.linspace(0.01, 0.2, 40)
-    found = [Measured(file, {"kld": float((chunks + plus).mean())}, chunks + plus)
-             for file, plus in zip(files, (0.0, 0.01), strict=True)]  # fmt: skip
+    found = [
+        Measured(file, {"kld": float((chunks + plus).mean())}, chunks + plus)
+        for file, plus in zip(files, (0.0, 0.01), strict=True)
+    ]
     first, second = summary(tmp_path / "base.gguf", found, tmp_path / "text", 512)["files"]
     assert first["more_than_best_interval"] == [0.0, 0.0]
     np.testing.assert_allclose(second["more_than_best_interval"], [0.01, 0.01], atol=1e-9)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.errors import BadInput
-from trimoe.quantize.knapsack import solve
+from trimoe.quantize.mix.knapsack import solve
 
 OPTION = st.tuples(st.integers(1, 60), st.floats(0, 1, allow_nan=False).map(lambda c: round(c, 3)))
 GROUPS = st.lists(st.lists(OPTION, min_size=1, max_size=4), min_size=1, max_size=6)
@@ -43,8 +43,12 @@ def test_the_depth_of_a_real_model() -> None:
     groups = []
     for _ in range(150):
         weights, harm = draw.randint(10**6, 2 * 10**8), 10 ** draw.uniform(-3, 0)
-        groups.append([(int(weights * bits / 8), harm * 4.0**-bits * draw.uniform(0.8, 1.2))
-                       for bits in (2.6, 3.4, 4.25, 4.5, 5.5, 6.6, 8.5)])  # fmt: skip
+        groups.append(
+            [
+                (int(weights * bits / 8), harm * 4.0**-bits * draw.uniform(0.8, 1.2))
+                for bits in (2.6, 3.4, 4.25, 4.5, 5.5, 6.6, 8.5)
+            ]
+        )
     budget = sum(options[3][0] for options in groups)
     found = solve(groups, budget)
     assert found.nbytes <= budget

@@ -11,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blueprints import real_width, write_hollow, write_imatrix
-from gguf_models import write_model
 
-from trimoe.artifact import sha256_file
+from helpers.blueprints import real_width, write_hollow, write_imatrix
+from helpers.gguf_models import write_model
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
-from trimoe.model.gguf import open_gguf
+from trimoe.io.publish import sha256_file
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.ladder import findings, make_ladder
-from trimoe.quantize.ladder_checks import model_name
-from trimoe.quantize.ladder_file import Ladder, load_ladder
-from trimoe.quantize.ladder_sources import Effort, Sources, llamacpp_version
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.smoke import Answers, Prompt, Smoke, base_fault, judge
+from trimoe.quantize.ladder.checks import model_name
+from trimoe.quantize.ladder.file import Ladder, load_ladder
+from trimoe.quantize.ladder.ladder import findings, make_ladder
+from trimoe.quantize.ladder.smoke import Answers, Prompt, Smoke, base_fault, judge
+from trimoe.quantize.ladder.sources import Effort, Sources, llamacpp_version
 
 QUICK = Effort(1, 1)
 
@@ -64,16 +64,28 @@ def test_a_ladder_and_its_rerun(llamacpp: LlamaCpp, base: Path, imatrix: Path, t
     assert all(row.pop("kept") for row in again["files"])
     assert not any(row.pop("kept") for row in first["files"])
     assert again == first
-    more = make_ladder(base, tmp_path, tiers("Q8_0", "Q6_K"), llamacpp,
-                       sources=sources, effort=QUICK)  # fmt: skip
+    more = make_ladder(base, tmp_path, tiers("Q8_0", "Q6_K"), llamacpp, sources=sources, effort=QUICK)
     assert [row["kept"] for row in more["files"]] == [True, False]
 
 
 def test_killed_and_run_again(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
     names = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_K_S,Q3_K_S"
     out, calm = tmp_path / "killed", tmp_path / "calm"
-    command = [sys.executable, "-m", "trimoe", "quantize", base, "--tiers", names, "-o", out, "-t", "1", "--ladder",
-               tmp_path / "ladder.yaml"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "trimoe",
+        "quantize",
+        base,
+        "--tiers",
+        names,
+        "-o",
+        out,
+        "-t",
+        "1",
+        "--ladder",
+        tmp_path / "ladder.yaml",
+    ]
     (tmp_path / "ladder.yaml").write_text("smoke: null\n")
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     while not (out / "tiny-Q8_0.gguf").exists():
@@ -156,8 +168,11 @@ def test_refused_before_work_starts(llamacpp: LlamaCpp, base: Path, imatrix: Pat
 def test_a_thin_imatrix_is_refused_unless_allowed(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
     name = "blk.1.ffn_down_exps.weight"
     experts, _, width = open_gguf(base).index[name].shape
-    thin = write_imatrix(tmp_path / "thin.gguf", {name: (experts, width)},
-                         {name: [1.0] * (experts // 2) + [99.0] * (experts - experts // 2)})  # fmt: skip
+    thin = write_imatrix(
+        tmp_path / "thin.gguf",
+        {name: (experts, width)},
+        {name: [1.0] * (experts // 2) + [99.0] * (experts - experts // 2)},
+    )
     with pytest.raises(Refused, match=rf"layer 1: {experts // 2} of {experts} experts"):
         make_ladder(base, tmp_path / "o", tiers("Q8_0"), llamacpp, sources=Sources(imatrix=thin), effort=QUICK)
     assert not list((tmp_path / "o").glob("tiny*"))
@@ -170,7 +185,7 @@ def test_a_thin_imatrix_is_refused_unless_allowed(llamacpp: LlamaCpp, base: Path
 def test_no_space(llamacpp: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real widths need gigabytes; a disk that has one is refused with the exact need."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("trimoe.artifact.shutil.disk_usage", lambda _: usage(10**9, 0, 10**9))
+    monkeypatch.setattr("trimoe.io.publish.shutil.disk_usage", lambda _: usage(10**9, 0, 10**9))
     hollow = write_hollow(tmp_path / "x-BF16.gguf", real_width(30, 98))
     with pytest.raises(MissingPrerequisite, match=r"(?s)not enough disk space.*13,2\d\d,\d\d\d,\d\d\d bytes"):
         refused(hollow, tmp_path / "out", llamacpp, tiers("Q4_K_M"))
@@ -191,7 +206,7 @@ def test_a_llamacpp_that_chooses_otherwise_is_refused(
     llamacpp: LlamaCpp, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another release may have other rules: its dry run differs from the prediction."""
-    monkeypatch.setattr("trimoe.quantize.type_rules._Rules.output", lambda *_: "Q5_K")
+    monkeypatch.setattr("trimoe.quantize.types.type_rules._Rules.output", lambda *_: "Q5_K")
     with pytest.raises(Refused, match=r"(?s)does not do as predicted.*output.weight|token_embd.weight as Q5_K"):
         make_ladder(base, tmp_path, tiers("Q6_K"), llamacpp, effort=QUICK)
     assert not list(tmp_path.glob("*.gguf"))
@@ -273,8 +288,16 @@ def test_ladder_files(tmp_path: Path) -> None:
     assert shipped.smoke is not None
     assert shipped.imatrix.chunks * shipped.imatrix.context == 65536
     file = tmp_path / "ladder.yaml"
-    for text in ("tires: [Q8_0]", "base: Q8_0", "tiers: all", "smoke: {prompts: []}", "imatrix: {chunks: 0}", "[",
-                 "- 1", "smoke: {prompts: [{ask: a, expect: '('}]}"):  # fmt: skip
+    for text in (
+        "tires: [Q8_0]",
+        "base: Q8_0",
+        "tiers: all",
+        "smoke: {prompts: []}",
+        "imatrix: {chunks: 0}",
+        "[",
+        "- 1",
+        "smoke: {prompts: [{ask: a, expect: '('}]}",
+    ):
         file.write_text(text)
         with pytest.raises(BadInput):
             load_ladder(file)

@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blueprints import real_width
 
+from helpers.blueprints import real_width
 from trimoe.errors import BadInput, CheckpointError, UsageError
-from trimoe.model.gguf import open_gguf
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
 from trimoe.model.safetensors import read_index
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.layout import blueprint_of_config, blueprint_of_gguf, layouts, shipped_config
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.plan import (
+from trimoe.quantize.plan.plan import (
     Serving,
     candidates,
     compute_bytes,
@@ -25,9 +24,10 @@ from trimoe.quantize.plan import (
     parse_bytes,
     parse_tokens,
     size_of,
-)  # fmt: skip
-from trimoe.quantize.tensor_types import tensors_of
-from trimoe.quantize.tiers import all_tiers, default_ladder
+)
+from trimoe.quantize.types.layout import blueprint_of_config, blueprint_of_gguf, layouts, shipped_config
+from trimoe.quantize.types.tensor_types import tensors_of
+from trimoe.quantize.types.tiers import all_tiers, default_ladder
 
 
 def config_of(folder: Path) -> dict[str, object]:
@@ -64,8 +64,28 @@ def test_pruning_a_blueprint_changes_the_expert_axis_only(base: Path) -> None:
 def measured(llamacpp: LlamaCpp, base: Path, folder: Path, context: int, kind: str) -> tuple[float, float]:
     """MiB of (both caches, compute buffer), from the log of llama-perplexity."""
     (folder / "text").write_text("the fox ran home and " * (context * 2))
-    command = [llamacpp.program("llama-perplexity"), "-m", base, "-f", folder / "text", "-c", str(context), "-b",
-               str(context), "--chunks", "1", "-t", "1", "-ctk", kind, "-ctv", kind, "-fa", "on", "-v"]  # fmt: skip
+    command = [
+        llamacpp.program("llama-perplexity"),
+        "-m",
+        base,
+        "-f",
+        folder / "text",
+        "-c",
+        str(context),
+        "-b",
+        str(context),
+        "--chunks",
+        "1",
+        "-t",
+        "1",
+        "-ctk",
+        kind,
+        "-ctv",
+        kind,
+        "-fa",
+        "on",
+        "-v",
+    ]
     answer = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     caches = re.findall(r"llama_kv_cache: size = +([\d.]+) MiB", answer.stderr)
     buffers = re.findall(r"compute buffer size = +([\d.]+) MiB", answer.stderr)
@@ -127,8 +147,12 @@ def test_default_keeps_never_starve_the_router() -> None:
 
 def test_sizes_and_contexts() -> None:
     assert [parse_bytes(t) for t in ("16GB", "12GiB", "1.5g", "900MB", "7")] == [
-        16 * 10**9, 12 << 30, 15 * 10**8, 9 * 10**8, 7,
-    ]  # fmt: skip
+        16 * 10**9,
+        12 << 30,
+        15 * 10**8,
+        9 * 10**8,
+        7,
+    ]
     assert [parse_tokens(t) for t in ("32k", "8192", "1K")] == [32768, 8192, 1024]
     for text in ("", "GB", "-1GB", "16 apples", "0", "1ib"):
         with pytest.raises(UsageError):

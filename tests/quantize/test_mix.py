@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blueprints import dry_run, real_width, write_hollow, write_imatrix
 
+from helpers.blueprints import dry_run, real_width, write_hollow, write_imatrix
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.model.gguf import open_gguf
-from trimoe.quantize.dynamic import map_text, normal
-from trimoe.quantize.knapsack import solve
-from trimoe.quantize.ladder_file import Ladder
-from trimoe.quantize.ladder_sources import Effort, Sources
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.mix import Space, Wish, make_mix, space_of
-from trimoe.quantize.mix_options import TYPES, groups_of, overrides_of_mix, tier_of
-from trimoe.quantize.sizes import predict
-from trimoe.quantize.tensor_types import allows_quantization
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
+from trimoe.quantize.ladder.dynamic import map_text, normal
+from trimoe.quantize.ladder.file import Ladder
+from trimoe.quantize.ladder.sources import Effort, Sources
+from trimoe.quantize.mix.knapsack import solve
+from trimoe.quantize.mix.mix import Space, Wish, make_mix, space_of
+from trimoe.quantize.mix.options import TYPES, groups_of, overrides_of_mix, tier_of
+from trimoe.quantize.types.sizes import predict
+from trimoe.quantize.types.tensor_types import allows_quantization
 
 QUICK = Effort(1, 1)
 WORDS = "The sky is blue and the fox ran home. 12 plus 30 is 42. def add(a, b): return a + b. "
@@ -66,10 +66,14 @@ def test_sizes_add_up_at_real_widths(llamacpp: LlamaCpp, tmp_path: Path, experts
     assert size.file_bytes == space.fixed + sum(g.options[p].nbytes for g, p in zip(space.groups, picks, strict=True))
     hollow = write_hollow(tmp_path / "x.gguf", blueprint)
     (tmp_path / "map.txt").write_text(map_text(lines))
-    imatrix = write_imatrix(tmp_path / "imatrix.gguf", {
-        t.name: (t.shape[0] if len(t.shape) == 3 else 1, t.row) for t in blueprint.tensors
-        if t.name.startswith("blk.") and allows_quantization(t)
-    })  # fmt: skip
+    imatrix = write_imatrix(
+        tmp_path / "imatrix.gguf",
+        {
+            t.name: (t.shape[0] if len(t.shape) == 3 else 1, t.row)
+            for t in blueprint.tensors
+            if t.name.startswith("blk.") and allows_quantization(t)
+        },
+    )
     options = ("--tensor-type-file", str(tmp_path / "map.txt"), "--imatrix", str(imatrix))
     found = dry_run(llamacpp, hollow, tier.file_type, *options)
     assert {c.tensor.name: c.dtype for c in size.choices} == {c.tensor.name: found[c.tensor.name] for c in size.choices}
@@ -79,8 +83,9 @@ def test_a_target_for_the_real_model_is_met_closely() -> None:
     """With costs that fall with bits, the choice for 12.9 GB leaves less than one option's step unused."""
     blueprint = real_width(30, 98)
     space = space_of(blueprint, TYPES, {t.name for t in blueprint.tensors}, 50)
-    table = [[(o.nbytes, 4.0 ** -(8 * o.nbytes / group.options[0].nbytes)) for o in group.options]
-             for group in space.groups]  # fmt: skip
+    table = [
+        [(o.nbytes, 4.0 ** -(8 * o.nbytes / group.options[0].nbytes)) for o in group.options] for group in space.groups
+    ]
     found = solve(table, 12_900_000_000 - space.fixed)
     total = space.fixed + found.nbytes
     assert 12_850_000_000 < total <= 12_900_000_000
@@ -99,8 +104,9 @@ FEW = ("Q8_0", "Q4_0")
 
 
 @pytest.mark.slow
-def test_measured_chosen_built(llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path,
-                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_measured_chosen_built(
+    llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way with two types; a rerun measures nothing; another target uses the same measurements."""
     wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
     first = make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
@@ -121,7 +127,7 @@ def test_measured_chosen_built(llamacpp: LlamaCpp, base: Path, text: Path, tmp_p
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("trimoe.quantize.mix_measure._quantized", never)
+    monkeypatch.setattr("trimoe.quantize.mix.measure._quantized", never)
     again = make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
     assert again["files"][0].pop("kept")
     assert not first["files"][0].pop("kept")
@@ -140,9 +146,10 @@ def test_measured_chosen_built(llamacpp: LlamaCpp, base: Path, text: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_measurement_goes_on(llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path,
-                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from trimoe.quantize import mix_measure
+def test_a_killed_measurement_goes_on(
+    llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trimoe.quantize.mix.mix import measure as mix_measure
 
     wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
     real, count = mix_measure._quantized, [0]
@@ -168,7 +175,7 @@ def test_a_killed_measurement_goes_on(llamacpp: LlamaCpp, base: Path, text: Path
 
 
 def space_of_base(base: Path) -> Space:
-    from trimoe.quantize.layout import blueprint_of_gguf
+    from trimoe.quantize.types.layout import blueprint_of_gguf
 
     return space_of(blueprint_of_gguf(open_gguf(base)), FEW, [], None)
 

@@ -10,24 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import EXPERTS, MADE, Made
-from families import write as write_family
-from nvfp4_digests import digests
 
-from trimoe.artifact import RESUME
+from helpers.families import EXPERTS, MADE, Made
+from helpers.families import write as write_family
+from helpers.nvfp4_digests import digests
+from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.certify import certify
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
+from trimoe.io.publish import RESUME
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize import nvfp4, nvfp4_matrices
-from trimoe.quantize.nvfp4 import quantize_nvfp4, verify
-from trimoe.quantize.nvfp4_math import bits_of, dequantize
-from trimoe.quantize.nvfp4_plan import plan_nvfp4, wildcards
-from trimoe.quantize.nvfp4_rules import LAYOUTS, parse_rules
-from trimoe.quantize.nvfp4_sizes import predict
+from trimoe.quantize.nvfp4.codes import bits_of, dequantize
+from trimoe.quantize.nvfp4.plan import plan_nvfp4, wildcards
+from trimoe.quantize.nvfp4.quantize import matrices as nvfp4_matrices
+from trimoe.quantize.nvfp4.quantize import quantize as nvfp4
+from trimoe.quantize.nvfp4.quantize import quantize_nvfp4, verify
+from trimoe.quantize.nvfp4.rules import LAYOUTS, parse_rules
+from trimoe.quantize.nvfp4.sizes import predict
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "nvfp4_bundled.json").read_text())
 
@@ -35,8 +36,12 @@ RECORDED = json.loads((Path(__file__).parent / "data" / "nvfp4_bundled.json").re
 def wide(settings: Any) -> Any:
     """A family's settings with every width a multiple of 16."""
     if isinstance(settings, dict):
-        return {key: 32 if key.startswith(("intermediate_size", "shared_expert_intermediate")) and value == 24
-                else wide(value) for key, value in settings.items()}  # fmt: skip
+        return {
+            key: 32
+            if key.startswith(("intermediate_size", "shared_expert_intermediate")) and value == 24
+            else wide(value)
+            for key, value in settings.items()
+        }
     return settings
 
 
@@ -50,8 +55,10 @@ def values_of(index: dict[str, TensorInfo], module: str) -> np.ndarray:
     """A module's weights, dequantized by either layout's rule."""
     scales = np.frombuffer(read_bytes(index[f"{module}.weight_scale"]), np.uint8)
     if f"{module}.weight_packed" in index:
-        packed, second = read_array(index[f"{module}.weight_packed"]), 1 / read_array(
-            index[f"{module}.weight_global_scale"])[0]  # fmt: skip
+        packed, second = (
+            read_array(index[f"{module}.weight_packed"]),
+            1 / read_array(index[f"{module}.weight_global_scale"])[0],
+        )
     else:
         packed, second = read_array(index[f"{module}.weight"]), read_array(index[f"{module}.weight_scale_2"])[()]
     return dequantize(packed, scales.reshape(packed.shape[0], -1), np.float32(second))
@@ -125,8 +132,9 @@ def test_cutting_the_result_is_quantizing_the_cut(tmp_path: Path, layout: str, m
         one, other = ({n: d for n, d in files.items() if ".safetensors" not in n} for files in (one, other))
     assert all(one[name] == other[name] for name in one)
     assert digests(tmp_path / "cut after") == digests(tmp_path / "made after")
-    certificate = certify(tmp_path / "whole", tmp_path / "made after", map=drop, logits=False,
-                          output=tmp_path / "certificate.json")  # fmt: skip
+    certificate = certify(
+        tmp_path / "whole", tmp_path / "made after", map=drop, logits=False, output=tmp_path / "certificate.json"
+    )
     assert certificate.status == "incomplete"  # without logits; a check that fails refutes
     assert all(check.status in ("passed", "not_run") for check in certificate.checks), certificate.checks
 
@@ -252,8 +260,11 @@ def test_matrices_that_are_fused_share_a_scale(made: dict[str, Path]) -> None:
     index = read_index(made["modelopt"])
     base = "model.layers.0"
     scales = {n: float(read_array(index[n])[()]) for n in index if n.endswith("weight_scale_2") and n.startswith(base)}
-    for group in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"),
-                  ("experts.3.gate_proj", "experts.3.up_proj")):  # fmt: skip
+    for group in (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("experts.3.gate_proj", "experts.3.up_proj"),
+    ):
         assert len({scales[f"{base}.{name}.weight_scale_2"] for name in group}) == 1
     assert len(set(scales.values())) > 50
 
@@ -263,8 +274,11 @@ def test_wildcards_are_those_of_model_optimizer() -> None:
     quantized = {"model.layers.0.mlp.gate_proj", "model.layers.0.mlp.gate_up"}
     ignored = {"lm_head", "model.layers.0.mlp.gate", "model.layers.0.router.proj", "model.vision.a.b", "model.vision.c"}
     assert wildcards(ignored, quantized) == {
-        "lm_head", "model.layers.0.mlp.gate", "model.layers.0.router*", "model.vision*",
-    }  # fmt: skip
+        "lm_head",
+        "model.layers.0.mlp.gate",
+        "model.layers.0.router*",
+        "model.vision*",
+    }
     assert wildcards({"a.b.c"}, {"a.bx"}) == {"a.b.*"}
 
 
@@ -332,7 +346,7 @@ def test_an_expert_that_stayed_unquantized_is_never_published(tmp_path: Path, mo
     plan = plan_nvfp4(checkpoint)
     rules = nvfp4.rules()
     monkeypatch.setattr(
-        "trimoe.quantize.nvfp4_plan.rules", lambda: rules.model_copy(update={"split": {"down": ("down",)}})
+        "trimoe.quantize.nvfp4.plan.rules", lambda: rules.model_copy(update={"split": {"down": ("down",)}})
     )
     with pytest.raises(Refused, match="would stay BF16"):
         plan_nvfp4(checkpoint)
@@ -356,8 +370,10 @@ def test_a_changed_result_is_not_kept(tmp_path: Path) -> None:
 def test_the_processor_is_described_for_older_loaders(tmp_path: Path) -> None:
     """preprocessor_config.json from the feature extractor of processor_config.json, if there is none."""
     source = copied(tmp_path / "source")
-    parts = {"feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000},
-             "image_processor": {"image_processor_type": "Gemma4ImageProcessor"}}  # fmt: skip
+    parts = {
+        "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000},
+        "image_processor": {"image_processor_type": "Gemma4ImageProcessor"},
+    }
     (source / "processor_config.json").write_text(json.dumps(parts))
     quantize_nvfp4(source, tmp_path / "out")
     assert json.loads((tmp_path / "out/preprocessor_config.json").read_text()) == parts["feature_extractor"]

@@ -12,9 +12,9 @@ from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import DOMAINS, generate
-from trimoe.quantize.nvfp4 import quantize_nvfp4
-from trimoe.quantize.nvfp4_math import dequantize, floats
-from trimoe.quantize.nvfp4_plan import Matrix, plan_nvfp4
+from trimoe.quantize.nvfp4.codes import dequantize, floats
+from trimoe.quantize.nvfp4.plan import Matrix, plan_nvfp4
+from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 
 
 def test_compressed_tensors_reads_the_same_weights(tmp_path: Path) -> None:
@@ -76,8 +76,11 @@ def test_the_quantized_model_predicts_nearly_the_same(tmp_path: Path) -> None:
 
     folders = {"base": bundled(), "nvfp4": rebuilt(tmp_path / "a", back), "noise": rebuilt(tmp_path / "b", noise)}
     tokenizer = transformers.AutoTokenizer.from_pretrained(bundled())
-    chats = [[{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}]
-             for domain in DOMAINS for item in generate(domain, "heldout", 10)]  # fmt: skip
+    chats = [
+        [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.answer}]
+        for domain in DOMAINS
+        for item in generate(domain, "heldout", 10)
+    ]
     texts = [tokenizer(tokenizer.apply_chat_template(chat, tokenize=False))["input_ids"] for chat in chats]
     logs = {}
     for name, folder in folders.items():

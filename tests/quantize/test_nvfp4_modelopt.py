@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modelopt_env import EXPORT, modelopt_python
 
+from helpers.modelopt_env import EXPORT, modelopt_python
 from trimoe.model.safetensors import read_bytes, read_index
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.nvfp4 import quantize_nvfp4
+from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 DATA = Path(__file__).parent / "data"
@@ -27,8 +27,9 @@ def python() -> str:
 
 def test_the_bundled_model_is_exported_to_the_same_bytes(python: str, tmp_path: Path) -> None:
     """Codes, block scales, scales, everything that is not quantized, and what loaders are told."""
-    subprocess.run([python, str(EXPORT), "export", str(bundled()), str(tmp_path / "theirs")], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [python, str(EXPORT), "export", str(bundled()), str(tmp_path / "theirs")], check=True, capture_output=True
+    )
     quantize_nvfp4(bundled(), tmp_path / "ours")
     theirs, ours = read_index(tmp_path / "theirs"), read_index(tmp_path / "ours")
     assert ours.keys() - theirs.keys() == {"lm_head.weight"}  # tied to the embedding: they leave the copy out

@@ -6,23 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blueprints import real_width, write_hollow, write_imatrix
 
+from helpers.blueprints import real_width, write_hollow, write_imatrix
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import open_gguf
-from trimoe.model.imatrix import open_imatrix, write_dat_imatrix
-from trimoe.quantize.layout import blueprint_of_config, shipped_config
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.plan import size_of
-from trimoe.quantize.sizes import bytes_about, facts_of, imatrix_bytes, metadata_of, predict
-from trimoe.quantize.tensor_types import Request, tensors_of
-from trimoe.quantize.tiers import all_tiers
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
+from trimoe.model.gguf.imatrix import open_imatrix, write_dat_imatrix
+from trimoe.quantize.plan.plan import size_of
+from trimoe.quantize.types.layout import blueprint_of_config, shipped_config
+from trimoe.quantize.types.sizes import bytes_about, facts_of, imatrix_bytes, metadata_of, predict
+from trimoe.quantize.types.tensor_types import Request, tensors_of
+from trimoe.quantize.types.tiers import all_tiers
 
 # GB = 10^9 bytes of the reference's 98-expert files (protocol, section 7), as published: three to four digits.
 PUBLISHED = {
-    "Q2_K": 8.40, "IQ3_XXS": 8.95, "IQ3_XS": 9.22, "Q3_K_S": 9.68, "IQ3_M": 9.82, "Q3_K_M": 10.51, "Q3_K_L": 10.94,
-    "Q4_K_M": 13.24, "Q5_K_M": 15.07, "Q6_K": 17.81,
-}  # fmt: skip
+    "Q2_K": 8.40,
+    "IQ3_XXS": 8.95,
+    "IQ3_XS": 9.22,
+    "Q3_K_S": 9.68,
+    "IQ3_M": 9.82,
+    "Q3_K_M": 10.51,
+    "Q3_K_L": 10.94,
+    "Q4_K_M": 13.24,
+    "Q5_K_M": 15.07,
+    "Q6_K": 17.81,
+}
 NEED_IMATRIX = ("IQ2_XS", "IQ3_XXS", "Q2_K_S")  # the others take long and differ in the same rules only
 
 
@@ -110,7 +118,7 @@ def test_names_of_127_bytes_and_no_dataset() -> None:
 
 
 def test_another_alignment_is_refused(tmp_path: Path) -> None:
-    from gguf_models import write_model
+    from helpers.gguf_models import write_model
 
     with pytest.raises(CheckpointError, match="aligned to 64 bytes"):
         metadata_of(open_gguf(write_model(tmp_path / "a.gguf", alignment=64)))

@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import pytest
-from blueprints import dry_run, real_width, write_hollow, write_imatrix
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.blueprints import dry_run, real_width, write_hollow, write_imatrix
 from trimoe.errors import BadInput, CheckpointError
-from trimoe.model.gguf import open_gguf
-from trimoe.model.gguf_format import NUMBERS, TYPES
-from trimoe.quantize.dynamic import Ranking, map_text, normal, overrides_of
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.sizes import facts_of
-from trimoe.quantize.tensor_types import (
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
+from trimoe.model.gguf.format import NUMBERS, TYPES
+from trimoe.quantize.ladder.dynamic import Ranking, map_text, normal, overrides_of
+from trimoe.quantize.types.sizes import facts_of
+from trimoe.quantize.types.tensor_types import (
     FILE_TYPES,
     ModelFacts,
     Request,
@@ -23,8 +23,8 @@ from trimoe.quantize.tensor_types import (
     requires_imatrix,
     tensors_of,
 )
-from trimoe.quantize.tiers import all_tiers
-from trimoe.quantize.type_rules import choose_types
+from trimoe.quantize.types.tiers import all_tiers
+from trimoe.quantize.types.type_rules import choose_types
 
 SHAPES = {"all experts": (30, 128), "pruned": (30, 98), "eight experts": (30, 8), "two layers": (2, 98)}
 KINDS = sorted(set(FILE_TYPES) - {"Q1_0"})  # Q1_0 has no fallback for rows of 2112: see its own test
@@ -61,8 +61,13 @@ def test_dynamic_tiers(llamacpp: LlamaCpp, hollow: dict[str, Path], tmp_path: Pa
     tier = all_tiers()[name]
     overrides = overrides_of(tier, Ranking(tuple(reversed(range(30))), "file", ""))
     (tmp_path / "map.txt").write_text(map_text(overrides))
-    assert_agree(llamacpp, hollow["pruned"], tier.request(normal(overrides), imatrix=False),
-                 "--tensor-type-file", str(tmp_path / "map.txt"))  # fmt: skip
+    assert_agree(
+        llamacpp,
+        hollow["pruned"],
+        tier.request(normal(overrides), imatrix=False),
+        "--tensor-type-file",
+        str(tmp_path / "map.txt"),
+    )
 
 
 def test_types_of_embeddings_and_output(llamacpp: LlamaCpp, hollow: dict[str, Path], base: Path) -> None:
@@ -85,9 +90,18 @@ def test_first_matching_override_wins_and_patterns_are_lower_cased(llamacpp: Lla
 
 @pytest.mark.parametrize(
     ("kind", "want"),
-    [("Q2_K", "Q4_0"), ("Q3_K", "Q4_0"), ("Q4_K", "Q5_0"), ("Q5_K", "Q5_1"), ("Q6_K", "Q8_0"), ("IQ2_XS", "IQ4_NL"),
-     ("IQ3_S", "IQ4_NL"), ("IQ4_XS", "IQ4_NL"), ("Q8_0", "Q8_0")],
-)  # fmt: skip
+    [
+        ("Q2_K", "Q4_0"),
+        ("Q3_K", "Q4_0"),
+        ("Q4_K", "Q5_0"),
+        ("Q5_K", "Q5_1"),
+        ("Q6_K", "Q8_0"),
+        ("IQ2_XS", "IQ4_NL"),
+        ("IQ3_S", "IQ4_NL"),
+        ("IQ4_XS", "IQ4_NL"),
+        ("Q8_0", "Q8_0"),
+    ],
+)
 def test_fallbacks_of_704(kind: str, want: str) -> None:
     assert fallback(kind, 704) == want
     assert fallback(kind, 2816) == kind

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from trimoe.artifact import read_json
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import open_gguf
-from trimoe.quantize.layout import shipped_config
-from trimoe.quantize.llamacpp import LlamaCpp
-from trimoe.quantize.vision import vision_of
+from trimoe.io.publish import read_json
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.gguf.file import open_gguf
+from trimoe.quantize.types.layout import shipped_config
+from trimoe.quantize.types.vision import vision_of
 
 
 @pytest.mark.slow
@@ -19,17 +19,41 @@ def test_the_mmproj_file_of_the_converter(llamacpp: LlamaCpp, tmp_path: Path) ->
     import torch
     from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
-    vision = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "num_attention_heads": 4,
-              "num_key_value_heads": 4, "head_dim": 16, "position_embedding_size": 50, "patch_size": 16}  # fmt: skip
-    text = {"vocab_size": 100, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32,
-            "layer_types": ["sliding_attention", "full_attention"], "num_attention_heads": 4, "num_key_value_heads": 2,
-            "hidden_size_per_layer_input": 0}  # fmt: skip
+    vision = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "position_embedding_size": 50,
+        "patch_size": 16,
+    }
+    text = {
+        "vocab_size": 100,
+        "hidden_size": 128,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "head_dim": 32,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size_per_layer_input": 0,
+    }
     config = Gemma4Config(text_config=text, vision_config=vision, audio_config=None)  # type: ignore[arg-type]
     Gemma4ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(tmp_path / "m")
     (tmp_path / "m" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
     out = tmp_path / "mmproj.gguf"
-    command = [sys.executable, str(llamacpp.converter), str(tmp_path / "m"), "--mmproj", "--outtype", "bf16",
-               "--outfile", str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        str(llamacpp.converter),
+        str(tmp_path / "m"),
+        "--mmproj",
+        "--outtype",
+        "bf16",
+        "--outfile",
+        str(out),
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-2000:]
     found = vision_of("m", read_json(tmp_path / "m" / "config.json", "config"))

@@ -41,17 +41,26 @@ def combine(
     target = min(len(gone[layer]) for layer in routed)
     if keep is not None:
         if count is None:
-            raise MapError("no map says how many experts there are", expected="num_experts in one of them",
-                           remedy="make the maps with trimoe map, or leave --keep out")  # fmt: skip
+            raise MapError(
+                "no map says how many experts there are",
+                expected="num_experts in one of them",
+                remedy="make the maps with trimoe map, or leave --keep out",
+            )
         if not 0 < keep <= count or count - keep > target:
             layer = min(routed, key=lambda i: len(gone[i]))
-            raise MapError(f"{keep} experts per layer are not what the maps can give", actual=f"--keep {keep}",
-                           expected=f"{count - target} (layer {layer} needs them) to {count}",
-                           remedy="keep more, or combine other maps")  # fmt: skip
+            raise MapError(
+                f"{keep} experts per layer are not what the maps can give",
+                actual=f"--keep {keep}",
+                expected=f"{count - target} (layer {layer} needs them) to {count}",
+                remedy="keep more, or combine other maps",
+            )
         target = count - keep
     if count == target:
-        raise MapError("the maps have no expert in common", expected="at least one in some layer",
-                       remedy="combine other maps, or say how many to --keep")  # fmt: skip
+        raise MapError(
+            "the maps have no expert in common",
+            expected="at least one in some layer",
+            remedy="combine other maps, or say how many to --keep",
+        )
     _check_scores(scores, gone)
     filled: dict[int, list[int]] = {}
     drop: dict[int, tuple[int, ...]] = {}
@@ -66,8 +75,12 @@ def combine(
         if back:
             filled[layer] = sorted(back)
         drop[layer] = tuple(sorted(gone[layer] - set(back)))
-    metadata = {"recipe": how, "maps": sorted(m.content_hash for m in maps), "model": model,
-                "filled": {str(layer): ids for layer, ids in filled.items()}}  # fmt: skip
+    metadata = {
+        "recipe": how,
+        "maps": sorted(m.content_hash for m in maps),
+        "model": model,
+        "filled": {str(layer): ids for layer, ids in filled.items()},
+    }
     return DropMap(drop, count, metadata)
 
 
@@ -79,8 +92,11 @@ def compose(first: DropMap, second: DropMap, num_experts: int | None = None) -> 
     """
     count = first.num_experts or num_experts
     if count is None:
-        raise MapError("the first map does not say how many experts there are", expected="num_experts",
-                       remedy="make it with trimoe map, or add num_experts to its file")  # fmt: skip
+        raise MapError(
+            "the first map does not say how many experts there are",
+            expected="num_experts",
+            remedy="make it with trimoe map, or add num_experts to its file",
+        )
     drop = {}
     for layer in _layers([first, second]):
         gone, later = first.drop.get(layer, ()), second.drop.get(layer, ())
@@ -93,8 +109,11 @@ def compose(first: DropMap, second: DropMap, num_experts: int | None = None) -> 
                 remedy="give the maps in the order of the cuts",
             )
         drop[layer] = tuple(sorted({*gone, *(kept[i] for i in later)}))
-    metadata = {"recipe": "composed", "maps": [first.content_hash, second.content_hash],
-                "model": first.metadata.get("model")}  # fmt: skip
+    metadata = {
+        "recipe": "composed",
+        "maps": [first.content_hash, second.content_hash],
+        "model": first.metadata.get("model"),
+    }
     return DropMap(drop, count, metadata)
 
 
@@ -104,16 +123,22 @@ def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:
     models = {m.metadata.get("model") for m in maps} - {None}
     if len(counts) > 1 or len(models) > 1:
         facts = sorted(map(str, counts)) if len(counts) > 1 else sorted(str(m)[:16] for m in models)
-        raise MapError("the maps are of different models", expected="one model",
-                       actual=f"{'experts' if len(counts) > 1 else 'models'} {' and '.join(facts)}",
-                       remedy="combine maps of one model; for one cut after another: trimoe map compose")  # fmt: skip
+        raise MapError(
+            "the maps are of different models",
+            expected="one model",
+            actual=f"{'experts' if len(counts) > 1 else 'models'} {' and '.join(facts)}",
+            remedy="combine maps of one model; for one cut after another: trimoe map compose",
+        )
     count = next(iter(counts), None)
     for m in maps:
         for layer, ids in m.drop.items():
             wrong = [i for i in ids if i < 0 or (count is not None and i >= count)]
             if wrong or len(set(ids)) < len(ids):
-                raise MapError(f"a map drops an expert that cannot be, in layer {layer}", actual=str(ids)[:80],
-                               expected="ids from 0, each once" + (f", below {count}" if count else ""))  # fmt: skip
+                raise MapError(
+                    f"a map drops an expert that cannot be, in layer {layer}",
+                    actual=str(ids)[:80],
+                    expected="ids from 0, each once" + (f", below {count}" if count else ""),
+                )
     return count, next(iter(models), None)
 
 
@@ -122,13 +147,20 @@ def _layers(maps: Sequence[DropMap]) -> list[int]:
     layers = sorted(set().union(*(m.drop for m in maps)))
     for layer in layers:
         if any(layer not in m.drop for m in maps) and any(m.drop.get(layer) for m in maps):
-            raise MapError("the maps cover different layers", expected="the same layers in all",
-                           actual=f"layer {layer} is missing in one", remedy="combine maps of one model")  # fmt: skip
+            raise MapError(
+                "the maps cover different layers",
+                expected="the same layers in all",
+                actual=f"layer {layer} is missing in one",
+                remedy="combine maps of one model",
+            )
     return layers
 
 
 def _check_scores(scores: "np.ndarray | None", gone: dict[int, set[int]]) -> None:
     highest = max((e for ids in gone.values() for e in ids), default=0)
     if scores is not None and (scores.shape[0] <= max(gone) or scores.shape[1] <= highest):
-        raise MapError("the statistics are of another model", expected=f"layer {max(gone)}, expert {highest}",
-                       actual=f"{scores.shape[0]} layers of {scores.shape[1]} experts")  # fmt: skip
+        raise MapError(
+            "the statistics are of another model",
+            expected=f"layer {max(gone)}, expert {highest}",
+            actual=f"{scores.shape[0]} layers of {scores.shape[1]} experts",
+        )

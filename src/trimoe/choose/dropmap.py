@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import canonical_json, each_key_once, parse_json, read_json, sha256_json, write_json
 from trimoe.errors import MapError
+from trimoe.io.publish import canonical_json, each_key_once, parse_json, read_json, sha256_json, write_json
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,11 @@ class DropMap:
         if not isinstance(metadata, dict) or not (number is None or type(number) is int):
             raise MapError(f"{path} has malformed num_experts or metadata", expected="a number and an object")
         if not isinstance(metadata.get("model"), str | None):
-            raise MapError(f"{path} names no model in metadata.model", expected="a fingerprint",
-                           actual=repr(metadata["model"])[:80])  # fmt: skip
+            raise MapError(
+                f"{path} names no model in metadata.model",
+                expected="a fingerprint",
+                actual=repr(metadata["model"])[:80],
+            )
         return cls(_layers(body, str(path)), number, metadata)
 
 
@@ -118,8 +121,9 @@ def _require_canonical(path: Path, data: Any) -> None:
         canonical_json(data)
         parse_json(path.read_bytes(), object_pairs_hook=each_key_once)
     except (ValueError, RecursionError) as exc:
-        raise MapError(f"{path} is not a drop map", expected="JSON with each key once and finite numbers",
-                       actual=str(exc)[:200]) from exc  # fmt: skip
+        raise MapError(
+            f"{path} is not a drop map", expected="JSON with each key once and finite numbers", actual=str(exc)[:200]
+        ) from exc
 
 
 def _layers(body: Mapping[str, Any], source: str) -> dict[int, tuple[int, ...]]:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.recipe import Recipe, resolve
 from trimoe.choose.select import descending, pooled_scores, recipe_scores
 from trimoe.errors import MapError
-from trimoe.measure.stats import ExpertStats
 
 
 def explain(
@@ -17,8 +17,11 @@ def explain(
     numbers = stats.moe_layers
     if not (layer in numbers and 0 <= expert < experts):
         dense = 0 <= layer < layers and layer not in numbers
-        raise MapError(f"there is no expert {layer}:{expert}", expected=f"0..{layers - 1}:0..{experts - 1}",
-                       actual=f"layer {layer} has no experts" if dense else "")  # fmt: skip
+        raise MapError(
+            f"there is no expert {layer}:{expert}",
+            expected=f"0..{layers - 1}:0..{experts - 1}",
+            actual=f"layer {layer} has no experts" if dense else "",
+        )
     row = numbers.index(layer)
     scores = recipe_scores(stats.of_layers(numbers), recipe)
     rank = descending(scores.aggregate[row]).index(expert) + 1

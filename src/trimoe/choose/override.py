@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import read_json
 from trimoe.choose.recipe import Recipe, class_matches, validated, weight_for
 from trimoe.errors import BadInput, RecipeError, UsageError
+from trimoe.io.publish import read_json
 
 
 def override(
@@ -130,8 +130,9 @@ def _json_pins(text: str, path: Path) -> list[tuple[int, int]]:
     try:
         return [(int(layer), _whole(e)) for layer, ids in json.loads(text).items() for e in ids]
     except (ValueError, TypeError, RecursionError) as exc:
-        raise BadInput(f"force-keep file {path} is malformed", expected='{"layer": [expert ids]}',
-                       actual=str(exc)[:200]) from exc  # fmt: skip
+        raise BadInput(
+            f"force-keep file {path} is malformed", expected='{"layer": [expert ids]}', actual=str(exc)[:200]
+        ) from exc
 
 
 def _whole(value: object) -> int:
@@ -143,5 +144,9 @@ def _whole(value: object) -> int:
 def _known(given: dict[str, str], classes: Sequence[str], option: str) -> None:
     for pattern in given:
         if not any(class_matches(c, pattern) for c in classes):
-            raise RecipeError(f"{option}: no class matches {pattern}", expected=", ".join(classes), actual=pattern,
-                              remedy="see trimoe stats show")  # fmt: skip
+            raise RecipeError(
+                f"{option}: no class matches {pattern}",
+                expected=", ".join(classes),
+                actual=pattern,
+                remedy="see trimoe stats show",
+            )

@@ -50,7 +50,10 @@ def forced(gone: set[int], score: Array, ids: list[int], layer: int) -> set[int]
         if expert in gone:
             out = [e for e in up if e not in gone and e not in ids]
             if not out:
-                raise MapError(f"layer {layer}: more experts are forced than kept", expected=f"at most "
-                               f"{experts - len(gone)}", actual=str(len(set(ids))))  # fmt: skip
+                raise MapError(
+                    f"layer {layer}: more experts are forced than kept",
+                    expected=f"at most {experts - len(gone)}",
+                    actual=str(len(set(ids))),
+                )
             gone = (gone - {expert}) | {out[0]}
     return gone

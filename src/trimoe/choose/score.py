@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import RecipeError, StatsError
-from trimoe.measure.stats import ExpertStats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

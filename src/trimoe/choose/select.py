@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.choose.protect import class_minimum, forced
 from trimoe.choose.recipe import Floor, Recipe, class_matches, kept, resolve
 from trimoe.choose.score import CRITERIA, Array, aggregate, normalise, outlier_cells, raw_scores, require_measured
 from trimoe.errors import MapError, RecipeError, StatsError
-from trimoe.measure.stats import ExpertStats
 
 EXTREME = 1e6
 """A wnorm above it is a numerical accident (protocol section 4). Cells beyond it that a recipe ranks all the same are
@@ -69,12 +69,18 @@ def make_map(
         if floors is None and recipe.floor is not None:
             floors = layer_floors(pooled, keep, clamp_of(recipe.floor, keep))
     if floors is not None and (len(floors) != layers or min(floors) < 0):
-        raise RecipeError("the floor does not give every layer a count", expected=f"{layers} counts",
-                          actual=f"{len(floors)} counts, lowest {min(floors, default=0)}")  # fmt: skip
+        raise RecipeError(
+            "the floor does not give every layer a count",
+            expected=f"{layers} counts",
+            actual=f"{len(floors)} counts, lowest {min(floors, default=0)}",
+        )
     strange = sorted(set(force_keep or {}) - set(numbers))
     if strange:
-        raise MapError("force-keep names a layer that does not exist or has no experts",
-                       expected=f"layers {_ranges(numbers)}", actual=str(strange))  # fmt: skip
+        raise MapError(
+            "force-keep names a layer that does not exist or has no experts",
+            expected=f"layers {_ranges(numbers)}",
+            actual=str(strange),
+        )
     protect = resolve(recipe.protect_top, experts)
     owners = _owners(base, recipe) if recipe.class_min else None
     minimum = {p: resolve(n, experts) for p, n in recipe.class_min.items()}
@@ -149,9 +155,7 @@ def recipe_scores(stats: ExpertStats, recipe: Recipe) -> Scores:
             remedy="calibrate with such classes or override --class-weights",
         )
     chosen = [i for i, c in enumerate(stats.classes) if c in weights]
-    used = ExpertStats(
-        tuple(weights), {name: array[chosen] for name, array in stats.fields.items()}, stats.metadata
-    )  # fmt: skip
+    used = ExpertStats(tuple(weights), {name: array[chosen] for name, array in stats.fields.items()}, stats.metadata)
     needed = CRITERIA[recipe.criterion][0] if recipe.criterion in CRITERIA else ()
     repaired = _outliers(recipe) is not None and recipe.criterion != "random"
     extreme = 0
@@ -169,9 +173,12 @@ def recipe_scores(stats: ExpertStats, recipe: Recipe) -> Scores:
     normalised = normalise(scores, recipe.normalize)
     total = aggregate(normalised, vector, recipe.aggregate, recipe.breadth_bonus)
     if not np.isfinite(total).all():
-        raise StatsError(f"{int((~np.isfinite(total)).sum())} aggregated scores are not finite",
-                         expected="finite scores", actual=f"{recipe.aggregate} of {recipe.normalize} scores",
-                         remedy="use --normalize rank")  # fmt: skip
+        raise StatsError(
+            f"{int((~np.isfinite(total)).sum())} aggregated scores are not finite",
+            expected="finite scores",
+            actual=f"{recipe.aggregate} of {recipe.normalize} scores",
+            remedy="use --normalize rank",
+        )
     return Scores(total, normalised, weights, imputed, extreme)
 
 
@@ -263,12 +270,20 @@ def _owners(base: ExpertStats, recipe: Recipe) -> dict[str, Array]:
 
 def _same_model(stats: ExpertStats, base: ExpertStats) -> None:
     if base.shape[1:] != stats.shape[1:]:
-        raise StatsError("base statistics are of another shape", expected=f"{stats.shape[1:]} (layers, experts)",
-                         actual=str(base.shape[1:]), remedy="use statistics of the same model")  # fmt: skip
+        raise StatsError(
+            "base statistics are of another shape",
+            expected=f"{stats.shape[1:]} (layers, experts)",
+            actual=str(base.shape[1:]),
+            remedy="use statistics of the same model",
+        )
     one, other = stats.metadata.get("model"), base.metadata.get("model")
     if one and other and one != other:
-        raise StatsError("base statistics are of another model", expected=str(one)[:16], actual=str(other)[:16],
-                         remedy="use statistics of the same model")  # fmt: skip
+        raise StatsError(
+            "base statistics are of another model",
+            expected=str(one)[:16],
+            actual=str(other)[:16],
+            remedy="use statistics of the same model",
+        )
 
 
 def _detail(score: Array, pinned: set[int], gone: set[int]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.parts.common import emit, json_option, progress
 from trimoe.errors import UsageError
 from trimoe.judge.attribute import Chain, attribute_chain, causes
 from trimoe.judge.text import columns, safe, some
@@ -26,9 +26,16 @@ PATH = click.Path(path_type=Path)
 @click.option("--most", type=click.IntRange(1), default=32, show_default=True, help="Experts to suggest at most.")
 @json_option
 def attribute(
-    logs: tuple[Path, ...], chain: str, benches: tuple[str, ...], model: Path | None, drop: Path | None,
-    out: Path | None, work: Path | None, most: int, as_json: bool,
-) -> None:  # fmt: skip
+    logs: tuple[Path, ...],
+    chain: str,
+    benches: tuple[str, ...],
+    model: Path | None,
+    drop: Path | None,
+    out: Path | None,
+    work: Path | None,
+    most: int,
+    as_json: bool,
+) -> None:
     """Say where along base, pruned, quantized, served each item was lost, with its cause.
 
     With the base checkpoint and the drop map it also measures the base on the items that the first step lost, and
@@ -46,8 +53,8 @@ def attribute(
     body: dict[str, Any] = made.as_dict()
     text = _text(made)
     if model is not None and drop is not None and out is not None:
-        from trimoe.artifact import publish_file, require_absent
         from trimoe.choose.dropmap import DropMap
+        from trimoe.io.publish import publish_file, require_absent
         from trimoe.judge.lost_experts import force_keep, measured, suggest, write_traces
 
         require_absent(out)
@@ -73,8 +80,17 @@ def _text(chain: Chain) -> str:
     for bench in chain.benches:
         right = ", ".join(f"{safe(n)} {c}" for n, c in zip(chain.names, bench.correct, strict=True))
         lines.append(f"{safe(bench.bench)}: right of {bench.items} common items: {right}")
-        rows = [[f"{safe(s.before)} to {safe(s.after)}", f"{len(s.gained) - len(s.lost):+d}", str(len(s.lost)),
-                 str(len(s.gained)), str(len(s.stays)), causes(s.lost)] for s in bench.steps]  # fmt: skip
+        rows = [
+            [
+                f"{safe(s.before)} to {safe(s.after)}",
+                f"{len(s.gained) - len(s.lost):+d}",
+                str(len(s.lost)),
+                str(len(s.gained)),
+                str(len(s.stays)),
+                causes(s.lost),
+            ]
+            for s in bench.steps
+        ]
         lines.append(columns(("step", "net", "lost", "gained", "lost for good", "how"), rows))
         for step in bench.steps:
             if step.changed:

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option
+from trimoe.bench.cause import Ceilings
+from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import BadInput
-from trimoe.evaluate.cause import Ceilings
-from trimoe.judge.audit import RunAudit, Wanted
-from trimoe.judge.audit import audit as audit_runs
+from trimoe.judge.audit.audit import RunAudit, Wanted
+from trimoe.judge.audit.audit import audit as audit_runs
 from trimoe.judge.text import safe, some
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -20,15 +20,27 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--run", "name", metavar="NAME", help="Audit the runs of this name alone (default: all).")
 @click.option("--pair", nargs=2, metavar="BASE VARIANT", help="Also hold a variant against its base.")
 @click.option("--stats", type=FILE, help="Statistics file whose leak check (calibrate --leak-check) is reported.")
-@click.option("--recorded", type=FILE, metavar="FILE.json",
-              help="Recorded scores of the unpruned model, {name: {bench: percent}}; drift refuses.")  # fmt: skip
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="Folder of local dataset files, to find replies that repeat a data set's own solution.")  # fmt: skip
+@click.option(
+    "--recorded",
+    type=FILE,
+    metavar="FILE.json",
+    help="Recorded scores of the unpruned model, {name: {bench: percent}}; drift refuses.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of local dataset files, to find replies that repeat a data set's own solution.",
+)
 @json_option
 def audit(
-    log: Path, name: str | None, pair: tuple[str, str] | None, stats: Path | None, recorded: Path | None,
-    data: Path | None, as_json: bool,
-) -> int:  # fmt: skip
+    log: Path,
+    name: str | None,
+    pair: tuple[str, str] | None,
+    stats: Path | None,
+    recorded: Path | None,
+    data: Path | None,
+    as_json: bool,
+) -> int:
     """Say of every run whether its number is publishable, publishable with notes, or refused, and why.
 
     Looks for empty, cut, looping, repeated and drifting replies, leaked control text, leaks of the calibration set,
@@ -49,7 +61,7 @@ def audit(
 
 
 def _recorded(path: Path | None) -> dict[str, dict[str, float]]:
-    from trimoe.artifact import read_json
+    from trimoe.io.publish import read_json
 
     if path is None:
         return {}
@@ -73,7 +85,7 @@ def _percent(value: Any) -> float:
 def _leaks(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    from trimoe.measure.stats import ExpertStats
+    from trimoe.calibrate.stats.expert_stats import ExpertStats
 
     found = ExpertStats.load(path).metadata.get("leak_check")
     if not isinstance(found, dict):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from trimoe.cli.common import emit, json_option
+from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import BadInput, UsageError
 
 PATH = click.Path(path_type=Path)
@@ -25,10 +25,20 @@ PATH = click.Path(path_type=Path)
 @click.option("--force", is_flag=True, help="Replace a README that was not made by trimoe.")
 @json_option
 def card(
-    artifact: Path, logs: tuple[Path, ...], base: str, names: tuple[str, ...], base_model: str, repo: str,
-    title: str | None, licence: str | None, base_dir: Path | None, tags: tuple[str, ...], out: Path | None, force: bool,
+    artifact: Path,
+    logs: tuple[Path, ...],
+    base: str,
+    names: tuple[str, ...],
+    base_model: str,
+    repo: str,
+    title: str | None,
+    licence: str | None,
+    base_dir: Path | None,
+    tags: tuple[str, ...],
+    out: Path | None,
+    force: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Write the model card of a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
     Every number is asked of a run log or manifest; README.numbers.json keeps the queries. A second run replaces the
@@ -39,10 +49,10 @@ def card(
       trimoe card pruned --log runs.db --base base --run pruned --base-model google/gemma-4-26B-A4B-it \\
         --repo me/gemma-98e --license gemma
     """
-    from trimoe.judge.card import NAME, Wish, generated, write_card
-    from trimoe.judge.card import card as make_card
-    from trimoe.judge.facts import licence_of, read_artifact, require_own_runs
-    from trimoe.judge.numbers import Sources
+    from trimoe.publish.card import NAME, Wish, generated, write_card
+    from trimoe.publish.card import card as make_card
+    from trimoe.publish.facts import licence_of, read_artifact, require_own_runs
+    from trimoe.publish.numbers import Sources
 
     for option, value in (("--base-model", base_model), ("--repo", repo)):
         if not NAME.fullmatch(value):
@@ -52,15 +62,26 @@ def card(
     try:
         existing = target.read_text(encoding="utf-8") if target.exists() else ""
     except (OSError, UnicodeDecodeError) as exc:
-        raise BadInput(f"{target} is not readable as a card", expected="Markdown in UTF-8", actual=str(exc),
-                       remedy="choose another -o") from exc  # fmt: skip
+        raise BadInput(
+            f"{target} is not readable as a card",
+            expected="Markdown in UTF-8",
+            actual=str(exc),
+            remedy="choose another -o",
+        ) from exc
     if existing and not generated(existing) and not force:
-        raise BadInput(f"{target} was not made by trimoe", expected="a card with trimoe's markers, or none",
-                       actual="a README of another origin", remedy="choose another -o, or give --force")  # fmt: skip
+        raise BadInput(
+            f"{target} was not made by trimoe",
+            expected="a card with trimoe's markers, or none",
+            actual="a README of another origin",
+            remedy="choose another -o, or give --force",
+        )
     stated = {"license": licence} if licence else licence_of(base_dir)
     if base in names:
-        raise UsageError(f"--run {base} is the base itself", expected="a run of the artifact",
-                         remedy="name the run of the smaller model")  # fmt: skip
+        raise UsageError(
+            f"--run {base} is the base itself",
+            expected="a run of the artifact",
+            remedy="name the run of the smaller model",
+        )
     wish = Wish(title or repo.partition("/")[2], base_model, repo, stated, tags)
     sources = Sources(list(logs), base, list(names), found.facts)
     require_own_runs(found, list(logs), names)

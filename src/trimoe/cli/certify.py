@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
-from trimoe.cut.certify_data import CERTIFICATE, Certificate, Check
-from trimoe.cut.certify_files import kept_count
+from trimoe.certify.certificate import CERTIFICATE, Certificate, Check
+from trimoe.certify.files import kept_count
+from trimoe.cli.parts.common import emit, json_option, progress
 from trimoe.errors import MissingPrerequisite, UsageError
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
@@ -63,12 +63,13 @@ def certify(
       trimoe certify gemma-4-26B-A4B-it pruned-98e --no-logits --json
       trimoe certify base-Q4_K_M.gguf pruned-Q4_K_M.gguf --map map.json
     """
-    from trimoe.cut.certify import certify as run
-    from trimoe.model.gguf import find_gguf
+    from trimoe.certify.certify import certify as run
+    from trimoe.model.gguf.file import find_gguf
 
     if find_gguf(base) is not None:
-        return _certify_gguf(base, pruned, map_file, prompts, tolerance, not no_logits, keep_going, reference, llamacpp,
-                             output, as_json)  # fmt: skip
+        return _certify_gguf(
+            base, pruned, map_file, prompts, tolerance, not no_logits, keep_going, reference, llamacpp, output, as_json
+        )
     if reference is not None or llamacpp is not None:
         raise UsageError("--reference and --llamacpp are for GGUF models", actual=f"{base} is none")
     with progress("certify") as report:
@@ -91,12 +92,21 @@ def certify(
 
 
 def _certify_gguf(
-    base: Path, pruned: Path, map_file: Path | None, prompts: Path | None, tolerance: float, logits: bool,
-    keep_going: bool, reference: Path | None, llamacpp: Path | None, output: Path | None, as_json: bool,
-) -> int:  # fmt: skip
-    from trimoe.cut.certify_gguf import certificate_path, certify_gguf
-    from trimoe.quantize.llamacpp import locate
-    from trimoe.quantize.masked import MaskedLogits
+    base: Path,
+    pruned: Path,
+    map_file: Path | None,
+    prompts: Path | None,
+    tolerance: float,
+    logits: bool,
+    keep_going: bool,
+    reference: Path | None,
+    llamacpp: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> int:
+    from trimoe.certify.gguf.certify import certificate_path, certify_gguf
+    from trimoe.llamacpp.masked import MaskedLogits
+    from trimoe.llamacpp.tools import locate
 
     run, cannot_run = None, ""
     if logits:
@@ -106,9 +116,19 @@ def _certify_gguf(
             cannot_run = f"{exc.subject} ({exc.remedy})"
     with progress("certify") as report:
         certificate = certify_gguf(
-            base, pruned, map=map_file, reference=reference, run=run, cannot_run=cannot_run, prompts=prompts,
-            tolerance=tolerance, logits=logits, keep_going=keep_going, output=output, progress=report,
-        )  # fmt: skip
+            base,
+            pruned,
+            map=map_file,
+            reference=reference,
+            run=run,
+            cannot_run=cannot_run,
+            prompts=prompts,
+            tolerance=tolerance,
+            logits=logits,
+            keep_going=keep_going,
+            output=output,
+            progress=report,
+        )
     where = output or certificate_path(pruned)
     data = {**certificate.model_dump(mode="json"), "certificate": str(where)}
     emit(data, f"{certificate_text(certificate)}\nwrote {where}", as_json)
@@ -152,10 +172,10 @@ def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
       trimoe infer-map base-Q6_K.gguf someones-Q6_K.gguf -o map.json
       trimoe certify gemma-4-26B-A4B-it someones-98e --map map.json
     """
-    from trimoe.artifact import require_absent
-    from trimoe.cut.infer import infer_map as run
-    from trimoe.cut.infer_gguf import infer_map_gguf
-    from trimoe.model.gguf import find_gguf
+    from trimoe.certify.gguf.infer import infer_map_gguf
+    from trimoe.certify.infer import infer_map as run
+    from trimoe.io.publish import require_absent
+    from trimoe.model.gguf.file import find_gguf
 
     require_absent(output)
     with progress("infer-map") as report:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
-from trimoe.cli.sandboxed import policy_of, sandbox_options
+from trimoe.cli.parts.common import emit, json_option, progress
+from trimoe.cli.parts.sandbox import policy_of, sandbox_options
 
 if TYPE_CHECKING:
-    from trimoe.judge.report.data import Duel, PageData
     from trimoe.pipeline import Story
+    from trimoe.report.data import Duel, PageData
 
 
 @click.command()
@@ -55,8 +55,8 @@ def demo(
       trimoe demo --out quick --limit 20 --methods v5-coder,random-0
     """
     from trimoe import pipeline
-    from trimoe.evaluate.sandbox import require_sandbox, using
-    from trimoe.judge.report import page
+    from trimoe.report import page
+    from trimoe.sandbox import require_sandbox, using
     from trimoe.story_page import page_data
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(pipeline.METHODS)

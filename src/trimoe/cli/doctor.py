@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from trimoe import __version__
-from trimoe.cli.common import EXTRAS, emit, install_command, json_option
+from trimoe.cli.parts.common import EXTRAS, emit, install_command, json_option
 from trimoe.errors import MissingPrerequisite, TrimoeError
 
 BASE = ("numpy", "click", "rich", "pydantic", "msgspec", "pyyaml", "jinja2", "xxhash", "aiohttp")
@@ -117,7 +117,7 @@ def render(report: dict[str, Any]) -> str:
 
 def llamacpp() -> dict[str, Any] | None:
     """Version and origin of the llama.cpp that is used, None if there is none."""
-    from trimoe.quantize.llamacpp import locate
+    from trimoe.llamacpp.tools import locate
 
     try:
         tools = locate()
@@ -128,7 +128,7 @@ def llamacpp() -> dict[str, Any] | None:
 
 def sandbox_state() -> dict[str, str | None]:
     """The engine `namespaces` if one worker of it comes up here, else why it does not and what to do."""
-    from trimoe.evaluate.sandbox import require_sandbox
+    from trimoe.sandbox import require_sandbox
 
     try:
         require_sandbox()
@@ -139,7 +139,7 @@ def sandbox_state() -> dict[str, str | None]:
 
 def language_state() -> dict[str, dict[str, str | None]]:
     """Toolchains for generated code in other languages: version, or how to get one."""
-    from trimoe.evaluate.codeexec.languages import languages
+    from trimoe.bench.code.languages import languages
 
     found = {language.name: (language, language.toolchain()) for language in languages().values()}
     return {
@@ -154,7 +154,7 @@ def language_state() -> dict[str, dict[str, str | None]]:
 
 def engine_state() -> dict[str, dict[str, str | None]]:
     """Engines that can be started, and why the others cannot here (`note` is None for those that can)."""
-    from trimoe.evaluate.serve.engine import engines, why_not
+    from trimoe.serve.engine import engines, why_not
 
     return {e.name: {"about": e.about, "note": why_not(e)} for e in engines().values() if e.attach is None}
 

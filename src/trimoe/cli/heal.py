@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress, require_extra
+from trimoe.cli.parts.common import emit, json_option, progress, require_extra
 from trimoe.errors import UsageError
 
 PATH = click.Path(path_type=Path)
@@ -15,20 +15,40 @@ PATH = click.Path(path_type=Path)
 @click.argument("base", type=PATH)
 @click.argument("pruned", type=PATH)
 @click.option("-o", "--out", required=True, type=PATH, help="Directory to create.")
-@click.option("--method", required=True, type=click.Choice(["shared-alpha", "expert-scale", "router"]),
-              help="Scale the FFN that always runs, scale the experts, or refit the routers.")  # fmt: skip
-@click.option("--alpha", default="1.2", show_default=True, metavar="A|FIRST:LAST:STEP",
-              help="Factor; a range is tried on the calibration part and the least divergent taken.")  # fmt: skip
-@click.option("--on", type=click.Choice(["down", "gain"]), default="down", show_default=True,
-              help="shared-alpha: scale the last matrix, or the gain of the norm behind it.")  # fmt: skip
+@click.option(
+    "--method",
+    required=True,
+    type=click.Choice(["shared-alpha", "expert-scale", "router"]),
+    help="Scale the FFN that always runs, scale the experts, or refit the routers.",
+)
+@click.option(
+    "--alpha",
+    default="1.2",
+    show_default=True,
+    metavar="A|FIRST:LAST:STEP",
+    help="Factor; a range is tried on the calibration part and the least divergent taken.",
+)
+@click.option(
+    "--on",
+    type=click.Choice(["down", "gain"]),
+    default="down",
+    show_default=True,
+    help="shared-alpha: scale the last matrix, or the gain of the norm behind it.",
+)
 @click.option("--set", "set_file", type=PATH, help="Calibration set; a third of its documents is held out.")
 @click.option("--held-out", type=PATH, help="A set to judge by instead; no document may stand in both.")
 @click.option("--passes", type=click.IntRange(1), default=12, show_default=True, help="router: steps per layer.")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True,
-              help="router: size of a step, relative to the router's values.")  # fmt: skip
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.01,
+    show_default=True,
+    help="router: size of a step, relative to the router's values.",
+)
 @click.option("--keep-worse", is_flag=True, help="Write it even if it is worse, marked as not publishable.")
-@click.option("--unmeasured", is_flag=True,
-              help="Write without comparing (quantized models), marked as not publishable.")  # fmt: skip
+@click.option(
+    "--unmeasured", is_flag=True, help="Write without comparing (quantized models), marked as not publishable."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would change; write nothing.")
 @click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
 @json_option
@@ -61,8 +81,8 @@ def heal(
       trimoe heal MODEL PRUNED -o HEALED --method expert-scale --alpha 1.2 --set set.yaml --held-out other.yaml
       trimoe heal MODEL-NVFP4 PRUNED-NVFP4 -o HEALED --method shared-alpha --alpha 1.2 --unmeasured
     """
-    from trimoe.artifact import require_absent
-    from trimoe.cut import heal as healing_of
+    from trimoe.heal import publish as healing_of
+    from trimoe.io.publish import require_absent
     from trimoe.model.checkpoint import open_checkpoint
 
     if unmeasured == (set_file is not None):
@@ -78,10 +98,10 @@ def heal(
         healing = _unmeasured(before, after, method, alpha, on)
     else:
         require_extra("torch", "measuring a heal")
-        from trimoe.cut.heal_measure import Plan, alphas_of, edits_of, parts
-        from trimoe.cut.heal_measure import heal as run
-        from trimoe.cut.heal_router import Steps
-        from trimoe.measure.calibration import CalibrationSet
+        from trimoe.calibrate.text.calibration import CalibrationSet
+        from trimoe.heal.measure import Plan, alphas_of, edits_of, parts
+        from trimoe.heal.measure import heal as run
+        from trimoe.heal.router import Steps
 
         plan = Plan(method, alphas_of(alpha), on, Steps(passes, rate), device)
         chosen = CalibrationSet.load(set_file or Path())
@@ -102,8 +122,8 @@ def heal(
 
 
 def _unmeasured(before: Any, after: Any, method: str, alpha: str, on: str) -> Any:
-    from trimoe.cut.heal import Healing
-    from trimoe.cut.heal_edit import factor_edits
+    from trimoe.heal.edit import factor_edits
+    from trimoe.heal.publish import Healing
 
     try:
         factor = float(alpha)
@@ -118,8 +138,12 @@ def _unmeasured(before: Any, after: Any, method: str, alpha: str, on: str) -> An
 def _plan_only(method: str, model: Any, edits: list[Any], fit: int, held: int, as_json: bool) -> None:
     names = [e.info.name for e in edits] or [model.role_name("router", layer) for layer in model.moe_layers]
     data = {"method": method, "dry_run": True, "tensors": names, "fit_windows": fit, "held_out_windows": held}
-    emit(data, f"{method}: would change {len(names)} tensors: {', '.join(names)}\n"
-               f"text: {fit} windows to fit on, {held} held out", as_json)  # fmt: skip
+    emit(
+        data,
+        f"{method}: would change {len(names)} tensors: {', '.join(names)}\n"
+        f"text: {fit} windows to fit on, {held} held out",
+        as_json,
+    )
 
 
 def _text(out: Path, record: dict[str, Any]) -> str:
@@ -130,16 +154,22 @@ def _text(out: Path, record: dict[str, Any]) -> str:
     if tried and record["settings"]["alpha"] in (tried[0], tried[-1]):
         lines.append("  the least divergent factor is at the end of the range: a wider one may find a better one")
     for row in record.get("layers", []):
-        lines.append(f"  layer {row['layer']}: error {row['error_before']:.5f} -> {row['error_after']:.5f}, "
-                     f"rows moved by {row['change']:.2%}")  # fmt: skip
+        lines.append(
+            f"  layer {row['layer']}: error {row['error_before']:.5f} -> {row['error_after']:.5f}, "
+            f"rows moved by {row['change']:.2%}"
+        )
     measured = record["measured"]
     if measured is not None:
         low, high = measured["kl_change_interval"]
-        lines.append(f"KL to the unpruned model, {measured['tokens']} held-out tokens: {measured['kl_before']:.5f} -> "
-                     f"{measured['kl_after']:.5f} nats per token, change {measured['kl_change']:+.5f} "
-                     f"[{low:+.5f}, {high:+.5f}]")  # fmt: skip
-        lines += [f"  {name}: loss {c['loss_unpruned']:.4f} unpruned, {c['loss_before']:.4f} -> {c['loss_after']:.4f}"
-                  for name, c in measured["classes"].items()]  # fmt: skip
+        lines.append(
+            f"KL to the unpruned model, {measured['tokens']} held-out tokens: {measured['kl_before']:.5f} -> "
+            f"{measured['kl_after']:.5f} nats per token, change {measured['kl_change']:+.5f} "
+            f"[{low:+.5f}, {high:+.5f}]"
+        )
+        lines += [
+            f"  {name}: loss {c['loss_unpruned']:.4f} unpruned, {c['loss_before']:.4f} -> {c['loss_after']:.4f}"
+            for name, c in measured["classes"].items()
+        ]
         if not measured["gain_shown"]:
             lines.append("the interval includes no change: no gain is shown")
     lines.append(f"{out}: {len(record['tensors'])} tensors changed by {record['method']}")

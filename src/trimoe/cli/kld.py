@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.parts.common import emit, json_option, progress
 
 FILE = click.Path(path_type=Path)
 
@@ -41,9 +41,9 @@ def kld(
       trimoe kld model-BF16.gguf model-Q4_K_M.gguf model-CD-Q4_K_M.gguf --text held-out.txt
       trimoe kld model-BF16.gguf files/*.gguf --text held-out.txt -o kld.json
     """
-    from trimoe.artifact import require_absent, write_json, write_manifest
+    from trimoe.io.publish import require_absent, write_json, write_manifest
+    from trimoe.llamacpp.tools import locate
     from trimoe.quantize.kld import measure
-    from trimoe.quantize.llamacpp import locate
 
     if out is not None:
         require_absent(out)
@@ -52,9 +52,17 @@ def kld(
         data = measure(tools, base, files, text, chunks=chunks, context=context, threads=threads, progress=report)
     if out is not None:
         write_json(out, data)
-        write_manifest(out, "kld", {"text": data["text_sha256"], "context": context, "chunks": data["chunks"],
-                                    "files": [row["sha256"] for row in data["files"]],
-                                    "llamacpp": tools.info or tools.version()})  # fmt: skip
+        write_manifest(
+            out,
+            "kld",
+            {
+                "text": data["text_sha256"],
+                "context": context,
+                "chunks": data["chunks"],
+                "files": [row["sha256"] for row in data["files"]],
+                "llamacpp": tools.info or tools.version(),
+            },
+        )
     emit(data, _text(data), as_json)
 
 
@@ -69,8 +77,10 @@ def _text(data: dict[str, Any]) -> str:
         low, high = row["kld_interval"]
         less, more = row["more_than_best_interval"]
         difference = "" if row["file"] == data["best"] else f"{row['more_than_best']:+.5f} [{less:+.5f}, {more:+.5f}]"
-        lines.append(f"{row['kld']:>9.5f} {f'[{low:.5f}, {high:.5f}]':>20} {difference:>29} {row['perplexity']:>9.3f} "
-                     f"{row['same_top']:>6.2f}% {row['file_bytes'] / 1e6:>10.1f}  {row['file']}")  # fmt: skip
+        lines.append(
+            f"{row['kld']:>9.5f} {f'[{low:.5f}, {high:.5f}]':>20} {difference:>29} {row['perplexity']:>9.3f} "
+            f"{row['same_top']:>6.2f}% {row['file_bytes'] / 1e6:>10.1f}  {row['file']}"
+        )
     return "\n".join(lines)
 
 

@@ -6,10 +6,20 @@ from typing import Any, Literal, cast
 
 import click
 
-from trimoe.cli.common import emit, json_option, parse_size
+from trimoe.cli.parts.common import emit, json_option, parse_size
 from trimoe.errors import UsageError
-from trimoe.judge.ladder import GB, Pair, Point, best_under, front, gigabytes, pair_by_size, paired, smallest_within
-from trimoe.judge.ladder_file import read_ladder
+from trimoe.judge.frontier.file import read_ladder
+from trimoe.judge.frontier.frontier import (
+    GB,
+    Pair,
+    Point,
+    best_under,
+    front,
+    gigabytes,
+    pair_by_size,
+    paired,
+    smallest_within,
+)
 from trimoe.judge.text import columns, comma_separated, markdown
 
 PATH = click.Path(path_type=Path)
@@ -21,21 +31,50 @@ HEAD = ("model", "tier", "kind", "GB", "bpw", "score", "95 %", "front")
 @click.argument("logs", metavar="[RUNS.db ...]", type=PATH, nargs=-1)
 @click.option("--bench", required=True, help="The bench whose scores are shown.")
 @click.option("--ours", metavar="MODEL", help="Pair this model's files with those of every other model by size.")
-@click.option("--pick", type=click.Choice(["nearest", "best"]), default="nearest", show_default=True,
-              help="Which file of the size band is paired: the nearest in size, or the best score.")  # fmt: skip
-@click.option("--tolerance", type=click.FloatRange(0, 1), default=0.1, show_default=True,
-              help="Width of a size band, as a share of the rival's size to each side.")  # fmt: skip
+@click.option(
+    "--pick",
+    type=click.Choice(["nearest", "best"]),
+    default="nearest",
+    show_default=True,
+    help="Which file of the size band is paired: the nearest in size, or the best score.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Width of a size band, as a share of the rival's size to each side.",
+)
 @click.option("--under", metavar="SIZE", help="Name the best file of at most this size, for example 13GB.")
-@click.option("--within", metavar="POINTS", type=click.FloatRange(0, 100),
-              help="Name the smallest file within so many points of the best.")  # fmt: skip
+@click.option(
+    "--within",
+    metavar="POINTS",
+    type=click.FloatRange(0, 100),
+    help="Name the smallest file within so many points of the best.",
+)
 @click.option("--plot", type=PATH, help="Draw score over size, as .svg or .png (extra: report).")
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "csv"]), default="text", show_default=True,
-              help="How the table of files is written.")  # fmt: skip
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "markdown", "csv"]),
+    default="text",
+    show_default=True,
+    help="How the table of files is written.",
+)
 @json_option
 def ladder(
-    file: Path, logs: tuple[Path, ...], bench: str, ours: str | None, pick: str, tolerance: float, under: str | None,
-    within: float | None, plot: Path | None, form: str, as_json: bool,
-) -> None:  # fmt: skip
+    file: Path,
+    logs: tuple[Path, ...],
+    bench: str,
+    ours: str | None,
+    pick: str,
+    tolerance: float,
+    under: str | None,
+    within: float | None,
+    plot: Path | None,
+    form: str,
+    as_json: bool,
+) -> None:
     """Show quality against file size: bits per weight, the Pareto front, and files of equal size side by side.
 
     LADDER.csv has one file per line. A row with `run` is measured: its score comes from the run log. A row with `score`
@@ -73,7 +112,7 @@ def ladder(
         body["pick"] = pick
         lines += ["", f"{ours} ({pick} in size bands of +-{100 * tolerance:g} %)", _pairs(pairs)]
     if plot is not None:
-        from trimoe.judge.report.ladder_plot import write_ladder_plot
+        from trimoe.report.ladder_plot import write_ladder_plot
 
         write_ladder_plot(plot, bench, points)
         body["plot"] = str(plot)
@@ -98,8 +137,16 @@ def _name(point: Point) -> str:
 def _row(p: Point, on_front: bool) -> list[str]:
     interval = "" if p.interval is None else f"{100 * p.interval[0]:.1f} to {100 * p.interval[1]:.1f}"
     bpw = "" if p.bpw is None else f"{p.bpw:.2f}"
-    return [p.model, p.tier, p.kind, gigabytes(p.size), bpw, f"{100 * p.score:.2f}", interval,
-            "yes" if on_front else ""]  # fmt: skip
+    return [
+        p.model,
+        p.tier,
+        p.kind,
+        gigabytes(p.size),
+        bpw,
+        f"{100 * p.score:.2f}",
+        interval,
+        "yes" if on_front else "",
+    ]
 
 
 def _pair(rival: Point, pair: Pair | None) -> dict[str, Any]:
@@ -116,8 +163,16 @@ def _pairs(pairs: list[tuple[Point, Pair | None]]) -> str:
             rows.append([*theirs, "none of that size", "", "", "", ""])
             continue
         test = "" if pair.p is None else f"{pair.p:.2g}"
-        rows.append([*theirs, pair.ours.tier, gigabytes(pair.ours.size), f"{100 * pair.ours.score:.2f}",
-                     f"{100 * pair.difference:+.2f}", test or "not measured on both sides"])  # fmt: skip
+        rows.append(
+            [
+                *theirs,
+                pair.ours.tier,
+                gigabytes(pair.ours.size),
+                f"{100 * pair.ours.score:.2f}",
+                f"{100 * pair.difference:+.2f}",
+                test or "not measured on both sides",
+            ]
+        )
     table = columns(("rival", "GB", "score", "ours", "GB", "score", "difference", "p"), rows)
     return (
         f"{table}\ndifferences of measured files are on the same items; p of each alone, not adjusted for their number"

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress
+from trimoe.cli.parts.common import emit, json_option, progress
 from trimoe.errors import UsageError
 
 FILE = click.Path(path_type=Path)
@@ -46,8 +46,8 @@ def install(
       trimoe llamacpp install --cuda --native
       trimoe llamacpp install --archive llama_cpp_python-0.3.36.tar.gz
     """
-    from trimoe.quantize.llamacpp import Flavour
-    from trimoe.quantize.llamacpp_build import install as build
+    from trimoe.llamacpp.build import install as build
+    from trimoe.llamacpp.tools import Flavour
 
     if cuda and vulkan:
         raise UsageError("--cuda and --vulkan contradict each other", expected="one of them")
@@ -72,7 +72,7 @@ def where(directory: Path | None, cache: Path | None, as_json: bool) -> None:
       trimoe llamacpp where
       trimoe llamacpp where --llamacpp ~/llama.cpp/build --json
     """
-    from trimoe.quantize.llamacpp import locate
+    from trimoe.llamacpp.tools import locate
 
     data = locate(directory, cache).describe(hashes=True)
     emit(data, _text(data), as_json)
@@ -83,8 +83,10 @@ def _text(data: dict[str, Any]) -> str:
     lines = [f"llama.cpp {data['version'] or 'of unknown version'}, from {data['origin']}"]
     if build:
         on = [name for name, value in build["options"].items() if value == "ON" and name.startswith("GGML")]
-        lines.append(f"built from {build['release']['package']} {build['release']['version']} with {build['compiler']}"
-                     f"{', ' + ', '.join(on) if on else ', portable CPU build'}")  # fmt: skip
+        lines.append(
+            f"built from {build['release']['package']} {build['release']['version']} with {build['compiler']}"
+            f"{', ' + ', '.join(on) if on else ', portable CPU build'}"
+        )
     for name, program in data["programs"].items():
         lines.append(f"  {name:<22} {program['path']}" + (f"  {program['sha256'][:16]}" if "sha256" in program else ""))
     if data["missing"]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from trimoe.cli.common import emit, json_option
+from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import UsageError
-from trimoe.evaluate.log import RunLog
-from trimoe.evaluate.log_export import rows, write_lm_eval, write_parquet
-from trimoe.evaluate.log_merge import merge_logs
+from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
+from trimoe.evaluate.log.merge import merge_logs
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.recorded import Imported, import_lm_eval
 
 

@@ -21,16 +21,16 @@ from typing import Any
 import click
 
 from trimoe import __version__
-from trimoe.cli.common import EXTRAS, install_command
+from trimoe.cli.parts.common import EXTRAS, install_command
 from trimoe.errors import BadInput, Interrupted, MissingPrerequisite, TrimoeError, UsageError
 
 # verb -> module of trimoe.cli that holds it in its COMMANDS. The order is the order of the work, and of `--help`.
 VERBS: dict[str, str] = {
-    "inspect": "model",
-    "calibrate": "measure",
+    "inspect": "inspect",
+    "calibrate": "calibrate",
     "stats": "stats",
-    "map": "choose",
-    "prune": "cut",
+    "map": "map",
+    "prune": "prune",
     "heal": "heal",
     "certify": "certify",
     "infer-map": "certify",
@@ -39,11 +39,11 @@ VERBS: dict[str, str] = {
     "plan": "plan",
     "kld": "kld",
     "serve": "serve",
-    "eval": "evaluate",
+    "eval": "eval",
     "log": "log",
-    "rescore": "evaluate",
+    "rescore": "eval",
     "audit": "audit",
-    "compare": "judge",
+    "compare": "compare",
     "attribute": "attribute",
     "ladder": "ladder",
     "report": "report",

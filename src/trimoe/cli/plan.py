@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimoe.cli.common import emit, json_option
+from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
-    from trimoe.quantize.layout import Blueprint
-    from trimoe.quantize.plan import Candidate, Memory, Serving
-    from trimoe.quantize.sizes import Size
+    from trimoe.quantize.plan.plan import Candidate, Memory, Serving
+    from trimoe.quantize.types.layout import Blueprint
+    from trimoe.quantize.types.sizes import Size
 
 
 @click.command()
@@ -57,12 +57,12 @@ def plan(
       trimoe plan gemma-4-26B-A4B --keep 98 --tier Q4_K_M --vision
       trimoe plan gemma-4-26B-A4B --keep 98 --tier NVFP4A16
     """
-    from trimoe.cli.plan_nvfp4 import nvfp4_or_none, text_of, unquantized
-    from trimoe.quantize.nvfp4_rules import rules
-    from trimoe.quantize.plan import Serving, fitting, parse_bytes, parse_tokens, size_of
-    from trimoe.quantize.plan import memory as memory_of
-    from trimoe.quantize.tiers import all_tiers, default_ladder, find_tiers
-    from trimoe.quantize.vision import vision_of
+    from trimoe.cli.parts.plan_nvfp4 import nvfp4_or_none, text_of, unquantized
+    from trimoe.quantize.nvfp4.rules import rules
+    from trimoe.quantize.plan.plan import Serving, fitting, parse_bytes, parse_tokens, size_of
+    from trimoe.quantize.plan.plan import memory as memory_of
+    from trimoe.quantize.types.tiers import all_tiers, default_ladder, find_tiers
+    from trimoe.quantize.types.vision import vision_of
 
     if tier_name and as_table:
         raise UsageError("--tier and --table contradict each other", expected="one tier, or the table of all")
@@ -70,8 +70,11 @@ def plan(
         raise UsageError(f"--layout is for {rules().tier}", expected=f"--tier {rules().tier}")
     if tier_name == rules().tier:
         if budget or vision:
-            raise UsageError(f"{rules().tier} has no --memory and no --vision", expected="neither",
-                             remedy="the vision tower is in its files; memory is printed anyway")  # fmt: skip
+            raise UsageError(
+                f"{rules().tier} has no --memory and no --vision",
+                expected="neither",
+                remedy="the vision tower is in its files; memory is printed anyway",
+            )
         data = _nvfp4(model, keep, layout, Serving(parse_tokens(context), parallel, kv.upper()))
         emit(data, text_of(data), as_json)
         return
@@ -79,11 +82,17 @@ def plan(
     tower = vision_of(model, load_config(model)) if vision else None
     serving = Serving(parse_tokens(context), parallel, kv.upper(), tower.nbytes if tower else 0)
     smaller = blueprint.with_experts(keep) if keep else blueprint
-    head = {"model": model, "experts": blueprint.facts.experts, "keep": smaller.facts.experts,
-            "exact": blueprint.metadata.exact, "context": serving.context, "parallel": parallel,
-            "kv": serving.kv_type.lower(),
-            "safetensors": unquantized(model, smaller.facts.experts, load_config),
-            "mmproj": tower and {"file_bytes": tower.file_bytes, "weights": tower.weights, "exact": False}}  # fmt: skip
+    head = {
+        "model": model,
+        "experts": blueprint.facts.experts,
+        "keep": smaller.facts.experts,
+        "exact": blueprint.metadata.exact,
+        "context": serving.context,
+        "parallel": parallel,
+        "kv": serving.kv_type.lower(),
+        "safetensors": unquantized(model, smaller.facts.experts, load_config),
+        "mmproj": tower and {"file_bytes": tower.file_bytes, "weights": tower.weights, "exact": False},
+    }
     if budget is None and tier_name:
         (tier,) = find_tiers([tier_name])
         size = size_of(smaller, tier)
@@ -106,7 +115,7 @@ def plan(
 
 
 def _candidates(blueprint: "Blueprint", tiers: Any, keep: int | None, serving: "Serving") -> "list[Candidate]":
-    from trimoe.quantize.plan import candidates, default_keeps
+    from trimoe.quantize.plan.plan import candidates, default_keeps
 
     experts = blueprint.facts.experts
     keeps = [keep] if keep else default_keeps(experts, blueprint.top_k)
@@ -116,10 +125,10 @@ def _candidates(blueprint: "Blueprint", tiers: Any, keep: int | None, serving: "
 
 def load_blueprint(model: str) -> "Blueprint":
     """The blueprint of a file, directory, config.json or shipped name. Raises `BadInput`."""
-    from trimoe.artifact import read_json
-    from trimoe.model.gguf import find_gguf, open_gguf
+    from trimoe.io.publish import read_json
+    from trimoe.model.gguf.file import find_gguf, open_gguf
     from trimoe.model.safetensors import read_index
-    from trimoe.quantize.layout import blueprint_of_config, blueprint_of_gguf
+    from trimoe.quantize.types.layout import blueprint_of_config, blueprint_of_gguf
 
     path = Path(model)
     if path.exists():
@@ -138,19 +147,22 @@ def load_blueprint(model: str) -> "Blueprint":
 
 def named_config(name: str) -> dict[str, Any]:
     """A shipped configuration. Raises `BadInput`."""
-    from trimoe.quantize.layout import shipped_config, shipped_configs
+    from trimoe.quantize.types.layout import shipped_config, shipped_configs
 
     config = shipped_config(name)
     if config is None:
-        raise BadInput(f"{name} is neither a path nor a model known by name", expected=", ".join(shipped_configs()),
-                       remedy="give a GGUF file, a checkpoint directory or a config.json")  # fmt: skip
+        raise BadInput(
+            f"{name} is neither a path nor a model known by name",
+            expected=", ".join(shipped_configs()),
+            remedy="give a GGUF file, a checkpoint directory or a config.json",
+        )
     return config
 
 
 def _nvfp4(model: str, keep: int | None, layout: str | None, serving: "Serving") -> dict[str, Any]:
-    from trimoe.cli.plan_nvfp4 import nvfp4, with_memory
+    from trimoe.cli.parts.plan_nvfp4 import nvfp4, with_memory
     from trimoe.errors import CheckpointError
-    from trimoe.quantize.nvfp4_rules import LAYOUTS
+    from trimoe.quantize.nvfp4.rules import LAYOUTS
 
     data = nvfp4(model, keep, layout or LAYOUTS[0], load_config)
     try:
@@ -162,15 +174,18 @@ def _nvfp4(model: str, keep: int | None, layout: str | None, serving: "Serving")
 
 def load_config(model: str) -> dict[str, Any]:
     """The configuration of a checkpoint directory, config.json or shipped name. Raises `BadInput`."""
-    from trimoe.artifact import read_json
+    from trimoe.io.publish import read_json
 
     path = Path(model)
     if not path.exists():
         return named_config(model)
     source = path / "config.json" if path.is_dir() else path
     if source.suffix != ".json" or not source.exists():
-        raise BadInput(f"{model} does not say what its vision tower is", expected="config.json",
-                       remedy="give the checkpoint or its config.json; an mmproj file has its own size")  # fmt: skip
+        raise BadInput(
+            f"{model} does not say what its vision tower is",
+            expected="config.json",
+            remedy="give the checkpoint or its config.json; an mmproj file has its own size",
+        )
     config = read_json(source, "model configuration")
     assert isinstance(config, dict)
     return config
@@ -179,21 +194,39 @@ def load_config(model: str) -> dict[str, Any]:
 def _size_json(tier: str, size: "Size", memory: "Memory") -> dict[str, Any]:
     fallbacks = sum(choice.fell_back for choice in size.choices)
     return {
-        "tier": tier, "file_bytes": size.file_bytes, "bits_per_weight": round(size.bits_per_weight, 4),
-        "weights": size.values, "types": size.type_mix(), "fallback_tensors": fallbacks,
-        "memory": {"weights": memory.weights, "kv_cache": memory.kv_cache, "compute_estimate": memory.compute,
-                   "vision": memory.vision, "total": memory.total},
-    }  # fmt: skip
+        "tier": tier,
+        "file_bytes": size.file_bytes,
+        "bits_per_weight": round(size.bits_per_weight, 4),
+        "weights": size.values,
+        "types": size.type_mix(),
+        "fallback_tensors": fallbacks,
+        "memory": {
+            "weights": memory.weights,
+            "kv_cache": memory.kv_cache,
+            "compute_estimate": memory.compute,
+            "vision": memory.vision,
+            "total": memory.total,
+        },
+    }
 
 
 def _candidate_json(candidate: "Candidate") -> dict[str, Any]:
     rival = candidate.rival
     return {
-        "keep": candidate.keep, **_size_json(candidate.tier, candidate.size, candidate.memory),
-        "expert_bits": round(candidate.bits, 4), "expected_cost": round(candidate.cost, 5), "reason": candidate.reason,
-        "rival": rival and {"keep": rival.keep, "tier": rival.tier, "file_bytes": rival.size.file_bytes,
-                            "expert_bits": round(rival.bits, 4), "expected_cost": round(rival.cost, 5)},
-    }  # fmt: skip
+        "keep": candidate.keep,
+        **_size_json(candidate.tier, candidate.size, candidate.memory),
+        "expert_bits": round(candidate.bits, 4),
+        "expected_cost": round(candidate.cost, 5),
+        "reason": candidate.reason,
+        "rival": rival
+        and {
+            "keep": rival.keep,
+            "tier": rival.tier,
+            "file_bytes": rival.size.file_bytes,
+            "expert_bits": round(rival.bits, 4),
+            "expected_cost": round(rival.cost, 5),
+        },
+    }
 
 
 def _gb(count: int) -> str:
@@ -202,18 +235,27 @@ def _gb(count: int) -> str:
 
 def _one_text(data: dict[str, Any]) -> str:
     memory, mix = data["memory"], ", ".join(f"{kind} {_gb(size)}" for kind, size in data["types"].items())
-    return "\n".join([
-        f"{data['model']}, {data['keep']} of {data['experts']} experts, {data['tier']}",
-        f"  file     {data['file_bytes']:>15,} bytes{'' if data['exact'] else ' (vocabulary estimated)'}, "
-        f"{data['bits_per_weight']:.2f} bits per weight",
-        f"  types    {mix} GB" + (f"; {data['fallback_tensors']} tensors fell back because of their row length"
-                                  if data["fallback_tensors"] else ""),
-        f"  memory   {memory['total']:>15,} bytes: weights {_gb(memory['weights'])}, cache {_gb(memory['kv_cache'])} "
-        f"({data['parallel']} x {data['context']:,} tokens, {data['kv']}), compute about "
-        f"{_gb(memory['compute_estimate'])} GB" + (f", vision {_gb(memory['vision'])}" if memory["vision"] else ""),
-        *([f"  mmproj   {data['mmproj']['file_bytes']:>15,} bytes (header estimated), a file of its own"]
-          if data["mmproj"] else []),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{data['model']}, {data['keep']} of {data['experts']} experts, {data['tier']}",
+            f"  file     {data['file_bytes']:>15,} bytes{'' if data['exact'] else ' (vocabulary estimated)'}, "
+            f"{data['bits_per_weight']:.2f} bits per weight",
+            f"  types    {mix} GB"
+            + (
+                f"; {data['fallback_tensors']} tensors fell back because of their row length"
+                if data["fallback_tensors"]
+                else ""
+            ),
+            f"  memory   {memory['total']:>15,} bytes: weights {_gb(memory['weights'])}, cache {_gb(memory['kv_cache'])} "
+            f"({data['parallel']} x {data['context']:,} tokens, {data['kv']}), compute about "
+            f"{_gb(memory['compute_estimate'])} GB" + (f", vision {_gb(memory['vision'])}" if memory["vision"] else ""),
+            *(
+                [f"  mmproj   {data['mmproj']['file_bytes']:>15,} bytes (header estimated), a file of its own"]
+                if data["mmproj"]
+                else []
+            ),
+        ]
+    )
 
 
 def _checkpoints_text(head: dict[str, Any]) -> list[str]:
@@ -226,28 +268,41 @@ def _checkpoints_text(head: dict[str, Any]) -> list[str]:
 
 
 def _table_text(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    lines = [f"{head['model']}, {head['keep']} of {head['experts']} experts"
-             f"{'' if head['exact'] else '; vocabulary estimated'}", *_checkpoints_text(head), "",
-             f"{'tier':<12} {'bytes':>16} {'GB':>7} {'bpw':>6} {'in memory':>10}  types (GB)"]  # fmt: skip
+    lines = [
+        f"{head['model']}, {head['keep']} of {head['experts']} experts"
+        f"{'' if head['exact'] else '; vocabulary estimated'}",
+        *_checkpoints_text(head),
+        "",
+        f"{'tier':<12} {'bytes':>16} {'GB':>7} {'bpw':>6} {'in memory':>10}  types (GB)",
+    ]
     for row in sorted(rows, key=lambda r: -int(r["file_bytes"])):
         mix = " ".join(f"{kind} {_gb(size)}" for kind, size in list(row["types"].items())[:4])
-        lines.append(f"{row['tier']:<12} {row['file_bytes']:>16,} {_gb(row['file_bytes']):>7} "
-                     f"{row['bits_per_weight']:>6.2f} {_gb(row['memory']['total']):>10}  {mix}")  # fmt: skip
+        lines.append(
+            f"{row['tier']:<12} {row['file_bytes']:>16,} {_gb(row['file_bytes']):>7} "
+            f"{row['bits_per_weight']:>6.2f} {_gb(row['memory']['total']):>10}  {mix}"
+        )
     return "\n".join(lines)
 
 
 def _fits_text(data: dict[str, Any], fits: "list[Candidate]", every: "list[Candidate]") -> str:
-    lines = [f"{data['model']} in {_gb(data['memory_bytes'])} GB with {data['parallel']} x {data['context']:,} tokens "
-             f"({data['kv']} cache): {len(fits)} of {data['candidates']} combinations fit"]  # fmt: skip
+    lines = [
+        f"{data['model']} in {_gb(data['memory_bytes'])} GB with {data['parallel']} x {data['context']:,} tokens "
+        f"({data['kv']} cache): {len(fits)} of {data['candidates']} combinations fit"
+    ]
     if not fits:
         least = min(every, key=lambda c: c.memory.total)
         lines.append(f"the smallest, {least.keep} experts as {least.tier}, needs {_gb(least.memory.total)} GB")
     else:
-        lines += ["best expected quality first (a rule of thumb, see docs/explanation/sizes.md)",
-                  "", f"{'experts':>7} {'tier':<12} {'file GB':>8} {'memory':>7} {'cost':>6}  why"]  # fmt: skip
+        lines += [
+            "best expected quality first (a rule of thumb, see docs/explanation/sizes.md)",
+            "",
+            f"{'experts':>7} {'tier':<12} {'file GB':>8} {'memory':>7} {'cost':>6}  why",
+        ]
     for one in fits[:20]:
-        lines.append(f"{one.keep:>7} {one.tier:<12} {_gb(one.size.file_bytes):>8} {_gb(one.memory.total):>7} "
-                     f"{one.cost:>6.3f}  {one.reason}")  # fmt: skip
+        lines.append(
+            f"{one.keep:>7} {one.tier:<12} {_gb(one.size.file_bytes):>8} {_gb(one.memory.total):>7} "
+            f"{one.cost:>6.3f}  {one.reason}"
+        )
     if len(fits) > 20:
         lines.append(f"... and {len(fits) - 20} more (--json lists all)")
     return "\n".join(lines)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimoe.cli.common import emit, json_option, progress, require_extra, show_size
+from trimoe.cli.parts.common import emit, json_option, progress, require_extra, show_size
 from trimoe.errors import UsageError
 
 if TYPE_CHECKING:
-    from trimoe.judge.publish.hub import Plan
+    from trimoe.publish.hub import Plan
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -25,7 +25,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 @json_option
 def publish(
     folder: Path, target: str, repo: str | None, dry_run: bool, force: bool, private: bool, as_json: bool
-) -> None:  # fmt: skip
+) -> None:
     """Publish a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
     To the hub: sends what the hub does not have by hash; a rerun after a kill sends the rest. What the manifests mark
@@ -53,7 +53,7 @@ def publish(
 
 
 def _to_hub(folder: Path, repo: str | None, dry_run: bool, force: bool, private: bool, as_json: bool) -> None:
-    from trimoe.judge.publish import hub
+    from trimoe.publish import hub
 
     if repo is None:
         raise UsageError("--to hub needs --repo", expected="ORG/NAME")
@@ -63,9 +63,14 @@ def _to_hub(folder: Path, repo: str | None, dry_run: bool, force: bool, private:
         address = None if dry_run else hub.publish(made, private=private, progress=tell)
     sent = sum(step.file.size for step in made.uploads)
     body = {
-        "repo": repo, "endpoint": made.endpoint or None, "repo_exists": made.exists, "dry_run": dry_run,
-        "bytes_to_send": sent, "files": [step.as_dict() for step in made.steps], "url": address,
-    }  # fmt: skip
+        "repo": repo,
+        "endpoint": made.endpoint or None,
+        "repo_exists": made.exists,
+        "dry_run": dry_run,
+        "bytes_to_send": sent,
+        "files": [step.as_dict() for step in made.steps],
+        "url": address,
+    }
     end = f"nothing was sent; {show_size(sent)} would be" if dry_run else f"{show_size(sent)} sent: {address}"
     if made.exists is None:
         end += "\nthe hub was not reached: what it has already is not known"
@@ -73,7 +78,7 @@ def _to_hub(folder: Path, repo: str | None, dry_run: bool, force: bool, private:
 
 
 def _to_ollama(folder: Path, repo: str | None, dry_run: bool, as_json: bool) -> None:
-    from trimoe.judge.publish import ollama
+    from trimoe.publish import ollama
 
     if repo is not None and not dry_run:
         ollama.require_ollama()
@@ -83,9 +88,11 @@ def _to_ollama(folder: Path, repo: str | None, dry_run: bool, as_json: bool) -> 
             ollama.write(folder, pushes)
             if repo is not None:
                 ollama.push(folder, repo, pushes, progress=tell)
-    lines = [f"{push.made.name}  from {push.made.gguf.name}  tag {push.tag}: "
-             + ("only written" if repo is None else "pushed before" if push.action == "same" else "push")
-             for push in pushes]  # fmt: skip
+    lines = [
+        f"{push.made.name}  from {push.made.gguf.name}  tag {push.tag}: "
+        + ("only written" if repo is None else "pushed before" if push.action == "same" else "push")
+        for push in pushes
+    ]
     body = {"repo": repo, "dry_run": dry_run, "tags": [push.as_dict() for push in pushes]}
     end = "nothing was written or pushed" if dry_run else f"Modelfiles are in {folder}"
     emit(body, "\n".join([*lines, end]), as_json)

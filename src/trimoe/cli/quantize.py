@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option, parse_size, progress
+from trimoe.cli.parts.common import emit, json_option, parse_size, progress
 from trimoe.errors import UsageError
 
 FILE = click.Path(path_type=Path)
@@ -90,21 +90,24 @@ def quantize(
       trimoe quantize MODEL --mix auto --target-size 12.9GB -o files --calibration calibration.yaml
       trimoe quantize MODEL --tiers NVFP4A16 -o MODEL-NVFP4A16
     """
+    from trimoe.llamacpp.tools import locate
     from trimoe.model.checkpoint import open_checkpoint
-    from trimoe.quantize.ladder import make_ladder
-    from trimoe.quantize.ladder_file import load_ladder
-    from trimoe.quantize.ladder_sources import Effort, Sources
-    from trimoe.quantize.llamacpp import locate
-    from trimoe.quantize.nvfp4_plan import plan_nvfp4
-    from trimoe.quantize.nvfp4_rules import LAYOUTS, rules
-    from trimoe.quantize.plan import parse_bytes
+    from trimoe.quantize.ladder.file import load_ladder
+    from trimoe.quantize.ladder.ladder import make_ladder
+    from trimoe.quantize.ladder.sources import Effort, Sources
+    from trimoe.quantize.nvfp4.plan import plan_nvfp4
+    from trimoe.quantize.nvfp4.rules import LAYOUTS, rules
+    from trimoe.quantize.plan.plan import parse_bytes
 
     targets = (target_size, target_bpw, mix_text, mix_types)
     if mix is None and any(value is not None for value in targets):
         raise UsageError("--target-size, --target-bpw, --mix-text and --mix-types belong to --mix auto")
     if mix is not None and tiers is not None:
-        raise UsageError("--mix and --tiers contradict each other", expected="one of them",
-                         remedy="run the command twice with the same -o: base and imatrix are shared")  # fmt: skip
+        raise UsageError(
+            "--mix and --tiers contradict each other",
+            expected="one of them",
+            remedy="run the command twice with the same -o: base and imatrix are shared",
+        )
     if mix is None and tiers is None and ladder_file is None:
         raise UsageError("nothing to make", expected="--tiers NAME,..., --ladder FILE or --mix auto")
     names = [] if tiers is None else [name.strip() for name in tiers.split(",")]
@@ -126,20 +129,23 @@ def quantize(
     effort = Effort(jobs, threads or Effort().threads, parse_bytes(ram))
     sources = Sources(imatrix, calibration, tokenizer, layer_ranking, allow_thin_imatrix)
     if mix is not None:
-        from trimoe.quantize.mix import Wish, make_mix
-        from trimoe.quantize.mix_options import TYPES
+        from trimoe.quantize.mix.mix import Wish, make_mix
+        from trimoe.quantize.mix.options import TYPES
 
         chosen = tuple(t.strip().upper() for t in mix_types.split(",")) if mix_types else TYPES
-        wish = Wish(parse_bytes(target_size) if target_size else None, target_bpw, mix_text, chosen, mix_chunks,
-                    mix_context)  # fmt: skip
+        wish = Wish(
+            parse_bytes(target_size) if target_size else None, target_bpw, mix_text, chosen, mix_chunks, mix_context
+        )
         with progress("mix") as report:
-            data = make_mix(model, out, wish, ladder, locate(directory), sources=sources, effort=effort, name=name,
-                            progress=report)  # fmt: skip
+            data = make_mix(
+                model, out, wish, ladder, locate(directory), sources=sources, effort=effort, name=name, progress=report
+            )
         emit(data, _mix_text(data), as_json)
         return 1 if data["findings"] else 0
     with progress("quantize") as report:
-        data = make_ladder(model, out, ladder, locate(directory), sources=sources, effort=effort, name=name,
-                           progress=report)  # fmt: skip
+        data = make_ladder(
+            model, out, ladder, locate(directory), sources=sources, effort=effort, name=name, progress=report
+        )
     text = _text(data)
     if nvfp4:
         folder = out / f"{name or model.absolute().name}-{rules().tier}"
@@ -150,23 +156,32 @@ def quantize(
 
 
 def _nvfp4(model: Path, out: Path, layout: str | None, max_shard: str | None, threads: int | None) -> dict[str, Any]:
-    from trimoe.cli.cut import resumable
+    from trimoe.cli.prune import resumable
     from trimoe.cut.plan import DEFAULT_SHARD
-    from trimoe.quantize.nvfp4 import quantize_nvfp4
-    from trimoe.quantize.nvfp4_rules import rules
+    from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
+    from trimoe.quantize.nvfp4.rules import rules
 
     limit = DEFAULT_SHARD if max_shard is None else parse_size(max_shard, "--max-shard 5GB")
     chosen = layout or "modelopt"
     with progress(rules().tier) as report, resumable(out):
         result = quantize_nvfp4(model, out, layout=chosen, max_shard=limit, threads=threads, progress=report)
-    return {"tier": rules().tier, "layout": chosen, "out": str(out), "kept": result.kept, **result.facts,
-            "relative_error_by_matrix": result.errors}  # fmt: skip
+    return {
+        "tier": rules().tier,
+        "layout": chosen,
+        "out": str(out),
+        "kept": result.kept,
+        **result.facts,
+        "relative_error_by_matrix": result.errors,
+    }
 
 
 def _nvfp4_text(data: dict[str, Any]) -> str:
-    lines = [f"{data['out']}: {data['tier']}, {data['layout']} layout, {data['file_bytes']:,} bytes of weights, "
-             f"{data['bits_per_weight']:.2f} bits per weight{'  (kept)' if data['kept'] else ''}", "",
-             f"{'matrices':<32} {'count':>7} {'error':>8} {'worst':>8}  worst matrix"]  # fmt: skip
+    lines = [
+        f"{data['out']}: {data['tier']}, {data['layout']} layout, {data['file_bytes']:,} bytes of weights, "
+        f"{data['bits_per_weight']:.2f} bits per weight{'  (kept)' if data['kept'] else ''}",
+        "",
+        f"{'matrices':<32} {'count':>7} {'error':>8} {'worst':>8}  worst matrix",
+    ]
     for kind, row in data["relative_error"].items():
         lines.append(
             f"{kind:<32} {row['count']:>7,} {row['together']:>8.4f} {row['worst']:>8.4f}  {row['worst_matrix']}"
@@ -178,20 +193,27 @@ def _nvfp4_text(data: dict[str, Any]) -> str:
 
 def _text(data: dict[str, Any]) -> str:
     imatrix = data["imatrix"]
-    lines = [f"{data['model']}, from {data['base']['file']}"
-             + (f", imatrix {imatrix['sha256'][:16]}" if imatrix else ", no imatrix"), "",
-             f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<9} {'sha256':<13} MB"]  # fmt: skip
+    lines = [
+        f"{data['model']}, from {data['base']['file']}"
+        + (f", imatrix {imatrix['sha256'][:16]}" if imatrix else ", no imatrix"),
+        "",
+        f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<9} {'sha256':<13} MB",
+    ]
     for row in data["files"]:
         smoke = row.get("smoke")
         mix = " ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(row["types"].items(), key=_by_size)[:4])
-        lines.append(f"{row['tier']:<12} {row['file_bytes']:>15,} {row['bits_per_weight']:>6.2f} "
-                     f"{'yes' if row['imatrix'] else 'no':<8} "
-                     f"{_verdict(smoke):<9} {row['sha256'][:12]} {mix}"
-                     f"{'  (kept)' if row['kept'] else ''}")  # fmt: skip
+        lines.append(
+            f"{row['tier']:<12} {row['file_bytes']:>15,} {row['bits_per_weight']:>6.2f} "
+            f"{'yes' if row['imatrix'] else 'no':<8} "
+            f"{_verdict(smoke):<9} {row['sha256'][:12]} {mix}"
+            f"{'  (kept)' if row['kept'] else ''}"
+        )
         if (done := row.get("map")) and (done["fell back"] or done["kept by llama.cpp"]):
-            lines.append(f"{'':<12} of its map {done['fell back']} tensors fell back (row length), "
-                         f"{done['kept by llama.cpp']} lines name tensors that llama.cpp keeps, "
-                         f"{done['no such tensor']} match nothing")  # fmt: skip
+            lines.append(
+                f"{'':<12} of its map {done['fell back']} tensors fell back (row length), "
+                f"{done['kept by llama.cpp']} lines name tensors that llama.cpp keeps, "
+                f"{done['no such tensor']} match nothing"
+            )
     return "\n".join([*lines, *(f"finding: {text}" for text in data["findings"])])
 
 
@@ -205,14 +227,21 @@ def _mix_text(data: dict[str, Any]) -> str:
     low, high = data["predicted_kld_interval"]
     lines = [f"{'group':<20} {'type':<8} {'stored as':<16} {'MB':>10} {'KLD':>9}"]
     for name, one in data["groups"].items():
-        lines.append(f"{name:<20} {one['type']:<8} {'+'.join(one['stored']):<16} {one['bytes'] / 1e6:>10.2f} "
-                     f"{one['kld']:>9.6f}")  # fmt: skip
+        lines.append(
+            f"{name:<20} {one['type']:<8} {'+'.join(one['stored']):<16} {one['bytes'] / 1e6:>10.2f} {one['kld']:>9.6f}"
+        )
     proof = "proven least in sum" if data["gap"] == 0 else f"at most {data['gap']:.6f} above the least sum"
-    return "\n".join([
-        *lines, "", f"{data['file_bytes']:,} bytes of {data['target_bytes']:,} allowed; {proof}",
-        f"KL divergence on the measuring text: predicted {data['predicted_kld']:.5f} [{low:.5f}, {high:.5f}], "
-        f"measured {data['measured_kld']:.5f}", "", _text(data),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{data['file_bytes']:,} bytes of {data['target_bytes']:,} allowed; {proof}",
+            f"KL divergence on the measuring text: predicted {data['predicted_kld']:.5f} [{low:.5f}, {high:.5f}], "
+            f"measured {data['measured_kld']:.5f}",
+            "",
+            _text(data),
+        ]
+    )
 
 
 def _by_size(item: tuple[str, int]) -> tuple[int, str]:

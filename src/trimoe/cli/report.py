@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimoe.cli.common import emit, json_option, require_extra
+from trimoe.cli.parts.common import emit, json_option, require_extra
 from trimoe.errors import UsageError
 
 if TYPE_CHECKING:
-    from trimoe.judge.ladder import Point
-    from trimoe.judge.report.heat import Panel
+    from trimoe.judge.frontier.frontier import Point
+    from trimoe.report.heat import Panel
 
 PATH = click.Path(path_type=Path)
 
@@ -20,16 +20,28 @@ PATH = click.Path(path_type=Path)
 @click.option("-o", "--out", type=PATH, required=True, help="The .html file to write; an older report is replaced.")
 @click.option("--base", help="Name of the run to compare against (default: the first in the logs).")
 @click.option("--title", help="Heading of the page (default: what is compared with what).")
-@click.option("--ladder", "sizes", type=PATH, metavar="LADDER.csv",
-              help="File sizes and published numbers, as `trimoe ladder` reads them; needs --bench.")  # fmt: skip
+@click.option(
+    "--ladder",
+    "sizes",
+    type=PATH,
+    metavar="LADDER.csv",
+    help="File sizes and published numbers, as `trimoe ladder` reads them; needs --bench.",
+)
 @click.option("--bench", "benches", multiple=True, help="A bench whose ladder is drawn (may be repeated).")
 @click.option("--stats", type=PATH, help="Statistics file whose experts are drawn as heatmaps.")
 @click.option("--by", metavar="CRITERION", help="What the heatmaps show, as in `trimoe stats show --by`.")
 @json_option
 def report(
-    logs: tuple[Path, ...], out: Path, base: str | None, title: str | None, sizes: Path | None,
-    benches: tuple[str, ...], stats: Path | None, by: str | None, as_json: bool,
-) -> None:  # fmt: skip
+    logs: tuple[Path, ...],
+    out: Path,
+    base: str | None,
+    title: str | None,
+    sizes: Path | None,
+    benches: tuple[str, ...],
+    stats: Path | None,
+    by: str | None,
+    as_json: bool,
+) -> None:
     """Write a self-contained HTML page: scoreboard, paired differences, lost items by cause, audit.
 
     The page has no script and loads nothing. Runs under another engine, sampler or stack stand in tables of their own.
@@ -43,12 +55,15 @@ def report(
       trimoe report runs.db -o report.html --stats stats.safetensors
     """
     require_extra("report", "trimoe report")
-    from trimoe.judge.report.board import make_board
-    from trimoe.judge.report.board_page import render_board, write_board
+    from trimoe.report.board import make_board
+    from trimoe.report.board_page import render_board, write_board
 
     if out.suffix not in (".html", ".htm"):
-        raise UsageError(f"a report cannot be written as {out.name}", expected="a name that ends with .html",
-                         remedy="choose another -o")  # fmt: skip
+        raise UsageError(
+            f"a report cannot be written as {out.name}",
+            expected="a name that ends with .html",
+            remedy="choose another -o",
+        )
     if bool(sizes) != bool(benches):
         raise UsageError("--ladder and --bench belong together", remedy="give both, or leave both out")
     if by is not None and stats is None:
@@ -57,8 +72,14 @@ def report(
     ladders = {bench: _points(sizes, logs, bench, len(benches) == 1) for bench in benches} if sizes else {}
     write_board(render_board(board, ladders, _panels(stats, by) if stats else ()), out)
     refused = [f"{line.row.name} on {line.row.bench}" for line in board.verdicts("refused")]
-    body = {"report": str(out), "base": board.base, "models": list(board.names), "benches": list(board.benches),
-            "runs": len(board.lines), "refused": refused}  # fmt: skip
+    body = {
+        "report": str(out),
+        "base": board.base,
+        "models": list(board.names),
+        "benches": list(board.benches),
+        "runs": len(board.lines),
+        "refused": refused,
+    }
     text = f"wrote {out}: {len(board.lines)} runs on {len(board.benches)} benches, compared with {board.base}"
     if refused:
         text += f"\n{len(refused)} refused by the audit: {', '.join(refused)}"
@@ -66,7 +87,7 @@ def report(
 
 
 def _points(sizes: Path, logs: tuple[Path, ...], bench: str, alone: bool) -> "list[Point]":
-    from trimoe.judge.ladder_file import read_ladder
+    from trimoe.judge.frontier.file import read_ladder
 
     points = read_ladder(sizes, list(logs), bench, alone=alone)
     if not points:
@@ -77,7 +98,7 @@ def _points(sizes: Path, logs: tuple[Path, ...], bench: str, alone: bool) -> "li
 def _panels(stats: Path, by: str | None) -> "list[Panel]":
     """One heatmap per class, as `trimoe stats show --heatmap` draws them."""
     from trimoe.cli.stats import criterion_scores, open_stats
-    from trimoe.judge.report.heat import Panel
+    from trimoe.report.heat import Panel
 
     loaded = open_stats(stats)
     by, scores = criterion_scores(loaded, by)

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from trimoe.cli.common import emit, json_option
+from trimoe.bench.catalog import find
+from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import UsageError
-from trimoe.evaluate.bench import find
-from trimoe.evaluate.serve import open_server, planned
+from trimoe.serve import open_server, planned
 
 ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
 
@@ -68,8 +68,11 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
       trimoe serve model.gguf --flag=-ngl --flag=99
     """
     if "://" in model:
-        raise UsageError(f"{model} is running already", expected="a checkpoint directory or a .gguf file",
-                         remedy="give the address to `trimoe eval`")  # fmt: skip
+        raise UsageError(
+            f"{model} is running already",
+            expected="a checkpoint directory or a .gguf file",
+            remedy="give the address to `trimoe eval`",
+        )
     chosen = find([bench])[0] if bench else None
     options = {name: value for name, value in given.items() if value is not None}
     if chosen is not None and chosen.protocol is None:
@@ -82,9 +85,16 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
         emit(plan.as_json(), "\n".join([*(f"# {note}" for note in notes), *plan.lines]), as_json)
         return
     with open_server(model, engine=engine, spec=spec, **options) as endpoint:
-        data = {"url": endpoint.url, "model": endpoint.model, "engine": endpoint.engine, "context": endpoint.context,
-                "slots": endpoint.slots, "model_hash": endpoint.model_hash, "settings": dict(endpoint.settings),
-                "operational": dict(endpoint.operational)}  # fmt: skip
+        data = {
+            "url": endpoint.url,
+            "model": endpoint.model,
+            "engine": endpoint.engine,
+            "context": endpoint.context,
+            "slots": endpoint.slots,
+            "model_hash": endpoint.model_hash,
+            "settings": dict(endpoint.settings),
+            "operational": dict(endpoint.operational),
+        }
         emit(data, _ready(data), as_json)
         sys.stdout.flush()
         signal.pause()  # ends by Ctrl-C or SIGTERM, which raise
@@ -92,13 +102,15 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
 
 def _ready(data: dict[str, Any]) -> str:
     context = f"{data['context']} tokens per slot" if data["context"] else "context not told"
-    return "\n".join([
-        f"{data['engine']} serves {data['model']} at {data['url']}",
-        f"  {context}, {data['slots']} at once; {json.dumps(data['settings'])}",
-        *(f"  note: {note}" for note in data["operational"]["notes"]),
-        f"  log: {data['operational']['log']}",
-        f"  try: trimoe eval {data['url']} --bench tiny-math --log runs.db   (Ctrl-C ends the server)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{data['engine']} serves {data['model']} at {data['url']}",
+            f"  {context}, {data['slots']} at once; {json.dumps(data['settings'])}",
+            *(f"  note: {note}" for note in data["operational"]["notes"]),
+            f"  log: {data['operational']['log']}",
+            f"  try: trimoe eval {data['url']} --bench tiny-math --log runs.db   (Ctrl-C ends the server)",
+        ]
+    )
 
 
 COMMANDS = [serve]

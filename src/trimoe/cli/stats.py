@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimoe.cli.common import emit, json_option
+from trimoe.cli.parts.common import emit, json_option
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from trimoe.measure.stats import ExpertStats
+    from trimoe.calibrate.stats.expert_stats import ExpertStats
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,8 +20,8 @@ FILE = click.Path(path_type=Path)
 
 def open_stats(path: Path) -> "ExpertStats":
     """A statistics file, or reference JSON by its name (.json, .json.gz)."""
-    from trimoe.measure.reference import import_reference
-    from trimoe.measure.stats import ExpertStats
+    from trimoe.calibrate.stats.expert_stats import ExpertStats
+    from trimoe.calibrate.stats.reference import import_reference
 
     return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
 
@@ -39,17 +39,39 @@ def stats() -> None:
 
 @stats.command()
 @click.argument("file", type=FILE)
-@click.option("--by", metavar="CRITERION",
-              help="What experts are compared by, as in `map --criterion`. Default: the first that was measured of "
-                   "contribution, reap, frequency.")  # fmt: skip
-@click.option("--class", "patterns", multiple=True, metavar="PATTERN",
-              help="Only classes of this name or pattern (generic_*); may be repeated.")  # fmt: skip
-@click.option("--top", type=click.IntRange(min=1), help="Size of the sets of strongest experts that classes are "
-              "compared by. Default: a quarter of the experts.")  # fmt: skip
-@click.option("--show", "shown", type=click.IntRange(min=0), default=3, show_default=True,
-              help="Experts listed at either end of a layer.")  # fmt: skip
-@click.option("--min-tokens", type=click.IntRange(min=1), default=16, show_default=True,
-              help="An expert with fewer tokens of a class is called thin.")  # fmt: skip
+@click.option(
+    "--by",
+    metavar="CRITERION",
+    help="What experts are compared by, as in `map --criterion`. Default: the first that was measured of "
+    "contribution, reap, frequency.",
+)
+@click.option(
+    "--class",
+    "patterns",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only classes of this name or pattern (generic_*); may be repeated.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Size of the sets of strongest experts that classes are compared by. Default: a quarter of the experts.",
+)
+@click.option(
+    "--show",
+    "shown",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Experts listed at either end of a layer.",
+)
+@click.option(
+    "--min-tokens",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="An expert with fewer tokens of a class is called thin.",
+)
 @click.option("--heatmap", type=FILE, help="Also draw the experts of every class: a new .html or .png file.")
 @json_option
 def show(
@@ -70,9 +92,9 @@ def show(
       trimoe stats show base.json.gz --json
       trimoe stats show stats.safetensors --by reap --class 'targeted_*' --heatmap experts.html
     """
-    from trimoe.artifact import require_absent
+    from trimoe.calibrate.stats.summary import summarize
     from trimoe.errors import StatsError
-    from trimoe.measure.summary import summarize
+    from trimoe.io.publish import require_absent
 
     if heatmap:
         require_absent(heatmap)
@@ -87,9 +109,12 @@ def show(
     try:
         text = "\n".join(_text(data, heatmap))
     except (AttributeError, KeyError, TypeError) as exc:  # metadata is JSON of any form: never trusted
-        raise StatsError(f"the metadata of {file} is damaged", expected="what `trimoe calibrate` writes",
-                         actual=f"{type(exc).__name__}: {exc}"[:200],
-                         remedy="make the file again") from exc  # fmt: skip
+        raise StatsError(
+            f"the metadata of {file} is damaged",
+            expected="what `trimoe calibrate` writes",
+            actual=f"{type(exc).__name__}: {exc}"[:200],
+            remedy="make the file again",
+        ) from exc
     emit({**data, "heatmap": str(heatmap) if heatmap else None}, text, as_json)
 
 
@@ -108,12 +133,16 @@ def criterion_scores(loaded: "ExpertStats", by: str | None) -> tuple[str, "Array
                 raise
             continue
         return name, CRITERIA[name][1](loaded, 2.0)
-    raise StatsError("the statistics hold nothing that experts can be compared by", expected="wnorm, tc or reap_sum",
-                     actual=", ".join(sorted(loaded.fields)), remedy="calibrate again")  # fmt: skip
+    raise StatsError(
+        "the statistics hold nothing that experts can be compared by",
+        expected="wnorm, tc or reap_sum",
+        actual=", ".join(sorted(loaded.fields)),
+        remedy="calibrate again",
+    )
 
 
 def _draw(path: Path, name: str, data: dict[str, Any], loaded: "ExpertStats", scores: "Array") -> None:
-    from trimoe.judge.report.heat import Panel, write_heatmap
+    from trimoe.report.heat import Panel, write_heatmap
 
     layers = data["moe_layers"]
     panels = [Panel(c, scores[i, layers].tolist()) for i, c in enumerate(loaded.classes)]
@@ -189,13 +218,17 @@ def leak_lines(report: dict[str, Any]) -> list[str]:
         if row["overlapping"]:
             undeclared = len(row["undeclared"])
             why = f"{undeclared} not on purpose: {', '.join(row['undeclared'][:5])}" if undeclared else "all on purpose"
-            lines.append(f"leak check: {len(row['overlapping'])} of {row['items']} items of {name} share "
-                         f"{report['gram']} words{own} in a row with the set, {why}")  # fmt: skip
+            lines.append(
+                f"leak check: {len(row['overlapping'])} of {row['items']} items of {name} share "
+                f"{report['gram']} words{own} in a row with the set, {why}"
+            )
         else:
             clean.append(f"{name} ({row['items'] - row['unchecked']} of {row['items']} items checked)")
         if common:
-            lines.append(f"leak check: {common} of {row['items']} items of {name} share only words that are common in "
-                         "the bench; not counted")  # fmt: skip
+            lines.append(
+                f"leak check: {common} of {row['items']} items of {name} share only words that are common in "
+                "the bench; not counted"
+            )
     return lines + ([f"leak check: nothing that counts is shared with {', '.join(clean)}"] if clean else [])
 
 
@@ -210,8 +243,8 @@ def import_(file: Path, out: Path, as_json: bool) -> None:
     Examples:
       trimoe stats import base.json.gz -o base.safetensors
     """
-    from trimoe.artifact import require_absent
-    from trimoe.measure.reference import import_reference
+    from trimoe.calibrate.stats.reference import import_reference
+    from trimoe.io.publish import require_absent
 
     require_absent(out)
     loaded = import_reference(file)
@@ -236,8 +269,8 @@ def export(file: Path, out: Path, as_json: bool) -> None:
     """
     import gzip
 
-    from trimoe.artifact import publish_file
-    from trimoe.measure.reference import export_reference, left_out
+    from trimoe.calibrate.stats.reference import export_reference, left_out
+    from trimoe.io.publish import publish_file
 
     loaded = open_stats(file)
     with publish_file(out) as temporary:
@@ -265,8 +298,8 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
     Examples:
       trimoe stats merge monday.safetensors tuesday.safetensors -o both.safetensors
     """
-    from trimoe.artifact import require_absent
-    from trimoe.measure.merge import merge as add
+    from trimoe.calibrate.stats.merge import merge as add
+    from trimoe.io.publish import require_absent
 
     require_absent(out)
     parts = [open_stats(file) for file in files]
@@ -276,8 +309,11 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
     data = {"stats": str(out), **_brief(merged), "documents_unknown": unknown}
     lines = [f"{len(files)} files merged; wrote {out}"]
     lines += [f"left out, cannot be merged: {', '.join(data['left_out'])}"] if data["left_out"] else []
-    lines += [f"warning: {name} does not record its documents; that they are not in another file is not checked"
-              for name in unknown if len(files) > 1]  # fmt: skip
+    lines += [
+        f"warning: {name} does not record its documents; that they are not in another file is not checked"
+        for name in unknown
+        if len(files) > 1
+    ]
     emit(data, "\n".join(lines), as_json)
 
 
@@ -286,9 +322,15 @@ def _brief(loaded: "ExpertStats") -> dict[str, Any]:
     import numpy as np
 
     broken = sum(int((~np.isfinite(array)).sum()) for array in (*loaded.fields.values(), *loaded.wide.values()))
-    return {"classes": list(loaded.classes), "num_layers": loaded.shape[1], "num_experts": loaded.shape[2],
-            "fields": sorted({*loaded.fields, *loaded.wide}), "sha256": loaded.content_hash, "nonfinite": broken,
-            "left_out": loaded.metadata.get("left_out", [])}  # fmt: skip
+    return {
+        "classes": list(loaded.classes),
+        "num_layers": loaded.shape[1],
+        "num_experts": loaded.shape[2],
+        "fields": sorted({*loaded.fields, *loaded.wide}),
+        "sha256": loaded.content_hash,
+        "nonfinite": broken,
+        "left_out": loaded.metadata.get("left_out", []),
+    }
 
 
 COMMANDS = [stats]

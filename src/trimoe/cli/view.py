@@ -7,17 +7,22 @@ from pathlib import Path
 
 import click
 
-from trimoe.cli.common import emit, json_option, require_extra
+from trimoe.cli.parts.common import emit, json_option, require_extra
 from trimoe.errors import MissingPrerequisite
-from trimoe.judge.view.catalog import Catalog
+from trimoe.view.catalog import Catalog
 
 LOOPBACK = "127.0.0.1"
 
 
 @click.command()
 @click.argument("logs", metavar="RUNS.db [RUNS2.db ...]", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default=True,
-              help="Port on this machine; 0 takes a free one.")  # fmt: skip
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="Port on this machine; 0 takes a free one.",
+)
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 @json_option
 def view(logs: tuple[Path, ...], port: int, no_open: bool, as_json: bool) -> None:
@@ -37,8 +42,11 @@ def view(logs: tuple[Path, ...], port: int, no_open: bool, as_json: bool) -> Non
     listening = _listen(port)
     address = f"http://{LOOPBACK}:{listening.getsockname()[1]}/"
     runs = catalog.all()
-    emit({"url": address, "logs": [str(log.path) for log in catalog.logs], "runs": len(runs)},
-         f"{address}  ({len(runs)} runs; Ctrl-C ends it)", as_json)  # fmt: skip
+    emit(
+        {"url": address, "logs": [str(log.path) for log in catalog.logs], "runs": len(runs)},
+        f"{address}  ({len(runs)} runs; Ctrl-C ends it)",
+        as_json,
+    )
     sys.stdout.flush()  # whoever waits for the address reads a pipe
     if not no_open and not as_json:
         webbrowser.open(address)
@@ -67,10 +75,16 @@ def _serve(catalog: Catalog, listening: socket.socket) -> None:
     """Until Ctrl-C or SIGTERM, which is how this command ends."""
     import uvicorn
 
-    from trimoe.judge.view.app import make_app
+    from trimoe.view.app import make_app
 
-    config = uvicorn.Config(make_app(catalog), log_level="warning", access_log=False, lifespan="off",
-                            server_header=False, timeout_graceful_shutdown=2)  # fmt: skip
+    config = uvicorn.Config(
+        make_app(catalog),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:

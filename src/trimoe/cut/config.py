@@ -7,9 +7,9 @@ import json
 import re
 from typing import Any
 
-from trimoe.artifact import read_json
 from trimoe.cut.renumber import FILES, SETTINGS, ExpertNames, Keeps, renumbered
 from trimoe.errors import CheckpointError
+from trimoe.io.publish import read_json
 from trimoe.model.checkpoint import Checkpoint
 
 Scope = tuple[str, ...]
@@ -39,8 +39,9 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
     try:
         text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
     except UnicodeDecodeError as exc:
-        raise CheckpointError("config.json cannot be edited", expected="UTF-8", actual=str(exc)[:80],
-                              remedy="write it as UTF-8") from exc  # fmt: skip
+        raise CheckpointError(
+            "config.json cannot be edited", expected="UTF-8", actual=str(exc)[:80], remedy="write it as UTF-8"
+        ) from exc
     scope = _at(wanted, checkpoint.config_scope)
     for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
         scope[key] = kept
@@ -54,8 +55,11 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
                     holder[key] = new
                     text = _with_value(text, key, new, where)
     if json.loads(text) != wanted:
-        raise CheckpointError("config.json could not be edited exactly", expected=f"one {keys.num_experts} in it",
-                              remedy="write its keys once each, and plainly")  # fmt: skip
+        raise CheckpointError(
+            "config.json could not be edited exactly",
+            expected=f"one {keys.num_experts} in it",
+            remedy="write its keys once each, and plainly",
+        )
     return text.encode()
 
 

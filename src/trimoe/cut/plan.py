@@ -91,13 +91,20 @@ def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> list[Piece]:
 def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
     """Kept ids per layer with experts, after every check a map can fail."""
     if reason := checkpoint.cannot_cut:
-        raise CheckpointError("this model cannot be pruned exactly", expected="routing over all experts at once",
-                              actual=reason, remedy="prune a model whose router chooses without groups")  # fmt: skip
+        raise CheckpointError(
+            "this model cannot be pruned exactly",
+            expected="routing over all experts at once",
+            actual=reason,
+            remedy="prune a model whose router chooses without groups",
+        )
     dense = sorted(set(range(checkpoint.num_layers)) - set(checkpoint.moe_layers))
     if wrong := [layer for layer in dense if drop_map.drop.get(layer)]:
-        raise MapError(f"the map drops experts in layer {wrong[0]}, which has none",
-                       expected=f"layers {', '.join(map(str, checkpoint.moe_layers))}", actual=f"also {wrong}",
-                       remedy="use the map of this model")  # fmt: skip
+        raise MapError(
+            f"the map drops experts in layer {wrong[0]}, which has none",
+            expected=f"layers {', '.join(map(str, checkpoint.moe_layers))}",
+            actual=f"also {wrong}",
+            remedy="use the map of this model",
+        )
     # A dense layer may be absent from the map; give it the common count so that the map's own checks see every layer.
     common = next((ids for layer, ids in sorted(drop_map.drop.items()) if layer not in dense), ())
     complete = DropMap({**drop_map.drop, **dict.fromkeys(dense, common)}, drop_map.num_experts, drop_map.metadata)
@@ -111,9 +118,11 @@ def _cut_stack(info: TensorInfo, tensor: ExpertTensor, keep: tuple[int, ...]) ->
     inner = prod(info.shape[tensor.axis + 1 :])
     if inner * ITEM_BITS[info.dtype] % 8:
         raise CheckpointError(
-            f"tensor {info.name} cannot be cut exactly", expected="whole bytes per expert",
-            actual=f"{inner} values of {ITEM_BITS[info.dtype]} bits", remedy="prune the unquantized checkpoint instead",
-        )  # fmt: skip
+            f"tensor {info.name} cannot be cut exactly",
+            expected="whole bytes per expert",
+            actual=f"{inner} values of {ITEM_BITS[info.dtype]} bits",
+            remedy="prune the unquantized checkpoint instead",
+        )
     shape = (*info.shape[: tensor.axis], len(keep), *info.shape[tensor.axis + 1 :])
     whole = len(keep) == info.shape[tensor.axis]
     return Piece(info.name, shape, info, tensor.axis, None if whole else keep)

@@ -18,8 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import (
-    MANIFEST,
+from trimoe.choose.dropmap import DropMap
+from trimoe.cut.config import edited_files
+from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
+from trimoe.cut.record import make_record, read_record
+from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite
+from trimoe.io.copying import Copier
+from trimoe.io.publish import (
     canonical_json,
     partial_bytes,
     publish_dir,
@@ -27,23 +32,10 @@ from trimoe.artifact import (
     require_space,
     write_manifest,
 )
-from trimoe.choose.dropmap import DropMap
-from trimoe.cut.config import edited_files
-from trimoe.cut.copying import Copier
-from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
-from trimoe.cut.record import METADATA, make_record, read_record
-from trimoe.cut.writing import Progress, Written, read_back, write_files
-from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite
+from trimoe.io.writing import Progress, Written, read_back, write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.files import INDEX, METADATA, other_files, source_stamps
 from trimoe.model.safetensors import header_bytes, read_header, read_index
-
-INDEX = "model.safetensors.index.json"
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
-_OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
-# The card describes the original, not the cut; attributes steer a git repository; neither is read by a loader.
-_NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
-_TEMPLATES = "additional_chat_templates"
-_SMALL_FILE = 256 << 20
 
 
 @dataclass
@@ -105,10 +97,18 @@ def prune(
     needed = total + sum(file.stat().st_size for file in files) + (1 << 20) * len(shards)
     require_space(out, needed - partial_bytes(out))
     report = PruneReport(
-        str(out), checkpoint.num_experts, kept, len(checkpoint.moe_layers), len(checkpoint.expert_tensors),
-        checkpoint.nbytes, total, len(shards), dry_run,
-        files_copied=[file.relative_to(checkpoint.path).as_posix() for file in files], files_left_out=left_out,
-    )  # fmt: skip
+        str(out),
+        checkpoint.num_experts,
+        kept,
+        len(checkpoint.moe_layers),
+        len(checkpoint.expert_tensors),
+        checkpoint.nbytes,
+        total,
+        len(shards),
+        dry_run,
+        files_copied=[file.relative_to(checkpoint.path).as_posix() for file in files],
+        files_left_out=left_out,
+    )
     if dry_run:
         return report
     try:
@@ -123,27 +123,27 @@ def prune(
             for name, content in edited.items():
                 (folder / name).write_bytes(content)
             _write_json(folder / METADATA, drop_metadata(checkpoint, drop_map, previous))
-            inputs = {"base": checkpoint.fingerprint, "drop": drop_map.content_hash, "max_shard": max_shard,
-                      "map_metadata": drop_map.metadata}  # fmt: skip
-            hashes = {name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
-                      for name, digest in sorted(written.digests.items())}  # fmt: skip
+            inputs = {
+                "base": checkpoint.fingerprint,
+                "drop": drop_map.content_hash,
+                "max_shard": max_shard,
+                "map_metadata": drop_map.metadata,
+            }
+            hashes = {
+                name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
+                for name, digest in sorted(written.digests.items())
+            }
             write_manifest(folder, "pruned checkpoint", inputs, hashes or None, sync=sync)
             _verify(folder, shards)
             if source_stamps(model) != stamps:
-                raise CheckpointError(f"{model} was modified while it was cut", expected="a source at rest",
-                                      remedy="wait until nothing writes to it and run again")  # fmt: skip
+                raise CheckpointError(
+                    f"{model} was modified while it was cut",
+                    expected="a source at rest",
+                    remedy="wait until nothing writes to it and run again",
+                )
     except OSError as exc:
         raise _explained(exc, out) from exc
     return report
-
-
-def source_stamps(model: Path | str) -> dict[str, tuple[int, int, int]]:
-    """Size, time of change and time of change of the inode of every weights file; different after any write."""
-    stamps = {}
-    for file in sorted(Path(model).glob("*.safetensors")):
-        status = file.stat()
-        stamps[file.name] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return stamps
 
 
 def plan_identity(shards: list[Shard], stamps: dict[str, tuple[int, int, int]]) -> str:
@@ -199,28 +199,12 @@ def _verify(folder: Path, shards: list[Shard]) -> None:
     wanted = {piece.name: (piece.dtype, piece.shape) for shard in shards for piece in shard.pieces}
     if found != wanted:
         wrong = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        raise CheckpointError(f"tensor {wrong} was not written as planned", expected=str(wanted.get(wrong)),
-                              actual=str(found.get(wrong)), remedy="run again; check the disk")  # fmt: skip
-
-
-def other_files(directory: Path) -> tuple[list[Path], list[str]]:
-    """Tokenizer, templates, processor, licence and other small files to copy; and the names of those left out."""
-    if broken := sorted(file.name for file in directory.iterdir() if file.is_symlink() and not file.exists()):
-        raise CheckpointError(f"{directory / broken[0]} is a link to nothing", expected="every file of the model",
-                              remedy="fetch it, or remove the link")  # fmt: skip
-    candidates = [file for file in directory.iterdir() if file.is_file()]
-    if (directory / _TEMPLATES).is_dir():
-        candidates += [file for file in (directory / _TEMPLATES).iterdir() if file.is_file()]
-    files, left_out = [], []
-    for file in sorted(candidates):
-        ours = file.name in _OURS or file.name.endswith((".safetensors", ".safetensors.index.json"))
-        if file.suffix in WEIGHTS or file.name.endswith(".index.json") or file.name in _NOT_COPIED or ours:
-            left_out += [] if ours else [file.name]
-        elif file.stat().st_size > _SMALL_FILE:
-            left_out.append(file.name)
-        else:
-            files.append(file)
-    return files, left_out
+        raise CheckpointError(
+            f"tensor {wrong} was not written as planned",
+            expected=str(wanted.get(wrong)),
+            actual=str(found.get(wrong)),
+            remedy="run again; check the disk",
+        )
 
 
 def previous_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -232,8 +216,11 @@ def previous_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
     try:
         make_record("", "", DropMap(dict.fromkeys(checkpoint.moe_layers, ()), checkpoint.num_experts), record)
     except MapError as exc:
-        raise MapError(f"{file} does not describe how this model was cut", actual=exc.subject,
-                       remedy="remove the file if it came from elsewhere") from exc  # fmt: skip
+        raise MapError(
+            f"{file} does not describe how this model was cut",
+            actual=exc.subject,
+            remedy="remove the file if it came from elsewhere",
+        ) from exc
     return record
 
 
@@ -260,7 +247,15 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _explained(exc: OSError, out: Path) -> BadInput | MissingPrerequisite:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MissingPrerequisite(f"the disk became full while {out} was written", expected="the space checked before",
-                                   actual=str(exc), remedy="free some space; nothing was left behind")  # fmt: skip
-    return BadInput(f"{out} could not be written", expected="readable input and a writable place", actual=str(exc),
-                    remedy="check permissions and the disk; nothing was left behind")  # fmt: skip
+        return MissingPrerequisite(
+            f"the disk became full while {out} was written",
+            expected="the space checked before",
+            actual=str(exc),
+            remedy="free some space; nothing was left behind",
+        )
+    return BadInput(
+        f"{out} could not be written",
+        expected="readable input and a writable place",
+        actual=str(exc),
+        remedy="check permissions and the disk; nothing was left behind",
+    )

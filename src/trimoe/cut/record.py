@@ -9,12 +9,11 @@ Not guaranteed: that a record is true; certify compares it with the bytes.
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import canonical_json, read_json
 from trimoe.choose.combine import compose
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
-
-METADATA = "expert_drop_metadata.json"
+from trimoe.io.publish import canonical_json, read_json
+from trimoe.model.files import METADATA
 
 
 def make_record(
@@ -70,9 +69,11 @@ def steps(record: dict[str, Any], experts: int | None = None) -> list[DropMap]:
     while current is not None:
         step = _step(current, experts)
         if found and len(step.keep(min(step.drop))) != found[0].num_experts:
-            raise MapError(f"{METADATA}: the recorded cuts do not follow on each other",
-                           expected=f"{found[0].num_experts} experts after the earlier cut",
-                           actual=str(len(step.keep(min(step.drop)))))  # fmt: skip
+            raise MapError(
+                f"{METADATA}: the recorded cuts do not follow on each other",
+                expected=f"{found[0].num_experts} experts after the earlier cut",
+                actual=str(len(step.keep(min(step.drop)))),
+            )
         found.insert(0, step)
         current, experts = current.get("previous"), None
     stated = record.get("composed")
@@ -95,8 +96,12 @@ def original(record: dict[str, Any], undo: int = 0) -> DropMap:
         raise MapError(f"{undo} cuts cannot be undone", expected=f"0 to {len(cuts)}", actual=f"{len(cuts)} recorded")
     rest = cuts[: len(cuts) - undo]
     whole = _composed(rest) if rest else DropMap(dict.fromkeys(cuts[0].drop, ()), cuts[0].num_experts)
-    metadata = {"recipe": "recorded", "cuts": len(rest), "undone": undo,
-                "model": _oldest(record).get("base_fingerprint")}  # fmt: skip
+    metadata = {
+        "recipe": "recorded",
+        "cuts": len(rest),
+        "undone": undo,
+        "model": _oldest(record).get("base_fingerprint"),
+    }
     return DropMap(whole.drop, whole.num_experts, metadata)
 
 
@@ -118,19 +123,22 @@ def _step(data: Any, experts: int | None) -> DropMap:
     drop = data.get("per_layer_drop") if isinstance(data, dict) else None
     keep = data.get("per_layer_keep") if isinstance(data, dict) else None
     if not isinstance(drop, dict) or not isinstance(keep, dict) or not drop:
-        raise MapError(f"{METADATA} has no per_layer_drop and per_layer_keep",
-                       expected="objects of layer -> expert ids")  # fmt: skip
+        raise MapError(
+            f"{METADATA} has no per_layer_drop and per_layer_keep", expected="objects of layer -> expert ids"
+        )
     dropped = {layer: tuple(sorted(ids)) for layer, ids in _ids(drop).items()}
     kept = _ids(keep)
     count = data.get("original_experts", experts)
     if type(count) is not int or not 0 < count <= 1 << 20:
-        raise MapError(f"{METADATA} has wrong expert counts", expected="a number of experts",
-                       actual=repr(count)[:40])  # fmt: skip
+        raise MapError(f"{METADATA} has wrong expert counts", expected="a number of experts", actual=repr(count)[:40])
     target = data.get("target_experts", count - len(next(iter(dropped.values()))))
     for layer, ids in dropped.items():
         if count - len(ids) != target:
-            raise MapError(f"{METADATA} has wrong expert counts", expected=f"{count} -> {target}",
-                           actual=f"{count} -> {count - len(ids)} in layer {layer}")  # fmt: skip
+            raise MapError(
+                f"{METADATA} has wrong expert counts",
+                expected=f"{count} -> {target}",
+                actual=f"{count} -> {count - len(ids)} in layer {layer}",
+            )
         if kept.get(layer) != [e for e in range(count) if e not in ids] or len(set(ids)) != len(ids):
             raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
     return DropMap(dict(sorted(dropped.items())), count)
@@ -144,6 +152,9 @@ def _ids(layers: dict[str, Any]) -> dict[int, list[int]]:
             or not isinstance(ids, list)
             or any(type(i) is not int for i in ids)
         ):
-            raise MapError(f"{METADATA} has malformed expert ids", expected='"layer number": [expert ids]',
-                           actual=f"{layer[:40]!r}: {str(ids)[:100]}")  # fmt: skip
+            raise MapError(
+                f"{METADATA} has malformed expert ids",
+                expected='"layer number": [expert ids]',
+                actual=f"{layer[:40]!r}: {str(ids)[:100]}",
+            )
     return {int(layer): ids for layer, ids in layers.items()}

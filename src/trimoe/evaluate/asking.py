@@ -16,13 +16,13 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
+from trimoe.bench.bench import Bench, Doc, Verdict
 from trimoe.errors import Refused
-from trimoe.evaluate.bench import Bench, Doc, Verdict
 from trimoe.evaluate.client import Client, Patience, Question, ServerChanged
-from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.guarding import RunGuard
 from trimoe.evaluate.guards import Tripped, Watch
-from trimoe.evaluate.log import Arrived, Run, RunLog, Sample, Scored
+from trimoe.evaluate.log.run_log import Arrived, Run, RunLog, Sample, Scored
+from trimoe.serve.endpoint import Endpoint
 
 _GROUP = 256  # replies of one commit at most, and about as many wait for it
 _WAIT = 0.005  # seconds

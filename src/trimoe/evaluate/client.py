@@ -21,10 +21,10 @@ from typing import Any
 import aiohttp
 
 from trimoe.evaluate.answer import Answer, Fault, read_answer
-from trimoe.evaluate.endpoint import Endpoint
-from trimoe.evaluate.log import UNCOUNTED, Arrived, Attempt, Sample
-from trimoe.evaluate.log_schema import now
-from trimoe.evaluate.probe import Facts, headers, read_facts
+from trimoe.evaluate.log.run_log import UNCOUNTED, Arrived, Attempt, Sample
+from trimoe.evaluate.log.schema import now
+from trimoe.serve.endpoint import Endpoint
+from trimoe.serve.probe import Facts, headers, read_facts
 
 _WEAK_IDS = ("ollama",)  # draws its ids from a thousand: only an equal id with an equal reply is a copy
 _OVERFLOW = ("exceed_context_size", "context length", "context size", "maximum context", "context_length_exceeded")

@@ -8,8 +8,8 @@ pause into a score.
 from collections.abc import Iterable, Sequence
 
 from trimoe.evaluate.guards import Tripped, Watch, guards_of
-from trimoe.evaluate.log import Run, RunLog, Scored
-from trimoe.evaluate.marks import OVERRULED
+from trimoe.evaluate.log.marks import OVERRULED
+from trimoe.evaluate.log.run_log import Run, RunLog, Scored
 
 
 class RunGuard:
@@ -61,8 +61,14 @@ class RunGuard:
                 self._write(OVERRULED, tripped)
 
     def _write(self, kind: str, tripped: Tripped) -> None:
-        self._log.event(self._run, kind, guard=tripped.guard, expected=tripped.expected, actual=tripped.actual,
-                        samples=list(tripped.samples))  # fmt: skip
+        self._log.event(
+            self._run,
+            kind,
+            guard=tripped.guard,
+            expected=tripped.expected,
+            actual=tripped.actual,
+            samples=list(tripped.samples),
+        )
 
 
 def require_sound(log: RunLog, run: Run, doc_ids: Sequence[str], ignored: Iterable[str] = ()) -> None:

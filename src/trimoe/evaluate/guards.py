@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate.answer import leaks
-from trimoe.evaluate.log import Sample, Scored
+from trimoe.evaluate.log.run_log import Sample, Scored
 
 NAMES = ("empty", "length", "marker", "short", "zero", "abort", "errors")
 _SHOWN = 3  # samples named as evidence
@@ -197,8 +197,9 @@ class Watch:
         guard = self.guards["errors"]
         if self.failed_in_row < guard.after:
             return None
-        return Tripped("errors", f"fewer than {guard.after} {guard.about}", f"{self.failed_in_row}",
-                       tuple(self._failures))  # fmt: skip
+        return Tripped(
+            "errors", f"fewer than {guard.after} {guard.about}", f"{self.failed_in_row}", tuple(self._failures)
+        )
 
 
 def _form(sample: Sample) -> _Form:

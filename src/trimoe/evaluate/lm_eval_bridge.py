@@ -18,16 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import sha256_json
+from trimoe.bench.bench import Bench, Doc, Verdict
 from trimoe.errors import MissingPrerequisite, Refused, UsageError
 from trimoe.evaluate.asking import Job, Show, ask_missing, judged
-from trimoe.evaluate.bench import Bench, Doc, Verdict
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.endpoint import Endpoint
-from trimoe.evaluate.log import RunLog
+from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.log.summary import RunSummary, conclude
 from trimoe.evaluate.preflight import check
 from trimoe.evaluate.run import served_model
-from trimoe.evaluate.summary import RunSummary, conclude
+from trimoe.io.publish import sha256_json
+from trimoe.serve.endpoint import Endpoint
 
 PREFIX = "lm-eval-"  # of the bench's name in the log
 MODEL = "trimoe"  # name of our model among lm-eval's
@@ -144,8 +144,16 @@ def _model_class() -> Any:
     class TrimoeLM(LM):  # type: ignore[misc]
         """Generation only. `asked` holds each task's job after `generate_until`."""
 
-        def __init__(self, endpoint: Endpoint, log: RunLog, name: str | None, patience: Patience | None,
-                     ignored: frozenset[str], preflight: bool, show: Show | None) -> None:  # fmt: skip
+        def __init__(
+            self,
+            endpoint: Endpoint,
+            log: RunLog,
+            name: str | None,
+            patience: Patience | None,
+            ignored: frozenset[str],
+            preflight: bool,
+            show: Show | None,
+        ) -> None:
             super().__init__()
             self.endpoint, self.log, self.name = endpoint, log, name
             self.patience, self.ignored, self.preflight, self.show = patience, ignored, preflight, show
@@ -185,12 +193,22 @@ def _model_class() -> Any:
             missing = {doc.doc_id for doc in asked.job.docs} - stored.keys()
             report = None
             if self.preflight and missing:
-                report = check(self.endpoint, None, max_new_tokens=asked.job.bench.max_new_tokens,
-                               rows=len(missing), log_path=self.log.path)  # fmt: skip
-            self.log.event(asked.job.run, "asking", missing=len(missing), of=len(asked.job.docs),
-                           preflight=report.as_dict() if report else self.preflight,
-                           ignored_guards=sorted(self.ignored),
-                           operational=dict(self.endpoint.operational))  # fmt: skip
+                report = check(
+                    self.endpoint,
+                    None,
+                    max_new_tokens=asked.job.bench.max_new_tokens,
+                    rows=len(missing),
+                    log_path=self.log.path,
+                )
+            self.log.event(
+                asked.job.run,
+                "asking",
+                missing=len(missing),
+                of=len(asked.job.docs),
+                preflight=report.as_dict() if report else self.preflight,
+                ignored_guards=sorted(self.ignored),
+                operational=dict(self.endpoint.operational),
+            )
             if missing:
                 patience = self.patience or Patience(self.endpoint.slots or Patience.concurrency)
                 as_asked = replace(self.endpoint, body={**asked.body, **self.endpoint.body})
@@ -237,8 +255,11 @@ def _asked(model: Any, task: str, requests: Sequence[Any]) -> _Asked:
     """The requests of one task as rows of a bench of that name, and its run in the log."""
     kinds = {json.dumps(request.args[1], sort_keys=True, default=str) for request in requests}
     if len(kinds) != 1:
-        raise UsageError(f"{task} asks its rows with different settings", actual=f"{len(kinds)} kinds",
-                         expected="one set of generation_kwargs per task")  # fmt: skip
+        raise UsageError(
+            f"{task} asks its rows with different settings",
+            actual=f"{len(kinds)} kinds",
+            expected="one set of generation_kwargs per task",
+        )
     rule = dict(requests[0].args[1])
     cap = next((int(rule[key]) for key in _CAPS if rule.get(key)), MAX_GEN_TOKS)
     until = rule.get("until") or []
@@ -255,16 +276,35 @@ def _asked(model: Any, task: str, requests: Sequence[Any]) -> _Asked:
         ids.append(doc_id)
     verdicts: dict[str, bool] = {}
     name = PREFIX + task
-    bench = _TaskBench(name, 1, len(docs), cap, lambda _rows, _data: docs, lambda reply: reply, _scorer(verdicts),
-                       ends=stops)  # fmt: skip
+    bench = _TaskBench(
+        name, 1, len(docs), cap, lambda _rows, _data: docs, lambda reply: reply, _scorer(verdicts), ends=stops
+    )
     settings = {"max_new_tokens": cap, "stops": list(stops), "temperature": temperature, **extra}
-    spec = {"name": name, "version": 1, "lm_eval": version("lm_eval"), "max_new_tokens": cap, "generation": settings,
-            "dataset": sha256_json([[doc.doc_id, doc.chat()] for doc in docs])}  # fmt: skip
+    spec = {
+        "name": name,
+        "version": 1,
+        "lm_eval": version("lm_eval"),
+        "max_new_tokens": cap,
+        "generation": settings,
+        "dataset": sha256_json([[doc.doc_id, doc.chat()] for doc in docs]),
+    }
     endpoint = model.endpoint
-    sampler = {"engine": endpoint.engine, "decoding": "greedy" if temperature == 0 else "sampled", **settings,
-               "context": endpoint.context, "server": dict(endpoint.settings), "body": dict(endpoint.body)}  # fmt: skip
-    run = model.log.start(model.name or endpoint.model, name, spec, served_model(endpoint), sampler,
-                          {"operational": dict(endpoint.operational)})  # fmt: skip
+    sampler = {
+        "engine": endpoint.engine,
+        "decoding": "greedy" if temperature == 0 else "sampled",
+        **settings,
+        "context": endpoint.context,
+        "server": dict(endpoint.settings),
+        "body": dict(endpoint.body),
+    }
+    run = model.log.start(
+        model.name or endpoint.model,
+        name,
+        spec,
+        served_model(endpoint),
+        sampler,
+        {"operational": dict(endpoint.operational)},
+    )
     return _Asked(Job(bench, docs, run), ids, {"temperature": temperature, **extra}, verdicts)
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from trimoe.bench.spec import BenchSpec
 from trimoe.errors import MissingPrerequisite, Refused
 from trimoe.evaluate.answer import Answer, Fault, leaks, read_answer
-from trimoe.evaluate.endpoint import Endpoint
-from trimoe.evaluate.probe import headers
-from trimoe.evaluate.serve.engine import find_target
-from trimoe.evaluate.serve.process import fetch, listener, said
-from trimoe.evaluate.serve.wanted import required_context
-from trimoe.evaluate.spec import BenchSpec
-from trimoe.model.gguf import is_gguf, open_gguf
+from trimoe.model.gguf.file import is_gguf, open_gguf
+from trimoe.serve.endpoint import Endpoint
+from trimoe.serve.engine import find_target
+from trimoe.serve.probe import headers
+from trimoe.serve.process import fetch, listener, said
+from trimoe.serve.wanted import required_context
 
 Status = Literal["ok", "unverified", "does not apply"]
 CANARY = "Which number comes after 7? Answer with the number."
@@ -132,11 +132,19 @@ def _tokenizer(tokenizer: Path | None) -> Finding:
         return Finding("tokenizer", "does not apply", "tokens are counted by the server")
     remedy = "give the directory of the original model, which holds tokenizer.json"
     if tokenizer.is_file() and (is_gguf(tokenizer) or tokenizer.suffix == ".gguf"):
-        raise Refused("a GGUF file was given as the tokenizer", expected="a directory with tokenizer files",
-                      actual=str(tokenizer), remedy=remedy)  # fmt: skip
+        raise Refused(
+            "a GGUF file was given as the tokenizer",
+            expected="a directory with tokenizer files",
+            actual=str(tokenizer),
+            remedy=remedy,
+        )
     if not any((tokenizer / name).is_file() for name in TOKENIZER_FILES):
-        raise Refused(f"{tokenizer} holds no tokenizer", expected=" or ".join(TOKENIZER_FILES), actual="none of them",
-                      remedy=remedy)  # fmt: skip
+        raise Refused(
+            f"{tokenizer} holds no tokenizer",
+            expected=" or ".join(TOKENIZER_FILES),
+            actual="none of them",
+            remedy=remedy,
+        )
     return Finding("tokenizer", "ok", str(tokenizer))
 
 
@@ -184,13 +192,21 @@ def _model(live: _Live, claimed: Path | None) -> Finding:
     listed = live.page(f"{endpoint.url}/models")
     names = [row.get("id") for row in (listed or {}).get("data") or [] if isinstance(row, dict)]
     if names and endpoint.model not in names and endpoint.engine != "transformers":  # which lists a cache, not a model
-        raise Refused("the server does not serve this model", expected=endpoint.model,
-                      actual=", ".join(map(str, names[:5])), remedy="start it again, or pass --model-id")  # fmt: skip
+        raise Refused(
+            "the server does not serve this model",
+            expected=endpoint.model,
+            actual=", ".join(map(str, names[:5])),
+            remedy="start it again, or pass --model-id",
+        )
     path = endpoint.operational.get("path") or claimed
     served = _served_path(live)
     if claimed is not None and served and Path(served).name != claimed.name:
-        raise Refused("the server serves another file", expected=str(claimed), actual=served,
-                      remedy=f"start it again: trimoe serve {claimed}")  # fmt: skip
+        raise Refused(
+            "the server serves another file",
+            expected=str(claimed),
+            actual=served,
+            remedy=f"start it again: trimoe serve {claimed}",
+        )
     if endpoint.model_hash is None:
         return Finding("model", "unverified", f"the server names {endpoint.model}; nobody knows the file's hash")
     if path is not None:
@@ -343,14 +359,23 @@ def _budget(live: _Live, spec: BenchSpec | None) -> Finding:
 def _canary(live: _Live, spec: BenchSpec | None) -> Finding:
     """One real question: the reply has the right shape and model, holds no marker, and its text can be read."""
     endpoint = live.endpoint
-    body = {"model": endpoint.model, "messages": [{"role": "user", "content": CANARY}], "max_tokens": CANARY_TOKENS,
-            "temperature": 0, **endpoint.body}  # fmt: skip
+    body = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": CANARY}],
+        "max_tokens": CANARY_TOKENS,
+        "temperature": 0,
+        **endpoint.body,
+    }
     try:
         raw = json.dumps(fetch(f"{endpoint.url}/chat/completions", body, timeout=600, headers=live.headers)).encode()
         answer = read_answer(raw, (endpoint.model, f"{endpoint.model}@main"), CANARY_TOKENS)
     except Fault as exc:
-        raise Refused("the canary's reply cannot be used", expected="a chat completion", actual=str(exc),
-                      remedy="see what the server is, and its log") from exc  # fmt: skip
+        raise Refused(
+            "the canary's reply cannot be used",
+            expected="a chat completion",
+            actual=str(exc),
+            remedy="see what the server is, and its log",
+        ) from exc
     except (OSError, ValueError, http.client.HTTPException) as exc:
         raise MissingPrerequisite(
             "the server makes no reply", expected="a reply to one question", actual=said(exc), remedy="see its log"
@@ -369,8 +394,12 @@ def _readable(answer: Answer, spec: BenchSpec | None) -> None:
         )
     thinks = answer.reasoning and not answer.fallback
     if spec is not None and spec.generation.thinking == "off" and thinks:
-        raise Refused("the server thinks although the bench has thinking off", expected="no reasoning",
-                      actual=answer.reasoning[:100], remedy=f"trimoe serve MODEL --bench {spec.name}")  # fmt: skip
+        raise Refused(
+            "the server thinks although the bench has thinking off",
+            expected="no reasoning",
+            actual=answer.reasoning[:100],
+            remedy=f"trimoe serve MODEL --bench {spec.name}",
+        )
     if not answer.content and not answer.reasoning and answer.reply_tokens > 1:
         raise Refused(
             "a reply was generated and none of it can be read",

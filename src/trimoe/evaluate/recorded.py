@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import sha256_file
+from trimoe.bench.bench import Bench, Doc, Verdict
+from trimoe.bench.catalog import find
+from trimoe.bench.cause import Observed
+from trimoe.bench.row_sources import read_file
 from trimoe.errors import BenchError
-from trimoe.evaluate.bench import Bench, Doc, Verdict, find
-from trimoe.evaluate.cause import Observed
-from trimoe.evaluate.log import UNCOUNTED, RunLog, Sample
-from trimoe.evaluate.row_sources import read_file
+from trimoe.evaluate.log.run_log import UNCOUNTED, RunLog, Sample
 from trimoe.evaluate.run import RunSummary, summarize
+from trimoe.io.publish import sha256_file
 
 
 @dataclass(frozen=True)

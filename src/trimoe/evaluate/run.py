@@ -10,20 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import sha256_json
+from trimoe.bench.bench import Bench, Doc, rows_sha256
+from trimoe.bench.catalog import benches as shipped
+from trimoe.bench.catalog import find
 from trimoe.errors import BenchError, UsageError
 from trimoe.evaluate.asking import Job, Show, Tally, ask_missing, judged, sampler_of
-from trimoe.evaluate.bench import Bench, Doc, find, rows_sha256
-from trimoe.evaluate.bench import benches as shipped
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.endpoint import Endpoint
-from trimoe.evaluate.generate import SAMPLER, Generator, Reply
 from trimoe.evaluate.guarding import RunGuard, require_sound
 from trimoe.evaluate.guards import require_known
-from trimoe.evaluate.log import Run, RunLog, Sample, Scored
-from trimoe.evaluate.sandbox import Policy, current, using
-from trimoe.evaluate.summary import RunSummary, conclude, summarize
+from trimoe.evaluate.log.run_log import Run, RunLog, Sample, Scored
+from trimoe.evaluate.log.summary import RunSummary, conclude, summarize
+from trimoe.io.publish import sha256_json
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.generate import SAMPLER, Generator, Reply
+from trimoe.sandbox import Policy, current, using
+from trimoe.serve.endpoint import Endpoint
 
 __all__ = ["RunSummary", "evaluate", "evaluate_endpoint", "rescore", "summarize"]
 
@@ -77,8 +78,14 @@ def evaluate(
             missing = _missing(log, job)
             if missing:
                 model = model or Generator(checkpoint.path, device)
-                log.event(job.run, "generating", missing=len(missing), of=len(job.docs),
-                          ignored_guards=sorted(ignored), **settings)  # fmt: skip
+                log.event(
+                    job.run,
+                    "generating",
+                    missing=len(missing),
+                    of=len(job.docs),
+                    ignored_guards=sorted(ignored),
+                    **settings,
+                )
                 for count in _generate(log, job, missing, model, batch_size, ignored):
                     if progress:
                         progress(done + count, total, job.bench.name)
@@ -128,8 +135,14 @@ def evaluate_endpoint(
         for bench in wanted:
             docs = bench.docs(data)
             bench.require_statements(docs[:limit])
-            run = log.start(name or endpoint.model, bench.name, bench.spec(docs), served_model(endpoint),
-                            sampler_of(bench, endpoint), details)  # fmt: skip
+            run = log.start(
+                name or endpoint.model,
+                bench.name,
+                bench.spec(docs),
+                served_model(endpoint),
+                sampler_of(bench, endpoint),
+                details,
+            )
             jobs.append(Job(bench, docs[:limit], run))
             _rescore(log, run, bench, docs)
         for job in jobs:
@@ -242,8 +255,11 @@ def _again(name: str, own: Mapping[str, Bench]) -> Bench:
         build = own[base].build
         return build(variants) if build else own[base].variant(variants)
     if base not in shipped():
-        raise UsageError(f"the log has a run of {name}, which is no shipped bench", expected="its file",
-                         remedy="add --bench FILE.toml")  # fmt: skip
+        raise UsageError(
+            f"the log has a run of {name}, which is no shipped bench",
+            expected="its file",
+            remedy="add --bench FILE.toml",
+        )
     return find([name])[0]
 
 
@@ -251,9 +267,12 @@ def _require_asked(run: Run, rows: Sequence[Doc]) -> None:
     """`BenchError` when the rows are not those that the run was asked: verdicts of other questions would look right."""
     asked, found = run.spec.get("dataset"), rows_sha256(rows)
     if "imported" not in run.spec and asked is not None and asked != found:
-        raise BenchError(f"run {run.name} on {run.bench} was asked other rows", expected=f"rows with hash {asked[:16]}",
-                         actual=f"{found[:16]} of {len(rows)} rows",
-                         remedy="give the data and the prompt that the run was made with")  # fmt: skip
+        raise BenchError(
+            f"run {run.name} on {run.bench} was asked other rows",
+            expected=f"rows with hash {asked[:16]}",
+            actual=f"{found[:16]} of {len(rows)} rows",
+            remedy="give the data and the prompt that the run was made with",
+        )
 
 
 def rescore(

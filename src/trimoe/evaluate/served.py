@@ -10,17 +10,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from trimoe.bench.bench import Bench
+from trimoe.bench.catalog import find
 from trimoe.evaluate.asking import Show
-from trimoe.evaluate.bench import Bench, find
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.endpoint import Endpoint
 from trimoe.evaluate.guards import require_known
+from trimoe.evaluate.log.summary import RunSummary
 from trimoe.evaluate.preflight import check
 from trimoe.evaluate.run import evaluate_endpoint
-from trimoe.evaluate.sandbox import Policy
-from trimoe.evaluate.serve import open_server
-from trimoe.evaluate.serve.wanted import wanted_for
-from trimoe.evaluate.summary import RunSummary
+from trimoe.sandbox import Policy
+from trimoe.serve import open_server
+from trimoe.serve.endpoint import Endpoint
+from trimoe.serve.wanted import wanted_for
 
 
 def evaluate_served(

@@ -57,8 +57,11 @@ def attribute_chain(
     """The chain, and the runs it was made of. Raises `UsageError` for unknown names or no common bench, `Refused` when
     two runs of a bench did not answer the same questions."""
     if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError("a chain needs at least two different names", actual=", ".join(names),
-                         remedy="for example --chain base,pruned,quantized")  # fmt: skip
+        raise UsageError(
+            "a chain needs at least two different names",
+            actual=", ".join(names),
+            remedy="for example --chain base,pruned,quantized",
+        )
     found = gather(logs)
     for name in names:
         if name not in names_of(found):
@@ -66,8 +69,11 @@ def attribute_chain(
     shared = [b for n, b in found if n == names[0] and all((name, b) in found for name in names)]
     chosen = [b for b in shared if benches is None or b in benches]
     if not chosen:
-        raise UsageError(f"{', '.join(names)} have no such bench in common", expected=", ".join(shared) or "one bench",
-                         remedy="evaluate all of them on it")  # fmt: skip
+        raise UsageError(
+            f"{', '.join(names)} have no such bench in common",
+            expected=", ".join(shared) or "one bench",
+            remedy="evaluate all of them on it",
+        )
     made = tuple(_bench(bench, [found[name, bench] for name in names]) for bench in chosen)
     return Chain(tuple(names), made), found
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import UsageError
-from trimoe.evaluate.log import RunLog
-from trimoe.judge.bootstrap import cluster_error, paired_bootstrap
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.gather import Read, gather, names_of, of_bench
 from trimoe.judge.measures import split_failures
-from trimoe.judge.power import detectable
 from trimoe.judge.runs import RECORDED, bench_identity, conditions, differences, require_same, unknown_name
-from trimoe.judge.stats import (
+from trimoe.judge.statistics.bootstrap import cluster_error, paired_bootstrap
+from trimoe.judge.statistics.paired import (
     clustered_difference,
     difference_error,
     holm,
@@ -30,6 +29,7 @@ from trimoe.judge.stats import (
     standard_error,
     wilson,
 )
+from trimoe.judge.statistics.power import detectable
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,19 @@ def alone(read: Read, detail: bool) -> Row:
         error, low, high = _over_clusters(read, share, n, error)
     causes = dict(sorted(Counter[str](s.verdict.cause for s in read.samples).items()))
     more = Detail(error) if detail else None
-    return Row(read.run.bench, read.run.name, n, correct, len(read.samples) - n, share, low, high, causes, detail=more,
-               marks=read.marks)  # fmt: skip
+    return Row(
+        read.run.bench,
+        read.run.name,
+        n,
+        correct,
+        len(read.samples) - n,
+        share,
+        low,
+        high,
+        causes,
+        detail=more,
+        marks=read.marks,
+    )
 
 
 def _over_clusters(read: Read, share: float | None, n: int, plain: float | None) -> tuple[float | None, float, float]:
@@ -280,8 +291,17 @@ def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
         if detail and row.detail is not None:
             seen = None if now.clustered else detectable(n, (lost + gained) / n)
             row = replace(row, detail=Detail(row.detail.se, error, drawn.low, drawn.high, drawn.units, seen))
-    return replace(row, pairs=n, difference=difference, difference_low=low, difference_high=high, lost=lost,
-                   gained=gained, p=p, flips=_flips(before, now))  # fmt: skip
+    return replace(
+        row,
+        pairs=n,
+        difference=difference,
+        difference_low=low,
+        difference_high=high,
+        lost=lost,
+        gained=gained,
+        p=p,
+        flips=_flips(before, now),
+    )
 
 
 def _flips(before: Read, now: Read) -> Flips:
@@ -302,11 +322,29 @@ def overall(rows: Sequence[Row]) -> Row:
     low, high = wilson(correct, n)
     causes = sum((Counter(r.causes) for r in rows), Counter[str]())
     marks = tuple(dict.fromkeys(mark for r in rows for mark in r.marks))
-    row = Row("all", rows[0].name, n, correct, sum(r.unscored for r in rows), correct / n if n else None, low, high,
-              dict(sorted(causes.items())), marks=marks)  # fmt: skip
+    row = Row(
+        "all",
+        rows[0].name,
+        n,
+        correct,
+        sum(r.unscored for r in rows),
+        correct / n if n else None,
+        low,
+        high,
+        dict(sorted(causes.items())),
+        marks=marks,
+    )
     if any(r.difference is None for r in rows):
         return row
     lost, gained, pairs = (sum(getattr(r, f) for r in rows) for f in ("lost", "gained", "pairs"))
     difference, d_low, d_high = paired_difference(pairs, lost, gained)
-    return replace(row, pairs=pairs, difference=difference, difference_low=d_low, difference_high=d_high, lost=lost,
-                   gained=gained, p=mcnemar_exact(lost, gained))  # fmt: skip
+    return replace(
+        row,
+        pairs=pairs,
+        difference=difference,
+        difference_low=d_low,
+        difference_high=d_high,
+        lost=lost,
+        gained=gained,
+        p=mcnemar_exact(lost, gained),
+    )

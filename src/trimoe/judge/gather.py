@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimoe.errors import RunLogError
-from trimoe.evaluate.log import Run, RunLog, Scored
-from trimoe.evaluate.marks import shown_marks
+from trimoe.evaluate.log.marks import shown_marks
+from trimoe.evaluate.log.run_log import Run, RunLog, Scored
 from trimoe.evaluate.run import summarize
 
 

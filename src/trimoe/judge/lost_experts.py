@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from trimoe.artifact import publish_file, sha256_file
+from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import StatsError, UsageError
+from trimoe.io.publish import publish_file, sha256_file
 from trimoe.judge.attribute import Chain
 from trimoe.judge.gather import Read
-from trimoe.measure.stats import ExpertStats
 
 LOST, KEPT = "lost", "kept"
 FIELD = "reap_sum"  # sum of router weight times output norm: what an expert added to the residual stream
@@ -69,8 +69,15 @@ def write_traces(chain: Chain, runs: dict[tuple[str, str], Read], folder: Path) 
         gone = {doc for doc, _ in bench.steps[0].lost}
         for s in read.samples:
             doc = s.sample.doc_id
-            row = {"name": base, "bench": bench.bench, "doc_id": doc, "correct": True, "prompt": s.sample.prompt,
-                   "reply": s.sample.reply, "finish_reason": s.sample.finish_reason}  # fmt: skip
+            row = {
+                "name": base,
+                "bench": bench.bench,
+                "doc_id": doc,
+                "correct": True,
+                "prompt": s.sample.prompt,
+                "reply": s.sample.reply,
+                "finish_reason": s.sample.finish_reason,
+            }
             if doc in gone:
                 lost.append(row)
             elif s.verdict.correct and after.get(doc):
@@ -100,7 +107,7 @@ def write_traces(chain: Chain, runs: dict[tuple[str, str], Read], folder: Path) 
 
 def measured(model: Path, chosen: Path) -> ExpertStats:
     """Statistics of the base on the traces; made once per set and model content, beside the set."""
-    from trimoe.measure.engine import calibrate
+    from trimoe.calibrate.engine import calibrate
     from trimoe.model.checkpoint import open_checkpoint
 
     files = [sha256_file(chosen.with_name(f"{name}.jsonl")) for name in (LOST, KEPT)]
@@ -114,22 +121,36 @@ def suggest(stats: ExpertStats, drop: DropMap, most: int) -> Suggestion:
     classes, `MapError` for a map of another shape."""
     missing = [name for name in (LOST, KEPT) if name not in stats.classes]
     if missing:
-        raise StatsError(f"the statistics have no class {missing[0]}", expected=f"{LOST} and {KEPT}",
-                         actual=", ".join(stats.classes), remedy="measure the set written here")  # fmt: skip
+        raise StatsError(
+            f"the statistics have no class {missing[0]}",
+            expected=f"{LOST} and {KEPT}",
+            actual=", ".join(stats.classes),
+            remedy="measure the set written here",
+        )
     layers = stats.moe_layers
     _, _, experts = stats.shape
     drop.validate(len(drop.drop), experts, 0)
     if set(drop.drop) != set(layers):
-        raise StatsError("map and statistics have other layers", expected=f"{len(layers)} layers with experts",
-                         actual=f"{len(drop.drop)} in the map", remedy="give the map of this model")  # fmt: skip
+        raise StatsError(
+            "map and statistics have other layers",
+            expected=f"{len(layers)} layers with experts",
+            actual=f"{len(drop.drop)} in the map",
+            remedy="give the map of this model",
+        )
     lost, kept = (_shares(stats, name) for name in (LOST, KEPT))
     pins: list[Pin] = []
     for layer in layers:
         gone = sorted(drop.drop[layer], key=lambda e: (-lost[layer, e], e))
         stay = sorted(set(range(experts)) - set(gone), key=lambda e: (lost[layer, e], e))
         for expert, instead in zip(gone, stay, strict=False):
-            pin = Pin(layer, expert, float(lost[layer, expert]), float(kept[layer, expert]), instead,
-                      float(lost[layer, instead]))  # fmt: skip
+            pin = Pin(
+                layer,
+                expert,
+                float(lost[layer, expert]),
+                float(kept[layer, expert]),
+                instead,
+                float(lost[layer, instead]),
+            )
             if pin.gain > 0 and pin.lost > pin.kept:
                 pins.append(pin)
     pins.sort(key=lambda pin: (-pin.gain, pin.layer, pin.expert))
@@ -151,8 +172,10 @@ def force_keep(suggestion: Suggestion, names: Sequence[str]) -> str:
     """The file that `trimoe map --force-keep` reads. A name cannot end the comment it stands in."""
     from trimoe.judge.text import safe
 
-    lines = [f"# dropped experts that {safe(names[0])} used most on items that {safe(names[1])} lost",
-             "# LAYER:EXPERT, its share of expert output on lost and on surviving items, what it replaces"]  # fmt: skip
+    lines = [
+        f"# dropped experts that {safe(names[0])} used most on items that {safe(names[1])} lost",
+        "# LAYER:EXPERT, its share of expert output on lost and on surviving items, what it replaces",
+    ]
     lines += [
         f"{p.layer}:{p.expert}  # {100 * p.lost:.2f} % lost, {100 * p.kept:.2f} % surviving; "
         f"{p.layer}:{p.instead} has {100 * p.instead_lost:.2f} %"

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimoe.evaluate.bench import Doc
-from trimoe.evaluate.cause import Ceilings, loops
-from trimoe.evaluate.extract import FENCE
-from trimoe.evaluate.log import Run, Scored
-from trimoe.evaluate.summary import run_ceilings
-from trimoe.judge.rules import Limits as Thresholds
-from trimoe.judge.rules import Texts
+from trimoe.bench.bench import Doc
+from trimoe.bench.cause import Ceilings, loops
+from trimoe.bench.extract import FENCE
+from trimoe.evaluate.log.run_log import Run, Scored
+from trimoe.evaluate.log.summary import run_ceilings
+from trimoe.judge.audit.rules import Limits as Thresholds
+from trimoe.judge.audit.rules import Texts
 
 CUT = ("truncated", "truncated (cap)", "truncated (slot)", "truncated (budget)")
 
@@ -57,8 +57,9 @@ def measure(
 ) -> Measures:
     """Count everything at once; `docs` are the bench's rows, for the check against its own solutions."""
     # a sample that never got a reply (an error of ours) is unscored, not empty
-    replies = [(s.sample.doc_id, s.sample.reply) for s in samples
-               if s.verdict.correct is not None or s.sample.reply.strip()]  # fmt: skip
+    replies = [
+        (s.sample.doc_id, s.sample.reply) for s in samples if s.verdict.correct is not None or s.sample.reply.strip()
+    ]
     # right without content: the answer was read where it stood, in the reasoning
     right = {s.sample.doc_id for s in samples if s.verdict.correct}
     misses = [s for s in samples if s.verdict.correct is False]
@@ -138,9 +139,7 @@ def duplicated(samples: Sequence[Scored], shortest: int) -> tuple[str, ...]:
 
 
 def _verbatim(replies: Sequence[tuple[str, str]], docs: Mapping[str, Doc]) -> tuple[str, ...]:
-    return tuple(
-        i for i, reply in replies if (doc := docs.get(i)) and (body := solution(doc)) and body in reply
-    )  # fmt: skip
+    return tuple(i for i, reply in replies if (doc := docs.get(i)) and (body := solution(doc)) and body in reply)
 
 
 def solution(doc: Doc) -> str:

@@ -7,11 +7,51 @@ from trimoe.judge.compare import Comparison, Row
 from trimoe.judge.runs import flat
 from trimoe.judge.text import columns, comma_separated, markdown, markdown_text, safe
 
-HEAD = ("bench", "model", "n", "score", "SE", "95 %", "difference", "SE", "95 %", "bootstrap 95 %", "lost/gained", "p",
-        "p (Holm)", "detectable")  # fmt: skip
-CSV_HEAD = ("bench", "model", "column", "n", "correct", "unscored", "score", "se", "low", "high", "pairs", "difference",
-            "difference_se", "difference_low", "difference_high", "bootstrap_low", "bootstrap_high", "lost", "gained",
-            "lost_empty", "lost_loop", "lost_cut", "lost_normal", "p", "p_holm", "detectable", "marks")  # fmt: skip
+HEAD = (
+    "bench",
+    "model",
+    "n",
+    "score",
+    "SE",
+    "95 %",
+    "difference",
+    "SE",
+    "95 %",
+    "bootstrap 95 %",
+    "lost/gained",
+    "p",
+    "p (Holm)",
+    "detectable",
+)
+CSV_HEAD = (
+    "bench",
+    "model",
+    "column",
+    "n",
+    "correct",
+    "unscored",
+    "score",
+    "se",
+    "low",
+    "high",
+    "pairs",
+    "difference",
+    "difference_se",
+    "difference_low",
+    "difference_high",
+    "bootstrap_low",
+    "bootstrap_high",
+    "lost",
+    "gained",
+    "lost_empty",
+    "lost_loop",
+    "lost_cut",
+    "lost_normal",
+    "p",
+    "p_holm",
+    "detectable",
+    "marks",
+)
 
 
 def text(comparison: Comparison) -> str:
@@ -55,8 +95,9 @@ def _by_column(comparison: Comparison) -> list[tuple[int, list[Row]]]:
 
 def settings_of(comparison: Comparison, number: int, among: Collection[int] | None = None) -> str:
     """The settings of a column that differ between columns, or between some of them."""
-    columns = {i: flat({**column["conditions"], "bench": column["bench"]})
-               for i, column in enumerate(comparison.columns, 1)}  # fmt: skip
+    columns = {
+        i: flat({**column["conditions"], "bench": column["bench"]}) for i, column in enumerate(comparison.columns, 1)
+    }
     every = [column for i, column in columns.items() if among is None or i in among]
     mine = columns[number]
     keys = [k for k in sorted({k for each in every for k in each}) if len({repr(each.get(k)) for each in every}) > 1]
@@ -92,11 +133,32 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _record(row: Row) -> list[object]:
     d, split = row.detail, row.flips.lost_as
-    return [row.bench, row.name, row.column, row.n, row.correct, row.unscored, row.accuracy, d.se if d else None,
-            row.low, row.high, row.pairs, row.difference, d.difference_se if d else None, row.difference_low,
-            row.difference_high, d.bootstrap_low if d else None, d.bootstrap_high if d else None, row.lost, row.gained,
-            *(split.get(kind) for kind in ("empty", "loop", "cut", "normal")), row.p, row.p_holm,
-            d.detectable if d else None, "; ".join(row.marks)]  # fmt: skip
+    return [
+        row.bench,
+        row.name,
+        row.column,
+        row.n,
+        row.correct,
+        row.unscored,
+        row.accuracy,
+        d.se if d else None,
+        row.low,
+        row.high,
+        row.pairs,
+        row.difference,
+        d.difference_se if d else None,
+        row.difference_low,
+        row.difference_high,
+        d.bootstrap_low if d else None,
+        d.bootstrap_high if d else None,
+        row.lost,
+        row.gained,
+        *(split.get(kind) for kind in ("empty", "loop", "cut", "normal")),
+        row.p,
+        row.p_holm,
+        d.detectable if d else None,
+        "; ".join(row.marks),
+    ]
 
 
 def _losses(rows: Sequence[Row], escape: Callable[[str], str]) -> list[str]:

@@ -13,9 +13,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from trimoe.artifact import read_json
 from trimoe.errors import CheckpointError
-from trimoe.model.arch import Arch, Role, Roles, detect
+from trimoe.io.publish import read_json
+from trimoe.model.family import Arch, Role, Roles, detect
 from trimoe.model.quant import Part, Quant, method_of, parts_of, quant_of
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
@@ -86,8 +86,12 @@ class Checkpoint:
             if dense is None or not self._has(prefix + dense) or any(begun):
                 self._claim(prefix, layer, self.arch.roles, found, whole)
         if not found:
-            raise CheckpointError("no decoder layer of this checkpoint has experts", expected="a mixture of experts",
-                                  actual="a dense model", remedy="there is nothing to prune in it")  # fmt: skip
+            raise CheckpointError(
+                "no decoder layer of this checkpoint has experts",
+                expected="a mixture of experts",
+                actual="a dense model",
+                remedy="there is nothing to prune in it",
+            )
         last = max(tensor.layer for tensor in found.values())
         for prefix in self.draft_blocks:
             for roles in self.arch.variants():
@@ -99,8 +103,11 @@ class Checkpoint:
 
     def _claim(self, prefix: str, layer: int, roles: Roles, found: dict[str, ExpertTensor], whole: set[str]) -> None:
         """Adds the expert tensors of one block, each checked."""
-        sizes = {"E": self.num_experts, "H": self.setting(self.arch.config.hidden),
-                 "I": self.setting(self.arch.config.expert_width)}  # fmt: skip
+        sizes = {
+            "E": self.num_experts,
+            "H": self.setting(self.arch.config.hidden),
+            "I": self.setting(self.arch.config.expert_width),
+        }
         for role_name, role in roles.items():
             if role.optional and not self._begins(prefix, role):
                 continue
@@ -110,8 +117,9 @@ class Checkpoint:
                     raise CheckpointError(
                         f"tensor {part.name} is missing",
                         expected=f"{role_name} of {prefix[:-1]}, family {self.arch.name}",
-                        actual="no such tensor in any shard", remedy="the checkpoint is incomplete: download it again",
-                    )  # fmt: skip
+                        actual="no such tensor in any shard",
+                        remedy="the checkpoint is incomplete: download it again",
+                    )
                 if part.plain:
                     _check_shape(info, role, sizes)
                 key = f"{role_name}.{part.companion}" if part.companion else role_name
@@ -193,11 +201,11 @@ class Checkpoint:
                 raise CheckpointError(
                     f"tensor {name} belongs to the experts, but {self.arch.name} has no role for it",
                     expected=f"{', '.join(self.arch.roles)} of experts 0..{self.num_experts - 1}, "
-                             f"layers 0..{self.num_layers - 1}",
+                    f"layers 0..{self.num_layers - 1}",
                     actual=f"{self.index[name].dtype} {list(self.index[name].shape)}, quantization "
-                           f"{method_of(self.config) or 'not named in config.json'}",
+                    f"{method_of(self.config) or 'not named in config.json'}",
                     remedy="config and weights are of different models, or this quantized layout cannot be cut",
-                )  # fmt: skip
+                )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -233,9 +241,11 @@ def _check_shape(info: TensorInfo, role: Role, sizes: dict[str, int | None]) -> 
     if not fits:
         known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if size is not None)
         raise CheckpointError(
-            f"tensor {info.name} does not fit config.json", expected=f"[{', '.join(role.shape)}] with {known}",
-            actual=str(list(info.shape)), remedy="config and weights are of different models",
-        )  # fmt: skip
+            f"tensor {info.name} does not fit config.json",
+            expected=f"[{', '.join(role.shape)}] with {known}",
+            actual=str(list(info.shape)),
+            remedy="config and weights are of different models",
+        )
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -243,9 +253,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} is not a checkpoint directory", expected="a directory with config.json and model*.safetensors",
-            actual="a file" if path.exists() else "it does not exist", remedy="check the path",
-        )  # fmt: skip
+            f"{path} is not a checkpoint directory",
+            expected="a directory with config.json and model*.safetensors",
+            actual="a file" if path.exists() else "it does not exist",
+            remedy="check the path",
+        )
     config = read_json(path / "config.json", "model configuration", CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}/config.json is not a JSON object", expected="a Hugging Face config.json")
@@ -256,9 +268,13 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def bind(
-    path: Path, config: dict[str, Any], index: dict[str, TensorInfo], arch: Arch, prefix: str,
+    path: Path,
+    config: dict[str, Any],
+    index: dict[str, TensorInfo],
+    arch: Arch,
+    prefix: str,
     quant: Quant | None = None,
-) -> Checkpoint:  # fmt: skip
+) -> Checkpoint:
     """A checkpoint of a known family, validated. Raises `CheckpointError`."""
     arch = arch.for_config(config)
     scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
@@ -267,14 +283,19 @@ def bind(
         value = next((scope[key] for scope in scopes if key in scope), None)
         if type(value) is not int or not 1 <= value <= 1 << 20:
             raise CheckpointError(
-                f"config.json has no usable {key}", expected="a positive integer", actual=repr(value)[:100],
+                f"config.json has no usable {key}",
+                expected="a positive integer",
+                actual=repr(value)[:100],
                 remedy="use the config.json that came with the weights",
-            )  # fmt: skip
+            )
         counts.append(value)
     if counts[2] > counts[1]:
-        raise CheckpointError("config.json routes to more experts than there are", expected=f"at most {counts[1]}",
-                              actual=f"{arch.config.top_k} = {counts[2]}",
-                              remedy="use the config.json that came with the weights")  # fmt: skip
+        raise CheckpointError(
+            "config.json routes to more experts than there are",
+            expected=f"at most {counts[1]}",
+            actual=f"{arch.config.top_k} = {counts[2]}",
+            remedy="use the config.json that came with the weights",
+        )
     checkpoint = Checkpoint(path, config, index, arch, prefix, counts[0], counts[1], counts[2], quant)
     _ = checkpoint.expert_tensors
     return checkpoint
@@ -287,9 +308,11 @@ def check_finite(checkpoint: Checkpoint, roles: Iterable[str] | None = None) -> 
     """
     import numpy as np
 
-    names = checkpoint.index if roles is None else [
-        name for name, tensor in checkpoint.expert_tensors.items() if tensor.role in set(roles)
-    ]  # fmt: skip
+    names = (
+        checkpoint.index
+        if roles is None
+        else [name for name, tensor in checkpoint.expert_tensors.items() if tensor.role in set(roles)]
+    )
     for name in names:
         info = checkpoint.index[name]
         if info.dtype not in _EXPONENT:
@@ -301,6 +324,8 @@ def check_finite(checkpoint: Checkpoint, roles: Iterable[str] | None = None) -> 
             if wrong.size:
                 at = offset // bits.itemsize + int(wrong[0])
                 raise CheckpointError(
-                    f"tensor {name} holds NaN or infinite values", expected="finite weights", actual=f"at element {at}",
+                    f"tensor {name} holds NaN or infinite values",
+                    expected="finite weights",
+                    actual=f"at element {at}",
                     remedy="the file is damaged or the model diverged; no statistic of it means anything",
-                )  # fmt: skip
+                )

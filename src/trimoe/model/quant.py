@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from trimoe.errors import CheckpointError
-from trimoe.model.arch import Role
+from trimoe.model.family import Role
 from trimoe.model.safetensors import TensorInfo
 
 Index = dict[str, TensorInfo]
@@ -174,18 +174,24 @@ def _rule_for(quant: Quant, base: str, index: Index) -> Rule | None:
         {_WEIGHT} if base + _WEIGHT in index else set()
     )
     if len(mains) > 1:
-        raise CheckpointError(f"the weights of {base[:-1]} stand twice", expected="one of them",
-                              actual=", ".join(base + main for main in sorted(mains)),
-                              remedy="the checkpoint mixes two conversions: download it again")  # fmt: skip
+        raise CheckpointError(
+            f"the weights of {base[:-1]} stand twice",
+            expected="one of them",
+            actual=", ".join(base + main for main in sorted(mains)),
+            remedy="the checkpoint mixes two conversions: download it again",
+        )
     rules = [rule for rule in quant.module if rule.main in mains]
     if (fitting := next((rule for rule in rules if rule.fits(base, index)), None)) is not None:
         return fitting
     if mains == {_WEIGHT} and index[base + _WEIGHT].dtype in _FLOAT:
         return None
     missing = [base + s for rule in rules for s in rule.required if base + s not in index] or [base + _WEIGHT]
-    raise CheckpointError(f"tensor {missing[0]} is missing", expected=f"the weight of {base[:-1]} with its scales, "
-                          f"as {quant.name} stores it", actual="no such tensor in any shard",
-                          remedy="the checkpoint is incomplete: download it again")  # fmt: skip
+    raise CheckpointError(
+        f"tensor {missing[0]} is missing",
+        expected=f"the weight of {base[:-1]} with its scales, as {quant.name} stores it",
+        actual="no such tensor in any shard",
+        remedy="the checkpoint is incomplete: download it again",
+    )
 
 
 def _stack_parts(quant: Quant, name: str, role: Role, index: Index, experts: int) -> list[Part] | None:
@@ -218,5 +224,9 @@ def _along(info: TensorInfo, axis: int, experts: int, rule: Rule) -> None:
         reason = f"{list(info.shape)} has no axis of {experts} experts: one entry serves or holds several of them"
     else:
         return
-    raise CheckpointError(f"tensor {info.name} cannot be cut by expert", expected="entries of one expert each",
-                          actual=reason, remedy="prune the unquantized checkpoint and quantize the result")  # fmt: skip
+    raise CheckpointError(
+        f"tensor {info.name} cannot be cut by expert",
+        expected="entries of one expert each",
+        actual=reason,
+        remedy="prune the unquantized checkpoint and quantize the result",
+    )

@@ -13,20 +13,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimoe.artifact import each_key_once, parse_json, read_json
 from trimoe.errors import CheckpointError
+from trimoe.io.publish import each_key_once, parse_json, read_json
 
 if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
     import numpy as np
 
 ITEM_BITS = {
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
     "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8,
-    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-}  # fmt: skip
-_NUMPY = {"F64": "<f8", "I64": "<i8", "U64": "<u8", "F32": "<f4", "I32": "<i4", "U32": "<u4", "F16": "<f2",
-          "I16": "<i2", "U16": "<u2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+_NUMPY = {
+    "F64": "<f8",
+    "I64": "<i8",
+    "U64": "<u8",
+    "F32": "<f4",
+    "I32": "<i4",
+    "U32": "<u4",
+    "F16": "<f2",
+    "I16": "<i2",
+    "U16": "<u2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 MAX_HEADER = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 16  # no real tensor comes near; keeps a hostile header from asking for huge products
 
@@ -66,8 +96,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             prefix = handle.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(size - 8, MAX_HEADER):
-                raise _bad(f"{path} is not a safetensors file or is truncated", expected="a header within the file",
-                           actual=f"header length {length}, file size {size}")  # fmt: skip
+                raise _bad(
+                    f"{path} is not a safetensors file or is truncated",
+                    expected="a header within the file",
+                    actual=f"header length {length}, file size {size}",
+                )
             header = parse_json(handle.read(length), object_pairs_hook=each_key_once)
     except FileNotFoundError as exc:
         raise _bad(f"shard {path.name} is missing from {path.parent}", expected="every shard of the index") from exc
@@ -82,8 +115,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     at = base
     for info in sorted(tensors.values(), key=lambda t: (t.start, t.end)):
         if info.start != at:
-            raise _bad(f"tensor {info.name} in {path} overlaps another or leaves a gap", expected=f"offset {at}",
-                       actual=f"offset {info.start}")  # fmt: skip
+            raise _bad(
+                f"tensor {info.name} in {path} overlaps another or leaves a gap",
+                expected=f"offset {at}",
+                actual=f"offset {info.start}",
+            )
         at = info.end
     if at != size:
         raise _bad(f"{path} does not end with its last tensor", expected=f"{at} bytes", actual=f"{size} bytes")
@@ -101,11 +137,17 @@ def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorIn
     except (TypeError, KeyError, ValueError) as exc:
         raise _bad(f"tensor {name[:200]!r} in {path} has a malformed entry", actual=str(exc)[:200]) from exc
     if base + end > size:
-        raise _bad(f"tensor {name} in {path} lies beyond the end of the file: the file is truncated",
-                   expected=f"{base + end} bytes", actual=f"{size} bytes")  # fmt: skip
+        raise _bad(
+            f"tensor {name} in {path} lies beyond the end of the file: the file is truncated",
+            expected=f"{base + end} bytes",
+            actual=f"{size} bytes",
+        )
     if nbytes_of(dtype, shape) != end - start:
-        raise _bad(f"tensor {name} in {path} has a size that is not its shape's",
-                   expected=f"{nbytes_of(dtype, shape)} bytes", actual=f"{end - start} bytes")  # fmt: skip
+        raise _bad(
+            f"tensor {name} in {path} has a size that is not its shape's",
+            expected=f"{nbytes_of(dtype, shape)} bytes",
+            actual=f"{end - start} bytes",
+        )
     return TensorInfo(name, dtype, shape, path, base + start, base + end)
 
 
@@ -125,10 +167,11 @@ def read_index(directory: Path) -> dict[str, TensorInfo]:
         weight_map, names = None, [single.name]
     else:
         raise CheckpointError(
-            f"{directory} is not a safetensors checkpoint", expected="config.json and model*.safetensors",
+            f"{directory} is not a safetensors checkpoint",
+            expected="config.json and model*.safetensors",
             actual="no model.safetensors and no model.safetensors.index.json",
             remedy="give the directory of a Hugging Face checkpoint",
-        )  # fmt: skip
+        )
     tensors: dict[str, TensorInfo] = {}
     for shard in names:
         found, _ = read_header(directory / shard)

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from trimoe.artifact import require_space, sha256_bytes, sha256_file
 from trimoe.errors import BadInput, CheckpointError
-from trimoe.model.gguf import open_gguf
-from trimoe.quantize.children import bound
-from trimoe.quantize.llamacpp import LlamaCpp, last_lines
+from trimoe.io.publish import require_space, sha256_bytes, sha256_file
+from trimoe.llamacpp.children import bound
+from trimoe.llamacpp.tools import LlamaCpp, last_lines
+from trimoe.model.gguf.file import open_gguf
 
 Progress = Callable[[int, int, str], None]
 RESAMPLES = 10_000
@@ -54,13 +54,20 @@ def parse(text: str, file: Path) -> Measured:
     for name, pattern in _FINAL.items():
         match = pattern.search(text)
         if match is None:
-            raise BadInput(f"llama-perplexity gave no statistics for {file.name}", expected="at least 100 tokens",
-                           actual=last_lines(text), remedy="use a longer text or more --chunks")  # fmt: skip
+            raise BadInput(
+                f"llama-perplexity gave no statistics for {file.name}",
+                expected="at least 100 tokens",
+                actual=last_lines(text),
+                remedy="use a longer text or more --chunks",
+            )
         values[name] = float(match[1])
     lines = _CHUNK.findall(text)
     if [int(number) for number, _ in lines] != list(range(1, len(lines) + 1)) or not lines:
-        raise BadInput(f"llama-perplexity's report on {file.name} has gaps", expected="one line per chunk, in order",
-                       actual=", ".join(number for number, _ in lines[:10]) or "none")  # fmt: skip
+        raise BadInput(
+            f"llama-perplexity's report on {file.name} has gaps",
+            expected="one line per chunk, in order",
+            actual=", ".join(number for number, _ in lines[:10]) or "none",
+        )
     running = np.array([float(mean) for _, mean in lines])
     counts = np.arange(1, len(running) + 1)
     totals = running * counts
@@ -77,8 +84,19 @@ class Reference:
         self.base, self.text, self.chunks, self.context = base, text, chunks, context
         self.vocabulary = _vocabulary(base)
         self.perplexity: float | None = None
-        self._common = [str(tools.program("llama-perplexity")), "-f", str(text), "-c", str(context), "-b", str(context),
-                        "--chunks", str(chunks), "-t", str(threads)]  # fmt: skip
+        self._common = [
+            str(tools.program("llama-perplexity")),
+            "-f",
+            str(text),
+            "-c",
+            str(context),
+            "-b",
+            str(context),
+            "--chunks",
+            str(chunks),
+            "-t",
+            str(threads),
+        ]
         self._folder = tempfile.TemporaryDirectory(prefix="trimoe-kld-")
 
     def __enter__(self) -> "Reference":
@@ -104,9 +122,12 @@ class Reference:
     def require_same_vocabulary(self, file: Path) -> None:
         """Raise `CheckpointError` for a file of another vocabulary."""
         if _vocabulary(file) != self.vocabulary:
-            raise CheckpointError(f"{file} has another vocabulary than {self.base}",
-                                  expected=f"{self.vocabulary} tokens", actual=str(_vocabulary(file)),
-                                  remedy="compare files of one model")  # fmt: skip
+            raise CheckpointError(
+                f"{file} has another vocabulary than {self.base}",
+                expected=f"{self.vocabulary} tokens",
+                actual=str(_vocabulary(file)),
+                remedy="compare files of one model",
+            )
 
     def compare(self, file: Path) -> Measured:
         """KL divergence of a file from the base. Raises `BadInput`."""
@@ -116,9 +137,16 @@ class Reference:
 
 
 def measure(
-    tools: LlamaCpp, base: Path, files: Sequence[Path], text: Path, *, chunks: int, context: int, threads: int,
+    tools: LlamaCpp,
+    base: Path,
+    files: Sequence[Path],
+    text: Path,
+    *,
+    chunks: int,
+    context: int,
+    threads: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Compare files with their base on a text. Raises `BadInput` for models of another vocabulary or a short text."""
     report = progress or (lambda done, total, note: None)
     reference = Reference(tools, base, text, chunks=chunks, context=context, threads=threads)
@@ -132,8 +160,11 @@ def measure(
             found.append(reference.compare(file))
     counts = {len(one.chunks) for one in found}
     if len(counts) != 1 or 0 in counts:
-        raise BadInput("llama-perplexity measured different chunks", expected="the same number for every file",
-                       actual=str(sorted(counts)))  # fmt: skip
+        raise BadInput(
+            "llama-perplexity measured different chunks",
+            expected="the same number for every file",
+            actual=str(sorted(counts)),
+        )
     return summary(base, found, text, context) | {"perplexity_base": reference.perplexity}
 
 
@@ -145,17 +176,27 @@ def summary(base: Path, found: Sequence[Measured], text: Path, context: int) -> 
     rows = []
     for one in found:
         difference = one.chunks - best.chunks
-        rows.append({
-            "file": one.file.name, "sha256": sha256_file(one.file), "file_bytes": one.file.stat().st_size,
-            **one.values, "kld_interval": _interval(one.chunks[draws].mean(axis=1)),
-            "more_than_best": one.values["kld"] - best.values["kld"],
-            "more_than_best_interval": _interval(difference[draws].mean(axis=1)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "file": one.file.name,
+                "sha256": sha256_file(one.file),
+                "file_bytes": one.file.stat().st_size,
+                **one.values,
+                "kld_interval": _interval(one.chunks[draws].mean(axis=1)),
+                "more_than_best": one.values["kld"] - best.values["kld"],
+                "more_than_best_interval": _interval(difference[draws].mean(axis=1)),
+            }
+        )
     return {
-        "base": base.name, "text_sha256": sha256_bytes(text.read_bytes()), "context": context, "chunks": count,
-        "tokens": count * (context - 1 - context // 2), "resolution": 1e-5 * count, "best": best.file.name,
+        "base": base.name,
+        "text_sha256": sha256_bytes(text.read_bytes()),
+        "context": context,
+        "chunks": count,
+        "tokens": count * (context - 1 - context // 2),
+        "resolution": 1e-5 * count,
+        "best": best.file.name,
         "files": rows,
-    }  # fmt: skip
+    }
 
 
 def _interval(means: np.ndarray) -> list[float]:
@@ -186,6 +227,10 @@ def _complete(command: list[str], file: Path, end: re.Pattern[str]) -> str:
 def _run(command: list[str], file: Path) -> str:
     answer = subprocess.run(bound(command), capture_output=True, encoding="utf-8", errors="replace", check=False)
     if answer.returncode != 0:
-        raise BadInput(f"llama-perplexity failed with {file.name}", expected="a model that loads and enough text",
-                       actual=last_lines(answer.stderr or answer.stdout), remedy="see its message")  # fmt: skip
+        raise BadInput(
+            f"llama-perplexity failed with {file.name}",
+            expected="a model that loads and enough text",
+            actual=last_lines(answer.stderr or answer.stdout),
+            remedy="see its message",
+        )
     return answer.stdout + answer.stderr

@@ -1,0 +1,1 @@
+"""Benches: what is asked and what counts as right."""

@@ -1,0 +1,10 @@
+"""LiveCodeBench, medium: the 55 pinned problems and 45 older ones."""
+
+from trimoe.bench.benches.lcb_medium_55 import between_fences, medium, row_id, views
+from trimoe.bench.code_tests import check_method
+from trimoe.bench.rows import spec_bench
+from trimoe.sandbox import require_sandbox
+
+BENCH = spec_bench(
+    "lcb_medium_100", views, check_method, extract=between_fences, prepare=medium, row_id=row_id, needs=require_sandbox
+)

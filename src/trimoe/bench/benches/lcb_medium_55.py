@@ -1,0 +1,115 @@
+"""LiveCodeBench, medium: what stands between the last two fences, run against functional tests.
+
+A row's tests are text: one argument per line, each JSON, a Python literal, or itself. Private tests come compressed and
+pickled; nothing but plain data is taken out of the pickle.
+"""
+
+import ast
+import base64
+import binascii
+import io
+import json
+import pickle
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from trimoe.bench.code_tests import check_method
+from trimoe.bench.extract import FENCE
+from trimoe.bench.rows import Row, View, spec_bench
+from trimoe.bench.spec import BenchSpec
+from trimoe.errors import BenchError
+from trimoe.sandbox import require_sandbox
+
+_CODE = re.compile(r"^[ \t]*(?:class|def|import|from)\s", re.MULTILINE)
+_METHOD = re.compile(r"def\s+(\w+)\s*\(\s*self")
+
+
+def between_fences(reply: str) -> str | None:
+    """Lines between the last two lines that hold a fence; with one, the side of it that is code; with none, all."""
+    lines = reply.split("\n")
+    fences = [i for i, line in enumerate(lines) if FENCE in line]
+    if len(fences) >= 2:
+        text = "\n".join(lines[fences[-2] + 1 : fences[-1]])
+    elif fences:
+        before, after = "\n".join(lines[: fences[0]]), "\n".join(lines[fences[0] + 1 :])
+        text = before if _CODE.search(before) and not _CODE.search(after) else after
+    else:
+        text = reply
+    return text if text.strip() else None
+
+
+def row_id(row: Row) -> str:
+    """lcb/platform/number."""
+    return f"lcb/{row['platform']}/{row['question_id']}"
+
+
+def medium(rows: Iterable[Row], spec: BenchSpec) -> Iterator[Row]:
+    """Rows of the pinned ids' platform, without the private tests (up to 100 MB a row) unless they are to be run."""
+    private = bool(spec.options["private_tests"])
+    for row in rows:
+        if row["platform"] == "leetcode":
+            yield row if private else {key: value for key, value in row.items() if key != "private_test_cases"}
+
+
+def views(rows: Sequence[Row], spec: BenchSpec) -> list[View]:
+    """Rows that are not what their pinned id says (difficulty, kind of test) are refused."""
+    return [_view(row, bool(spec.options["private_tests"])) for row in rows]
+
+
+def _view(row: Row, private: bool) -> View:
+    method = _METHOD.search(row["starter_code"])
+    public = json.loads(row["public_test_cases"])
+    if row["difficulty"] != "medium" or not method or not public or public[0]["testtype"] != "functional":
+        raise BenchError(
+            f"LiveCodeBench row {row['question_id']} is not the pinned one",
+            expected="difficulty medium, a functional public test, a method in the starter code",
+            actual=f"difficulty {row['difficulty']}, {len(public)} public tests",
+        )
+    cases = [*public, *(private_tests(row["private_test_cases"]) if private else [])]
+    tests = [[arguments(case["input"]), literal(case["output"].strip())] for case in cases]
+    fields = {"question": row["question_content"], "starter": row["starter_code"]}
+    return View(fields, {"method": method.group(1), "tests": tests}, "")
+
+
+def arguments(text: str) -> list[Any]:
+    """One argument per line."""
+    return [literal(line) for line in text.split("\n") if line.strip()]
+
+
+def literal(text: str) -> Any:
+    """A value as JSON, else as a Python literal, else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text.strip())))  # tuples become lists
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+class _Plain(pickle.Unpickler):
+    """Takes strings and containers out of a pickle; anything that needs a class is refused, so nothing can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} in a file of tests")
+
+
+def private_tests(packed: str) -> list[dict[str, Any]]:
+    """Private tests: JSON, or base64 of zlib of a pickle of JSON."""
+    try:
+        return list(json.loads(packed))
+    except ValueError:
+        pass
+    try:
+        text = _Plain(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
+        return list(json.loads(text))
+    except (ValueError, TypeError, binascii.Error, zlib.error, pickle.UnpicklingError, EOFError) as exc:
+        raise BenchError("private tests of a LiveCodeBench row cannot be read", actual=str(exc)[:200]) from exc
+
+
+BENCH = spec_bench(
+    "lcb_medium_55", views, check_method, extract=between_fences, prepare=medium, row_id=row_id, needs=require_sandbox
+)

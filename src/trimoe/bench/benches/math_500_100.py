@@ -1,0 +1,73 @@
+"""MATH-500: math-verify compares the whole reply with the gold solution."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trimoe.bench.bench import Doc, Verdict, verbatim
+from trimoe.bench.rows import Row, View, each, spec_bench
+
+TIMEOUT, LONGER = 5, 30  # seconds: math-verify's own limit, and the one of the second try
+
+
+def view(row: Row) -> View:
+    """The gold is the whole solution: `answer` is another normalisation in 15 of the first 100 recorded rows."""
+    return View({"problem": row["problem"]}, {"solution": row["solution"]}, row["solution"])
+
+
+def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
+    """One verdict per reply. A gold that math-verify cannot read is a fault of ours, not a wrong answer."""
+    return [_verdict(reply, doc.check["solution"]) for reply, doc in pairs]
+
+
+def _verdict(reply: str, solution: str) -> Verdict:
+    gold = _patiently(_parse, solution)
+    if not gold:
+        return Verdict(None, "harness error", detail="math-verify finds no answer in the gold solution")
+    answer = _patiently(_parse, reply)
+    if answer is None:
+        return Verdict(False, "wrong", detail=f"math-verify did not read the reply within {LONGER} s")
+    if not answer:
+        return Verdict(False, "extraction failed")
+    results = [_patiently(_equal, expected, found) for expected in gold for found in answer]
+    if any(results):
+        return Verdict(True, "correct", str(answer[-1]))
+    slow = f"math-verify did not compare within {LONGER} s" if None in results else ""
+    return Verdict(False, "wrong", str(answer[-1]), slow)
+
+
+def _patiently(step: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of one step of math-verify, or None when the longer limit was not enough either.
+
+    Its limits are alarms, which only the main thread can set; in another thread there is none.
+    """
+    from math_verify.errors import TimeoutException
+
+    main = threading.current_thread() is threading.main_thread()
+    for seconds in (TIMEOUT, LONGER):
+        try:
+            return step(*arguments, seconds if main else None)
+        except TimeoutException:
+            continue
+    return None
+
+
+def _parse(text: str, seconds: int | None) -> Any:
+    from math_verify import parse
+
+    try:
+        return parse(text, parsing_timeout=seconds, raise_on_error=True)
+    except Exception:  # noqa: BLE001 sympy raises anything; lm-eval counts it as "found nothing" too
+        return []
+
+
+def _equal(expected: Any, found: Any, seconds: int | None) -> bool:
+    from math_verify import verify
+
+    try:
+        return bool(verify(expected, found, timeout_seconds=seconds, raise_on_error=True))
+    except Exception:  # noqa: BLE001 as above: not comparable is not equal
+        return False
+
+
+BENCH = spec_bench("math_500_100", each(view), score, extract=verbatim)

@@ -1,0 +1,13 @@
+"""Short narrative recall; the whole reply must equal the answer."""
+
+from trimoe.bench.bench import Bench, exact, held_out, whole_reply
+
+BENCH = Bench(
+    name="tiny-story",
+    version=1,
+    rows=100,
+    max_new_tokens=48,
+    load=held_out("story"),
+    extract=whole_reply,
+    score=exact(lambda answer, check: bool(answer == check["text"])),
+)

@@ -1,0 +1,29 @@
+"""HumanEval's form of tests: the row defines `check(candidate)`, which asserts. Also HumanEval+ in that form.
+
+The tests run in a process of their own; the candidate answers its calls from another. Helpers that the tests take from
+the prompt (`poly`, `encode_cyclic`) are the prompt's, not what the candidate made of them.
+"""
+
+from trimoe.bench.bench import Verdict
+from trimoe.bench.code.verdict import Pairs, verdict
+from trimoe.sandbox import Check, Limits, run_jobs
+
+LIMITS = Limits(cpu=10)
+
+# HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer: it unpacks the root, a number.
+# evalplus 0.3.1 fails every answer too, for another reason: its special case skips the line that counts an input as
+# passed.
+_BROKEN = "assert _poly(*candidate(*inp), inp) <= 0.0001"
+_MENDED = "assert abs(_poly(*inp, candidate(*inp))) <= 0.0001"
+
+
+def score(pairs: Pairs) -> list[Verdict]:
+    """Rows have `prompt`, `test` and `entry_point`."""
+    jobs = [_job(source, doc.check) for source, doc in pairs]
+    return [verdict(outcome, source) for outcome, (source, _) in zip(run_jobs(jobs), pairs, strict=True)]
+
+
+def _job(source: str, check: dict[str, str]) -> Check:
+    entry = check["entry_point"]
+    tests = f"{check['test'].replace(_BROKEN, _MENDED)}\ncheck({entry})\n"
+    return Check(source, check["prompt"], tests, (entry,), LIMITS)

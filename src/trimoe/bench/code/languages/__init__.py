@@ -1,0 +1,22 @@
+"""Languages besides Python: one file each, found by the key that MultiPL-E gives them."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from trimoe.bench.code.languages._language import Language, Toolchain
+
+__all__ = ["Language", "Toolchain", "language_of", "languages"]
+
+
+@cache
+def languages() -> dict[str, Language]:
+    """Every language by its key."""
+    modules = [info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")]
+    found = [importlib.import_module(f"{__name__}.{name}").LANGUAGE for name in modules]
+    return {language.key: language for language in found}
+
+
+def language_of(key: str) -> Language:
+    """The language of a key; `KeyError` for one without a file here."""
+    return languages()[key]

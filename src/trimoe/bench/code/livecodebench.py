@@ -1,0 +1,45 @@
+"""LiveCodeBench's functional tests: a method of `Solution` is called with each test's arguments.
+
+As in its own runner the module is given names that such solutions take for granted, one instance answers all tests, and
+tuples count as lists (the tests are JSON). Expected values stay outside the sandbox.
+"""
+
+from typing import Any
+
+from trimoe.bench.bench import Doc, Verdict
+from trimoe.bench.code.compare import same, shown
+from trimoe.bench.code.verdict import Pairs, verdict
+from trimoe.sandbox import Calls, Limits, Outcome, run_jobs
+
+LIMITS = Limits(cpu=10, call_cpu=10)
+_MODULES = ("typing", "collections", "math", "heapq", "bisect", "itertools", "functools")
+PREAMBLE = "".join(f"import {name}\nfrom {name} import *\n" for name in _MODULES)
+
+
+def score(pairs: Pairs) -> list[Verdict]:
+    """Rows have `method` and `tests`, a list of (arguments, expected value)."""
+    jobs = [_job(source, doc) for source, doc in pairs]
+    return [_verdict(source, doc, outcome) for (source, doc), outcome in zip(pairs, run_jobs(jobs), strict=True)]
+
+
+def _job(source: str, doc: Doc) -> Calls:
+    args = tuple(tuple(arguments) for arguments, _ in doc.check["tests"])
+    return Calls(f"{PREAMBLE}\n{source}", f"Solution().{doc.check['method']}", args, LIMITS)
+
+
+def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
+    try:
+        results = outcome.values()
+    except ValueError as exc:
+        return Verdict(False, "code error", source, str(exc))
+    for number, (result, (_, expected)) in enumerate(zip(results, doc.check["tests"], strict=False), 1):
+        if not same(listed(result), listed(expected)):
+            return Verdict(False, "wrong", source, f"test {number}: got {shown(result)}, expected {shown(expected)}")
+    return verdict(outcome, source)
+
+
+def listed(value: Any) -> Any:
+    """Tuples as lists, at any depth: a test's text cannot tell them apart."""
+    if isinstance(value, tuple | list):
+        return [listed(item) for item in value]
+    return {key: listed(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,25 @@
+"""From what a sandbox saw to what a bench says."""
+
+from collections.abc import Sequence
+
+from trimoe.bench.bench import Cause, Doc, Verdict
+from trimoe.sandbox import Outcome
+
+Pairs = Sequence[tuple[str, Doc]]
+"""Source to run, and the row it answers."""
+
+_CAUSES: dict[str, tuple[bool | None, Cause]] = {
+    "ok": (True, "correct"),
+    "wrong": (False, "wrong"),
+    "error": (False, "code error"),
+    "memory": (False, "code error"),
+    "timeout": (False, "code timeout"),
+    "harness": (None, "harness error"),
+}
+
+
+def verdict(outcome: Outcome, source: str) -> Verdict:
+    """The verdict on an outcome whose results need no further comparison."""
+    correct, cause = _CAUSES[outcome.status]
+    detail = f"memory: {outcome.detail}" if outcome.status == "memory" else outcome.detail
+    return Verdict(correct, cause, source, detail)

@@ -1,0 +1,1 @@
+"""The forward pass with one decoder layer in memory."""

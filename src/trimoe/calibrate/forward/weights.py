@@ -1,0 +1,113 @@
+"""Tensors of a checkpoint as torch sees them: mapped from their byte range, looked at only when asked for.
+
+Mapped pages are the kernel's file cache: weights that are used in their stored type are never copied, and the kernel
+may drop and read them again when memory is short. Invariant: a tensor that is handed out holds finite values only.
+Not guaranteed: an orderly end if the file is truncated while it is mapped (the process dies of SIGBUS, and can resume).
+"""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any
+
+from trimoe.errors import CheckpointError
+from trimoe.model.safetensors import TensorInfo, read_bytes
+
+_TORCH_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_BLOCK = 1 << 22
+
+
+class LazyTensor:
+    """Stands for a tensor in a state dict; `lazy[...]` maps its byte range and checks it.
+
+    `edit` (bytes to bytes of the same length) stands between file and model: a change tried before it is written.
+    """
+
+    def __init__(self, info: TensorInfo, edit: Callable[[bytes], bytes] | None = None) -> None:
+        self.info, self.edit = info, edit
+
+    def __getitem__(self, _: Any) -> Any:
+        tensor = mapped(self.info) if self.edit is None else _edited(self.info, self.edit)
+        require_finite(tensor, self.info.name)
+        return tensor
+
+
+def _edited(info: TensorInfo, edit: Callable[[bytes], bytes]) -> Any:
+    import torch
+
+    require_readable(info)
+    changed = torch.frombuffer(bytearray(edit(read_bytes(info))), dtype=torch.uint8)
+    return changed.view(getattr(torch, _TORCH_DTYPES[info.dtype])).reshape(info.shape)
+
+
+def require_readable(info: TensorInfo) -> None:
+    """Raise `CheckpointError` for a type that is not a plain number (a quantized checkpoint)."""
+    if info.dtype not in _TORCH_DTYPES:
+        raise CheckpointError(
+            f"tensor {info.name} has type {info.dtype}",
+            expected="float32, float16 or bfloat16",
+            remedy="calibrate the unquantized checkpoint",
+        )
+
+
+def mapped(info: TensorInfo) -> Any:
+    """The tensor on a private mapping of its file (a write to it would not reach the file)."""
+    import torch
+
+    require_readable(info)
+    dtype = getattr(torch, _TORCH_DTYPES[info.dtype])
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    first = info.start - info.start % mmap.ALLOCATIONGRANULARITY
+    with info.file.open("rb") as handle:
+        if os.fstat(handle.fileno()).st_size < info.end:
+            raise CheckpointError(
+                f"tensor {info.name} in {info.file} ends early", remedy="download or copy the file again"
+            )
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle.fileno(), info.start, info.nbytes, os.POSIX_FADV_WILLNEED)
+        pages = mmap.mmap(handle.fileno(), info.end - first, access=mmap.ACCESS_COPY, offset=first)
+    raw = torch.frombuffer(pages, dtype=torch.uint8)[info.start - first :]
+    if info.start % dtype.itemsize:  # the format does not promise aligned tensors
+        raw = raw.clone()
+    return raw.view(dtype).reshape(info.shape)
+
+
+def require_finite(tensor: Any, name: str) -> None:
+    """Raise `CheckpointError` if a value is NaN or infinite. Reads the whole tensor, so it also fetches the pages."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return
+    # A sum in the tensor's own type makes no copy. Only if it is not finite, which takes an overflow or a culprit, is
+    # each value looked at.
+    if bool(torch.isfinite(tensor.sum())):
+        return
+    if not all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.reshape(-1), _BLOCK)):
+        raise CheckpointError(
+            f"tensor {name} holds NaN or infinite values",
+            expected="finite weights",
+            remedy="the file is damaged or the model diverged; no statistic of it means anything",
+        )
+
+
+def return_freed_memory() -> None:
+    """Give what the allocator keeps of freed tensors back to the system (glibc; elsewhere nothing happens).
+
+    Without it the readers' threads keep a share of every layer, and memory grows with the depth of the model.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,208 @@
+"""One calibration run: all windows through layer 0, then through layer 1, and so on.
+
+Weights of one layer are in memory while the next ones are read (unless the memory budget forbids it); hidden states
+between layers stay in memory or on disk. After each layer everything is durable, see `state`.
+Invariants: one forward pass, nothing is computed twice; what is resumed equals what was never interrupted.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimoe.calibrate.forward.batching import batches_of, token_ids
+from trimoe.calibrate.forward.hidden import HiddenStates
+from trimoe.calibrate.forward.layers import LayerModel
+from trimoe.calibrate.plan import LayerSizes, Sizes, make_plan, peak_memory, reset_peak
+from trimoe.calibrate.state import Mark, RunState
+from trimoe.calibrate.stats.accumulate import LayerRecorder, Shape, recording
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.result import assemble
+from trimoe.calibrate.text.calibration import Windows
+from trimoe.errors import UsageError
+from trimoe.model.checkpoint import Checkpoint
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run. `dtype`, `shards`, `coactivation` and `neurons` belong to the result's identity; the others
+    are operational."""
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    """auto: float32 on a CPU and for float16 weights, otherwise the weights' own type."""
+    shards: int = 16
+    """Bootstrap shards; a document is in the shard that its content hash says."""
+    coactivation: bool = False
+    """Also count for every pair of experts the tokens sent to both."""
+    neurons: bool = False
+    """Also sum the squared activation of every inner neuron."""
+    batch_tokens: int | None = None
+    """Tokens (with padding) per forward of one layer; a longer window makes a batch of its own. None: 4096 on a CPU,
+    8192 on an accelerator."""
+    ram: int | None = None
+    """Memory budget in bytes; None: 80 % of what is free."""
+
+
+class Run:
+    """Prepared cheaply (names, shapes, plan), then executed layer by layer."""
+
+    def __init__(self, checkpoint: Checkpoint, windows: Windows, options: Options, name: str) -> None:
+        self.checkpoint, self.windows = checkpoint, windows
+        reset_peak()
+        _require_device(options.device)
+        dtype = compute_dtype(checkpoint, options)
+        self.model = LayerModel(checkpoint, options.device, dtype)
+        on_cpu = self.model.device.type == "cpu"
+        self._batch_tokens = options.batch_tokens or (4096 if on_cpu else 8192)
+        self.batches = batches_of(windows, self._batch_tokens)
+        self._vocabulary = np.unique(np.concatenate([[0], *(w.tokens for w in windows.windows)]))
+        self.shape = Shape(
+            len(windows.classes),
+            options.shards,
+            checkpoint.num_experts,
+            self.model.hidden_size,
+            self.model.inner_size,
+            options.coactivation,
+            options.neurons,
+        )
+        self.plan = make_plan(windows, self.batches, self._sizes(), self.shape, dtype, on_cpu, options.ram)
+        self.about: dict[str, Any] = {
+            "model": checkpoint.fingerprint,
+            "set": windows.set_hash,
+            "set_name": name,
+            "dtype": dtype,
+            "shards": options.shards,
+            "coactivation": options.coactivation,
+            "neurons": options.neurons,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that could change a bit of the result; an interrupted run goes on only if all of it is equal."""
+        import torch
+        import transformers
+
+        versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
+        where = {"device": self.model.device.type, "batch_tokens": self._batch_tokens}
+        return {**self.about, **versions, **where, "layers": self.checkpoint.num_layers}
+
+    def _sizes(self) -> Sizes:
+        model = self.model
+        return Sizes(
+            layers=[
+                LayerSizes(model.nbytes_of(i), model.loading_bytes(i), model.widest(i))
+                for i in range(self.checkpoint.num_layers)
+            ],
+            embedding=len(self._vocabulary) * model.hidden_size * model.dtype.itemsize,
+            item=model.dtype.itemsize,
+            top_k=self.checkpoint.top_k,
+        )
+
+    def execute(
+        self, state: RunState, progress: Progress | None = None, on_layer: Callable[[Mark], None] | None = None
+    ) -> ExpertStats:
+        """All layers that `state` does not have yet, then the whole. `on_layer` hears of each layer that is durable."""
+        import torch
+
+        marks = state.finished()
+        results = [state.results(mark) for mark in marks]
+        layers = self.checkpoint.num_layers
+        hidden = HiddenStates(state, self.batches, self.model.hidden_size, self.model.dtype, self.plan.hidden_in_memory)
+        pool = ThreadPoolExecutor(1)
+        try:
+            with torch.inference_mode():
+                if len(marks) < layers:
+                    ready = pool.submit(self.model.load, len(marks))
+                    self._enter(hidden, marks)
+                for layer in range(len(marks), layers):
+                    ready.result()
+                    ahead = layer + 1 < layers and self.plan.prefetch
+                    if ahead:
+                        ready = pool.submit(self.model.load, layer + 1)
+                    result, mark = self._layer(layer, hidden, progress)
+                    state.commit(result, mark)
+                    results.append(result)
+                    if on_layer:
+                        on_layer(mark)
+                    if layer + 1 < layers and not ahead:
+                        ready = pool.submit(self.model.load, layer + 1)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            hidden.close()
+        return assemble(results, self.windows, self.about, self.checkpoint.moe_layers)
+
+    def _enter(self, hidden: HiddenStates, marks: list[Mark]) -> None:
+        """Hidden states that enter the first unfinished layer: the embedding, or what the state kept."""
+        if marks:
+            self.model.returns_tuple = marks[-1].returns_tuple
+            hidden.resume(marks[-1])
+            return
+        self.model.load_embedding(self._vocabulary)
+        hidden.begin(0)
+        for i, batch in enumerate(self.batches):
+            hidden.write(i, self.model.embed(token_ids(self.windows, batch)))
+        hidden.end()
+        self.model.free_embedding()
+
+    def _layer(self, layer: int, hidden: HiddenStates, progress: Progress | None) -> tuple[dict[str, np.ndarray], Mark]:
+        """One layer over all batches: its statistics, and the mark that makes it finished."""
+        start = time.monotonic()
+        layers, count = self.checkpoint.num_layers, len(self.batches)
+        recorder = LayerRecorder(self.shape, self.model.device)
+        last = layer + 1 == layers
+        if not last:
+            hidden.begin(layer + 1)
+        with self._recorded(layer, recorder):
+            for i, batch in enumerate(self.batches):
+                entering = hidden.read(i).to(self.model.device)
+                recorder.begin(batch, entering)
+                leaving = self.model.run(layer, entering)
+                if not last:
+                    hidden.write(i, leaving)
+                if progress:
+                    progress(layer * count + i + 1, layers * count, f"layer {layer + 1} of {layers}")
+        self.model.free(layer)
+        crc = 0 if last else hidden.end()
+        took = time.monotonic() - start
+        return recorder.result(), Mark(
+            layer, crc, 0, self.model.returns_tuple, took, peak_memory(), self._peak_device()
+        )
+
+    def _recorded(self, layer: int, recorder: LayerRecorder) -> Any:
+        experts = self.model.experts(layer)
+        return nullcontext() if experts is None else recording(experts, self.model.router(layer), recorder)
+
+    def _peak_device(self) -> int:
+        """Bytes on the accelerator at worst; 0 on a CPU."""
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(self.model.device)) if self.model.device.type == "cuda" else 0
+
+
+def compute_dtype(checkpoint: Checkpoint, options: Options) -> str:
+    """The type of the forward pass: see `Options.dtype`."""
+    if options.dtype != "auto":
+        return options.dtype
+    stored = {t.info.dtype for t in checkpoint.expert_tensors.values()}
+    return "bfloat16" if stored == {"BF16"} and options.device != "cpu" else "float32"
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as exc:
+        raise UsageError(
+            f"device {device} cannot be used",
+            expected="cpu, cuda or cuda:N of this machine",
+            actual=str(exc).splitlines()[0][:200],
+            remedy="choose another --device",
+        ) from exc

@@ -1,0 +1,223 @@
+"""What a calibration run will need, said before it starts, and what it took, measured after it.
+
+The prediction adds up what the engine holds at the worst moment; it is meant to be within 20 % of the measured peak.
+"""
+
+import math
+import resource
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from trimoe.calibrate.forward.batching import Batch
+from trimoe.calibrate.stats.accumulate import MAXIMA, SUMS, Shape
+from trimoe.calibrate.text.calibration import Windows
+from trimoe.errors import CalibrationError, MissingPrerequisite
+
+GB = 10**9
+WARM_UP = 40 << 20
+"""What libraries take at the first forward beyond what the process holds before it (measured on Linux)."""
+COVERAGE = 16
+"""Fewer tokens than this per expert and class are reported as thin evidence."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, counts and choices of a run, before its first expensive step."""
+
+    tokens: dict[str, int]
+    """Counted tokens per class."""
+    tokens_per_expert: dict[str, float]
+    """What an expert gets of them if routing is even."""
+    layers: int
+    windows: int
+    batches: int
+    padding: float
+    """Share of positions that are padding."""
+    dtype: str
+    hidden_in_memory: bool
+    prefetch: bool
+    """The next layer is read while one computes, so two are in memory."""
+    peak_ram: int
+    peak_device: int
+    """Bytes on the accelerator; 0 on a CPU."""
+    disk: int
+    """Bytes beside the output while the run goes on (it is removed at the end)."""
+
+    @property
+    def thin(self) -> dict[str, float]:
+        """Classes whose experts get fewer than `COVERAGE` tokens even on average."""
+        return {name: mean for name, mean in self.tokens_per_expert.items() if mean < COVERAGE}
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        per_class = [
+            f"  {name:24s} {count:>12,d} tokens, {self.tokens_per_expert[name]:,.0f} per expert"
+            for name, count in self.tokens.items()
+        ]
+        need = f"memory {self.peak_ram / GB:.2f} GB, disk {self.disk / GB:.2f} GB"
+        if self.peak_device:
+            need += f", device {self.peak_device / GB:.2f} GB"
+        how = f"hidden states {'in memory' if self.hidden_in_memory else 'on disk'}"
+        how += "" if self.prefetch else ", one layer at a time without reading ahead"
+        return [
+            f"{self.windows:,d} windows in {self.batches:,d} batches ({self.padding:.0%} padding), {self.dtype}",
+            *per_class,
+            *(
+                f"warning: class {name} has {mean:.1f} tokens per expert on average, fewer than {COVERAGE}"
+                for name, mean in self.thin.items()
+            ),
+            f"predicted: {need}; {how}",
+        ]
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What the prediction needs to know of one layer."""
+
+    weights: int
+    """Bytes in the forward pass's type."""
+    loading: int
+    """Bytes that reading it takes beyond that while it goes on."""
+    wide: int
+    """Values per token of the widest result outside the experts (attention heads, dense FFN)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the prediction is made of."""
+
+    layers: Sequence[LayerSizes]
+    embedding: int
+    """Bytes of the rows of the embedding that the set uses."""
+    item: int
+    """Bytes of a value in the forward pass."""
+    top_k: int
+
+
+def make_plan(
+    windows: Windows, batches: Sequence[Batch], sizes: Sizes, shape: Shape, dtype: str, on_cpu: bool, ram: int | None
+) -> Plan:
+    """Predict memory and disk. What does not fit into `ram` (default: what is free) is left out in this order: hidden
+    states in memory, reading ahead.
+
+    Raises `CalibrationError` for a class with fewer tokens than experts and `MissingPrerequisite` if nothing helps.
+    """
+    tokens = windows.tokens()
+    for name, count in tokens.items():
+        if count < shape.experts:
+            raise CalibrationError(
+                f"class {name} has {count} tokens for {shape.experts} experts",
+                expected="at least one per expert",
+                actual=f"{count} counted tokens",
+                remedy="add documents to the class",
+            )
+    positions = sum(batch.real.size for batch in batches)
+    hidden = positions * shape.hidden * sizes.item
+    largest = max(batch.real.size for batch in batches)
+    arrays = _arrays(shape, len(sizes.layers))
+    base = resident_memory() + WARM_UP + 3 * arrays + shape.cells * shape.hidden * 8
+
+    def ram_of(prefetch: bool, kept: int) -> int:
+        if on_cpu:
+            first = sizes.embedding + sizes.layers[0].weights + sizes.layers[0].loading
+            return base + max(first, _layers(sizes, shape, largest, prefetch)) + kept
+        return base + max(layer.weights + layer.loading for layer in sizes.layers) + kept
+
+    budget = ram if ram is not None else int(available_memory() * 0.8)
+    ways = [(True, hidden), (True, 0), (False, 0)] if len(sizes.layers) > 1 else [(False, hidden), (False, 0)]
+    fitting = [way for way in ways if ram_of(*way) <= budget]
+    if not fitting and ram is not None:
+        least = math.ceil(ram_of(*ways[-1]) / GB * 100) / 100
+        raise MissingPrerequisite(
+            "the memory budget is too small for this model",
+            expected=f"--ram of at least {least:.2f}GB",
+            actual=f"{ram / GB:.2f}GB",
+            remedy="give more, or fewer tokens per batch (--batch-tokens)",
+        )
+    prefetch, kept = fitting[0] if fitting else ways[-1]
+    return Plan(
+        tokens=tokens,
+        tokens_per_expert={name: count * sizes.top_k / shape.experts for name, count in tokens.items()},
+        layers=len(sizes.layers),
+        windows=len(windows.windows),
+        batches=len(batches),
+        padding=1 - sum(len(batch.places) for batch in batches) / positions,
+        dtype=dtype,
+        hidden_in_memory=kept > 0,
+        prefetch=prefetch,
+        peak_ram=ram_of(prefetch, kept),
+        peak_device=0 if on_cpu else _layers(sizes, shape, largest, prefetch),
+        disk=2 * hidden + 2 * arrays,
+    )
+
+
+def _layers(sizes: Sizes, shape: Shape, positions: int, prefetch: bool) -> int:
+    """Bytes of weights and of the largest batch at the worst moment: a layer in work, and the next one being read."""
+    worst = 0
+    for layer, following in zip_longest(sizes.layers, sizes.layers[1:]):
+        ahead = following.weights + following.loading if prefetch and following else 0
+        working = _working(positions, layer.wide, sizes, shape)
+        worst = max(worst, layer.weights + ahead + working, layer.weights + layer.loading)
+    return worst
+
+
+def _working(positions: int, wide: int, sizes: Sizes, shape: Shape) -> int:
+    """Bytes of a batch while it goes through a layer. The factors were measured on Gemma 4 layers of several widths.
+
+    In the attention: the residual, its norm, and queries, keys and values before and after rotation. In the experts:
+    seven hidden states, and for the rows of the most used expert their outputs in the forward's type and in float64.
+    """
+    attention = (2 * shape.hidden + 5.5 * wide) * sizes.item
+    share = min(1.0, 8 * sizes.top_k / shape.experts)
+    experts = shape.hidden * (7 * sizes.item + share * (3 * sizes.item + 12)) + share * 3 * shape.inner * sizes.item
+    return int(positions * max(attention, experts))
+
+
+def _arrays(shape: Shape, layers: int) -> int:
+    """Bytes of the statistics of all layers. In memory they are there up to three times while they are put together."""
+    per_cell = len(SUMS) * shape.shards + len(MAXIMA) + 2
+    per_cell += shape.experts * shape.coactivation + shape.inner * shape.neurons
+    return 8 * shape.cells * per_cell * layers
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 1 << 62
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 1 << 62)
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory now."""
+    return _own_status("VmRSS") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def reset_peak() -> None:
+    """Let the kernel forget this process's peak so that the run's own is measured; if it refuses, the old one stays."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident set since `reset_peak`."""
+    return _own_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _own_status(key: str) -> int:
+    """Bytes of a line of /proc/self/status; 0 where there is none (not Linux)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), 0)

@@ -1,0 +1,241 @@
+"""What a calibration run keeps on disk so that a kill loses at most the layer in work.
+
+A folder beside the output: settings.json (what the run is), and after each layer L its statistics `stats-L.npz`, the
+hidden states that enter the next layer `hidden-(L+1).bin`, and last, by rename, the mark `layer-L.json` with checksums.
+A layer counts as finished when its mark exists. The hidden states of layer L go when those of L+1 are marked.
+Invariants: data is synced before the mark; one process at a time (a lock); settings that could change a bit of the
+result must be equal to go on. A folder without a mark holds nothing worth keeping and is taken over.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.io.publish import write_json
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The last finished layer: checksums, how the model returns hidden states, and what the layer took."""
+
+    layer: int
+    hidden_crc: int
+    stats_crc: int
+    returns_tuple: bool
+    seconds: float
+    peak_ram: int
+    peak_device: int
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far the run in a state folder is."""
+
+    settings: dict[str, Any]
+    marks: list[Mark]
+    running: bool
+    """Another process works on it now."""
+    nbytes: int
+    """Bytes of the folder."""
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return int(self.settings["layers"])
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the mean of the finished layers; None if there is none."""
+        if not self.marks:
+            return None
+        return sum(mark.seconds for mark in self.marks) / len(self.marks) * (self.layers - len(self.marks))
+
+
+class RunState:
+    """The folder of one run; use as a context manager (it holds the lock)."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, start_over: bool = False) -> None:
+        self.path, self.settings, self._start_over = path, settings, start_over
+        self._lock: BinaryIO | None = None
+
+    def __enter__(self) -> "RunState":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._adopt()
+        except BlockingIOError as exc:
+            self._lock.close()
+            raise Refused(
+                f"another calibration works in {self.path}",
+                expected="one process per output",
+                actual="it is locked",
+                remedy="wait for it, or choose another -o",
+            ) from exc
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def _adopt(self) -> None:
+        """Go on with what is there, or begin: with `start_over`, or if no layer is finished."""
+        if self._start_over or not read_marks(self.path):
+            self.clear()
+            write_json(self.path / "settings.json", self.settings, overwrite=True)
+            return
+        known, wanted = read_settings(self.path), json.loads(json.dumps(self.settings))
+        if known != wanted:
+            names = sorted(k for k in {*known, *wanted} if known.get(k) != wanted.get(k))
+            raise UsageError(
+                f"{self.path} holds an unfinished run with other settings",
+                expected=f"the same {', '.join(names)}",
+                actual="; ".join(f"{n} was {known.get(n)}, is {wanted.get(n)}" for n in names)[:300],
+                remedy="repeat the first command to go on, or pass --from 0 to start over",
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self.path.exists() and not self.finished():
+            self.remove()
+        if self._lock:
+            self._lock.close()
+
+    def hidden_path(self, layer: int) -> Path:
+        """File of the hidden states that enter `layer`."""
+        return self.path / f"hidden-{layer:04d}.bin"
+
+    def _stats_path(self, layer: int) -> Path:
+        return self.path / f"stats-{layer:04d}.npz"
+
+    def finished(self) -> list[Mark]:
+        """Marks of the finished layers, in order."""
+        return read_marks(self.path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the folder takes now."""
+        return folder_bytes(self.path)
+
+    def commit(self, results: dict[str, np.ndarray], mark: Mark) -> None:
+        """Make a layer durable; its hidden states have been written and synced before. `stats_crc` is filled in."""
+        path = self._stats_path(mark.layer)
+        with path.open("wb") as out:
+            np.savez(out, **results)  # type: ignore[arg-type]
+            out.flush()
+            os.fsync(out.fileno())
+        body = asdict(mark) | {"stats_crc": zlib.crc32(path.read_bytes())}
+        write_json(self.path / f"layer-{mark.layer:04d}.json", body, overwrite=True)
+        self.hidden_path(mark.layer).unlink(missing_ok=True)
+
+    def results(self, mark: Mark) -> dict[str, np.ndarray]:
+        """The arrays of a finished layer. Raises `BadInput` if the file is not what was committed."""
+        path = self._stats_path(mark.layer)
+        if not path.exists() or zlib.crc32(path.read_bytes()) != mark.stats_crc:
+            raise damaged(path)
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def clear(self) -> None:
+        """Remove everything but the lock, marks first so that a kill in between leaves no mark without its data."""
+        for path in sorted(self.path.glob("layer-*.json"), reverse=True):
+            path.unlink()
+        for path in self.path.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+    def remove(self) -> None:
+        """The run is over. Marks go first, as in `clear`."""
+        self.clear()
+        shutil.rmtree(self.path)
+
+
+def state_path(out: Path) -> Path:
+    """Where the state of a run that writes `out` lies."""
+    return out.parent / f".{out.name}.calibrating"
+
+
+def progress_of(path: Path) -> RunProgress | None:
+    """How far the run in a state folder is, without disturbing it; None if there is none."""
+    if not (path / "lock").exists():
+        return None
+    with (path / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            running = False
+        except BlockingIOError:
+            running = True
+    marks = read_marks(path)
+    if not marks and not running:
+        return None
+    return RunProgress(read_settings(path), marks, running, folder_bytes(path))
+
+
+def status(out: Path | str) -> dict[str, Any]:
+    """How far the calibration that writes `out` is; reads files only. `state` is one of none, unfinished, running,
+    finished; times in seconds, sizes in bytes."""
+    out = Path(out)
+    found = progress_of(state_path(out))
+    if found is None:
+        return {"stats": str(out), "state": "finished" if out.exists() else "none"}
+    return {
+        "stats": str(out),
+        "state": "running" if found.running else "unfinished",
+        "layers_finished": len(found.marks),
+        "layers": found.layers,
+        "seconds_per_layer": [round(mark.seconds, 3) for mark in found.marks],
+        "seconds_left": found.seconds_left,
+        "disk": found.nbytes,
+        "settings": found.settings,
+    }
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """Marks of the finished layers, in order. Raises `BadInput` for one that is not what `commit` wrote."""
+    marks: list[Mark] = []
+    while (file := path / f"layer-{len(marks):04d}.json").exists():
+        try:
+            marks.append(Mark(**json.loads(file.read_bytes())))
+        except (ValueError, TypeError) as exc:
+            raise damaged(file) from exc
+    return marks
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of the run in a state folder."""
+    try:
+        known = json.loads((path / "settings.json").read_bytes())
+        if not isinstance(known, dict) or type(known.get("layers")) is not int:
+            raise ValueError("not the settings of a run")
+    except (OSError, ValueError) as exc:
+        raise damaged(path / "settings.json") from exc
+    return known
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of the files in a folder; files that vanish meanwhile count nothing."""
+    total = 0
+    for file in path.glob("*"):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def damaged(path: Path) -> BadInput:
+    """The error for a file that is not what was committed."""
+    return BadInput(
+        f"{path} is missing or damaged",
+        expected="the file as it was written by the interrupted run",
+        remedy="pass --from 0 to start over",
+    )

@@ -1,0 +1,1 @@
+"""Expert statistics: accumulate, store, merge, convert, summarize."""

@@ -1,0 +1,318 @@
+"""Per-layer statistics of routed experts, from the values that the forward pass computes anyway.
+
+`LayerRecorder` stands in for the experts of one layer: their output is computed once, and the sums of protocol section
+4 are taken from it for every window. w_t is the weight that is really applied to the expert's output: with Gemma 4 that
+is the renormalised router probability times `per_expert_scale`; where a family scales the expert's input instead (Llama
+4) it is 1.
+
+Invariants: row norms are fp32, every sum over tokens and windows is float64 in token order, so the results do not
+depend on how windows were batched. A document's weight multiplies every sum as if the document had been seen that
+often; `cc` and `routed` count once and maxima are maxima, whatever the weight.
+Masked and counted: tokens whose layer input or expert input is not finite or exceeds 1e6 in absolute value; expert
+outputs whose norm is not finite.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimoe.calibrate.forward.batching import Batch
+from trimoe.calibrate.forward.experts import Seen, route, run_experts
+from trimoe.calibrate.forward.routing import Router
+
+MAX_ABS = 1e6
+"""Tokens beyond it are numerical accidents (protocol section 4), not evidence."""
+
+SUMS = (
+    "tc",
+    "cc",
+    "wnorm",
+    "rnorm",
+    "wnsq",
+    "rnsq",
+    "wsum",
+    "wsum_total",
+    "reap_sum",
+    "reap_l2_sum",
+    "ean_sum",
+    "runner_up",
+    "logit_sum",
+    "logit_sqsum",
+    "tokens",
+)
+"""Additive fields [class, shard, expert]. reap_l2_sum: sum of w_t |o_t|^2; runner_up: tokens for which the expert came
+next after the chosen ones; logit_sum, logit_sqsum: router logits over all tokens; tokens: their number (the same for
+every expert)."""
+COUNT = "routed"
+"""Tokens sent to the expert, each document once: the evidence behind its numbers. Additive, not split into shards."""
+MAXIMA = ("contrib_max", "out_max")
+"""Fields merged by maximum: w_t |o_t| and |o_t|."""
+MEAN_VECTOR = "out_mean_norm"
+"""Euclidean norm of the mean output vector over a class; it can be neither summed nor split into shards."""
+COACTIVATION = "coactivation"
+"""[class, expert, expert] sum over tokens sent to both; its diagonal is tc. Additive, optional."""
+NEURONS = "neuron_act"
+"""[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one layer's arrays. `inner` is the expert width I."""
+
+    classes: int
+    shards: int
+    experts: int
+    hidden: int
+    inner: int
+    coactivation: bool = False
+    neurons: bool = False
+
+    @property
+    def cells(self) -> int:
+        """Experts of a layer, by class."""
+        return self.classes * self.experts
+
+
+class LayerRecorder:
+    """Sums of one layer over all batches."""
+
+    def __init__(self, shape: Shape, device: Any = "cpu") -> None:
+        import torch
+
+        self.shape = shape
+        classes, experts = shape.classes, shape.experts
+        self.sums = {name: np.zeros((classes, shape.shards, experts)) for name in SUMS}
+        self.maxima = {name: np.zeros((classes, experts)) for name in MAXIMA}
+        self.routed = np.zeros((classes, experts))
+        self.masked_tokens = np.zeros(classes, np.int64)
+        self.masked_outputs = np.zeros(classes, np.int64)
+        self.coactivation = np.zeros((classes, experts, experts)) if shape.coactivation else None
+        self._vectors = torch.zeros(classes, experts, shape.hidden, dtype=torch.float64, device=device)
+        neurons = (classes, experts, shape.inner)
+        self._neurons = torch.zeros(neurons, dtype=torch.float64, device=device) if shape.neurons else None
+        self._batch: Batch | None = None
+        self._logits: Any = None
+        self._preference: Callable[[Any], Any] = lambda logits: logits
+
+    def begin(self, batch: Batch, layer_input: Any) -> None:
+        """Announce the next forward: `layer_input` [windows, length, hidden] is checked for accidents."""
+        import torch
+
+        self._batch, self._logits = batch, None
+        self._places = None if batch.full else torch.from_numpy(batch.places).to(layer_input.device)
+        self._sane = _sane(self._tokens(layer_input.reshape(-1, layer_input.shape[-1])))
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Everything of this layer as arrays: sums [class, shard, expert], the others [class, expert, ...]."""
+        count = self.sums["tc"].sum(1)
+        length = np.sqrt(np.square(self._vectors.cpu().numpy()).sum(-1))
+        mean = np.divide(length, count, out=np.zeros_like(length), where=count > 0)
+        result = {
+            **self.sums,
+            **self.maxima,
+            COUNT: self.routed,
+            MEAN_VECTOR: mean,
+            "masked_tokens": self.masked_tokens,
+            "masked_outputs": self.masked_outputs,
+        }
+        if self.coactivation is not None:
+            result[COACTIVATION] = self.coactivation
+        if self._neurons is not None:
+            result[NEURONS] = self._neurons.cpu().numpy()
+        return result
+
+    def logits(self, logits: Any, preference: Callable[[Any], Any]) -> None:
+        """Router logits [tokens, experts] as the router made them (before top-k), padding included; `preference` turns
+        them into the values by which it prefers one expert to another."""
+        self._logits, self._preference = logits.detach().reshape(-1, self.shape.experts), preference
+
+    def forward(self, module: Any, hidden: Any, top_index: Any, top_weight: Any) -> Any:
+        """The experts' output for `hidden` [tokens, H]; padding rows give zeros. Statistics are added on the way.
+
+        `hidden` is [tokens, k, H] where each chosen expert has an input of its own.
+        """
+        import torch
+
+        batch = self._batch
+        assert batch is not None
+        x, index, weight = self._tokens(hidden), self._tokens(top_index), self._tokens(top_weight)
+        counted = batch.counted.reshape(-1)[batch.places]
+        use = self._sane & _sane(x) & torch.from_numpy(counted).to(x.device)
+        routing = route(index, self.shape.experts)
+        measured = _Measured(self, batch, routing, use)
+        output = run_experts(module, x, weight, routing, measured.see)
+        self._add(batch, index, weight, routing, measured, use.cpu().numpy(), counted)
+        if self._places is None:
+            return output
+        padded = output.new_zeros((len(hidden), output.shape[-1]))
+        padded[self._places] = output
+        return padded
+
+    def _tokens(self, rows: Any) -> Any:
+        return rows if self._places is None else rows[self._places]
+
+    def _add(
+        self,
+        batch: Batch,
+        index: Any,
+        weight: Any,
+        routing: Any,
+        measured: "_Measured",
+        use: np.ndarray,
+        counted: np.ndarray,
+    ) -> None:
+        """Fold one batch into the sums. P = tokens x top-k routed pairs, sorted by expert, then by token."""
+        experts, count = self.shape.experts, len(batch.windows)
+        category = batch.category[batch.window]
+        np.add.at(self.masked_tokens, category, counted & ~use)
+        expert, norm = routing.expert.cpu().numpy(), measured.norm.cpu().numpy().astype(np.float64)
+        order = routing.order.cpu().numpy()
+        token = order // index.shape[-1]
+        w = weight.detach().reshape(-1).float().cpu().numpy().astype(np.float64)[order]
+        finite = np.isfinite(norm) & np.isfinite(w)
+        keep = use[token]
+        np.add.at(self.masked_outputs, category[token], keep & ~finite)
+        keep &= finite
+        if not keep.all():
+            expert, norm, w, token = expert[keep], norm[keep], w[keep], token[keep]
+        key = batch.window[token] * experts + expert
+
+        def total(values: np.ndarray | None) -> np.ndarray:
+            """Sum per (window, expert)."""
+            return np.bincount(key, values, count * experts).reshape(count, experts).astype(np.float64)
+
+        contribution = w * norm
+        n, square, weighted = total(None), total(norm * norm), total(contribution * contribution)
+        weight_sum = total(w)
+        rows = {
+            "tc": n,
+            "wnorm": np.sqrt(weighted),
+            "rnorm": np.sqrt(square),
+            "wnsq": weighted,
+            "rnsq": square,
+            "wsum": np.divide(weight_sum, n, out=np.zeros_like(n), where=n > 0),
+            "wsum_total": weight_sum,
+            "reap_sum": total(contribution),
+            "reap_l2_sum": total(contribution * norm),
+            "ean_sum": total(norm),
+            "tokens": np.repeat(np.bincount(batch.window[use], minlength=count)[:, None], experts, 1),
+        }
+        rows |= self._logit_rows(batch, index, use)
+        for name, row in rows.items():
+            np.add.at(self.sums[name], (batch.category, batch.shards), batch.weight[:, None] * row)
+        np.add.at(self.sums["cc"], (batch.category, batch.shards), n > 0)
+        np.add.at(self.routed, batch.category, n)
+        np.maximum.at(self.maxima["contrib_max"], (category[token], expert), contribution)
+        np.maximum.at(self.maxima["out_max"], (category[token], expert), norm)
+        if self.coactivation is not None:
+            self._add_pairs(batch, token, expert)
+
+    def _add_pairs(self, batch: Batch, token: np.ndarray, expert: np.ndarray) -> None:
+        chosen = np.zeros((len(batch.places), self.shape.experts))
+        chosen[token, expert] = 1
+        assert self.coactivation is not None
+        for number, (category, weight) in enumerate(batch.runs):
+            part = chosen[batch.run == number]
+            self.coactivation[category] += weight * (part.T @ part)
+
+    def _logit_rows(self, batch: Batch, index: Any, use: np.ndarray) -> dict[str, np.ndarray]:
+        """Sums of the router logits and counts of the runner-up, [window, expert]; nothing if no router was seen."""
+        if self._logits is None:
+            return {}
+        experts, count = self.shape.experts, len(batch.windows)
+        raw = self._tokens(self._logits)
+        following = self._preference(raw).scatter(1, index, float("-inf")).argmax(1).cpu().numpy()
+        logits = raw.double().cpu().numpy()
+        good = use & np.isfinite(logits).all(1)
+        logits[~good] = 0
+        starts = np.searchsorted(batch.window, np.arange(count))  # every window has a token
+        runner = np.bincount(batch.window[good] * experts + following[good], minlength=count * experts)
+        return {
+            "logit_sum": np.add.reduceat(logits, starts),
+            "logit_sqsum": np.add.reduceat(np.square(logits), starts),
+            "runner_up": runner.reshape(count, experts),
+        }
+
+
+class _Measured:
+    """Sees the expert outputs of one batch: their norms, and sums of vectors that never leave the device."""
+
+    def __init__(self, recorder: LayerRecorder, batch: Batch, routing: Any, use: Any) -> None:
+        import torch
+
+        self._recorder, self._batch, self._use, self._token = recorder, batch, use, routing.token
+        self.norm = torch.empty(len(routing.order), dtype=torch.float32, device=use.device)
+        """float32 [P] Euclidean norms of the outputs before weighting; not finite where an output is not."""
+        runs = len(batch.runs)
+        # Pairs are sorted by expert, then token, and tokens by run: the pairs of an (expert, run) are one stretch.
+        cell = routing.expert * runs + torch.from_numpy(batch.run).to(use.device)[routing.token]
+        lengths = torch.bincount(cell, minlength=recorder.shape.experts * runs).tolist() if runs > 1 else routing.counts
+        self._ends = np.cumsum(lengths).reshape(-1, runs)
+
+    def see(self, seen: Seen) -> None:
+        """Take what is measured of one group of experts."""
+        import torch
+
+        length = torch.linalg.vector_norm(seen.out, dim=-1, dtype=torch.float32)
+        self.norm[seen.rows] = length
+        good = torch.isfinite(length) & self._use[self._token[seen.rows]]
+        # On an accelerator asking for all() would wait for the device; there the rows are always selected.
+        clean = seen.out.device.type == "cpu" and bool(good.all())
+        self._sum(self._recorder._vectors, seen, seen.out if clean else torch.where(good[:, None], seen.out, 0))
+        if self._recorder._neurons is not None:
+            squares = seen.inner.float().square()
+            self._sum(self._recorder._neurons, seen, squares if clean else torch.where(good[:, None], squares, 0))
+
+    def _sum(self, into: Any, seen: Seen, rows: Any) -> None:
+        """Add the rows of each (expert, run) to `into` [class, expert, ...], in float64."""
+        start = seen.rows.start
+        for expert in range(seen.first, seen.last):
+            for (category, weight), end in zip(self._batch.runs, self._ends[expert].tolist(), strict=True):
+                if end > start:
+                    part = rows[start - seen.rows.start : end - seen.rows.start]
+                    into[category, expert] += weight * part.double().sum(0)
+                start = max(start, end)
+
+
+def _sane(rows: Any) -> Any:
+    """Bool [tokens]: every value finite and at most MAX_ABS (a comparison with NaN is false)."""
+    return rows.abs().flatten(1).amax(-1) <= MAX_ABS
+
+
+@contextmanager
+def recording(experts: Any, router: Router, recorder: LayerRecorder) -> Iterator[None]:
+    """While the block runs, the forward passes of this layer's experts and router are recorded.
+
+    The logits are what the linear map inside the router gives; what the router module returns differs by family.
+    """
+    from torch.nn.functional import linear
+    from torch.overrides import TorchFunctionMode
+
+    class SeeLinear(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is linear and result.shape[-1] == recorder.shape.experts:
+                recorder.logits(result, router.preference)
+            return result
+
+    modes: list[Any] = []
+
+    def enter(module: Any, args: Any) -> None:
+        modes.append(SeeLinear())
+        modes[-1].__enter__()
+
+    def leave(module: Any, args: Any, output: Any) -> None:
+        modes.pop().__exit__(None, None, None)
+
+    module = router.module
+    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    experts.trimoe_recorder = recorder
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        del experts.trimoe_recorder

@@ -1,0 +1,146 @@
+"""Expert statistics: named arrays [class, layer, expert] in one safetensors file, with their origin.
+
+Fields (protocol section 4), accumulated over calibration windows; T is the set of a window's tokens routed to an
+expert, w_t the router weight applied to token t, o_t the expert's output before weighting:
+  tc          sum of |T|                     cc          windows that hit the expert
+  wnorm       sum over windows of sqrt(sum_t |w_t o_t|^2)     rnorm   the same without w_t
+  wnsq, rnsq  sums of the squares of those   wsum        sum over windows of the mean of w_t
+  wsum_total  sum of w_t                     reap_sum    sum of w_t |o_t|      ean_sum   sum of |o_t|
+docs/explanation/statistics.md has all of them. Wide fields have one more axis: coactivation, neuron_act.
+Invariants: float64; saving is deterministic; a file is never trusted beyond its own shape checks.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimoe.errors import CheckpointError, StatsError
+from trimoe.io.publish import canonical_json, publish_file
+from trimoe.model.safetensors import header_bytes, read_array, read_header
+
+
+@dataclass(frozen=True)
+class ExpertStats:
+    """`fields[name]` is float64 [C, L, E] with C = len(classes), `wide[name]` float64 [C, L, E, any width].
+
+    `metadata` says where it comes from.
+    """
+
+    classes: tuple[str, ...]
+    fields: dict[str, np.ndarray]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    wide: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(classes, layers, experts)."""
+        c, layers, experts = next(iter(self.fields.values())).shape
+        return c, layers, experts
+
+    def field(self, name: str) -> np.ndarray:
+        """One field, or `StatsError` when these statistics do not have it."""
+        if name not in self.fields:
+            raise StatsError(
+                f"the statistics have no field {name}",
+                expected=name,
+                actual=", ".join(sorted(self.fields)),
+                remedy="calibrate again, or choose a recipe that does not need it",
+            )
+        return self.fields[name]
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Layers that have experts; all of them unless the metadata says otherwise. The rows of others are zero."""
+        return tuple(self.metadata.get("moe_layers") or range(self.shape[1]))
+
+    def of_layers(self, layers: tuple[int, ...]) -> "ExpertStats":
+        """These statistics with the rows of `layers` alone, in this order."""
+        if layers == tuple(range(self.shape[1])):
+            return self
+        fields = {name: array[:, list(layers)] for name, array in self.fields.items()}
+        wide = {name: array[:, list(layers)] for name, array in self.wide.items()}
+        return ExpertStats(self.classes, fields, self.metadata, wide)
+
+    def select(self, patterns: list[str]) -> "ExpertStats":
+        """Only the classes that match one of the shell-style patterns, in stored order."""
+        chosen = [i for i, c in enumerate(self.classes) if any(fnmatchcase(c, p) for p in patterns)]
+        if not chosen:
+            raise StatsError(
+                f"no class matches {', '.join(patterns) or 'the recipe'}",
+                expected="classes of the recipe",
+                actual=", ".join(self.classes),
+                remedy="calibrate with such classes or use another recipe",
+            )
+        fields = {name: array[chosen] for name, array in self.fields.items()}
+        wide = {name: array[chosen] for name, array in self.wide.items()}
+        return ExpertStats(tuple(self.classes[i] for i in chosen), fields, self.metadata, wide)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of classes and arrays (metadata excluded)."""
+        digest = hashlib.sha256(canonical_json(list(self.classes)))
+        for name, array in self._arrays().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array, "<f8").data)
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name, in the order of the file."""
+        return dict(sorted({**self.fields, **self.wide}.items()))
+
+    def save(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write one safetensors file; the same statistics give the same bytes."""
+        arrays = self._arrays()
+        meta = {
+            "trimoe": "stats/1",
+            "classes": json.dumps(list(self.classes)),
+            "metadata": canonical_json(self.metadata).decode(),
+        }
+        header = header_bytes({name: ("F64", array.shape) for name, array in arrays.items()}, meta)
+        with publish_file(path, overwrite=overwrite) as temporary, temporary.open("wb") as out:
+            out.write(header)
+            for array in arrays.values():
+                out.write(np.ascontiguousarray(array, "<f8").data)
+
+    @classmethod
+    def load(cls, path: Path) -> "ExpertStats":
+        """Read a file made by `save`. Raises `StatsError`."""
+        try:
+            tensors, meta = read_header(path)
+            classes = tuple(json.loads(meta["classes"]))
+            metadata = json.loads(meta["metadata"])
+            if not all(isinstance(c, str) for c in classes) or len(set(classes)) != len(classes):
+                raise ValueError("class names are not distinct texts")
+            if not isinstance(metadata, dict):
+                raise ValueError("metadata is not an object")
+            fields = {name: read_array(info).astype(np.float64) for name, info in tensors.items()}
+        except (CheckpointError, KeyError, ValueError, TypeError) as exc:
+            raise StatsError(
+                f"{path} is not a statistics file",
+                expected="a file made by `trimoe calibrate` or `stats import`",
+                actual=str(exc).splitlines()[0][:200],
+                remedy="reference JSON goes through `trimoe stats import`",
+            ) from exc
+        wide = {name: fields.pop(name) for name in list(fields) if fields[name].ndim == 4}
+        shapes = {array.shape[:3] for array in (*fields.values(), *wide.values())}
+        if not fields or len(shapes) != 1 or len(next(iter(shapes))) != 3 or next(iter(shapes))[0] != len(classes):
+            raise StatsError(
+                f"{path} has fields of unequal shape",
+                expected="all [classes, layers, experts]",
+                actual=str(sorted(shapes))[:200],
+                remedy="make the file again",
+            )
+        layers, moe_layers = next(iter(shapes))[1], metadata.get("moe_layers", [])
+        if not isinstance(moe_layers, list) or moe_layers != [n for n in range(layers) if n in moe_layers]:
+            raise StatsError(
+                f"{path} names layers with experts that it does not have",
+                expected=f"0..{layers - 1}",
+                actual=str(moe_layers)[:200],
+                remedy="make the file again",
+            )
+        return cls(classes, fields, metadata, wide)

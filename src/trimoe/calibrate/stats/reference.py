@@ -1,0 +1,190 @@
+"""The JSON layout of the reference implementation: categories{class{layer[{id, wnorm, ...}]}}, read and written.
+
+Invariants: nothing is lost without a word. Every number of an entry becomes a field of its name, every list of numbers
+a wide field (`neuron_act`); the metadata and other top-level keys are kept and written again. What has no place (a text
+in an entry) is named in `metadata["left_out"]`. A file read and written again is the same JSON, save for what is named,
+and for null among the numbers, which becomes NaN.
+Not guaranteed: bounded memory; a file with `neuron_act` takes several times its size while it is read.
+"""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.errors import StatsError
+from trimoe.io.publish import canonical_json, sha256_bytes
+
+FIELDS = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
+"""The layout's own numbers, in the order they are written."""
+NEURONS = "neuron_act"
+"""The layout's one list per entry: [I] sums of squares of the inner activations."""
+_COUNTS = ("tc", "cc")
+_MOST_EXTRA = 1 << 20
+"""Bytes of metadata and further top-level keys that are kept."""
+
+
+def import_reference(path: Path) -> ExpertStats:
+    """Read a file, JSON or gzipped JSON. Raises `StatsError` for anything that is not in the layout."""
+    try:
+        raw = path.read_bytes()
+        data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw, object_pairs_hook=_once)
+        return _stats(data, sha256_bytes(raw))
+    except FileNotFoundError as exc:
+        raise StatsError(f"{path} not found", expected="a file of statistics", remedy="check the path") from exc
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        EOFError,
+        zlib.error,
+        RecursionError,
+    ) as exc:
+        raise StatsError(
+            f"{path} is not in the reference layout",
+            expected="categories{class{layer[{id, wnorm, tc, ...}]}}",
+            actual=f"{type(exc).__name__}: {str(exc)[:200]}",
+            remedy="see docs/howto/import-statistics.md",
+        ) from exc
+
+
+def export_reference(stats: ExpertStats) -> dict[str, Any]:
+    """The layout as a JSON-ready object; counts stay whole numbers. `left_out` says what it does not hold."""
+    names, wide = _exported(stats)
+    _, layers, experts = stats.shape
+    # Python lists are read many times faster than single array cells.
+    columns: dict[str, Any] = {name: stats.fields[name].tolist() for name in names}
+    columns |= {name: stats.wide[name].tolist() for name in wide}
+
+    def entry(i: int, layer: int, expert: int) -> dict[str, Any]:
+        values = {name: column[i][layer][expert] for name, column in columns.items()}
+        return {"id": expert} | {n: int(v) if n in _COUNTS and v.is_integer() else v for n, v in values.items()}
+
+    categories = {
+        name: {str(layer): [entry(i, layer, e) for e in range(experts)] for layer in range(layers)}
+        for i, name in enumerate(stats.classes)
+    }
+    kept = stats.metadata.get("reference", {})
+    about: dict[str, Any] = {"num_layers": layers, "num_experts": experts, "categories": list(stats.classes)}
+    if "model" in stats.metadata:
+        about["model_sha256"] = stats.metadata["model"]
+    return {**kept.get("other", {}), "metadata": {**kept.get("metadata", {}), **about}, "categories": categories}
+
+
+def left_out(stats: ExpertStats) -> list[str]:
+    """Fields that the export does not hold."""
+    names, wide = _exported(stats)
+    return sorted({*stats.fields, *stats.wide} - {*names, *wide})
+
+
+def _exported(stats: ExpertStats) -> tuple[list[str], list[str]]:
+    """Names of fields and of wide fields to write: the layout's own, and those that came out of such a file."""
+    imported = stats.metadata.get("reference", {}).get("fields", [])
+    wanted = [*FIELDS, *(name for name in imported if name not in FIELDS and name != NEURONS), NEURONS]
+    return [n for n in wanted if n in stats.fields], [n for n in wanted if n in stats.wide]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different; JSON itself would keep the last of two."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is given twice")
+    return result
+
+
+def _stats(data: Any, digest: str) -> ExpertStats:
+    categories = data["categories"]
+    classes = tuple(categories)
+    layers = len(categories[classes[0]])
+    experts = len(categories[classes[0]]["0"])
+    about = data.get("metadata", {})
+    for key, count in (("num_layers", layers), ("num_experts", experts)):
+        if about.get(key, count) != count:
+            raise ValueError(f"metadata says {key} = {about[key]}, the entries are {count}")
+    table = _Table(len(classes), layers, experts)
+    for i, name in enumerate(classes):
+        if len(categories[name]) != layers:
+            raise ValueError(f"class {name} has {len(categories[name])} layers, not {layers}")
+        for layer in range(layers):
+            entries = categories[name][str(layer)]
+            ids = [e["id"] for e in entries]
+            if any(type(e) is not int for e in ids) or sorted(ids) != list(range(experts)):
+                raise ValueError(f"class {name} layer {layer} does not list experts 0..{experts - 1} once each")
+            for entry in entries:
+                table.add((i, layer, entry["id"]), entry, f"class {name} layer {layer} expert {entry['id']}")
+    fields, wide = table.finish()
+    reference, lost = _kept(data, [*fields, *wide])
+    metadata: dict[str, Any] = {"source": "reference", "source_sha256": digest, "reference": reference}
+    if lost | table.lost:
+        metadata["left_out"] = sorted(lost | table.lost)
+    return ExpertStats(classes, fields, metadata, wide)
+
+
+def _kept(data: dict[str, Any], fields: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """(what is kept beside the numbers, names of what is not): JSON that our own metadata cannot hold, or too much."""
+    kept: dict[str, dict[str, Any]] = {"metadata": {}, "other": {}}
+    lost: set[str] = set()
+    pairs = [("metadata", k, v) for k, v in data.get("metadata", {}).items()]
+    pairs += [("other", k, v) for k, v in data.items() if k not in ("metadata", "categories")]
+    for group, key, value in pairs:
+        try:
+            if len(canonical_json(value)) > _MOST_EXTRA:
+                raise ValueError(f"{key} is too large")
+            kept[group][key] = value
+        except ValueError:  # NaN and Infinity, which are no JSON, too
+            lost.add(f"{group}.{key}")
+    return {**kept, "fields": fields}, lost
+
+
+class _Table:
+    """Fields that grow out of the entries; every entry must have every field."""
+
+    def __init__(self, classes: int, layers: int, experts: int) -> None:
+        self.shape = (classes, layers, experts)
+        self.fields: dict[str, np.ndarray] = {}
+        self.wide: dict[str, np.ndarray] = {}
+        self.counts: dict[str, int] = {}
+        self.lost: set[str] = set()
+
+    def add(self, at: tuple[int, int, int], entry: dict[str, Any], where: str) -> None:
+        """Take over one entry."""
+        for name, value in entry.items():
+            if name == "id":
+                continue
+            if value is None or type(value) in (int, float):
+                if name not in self.fields:
+                    self.fields[name] = np.full(self.shape, np.nan)
+                self.fields[name][at] = np.nan if value is None else value
+            elif isinstance(value, list):
+                array = np.asarray(value, np.float64)
+                if array.ndim != 1 or (name in self.wide and self.wide[name].shape[-1] != len(array)):
+                    raise ValueError(f"{name} of {where} is not a list of as many numbers as the others")
+                if name not in self.wide:
+                    self.wide[name] = np.full((*self.shape, len(array)), np.nan)
+                self.wide[name][at] = array
+            elif name in FIELDS:
+                raise ValueError(f"{name} of {where} is {value!r:.50}, not a number")
+            else:
+                self.lost.add(name)
+                continue
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def finish(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(fields, wide fields). Raises `ValueError` for a field that some entries do not have."""
+        if not self.fields.keys() & set(FIELDS):
+            raise ValueError(f"the entries have none of {', '.join(FIELDS)}")
+        whole = self.shape[0] * self.shape[1] * self.shape[2]
+        for name, count in self.counts.items():
+            if name in self.lost or count != whole:
+                raise ValueError(f"{name} is a number or list in {count} of {whole} entries only")
+            if name in self.fields and name in self.wide:
+                raise ValueError(f"{name} is a number in some entries and a list in others")
+        return self.fields, self.wide

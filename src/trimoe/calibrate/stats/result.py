@@ -1,0 +1,64 @@
+"""From per-layer arrays to the statistics file: totals by name, bootstrap shards beside them.
+
+Invariants: a total is the sum of its shards in shard order; `metadata["merge"]` says how a field that is not additive
+merges ("max", or "none" when it cannot be merged). Dense layers, which have no experts, are zero everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trimoe.calibrate.stats.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.text.calibration import Windows
+
+
+def shard_field(shard: int, name: str) -> str:
+    """Name of an additive field restricted to one bootstrap shard."""
+    return f"shard{shard:02d}/{name}"
+
+
+def assemble(
+    layers: Sequence[dict[str, np.ndarray]], windows: Windows, about: dict[str, Any], moe_layers: Sequence[int]
+) -> ExpertStats:
+    """Statistics of all layers; `about` (model, set, how) joins the metadata."""
+    fields: dict[str, np.ndarray] = {}
+    for name in SUMS:
+        split = np.stack([layer[name] for layer in layers], 2)  # [class, shard, layer, expert]
+        total = np.zeros_like(split[:, 0])
+        for shard in range(split.shape[1]):
+            fields[shard_field(shard, name)] = split[:, shard]
+            total = total + split[:, shard]
+        fields[name] = total
+    for name in (COUNT, *MAXIMA, MEAN_VECTOR):
+        fields[name] = np.stack([layer[name] for layer in layers], 1)
+    wide = {
+        name: np.stack([layer[name] for layer in layers], 1) for name in (COACTIVATION, NEURONS) if name in layers[0]
+    }
+    masked = {
+        what: {c: [int(layer[what][i]) for layer in layers] for i, c in enumerate(windows.classes)}
+        for what in ("masked_tokens", "masked_outputs")
+    }
+    metadata = {
+        "tokens": windows.tokens(),
+        "documents": windows.documents,
+        "windows": {c: sum(w.category == i for w in windows.windows) for i, c in enumerate(windows.classes)},
+        "moe_layers": list(moe_layers),
+        "nonfinite": {c: sum(masked["masked_tokens"][c]) + sum(masked["masked_outputs"][c]) for c in windows.classes},
+        **masked,
+        "merge": {**dict.fromkeys(MAXIMA, "max"), MEAN_VECTOR: "none"},
+        **windows.origin,
+        **about,
+    }
+    return ExpertStats(windows.classes, fields, metadata, wide)
+
+
+def shards_of(stats: ExpertStats) -> list[ExpertStats]:
+    """The bootstrap shards as statistics of their own (additive fields only); empty if there are none."""
+    result = []
+    for shard in range(int(stats.metadata.get("shards", 0))):
+        names = [name for name in SUMS if shard_field(shard, name) in stats.fields]
+        fields = {name: stats.field(shard_field(shard, name)) for name in names}
+        result.append(ExpertStats(stats.classes, fields, {**stats.metadata, "shard": shard}))
+    return result

@@ -1,0 +1,1 @@
+"""Calibration text: sets, sources, replies, leak check, tokenisation, windows."""

@@ -1,0 +1,178 @@
+"""Reading text and records: JSON lines, whole text files, and the columns of a record that become a document.
+
+Invariants: lines end at \\n and nowhere else (U+2028 and U+0085 are content); a file is read line by line, so its size
+does not matter; every error names the file and the line. UTF-8 only, a byte order mark at the start is passed over.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from trimoe.errors import CalibrationError
+
+Message = dict[str, str]
+"""{"role": "user" | "assistant" | "system", "content": text}."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a source. `where` names it in messages, `number` is its place in the source, from 0."""
+
+    where: str
+    number: int
+    row: dict[str, Any]
+
+
+class Fields(BaseModel):
+    """Names of the columns: either `text`, or `prompt` with or without `completion`, or `messages`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str | None = None
+    """Column with plain text."""
+    prompt: str | None = None
+    """Column with the user's turn."""
+    completion: str | None = None
+    """Column with the answer to `prompt`."""
+    reply: str | None = None
+    """Column with a model's raw output after `prompt`: it follows the opened turn untouched by the template."""
+    messages: str | None = None
+    """Column with a whole chat: a list of {role, content}."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Fields":
+        if sum(v is not None for v in (self.text, self.prompt, self.messages)) != 1:
+            raise ValueError("give exactly one of text, prompt, messages")
+        if (self.completion or self.reply) and self.prompt is None:
+            raise ValueError("completion and reply need prompt")
+        if self.completion and self.reply:
+            raise ValueError("give completion (rendered by the template) or reply (as it is), not both")
+        return self
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line of a file, plain or gzipped. Raises `CalibrationError`."""
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, 1):
+                yield number, _decode(line, path, number).removesuffix("\n").removesuffix("\r")
+    except (OSError, EOFError, zlib.error) as exc:
+        raise _unreadable(path, str(exc)) from exc
+
+
+def read_text(path: Path) -> str:
+    """A whole text file, plain or gzipped. Raises `CalibrationError`."""
+    try:
+        with _open(path) as handle:
+            data = handle.read()
+    except (OSError, EOFError, zlib.error) as exc:
+        raise _unreadable(path, str(exc)) from exc
+    return _decode(data, path, 1)
+
+
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Each line's object; blank lines are passed over. Raises `CalibrationError` naming the line."""
+    count = 0
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as exc:
+            raise CalibrationError(
+                f"line {number} of {path} is not JSON",
+                expected="one JSON object per line",
+                actual=line[:100],
+                remedy="mend the file",
+            ) from exc
+        if not isinstance(row, dict):
+            raise CalibrationError(
+                f"line {number} of {path} is not an object", expected="one JSON object per line", actual=line[:100]
+            )
+        yield Record(f"line {number} of {path.name}", count, row)
+        count += 1
+
+
+def column(record: Record, name: str) -> Any:
+    """A column of a record. Raises `CalibrationError` if there is none."""
+    if name not in record.row:
+        raise CalibrationError(
+            f"{record.where} has no field {name!r}",
+            expected=name,
+            actual=", ".join(sorted(record.row))[:200],
+            remedy="correct `fields` of this source",
+        )
+    return record.row[name]
+
+
+def string(record: Record, name: str) -> str:
+    """A column that must be text. Raises `CalibrationError`."""
+    return checked(column(record, name), f"field {name!r} of {record.where}")
+
+
+def checked(value: Any, what: str) -> str:
+    """`value` if it is text that UTF-8 can hold and not empty. Raises `CalibrationError`."""
+    if not isinstance(value, str) or not value:
+        raise CalibrationError(f"{what} is not text", expected="a non-empty string", actual=repr(value)[:100])
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise CalibrationError(
+            f"{what} holds half a surrogate pair",
+            expected="Unicode text",
+            actual=str(exc)[:100],
+            remedy="mend the record: a character was cut in two",
+        ) from exc
+    return value
+
+
+def messages_of(value: Any, what: str) -> list[Message]:
+    """A chat [{role, content}, ...] with other keys left out. Raises `CalibrationError`."""
+    good = (
+        isinstance(value, list)
+        and value
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+        )
+    )
+    if not good:
+        raise CalibrationError(
+            f"{what} is not a chat", expected="[{role, content}, ...], each a text", actual=repr(value)[:100]
+        )
+    for message in value:
+        if message["content"]:
+            checked(message["content"], what)
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as handle:
+        zipped = handle.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _decode(data: bytes, path: Path, number: int) -> str:
+    try:
+        return data.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as exc:
+        line = number + data.count(b"\n", 0, exc.start)
+        raise CalibrationError(
+            f"{path} is not UTF-8",
+            expected="UTF-8 text",
+            actual=f"byte 0x{data[exc.start]:02x} in line {line}",
+            remedy=f"convert it, for example: iconv -f latin1 -t utf-8 {path.name}",
+        ) from exc
+
+
+def _unreadable(path: Path, why: str) -> CalibrationError:
+    return CalibrationError(
+        f"cannot read {path}",
+        expected="a text file, plain or gzipped",
+        actual=why[:200],
+        remedy="check the path in the set file",
+    )

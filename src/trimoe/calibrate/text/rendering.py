@@ -1,0 +1,148 @@
+"""From a document's text to token ids: the model's own chat template, raw replies, the mask of counted positions.
+
+Invariants: a chat is rendered by the template and tokenised without further special tokens; a raw reply follows the
+opening of the assistant's turn as it was written, because templates drop a model's thinking from finished turns; plain
+text gets the tokenizer's own special tokens (a BOS where the model expects one).
+Not guaranteed: that a raw reply known only as text has the very tokens the model chose. It is tokenised together with
+the prompt, which is how the model would read it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from trimoe.calibrate.text.records import Message
+from trimoe.calibrate.text.sources import SourceText
+from trimoe.calibrate.text.windows import Document
+from trimoe.errors import CalibrationError
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    chat_template: Any
+    all_special_ids: Any
+    added_tokens_decoder: Any
+    unk_token_id: Any
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, text: str, **kwargs: Any) -> Any: ...
+    def get_vocab(self) -> Any: ...
+
+
+def documents_of(texts: dict[str, list[SourceText]], tokenizer: Tokenizer) -> list[Document]:
+    """Render and tokenise. Raises `CalibrationError` where a chat is given and the tokenizer has no chat template."""
+    return [_document(name, text, tokenizer) for name, items in texts.items() for text in items]
+
+
+def prompt_ids(messages: Sequence[Message], thinking: bool | None, tokenizer: Tokenizer) -> list[int]:
+    """The rendered chat up to and including the marker that opens the assistant's turn."""
+    return _ids(tokenizer, _rendered(messages, thinking, tokenizer, open_turn=True))
+
+
+def end_of_turn(tokenizer: Tokenizer) -> list[int]:
+    """The tokens with which the template closes an assistant's turn, up to the first special one; empty if none.
+
+    Some templates close only turns that another one follows.
+    """
+    probe = "trimoe"
+    last = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
+    special = _special(tokenizer)
+    for messages in (last, [*last, {"role": "user", "content": "?"}]):
+        ids = _ids(tokenizer, _rendered(messages, None, tokenizer, open_turn=False).rpartition(probe)[2])
+        for at, token in enumerate(ids):
+            if token in special:
+                return ids[: at + 1]
+        if ids and messages is last:
+            return ids
+    return []
+
+
+def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document:
+    if text.asks is not None and text.reply is None:
+        raise CalibrationError(
+            f"{text.where} of class {category} has no reply yet",
+            expected="a generated reply",
+            remedy="calibrate with the model, or give `replies` in the set file",
+        )
+    ids = _tokens(text, tokenizer)
+    if not ids:
+        raise CalibrationError(
+            f"{text.where or 'a document'} of class {category} has no tokens", remedy="remove the empty document"
+        )
+    counted = None
+    if text.count_before is not None:
+        wanted = tokenizer.get_vocab().get(text.count_before)
+        if not isinstance(wanted, int):
+            raise CalibrationError(
+                f"{text.count_before!r} is not one token of this model",
+                expected="a token string",
+                remedy="give count_before exactly as in the vocabulary",
+            )
+        counted = tuple(following == wanted for following in (*ids[1:], None))
+    return Document(category, tuple(int(i) for i in ids), text.weight, counted, text.item, text.where)
+
+
+def _tokens(text: SourceText, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(text.body, str):
+        return _ids(tokenizer, text.body, special=True)
+    if text.strip:
+        return _without_markers(text.text, tokenizer)
+    if text.reply is None:
+        open_turn = text.body[-1]["role"] != "assistant"
+        return _ids(tokenizer, _rendered(text.body, text.thinking, tokenizer, open_turn=open_turn))
+    prompt = _rendered(text.body, text.thinking, tokenizer, open_turn=True)
+    opened = _ids(tokenizer, prompt)
+    if text.reply.tokens is not None:
+        return [*opened, *text.reply.tokens]
+    ids = _ids(tokenizer, prompt + text.reply.text)
+    most = None if text.reply.limit is None else len(opened) + text.reply.limit
+    if most is not None and len(ids) > most:
+        return ids[:most]
+    return [*ids, *end_of_turn(tokenizer)] if text.reply.ended else ids
+
+
+def _rendered(messages: Iterable[Message], thinking: bool | None, tokenizer: Tokenizer, *, open_turn: bool) -> str:
+    if not tokenizer.chat_template:
+        raise CalibrationError(
+            "the calibration set holds chats but the model has no chat template",
+            expected="chat_template.jinja",
+            actual="a tokenizer without one",
+            remedy="use sources with a text field, or add the model's template",
+        )
+    from jinja2 import TemplateError
+
+    extra = {} if thinking is None else {"enable_thinking": thinking}
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=open_turn, **extra
+        )
+    except TemplateError as exc:  # templates raise it themselves, for example for a role they do not know
+        raise CalibrationError(
+            "the model's chat template refuses a chat of the set",
+            actual=str(exc)[:200],
+            remedy="give roles and turns in the order the model knows",
+        ) from exc
+    return text
+
+
+def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Plain text without any special token, but with those that open a text (BOS)."""
+    special = _special(tokenizer)
+    ids = _ids(tokenizer, text, special=True)
+    start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
+    bare = len(ids) - len(_ids(tokenizer, text))  # special tokens that the tokenizer itself has added
+    return ids[: min(start, bare)] + [token for token in ids if token not in special]
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
+    # verbose=False: a document longer than the model's context is no mistake, it is cut into windows
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _special(tokenizer: Tokenizer) -> set[int]:
+    """Ids of the tokens that are no text: those with a role (BOS, ...), and those marked special like turn markers.
+
+    The unknown token stays: it stands for text.
+    """
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (marked | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}

@@ -1,0 +1,177 @@
+"""What every kind of source shares: the keys of the set file, and how a record becomes a document.
+
+A source gives `SourceText`s: plain text, or the messages of a chat that the model's own template renders later, perhaps
+with the model's raw reply behind them.
+Invariants: unknown keys are refused; order and content are a function of the data alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trimoe.calibrate.text.leaks import identify
+from trimoe.calibrate.text.multipl_e import refuse_row
+from trimoe.calibrate.text.records import Fields, Message, Record, column, messages_of, string
+from trimoe.errors import CalibrationError
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+
+
+@dataclass(frozen=True)
+class RawReply:
+    """What a model wrote after the opening of its turn, markers of its thinking included.
+
+    `ended`: it closed the turn (otherwise it was cut off). `tokens` are its ids if they are known, the closing token
+    among them; `limit` cuts a reply that is known as text only.
+    """
+
+    text: str
+    ended: bool
+    tokens: tuple[int, ...] | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """One document before tokenisation."""
+
+    body: str | tuple[Message, ...]
+    weight: float = 1.0
+    thinking: bool | None = None
+    """Passed to the chat template as `enable_thinking`."""
+    count_before: str | None = None
+    """Measure only positions that predict this token."""
+    strip: bool = False
+    """Leave out the chat template's markers."""
+    reply: RawReply | None = None
+    """Follows the opened turn as it is; the template does not touch it."""
+    asks: int | None = None
+    """The reply is still to be generated, with at most so many tokens."""
+    where: str = ""
+    """Names the document in messages."""
+    item: str | None = None
+    """BENCH/ID if this is an item of a bench, used on purpose."""
+
+    @property
+    def text(self) -> str:
+        """All its text, without markers, for checks of content."""
+        parts = [self.body] if isinstance(self.body, str) else [m["content"] for m in self.body]
+        return "\n\n".join([*parts, self.reply.text] if self.reply else parts)
+
+
+class BaseSource(BaseModel):
+    """Keys of every source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: str
+    weight: Positive = 1.0
+    """How many times each document counts."""
+    skip: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Pass over so many documents first; with `limit` it gives disjoint parts for separate runs."""
+    limit: Count | None = None
+    """Take at most this many documents."""
+    thinking: bool | None = None
+    """Passed to the chat template as `enable_thinking`; if absent, the template's default."""
+    scaffolding: Literal["keep", "strip"] = "keep"
+    """`strip`: prompt and reply as plain text, without the chat template's markers and without special tokens."""
+    count_before: str | None = None
+    """Measure only positions that predict this token, for example the end of the turn."""
+    bench: str | None = None
+    """The documents are items of this bench, used on purpose: their ids go into the statistics."""
+
+    def resolve(self, folder: Path) -> "BaseSource":
+        """The same source with its paths made absolute against the set file's folder."""
+        return self
+
+    def _items(self) -> Iterator[SourceText]:
+        raise NotImplementedError
+
+    def read(self) -> list[SourceText]:
+        """All documents of this source, in order. Raises `CalibrationError`, also if there is none."""
+        end = None if self.limit is None else self.skip + self.limit
+        result = list(islice(self._items(), self.skip, end))
+        if not result:
+            raise CalibrationError(
+                f"source {self.label} is empty: it gives no document",
+                expected="at least one document",
+                actual=f"none after skip {self.skip}" if self.skip else "none",
+                remedy="check its path and its filters, or remove it",
+            )
+        return result
+
+    @property
+    def label(self) -> str:
+        """The source in a few words, without the folder it lies in."""
+        return self.kind
+
+    def describe(self) -> dict[str, Any]:
+        """What the statistics file says about this source; no folders, so that moving the data changes nothing."""
+        return {"kind": self.kind, "label": self.label, "weight": self.weight}
+
+    def plain(self, text: str, where: str, item: str | None = None) -> SourceText:
+        """A document of plain text."""
+        return SourceText(text, self.weight, count_before=self.count_before, where=where, item=item)
+
+    def chat(
+        self,
+        messages: list[Message],
+        where: str,
+        *,
+        reply: RawReply | None = None,
+        weight: float = 1.0,
+        asks: int | None = None,
+        item: str | None = None,
+    ) -> SourceText:
+        """A document of a chat; `weight` multiplies the source's."""
+        return SourceText(
+            tuple(messages),
+            self.weight * weight,
+            self.thinking,
+            self.count_before,
+            self.scaffolding == "strip",
+            reply,
+            asks,
+            where,
+            item,
+        )
+
+    def from_record(self, record: Record, fields: Fields) -> SourceText:
+        """A document from a record by its field map. Raises `CalibrationError` naming the record and the field."""
+        refuse_row(record.row, record.where)
+        item = f"{self.bench}/{identify(record.row, record.number)}" if self.bench else None
+        if fields.text is not None:
+            return self.plain(string(record, fields.text), record.where, item)
+        if fields.messages is not None:
+            what = f"field {fields.messages!r} of {record.where}"
+            return self.chat(messages_of(column(record, fields.messages), what), record.where, item=item)
+        messages = [user(string(record, str(fields.prompt)))]
+        if fields.completion:
+            messages.append({"role": "assistant", "content": string(record, fields.completion)})
+        reply = RawReply(string(record, fields.reply), ended=False) if fields.reply else None
+        return self.chat(messages, record.where, reply=reply, item=item)
+
+
+class PathSource(BaseSource):
+    """A source that is a file or folder."""
+
+    path: Path
+    """Relative to the set file."""
+
+    def resolve(self, folder: Path) -> "PathSource":
+        """See `BaseSource.resolve`."""
+        return self.model_copy(update={"path": folder / self.path})
+
+    @property
+    def label(self) -> str:
+        """Kind and file name."""
+        return f"{self.kind} {self.path.name}"
+
+
+def user(text: str) -> Message:
+    """A user's turn."""
+    return {"role": "user", "content": text}

@@ -1,0 +1,66 @@
+"""Local files, and the bundled model's own tasks."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trimoe.calibrate.text.records import Fields, Record, checked, read_jsonl, read_text
+from trimoe.calibrate.text.sources.base import BaseSource, Count, PathSource, SourceText, user
+
+Only = dict[str, str | bool | int]
+
+
+def wanted(record: Record, only: Only) -> bool:
+    """Whether every named column has the named value (true is not 1)."""
+    return all(type(record.row.get(k)) is type(v) and record.row[k] == v for k, v in only.items())
+
+
+class JsonlSource(PathSource):
+    """JSON lines, plain or gzipped."""
+
+    kind: Literal["jsonl"]
+    fields: Fields = Fields(text="text")
+    """Which columns make the document."""
+    only: Annotated[Only, Field(default_factory=dict, strict=True)]
+    """Take only records whose columns have these values, for example `{passed: true}`."""
+
+    def _items(self) -> Iterator[SourceText]:
+        for record in read_jsonl(self.path):
+            if wanted(record, self.only):
+                yield self.from_record(record, self.fields)
+
+
+class TextSource(PathSource):
+    """A plain text file as one document (it is cut into windows)."""
+
+    kind: Literal["text"]
+
+    def _items(self) -> Iterator[SourceText]:
+        yield self.plain(checked(read_text(self.path), f"text {self.path.name}"), self.path.name)
+
+
+class TinySource(BaseSource):
+    """Training items of the bundled model's tasks with their reference answers. Held-out items cannot be named."""
+
+    kind: Literal["tiny"]
+    domain: Literal["code", "math", "choice", "format", "text", "story"]
+    """Which task."""
+    count: Count
+    """How many items are drawn."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Another seed draws other items."""
+    answer: bool = True
+    """`false`: only the prompt."""
+
+    def _items(self) -> Iterator[SourceText]:
+        from trimoe.model.tiny.tasks import generate
+
+        for item in generate(self.domain, "train", self.count, self.seed):
+            answer = [{"role": "assistant", "content": item.answer}] if self.answer else []
+            yield self.chat([user(item.prompt), *answer], item.item_id)
+
+    @property
+    def label(self) -> str:
+        """Kind and domain."""
+        return f"tiny {self.domain}"

@@ -1,0 +1,257 @@
+"""Passing traces (tier B of the protocol): replies a scorer accepted, from our run logs or from lm-eval samples.
+
+A run log is read from the JSON lines that `trimoe log export` writes, not from its SQLite file: the export is the
+documented, versioned face of the log, the tables belong to the evaluation alone.
+Invariants: only replies with a verdict of right are taken; the raw reply follows the opened turn untouched; an item
+that a named other model got wrong weighs more. Not guaranteed: that a verdict is right; it is the scorer's.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trimoe.calibrate.text.leaks import identify
+from trimoe.calibrate.text.multipl_e import refuse_name, refuse_row
+from trimoe.calibrate.text.records import Message, Record, checked, messages_of, read_jsonl
+from trimoe.calibrate.text.sources.base import PathSource, Positive, RawReply, SourceText, user
+from trimoe.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One judged reply. `key` is the same for the same item of two models, `item` is BENCH/ID for people; `passed`
+    None: not scored."""
+
+    key: str
+    item: str
+    passed: bool | None
+    record: Record
+
+
+class TraceSource(PathSource):
+    """What both kinds of traces share."""
+
+    lost_weight: Positive = 3.0
+    """Weight of an item that this model passes and the one named by `against` fails; every other item weighs 1."""
+
+    @abstractmethod
+    def _traces(self) -> Iterator[Trace]: ...
+
+    @abstractmethod
+    def _others(self) -> dict[str, bool | None] | None: ...
+
+    @abstractmethod
+    def _question(self, record: Record) -> list[Message]: ...
+
+    @abstractmethod
+    def _reply(self, record: Record) -> RawReply: ...
+
+    def _items(self) -> Iterator[SourceText]:
+        other = self._others()
+        if other is not None and not any(trace.key in other for trace in self._traces()):
+            raise CalibrationError(
+                f"source {self.label} and what it is weighed against have no item in common",
+                expected="the same bench",
+                actual=f"{len(other)} other items",
+                remedy="correct `against`",
+            )
+        seen: set[str] = set()
+        for trace in self._traces():
+            refuse_row(trace.record.row, trace.record.where)
+            if trace.key in seen:
+                raise CalibrationError(
+                    f"{trace.record.where} is {trace.item} a second time",
+                    expected="one reply per item",
+                    remedy="give the samples of one run",
+                )
+            seen.add(trace.key)
+            if trace.passed is True:
+                lost = other is not None and other.get(trace.key) is False
+                question, reply = self._question(trace.record), self._reply(trace.record)
+                weight = self.lost_weight if lost else 1.0
+                yield self.chat(question, trace.record.where, reply=reply, weight=weight, item=trace.item)
+
+
+class RunLogSource(TraceSource):
+    """Passing replies of one model from the JSON lines that `trimoe log export` writes."""
+
+    kind: Literal["run-log"]
+    model: str
+    """The run's name in the log (column `name`)."""
+    benches: list[str] | None = None
+    """Only these benches; if absent, all of the model's."""
+    against: str | None = None
+    """Name of another model in the same log."""
+
+    def _traces(self) -> Iterator[Trace]:
+        names: set[str] = set()
+        for record in read_jsonl(self.path):
+            name, bench = self._text(record, "name"), self._text(record, "bench")
+            names.add(name)
+            if name == self.model and (self.benches is None or bench in self.benches):
+                refuse_name(bench, record.where)
+                item = f"{bench}/{self._text(record, 'doc_id')}"
+                yield Trace(item, item, self._verdict(record), record)
+        if self.model not in names:
+            raise CalibrationError(
+                f"{self.path} has no run named {self.model}",
+                expected=", ".join(sorted(names)),
+                actual=self.model,
+                remedy="correct `model` of this source",
+            )
+
+    def _others(self) -> dict[str, bool | None] | None:
+        if self.against is None:
+            return None
+        return {
+            f"{self._text(record, 'bench')}/{self._text(record, 'doc_id')}": self._verdict(record)
+            for record in read_jsonl(self.path)
+            if self._text(record, "name") == self.against
+        }
+
+    def _question(self, record: Record) -> list[Message]:
+        """The prompt; a log keeps a conversation of several turns as JSON in the same column."""
+        what = f"field 'prompt' of {record.where}"
+        prompt = checked(record.row.get("prompt"), what)
+        try:
+            turns = json.loads(prompt) if prompt.startswith('[{"') else None
+            several = turns is not None and all(turn.keys() == {"role", "content"} for turn in turns)
+        except (ValueError, AttributeError, RecursionError):  # a question that only begins like that
+            several = False
+        return messages_of(turns, what) if several else [user(prompt)]
+
+    def _reply(self, record: Record) -> RawReply:
+        text = checked(record.row.get("reply"), f"field 'reply' of {record.where}")
+        return RawReply(text, record.row.get("finish_reason") == "stop")
+
+    @staticmethod
+    def _text(record: Record, name: str) -> str:
+        return checked(record.row.get(name), f"field {name!r} of {record.where}")
+
+    @staticmethod
+    def _verdict(record: Record) -> bool | None:
+        verdict = record.row.get("correct")
+        if verdict is not None and not isinstance(verdict, bool):
+            raise CalibrationError(
+                f"field 'correct' of {record.where} is no verdict",
+                expected="true, false or null",
+                actual=repr(verdict)[:50],
+            )
+        return verdict
+
+
+class LmEvalSource(TraceSource):
+    """Passing replies from a samples file of lm-evaluation-harness (`--log_samples`)."""
+
+    kind: Literal["lm-eval"]
+    bench: str
+    """Name of the bench, for the record of items used on purpose."""
+    metric: str | None = None
+    """Which metric says that a reply passed (its value is 1); needed if there are several."""
+    filter: str | None = None
+    """Which filter's rows are used; needed if there are several."""
+    against: Path | None = None
+    """Samples of another model on the same bench, relative to the set file."""
+    end_of_turn: bool = False
+    """Add the token that ends the turn: samples do not say whether the model wrote it."""
+
+    def resolve(self, folder: Path) -> "LmEvalSource":
+        """See `BaseSource.resolve`."""
+        against = folder / self.against if self.against else None
+        return self.model_copy(update={"path": folder / self.path, "against": against})
+
+    def _traces(self) -> Iterator[Trace]:
+        refuse_name(self.bench, f"source {self.label}")
+        yield from self._read(self.path)
+
+    def _others(self) -> dict[str, bool | None] | None:
+        return {t.key: t.passed for t in self._read(self.against)} if self.against else None
+
+    def _read(self, path: Path) -> Iterator[Trace]:
+        """Rows of the chosen filter; lm-eval writes one row per item and filter."""
+        chosen, seen = self.filter, set[str]()
+        for record in read_jsonl(path):
+            doc, name = record.row.get("doc"), record.row.get("filter")
+            if not isinstance(doc, dict) or not isinstance(name, str):
+                found = ", ".join(sorted(record.row))[:200]
+                raise CalibrationError(
+                    f"{record.where} is no sample of lm-eval", actual=found, expected="doc, resps, filter, metrics"
+                )
+            refuse_row(doc, record.where)
+            seen.add(name)
+            if self.filter is None and len(seen) > 1:
+                raise CalibrationError(
+                    f"{path} has several filters",
+                    expected="`filter` in this source",
+                    actual=", ".join(sorted(seen)),
+                    remedy="name the one to believe",
+                )
+            if chosen is None or name == chosen:
+                number = record.row.get("doc_id")
+                number = number if isinstance(number, int) else record.number
+                # The row number names an item in both files; the hash tells two versions of a bench apart.
+                key = f"{number}/{record.row.get('doc_hash', '')}"
+                yield Trace(key, f"{self.bench}/{identify(doc, number)}", self._passed(record), record)
+        if self.filter is not None and self.filter not in seen:
+            raise CalibrationError(
+                f"{path} has no filter {self.filter}",
+                expected=", ".join(sorted(seen)),
+                actual=self.filter,
+                remedy="correct `filter` of this source",
+            )
+
+    def _passed(self, record: Record) -> bool:
+        metrics = record.row.get("metrics")
+        names = [m for m in metrics if isinstance(m, str)] if isinstance(metrics, list) else []
+        if self.metric is None and len(names) != 1:
+            raise CalibrationError(
+                f"{record.where} has several metrics",
+                expected="`metric` in this source",
+                actual=", ".join(names) or "none",
+                remedy="name the one to believe",
+            )
+        name = self.metric or names[0]
+        value = record.row.get(name)
+        if not isinstance(value, bool | int | float):
+            raise CalibrationError(
+                f"metric {name!r} of {record.where} is not a number",
+                expected="0 or 1",
+                actual=repr(value)[:100],
+                remedy=f"there are {', '.join(names)}",
+            )
+        return value == 1
+
+    def _question(self, record: Record) -> list[Message]:
+        """The prompt as it was sent: a chat in JSON, or plain text (taken as the user's turn)."""
+        arguments: Any = record.row.get("arguments")
+        try:
+            sent = arguments["gen_args_0"]["arg_0"]
+        except (KeyError, TypeError) as exc:
+            raise CalibrationError(
+                f"{record.where} does not hold its prompt",
+                expected="arguments.gen_args_0.arg_0",
+                actual=", ".join(sorted(record.row))[:200],
+                remedy="run lm-eval with --log_samples and keep `arguments`",
+            ) from exc
+        what = f"the prompt of {record.where}"
+        if isinstance(sent, str):
+            return [user(checked(sent, what))]
+        try:
+            return messages_of(json.loads(sent[0]), what)
+        except (IndexError, KeyError, TypeError, ValueError) as exc:
+            raise CalibrationError(
+                f"{what} is not a chat", expected="a JSON list of messages", actual=repr(sent)[:100]
+            ) from exc
+
+    def _reply(self, record: Record) -> RawReply:
+        replies = record.row.get("resps")
+        if not (
+            isinstance(replies, list) and len(replies) == 1 and isinstance(replies[0], list) and len(replies[0]) == 1
+        ):
+            raise CalibrationError(
+                f"{record.where} does not have one reply", expected="resps: [[text]]", actual=repr(replies)[:100]
+            )
+        return RawReply(checked(replies[0][0], f"the reply of {record.where}"), self.end_of_turn)

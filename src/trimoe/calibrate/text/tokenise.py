@@ -1,0 +1,102 @@
+"""From a calibration set to the windows of one model: read, answer, check for leaks, tokenise, cut.
+
+Invariants: everything the result is a function of ends up in the windows' hash; what people should know about the set
+(documents, sources, replies, bench items, overlap with benches) ends up in `Windows.origin`, and from there in the
+statistics file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trimoe.calibrate.forward.layers import tokenizer_of
+from trimoe.calibrate.text.calibration import CalibrationSet
+from trimoe.calibrate.text.leaks import BenchTexts, SetText, check
+from trimoe.calibrate.text.rendering import documents_of, prompt_ids
+from trimoe.calibrate.text.replies import Progress, answered
+from trimoe.calibrate.text.sources import RawReply, SourceText
+from trimoe.calibrate.text.windows import Document, Windows, windows_of
+from trimoe.errors import CalibrationError
+from trimoe.model.checkpoint import Checkpoint
+
+
+def tokenise(
+    checkpoint: Checkpoint,
+    chosen: CalibrationSet,
+    shards: int,
+    *,
+    replies: Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    benches: Sequence[BenchTexts] = (),
+    plan_only: bool = False,
+    progress: Progress | None = None,
+) -> Windows:
+    """The set as windows of this checkpoint's tokens.
+
+    `replies`: where the model's own answers to prompts are kept, and generated if they are not there yet; `benches` are
+    compared with the set. `plan_only` generates nothing: a missing answer is stood for by as many tokens as it may
+    have, so that the windows serve to predict needs, and only that. Raises `CalibrationError`, `Refused` (MultiPL-E),
+    and what `answered` raises.
+    """
+    tokenizer = tokenizer_of(checkpoint.path)
+    texts, made = chosen.texts(), dict[str, Any]()
+    if plan_only:
+        texts = {name: [_stand_in(text, tokenizer) for text in items] for name, items in texts.items()}
+    else:
+        texts, made = answered(texts, checkpoint, tokenizer, replies, device=device, dtype=dtype, progress=progress)
+    documents = documents_of(texts, tokenizer)
+    _require_vocabulary(documents, checkpoint)
+    windows = windows_of(documents, chosen.window, shards, chosen.long_documents)
+    _require_context(windows, checkpoint)
+    origin: dict[str, Any] = {**windows.origin, "sources": chosen.describe()}
+    if made:
+        origin["replies"] = made
+    if items := _bench_items(documents):
+        origin["bench_items"] = items
+    if benches:
+        origin["leak_check"] = check(_set_texts(texts), benches)
+    return replace(windows, origin=origin)
+
+
+def _stand_in(text: SourceText, tokenizer: Any) -> SourceText:
+    if text.asks is None or text.reply is not None:
+        return text
+    token = prompt_ids([m for m in text.body if not isinstance(m, str)], text.thinking, tokenizer)[-1]
+    return replace(text, reply=RawReply("", ended=False, tokens=(token,) * text.asks))
+
+
+def _require_vocabulary(documents: Sequence[Document], checkpoint: Checkpoint) -> None:
+    scope = checkpoint.config.get("text_config") or checkpoint.config
+    vocabulary, largest = scope.get("vocab_size"), max(max(d.tokens) for d in documents)
+    if isinstance(vocabulary, int) and largest >= vocabulary:
+        raise CalibrationError(
+            f"token {largest} is beyond the model's vocabulary",
+            expected=f"below {vocabulary}",
+            remedy="the tokenizer is of another model",
+        )
+
+
+def _require_context(windows: Windows, checkpoint: Checkpoint) -> None:
+    """Positions that the model was never trained on would be measured without anybody noticing."""
+    scope = checkpoint.config.get("text_config") or checkpoint.config
+    context, longest = scope.get("max_position_embeddings"), max(len(w.tokens) for w in windows.windows)
+    if isinstance(context, int) and longest > context:
+        raise CalibrationError(
+            f"a window of {longest} tokens is longer than the model's context",
+            expected=f"at most {context}",
+            actual=f"window: {windows.origin['window']}",
+            remedy="lower `window` in the set file",
+        )
+
+
+def _bench_items(documents: Sequence[Document]) -> dict[str, list[str]]:
+    """bench -> ids of its items in the set."""
+    items = sorted({document.item for document in documents if document.item})
+    benches = sorted({item.partition("/")[0] for item in items})
+    return {b: [i.partition("/")[2] for i in items if i.partition("/")[0] == b] for b in benches}
+
+
+def _set_texts(texts: dict[str, list[SourceText]]) -> list[SetText]:
+    return [SetText(name, text.text, text.item is not None) for name, items in texts.items() for text in items]

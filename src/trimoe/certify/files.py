@@ -1,0 +1,268 @@
+"""The parts of the proof outside the tensors: config.json, tokenizer and templates, stray weights, recorded map.
+
+Invariants: every file that a cut copies counts, except documents (cards, licences, pictures), which may differ; every
+difference names the file or key.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from trimoe.certify.certificate import CERTIFICATE, Check, Finding, make_check
+from trimoe.certify.settings import changed_patterns, in_original_numbers, without_dropped
+from trimoe.certify.tensors import fit_map
+from trimoe.choose.dropmap import DropMap
+from trimoe.cut.record import map_from, read_record, steps
+from trimoe.cut.renumber import FILES, SETTINGS
+from trimoe.errors import BadInput, CheckpointError, MapError
+from trimoe.io.publish import MANIFEST, each_key_once, parse_json, read_json, sha256_file
+from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.files import METADATA, WEIGHTS, other_files
+from trimoe.model.gguf.model import GgufModel
+from trimoe.model.safetensors import TensorInfo, read_header
+
+INDEX = "model.safetensors.index.json"
+_OURS = {METADATA, CERTIFICATE, MANIFEST, "config.json", "README.numbers.json"}
+_CARDS = ("readme", "license", "notice", "use_policy")  # of no suffix, or of a text
+_DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
+_READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files count if a loader could read them
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json as an object. Raises `CheckpointError`, also for a key that stands twice: who takes the other one
+    reads another model."""
+    file = directory / "config.json"
+    config = read_json(file, "model configuration", CheckpointError)
+    try:
+        parse_json(file.read_bytes(), object_pairs_hook=each_key_once)
+    except ValueError as exc:
+        raise CheckpointError(f"{file} has a key twice", expected="each key once", actual=str(exc)) from exc
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{directory}/config.json is not a JSON object", expected="a Hugging Face config.json")
+    return config
+
+
+def kept_count(drop_map: DropMap) -> int:
+    """Experts per layer after the cut (`drop_map.num_experts` must be known)."""
+    return len(drop_map.keep(min(drop_map.drop)))
+
+
+def check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
+    """The pruned config is the original's with one key changed, the expert count; and where quantization settings name
+    experts, with their new numbers. Without a map any count will do."""
+    try:
+        return _check_config(base, pruned, drop_map)
+    except RecursionError as exc:
+        raise CheckpointError(
+            "config.json is nested too deeply to be compared",
+            expected="a model's configuration",
+            remedy="look at the file",
+        ) from exc
+
+
+def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
+    key = ".".join((*base.config_scope, base.arch.config.num_experts))
+    kept = None if drop_map is None else kept_count(drop_map)
+    counts: set[str] = set()
+    want, have = copy.deepcopy(base.config), copy.deepcopy(pruned)
+    scope = want
+    for part in base.config_scope:
+        scope = scope[part]
+    for name in (base.arch.config.num_experts, *base.arch.config.num_experts_also):
+        if name in scope:
+            scope[name] = kept
+            counts.add(".".join((*base.config_scope, name)))
+    findings: list[Finding] = []
+    if drop_map is not None:
+        for where, (one, two) in {
+            "": (want, have),
+            "text_config.": (want.get("text_config"), have.get("text_config")),
+        }.items():
+            for name in SETTINGS:
+                if isinstance(one, dict) and isinstance(two, dict) and name in one and name in two:
+                    findings += _settings_findings(f"config.json: {where}{name}", one[name], two[name], base, drop_map)
+                    del one[name], two[name]
+    findings = [
+        Finding(subject=f"config.json: {path} is not what it should be", expected=expected, actual=actual)
+        for path, expected, actual in _json_differences(want, have)
+        if not (path in counts and kept is None)
+    ] + findings
+    detail = (
+        f"only {key} differs from the original: {base.num_experts} -> {kept}"
+        if not findings
+        else f"{len(findings)} keys differ"
+    )
+    claim = f"config.json is the original's with {key} set to the number of kept experts"
+    return make_check("config", claim, detail, findings)
+
+
+def _settings_findings(place: str, want: Any, have: Any, base: Checkpoint, drop_map: DropMap) -> list[Finding]:
+    """Where quantization settings do not mean the same modules as the original's."""
+    wanted, found_there = without_dropped(want, base, drop_map), in_original_numbers(have, base, drop_map)
+    found = [
+        Finding(
+            subject=f"{path} is not what it should be", expected=expected, actual=f"{actual}, in the original's numbers"
+        )
+        for path, expected, actual in _json_differences(wanted, found_there, place)
+    ]
+    if not found:
+        found = [
+            Finding(subject=f"{place}: {text} does not select the same experts as in the original")
+            for text in changed_patterns(want, have, base, drop_map)
+        ]
+    return found
+
+
+def _json_differences(want: Any, have: Any, path: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(want, dict) and isinstance(have, dict):
+        found = []
+        for key in sorted(want.keys() | have.keys()):
+            where = f"{path}.{key}" if path else str(key)
+            if key not in have:
+                found.append((where, _short(want[key]), "the key is missing"))
+            elif key not in want:
+                found.append((where, "no such key", _short(have[key])))
+            else:
+                found.extend(_json_differences(want[key], have[key], where))
+        return found
+    # Through text, because Python calls 1, 1.0 and true equal and a loader does not.
+    same = json.dumps(want, sort_keys=True) == json.dumps(have, sort_keys=True)
+    return [] if same else [(path, _short(want), _short(have))]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_files(base: Checkpoint, pruned: Path, pruned_index: dict[str, TensorInfo], drop_map: DropMap | None) -> Check:
+    """Tokenizer, chat template, generation config and the like are identical; no second set of weights lies around."""
+    originals, copies = _loader_files(base.path), _loader_files(pruned)
+    findings = []
+    for name in sorted(originals.keys() | copies.keys()):
+        if name not in copies:
+            findings.append(Finding(subject=f"file {name} is missing", expected="a copy of the original's"))
+        elif name not in originals:
+            findings.append(Finding(subject=f"file {name} is extra", expected="no such file, the original has none"))
+        elif sha256_file(originals[name]) != sha256_file(copies[name]):
+            findings += _file_findings(name, originals[name], copies[name], base, drop_map)
+    shards = {info.file.name for info in pruned_index.values()}
+    for file in sorted(p for p in pruned.iterdir() if p.is_file()):
+        # A loader may prefer such a file to the one that was compared.
+        stray_index = file.name.endswith(".index.json") and (file.name != INDEX or not pruned_index)
+        if (file.suffix in WEIGHTS and file.name not in shards) or stray_index:
+            findings.append(
+                Finding(
+                    subject=f"file {file.name} holds weights that are not part of the model",
+                    expected="only the model's shards",
+                )
+            )
+    findings += _header_findings(base, pruned, shards)
+    claim = "tokenizer, chat template and every other file that is no document are identical to the original's"
+    return make_check("files", claim, f"{len(originals)} files: {', '.join(sorted(originals)) or 'none'}", findings)
+
+
+def _header_findings(base: Checkpoint, pruned: Path, shards: set[str]) -> list[Finding]:
+    """Metadata in the headers of shards: the original's, and that the tensors are laid out for PyTorch."""
+    originals = [read_header(file)[1] for file in sorted({info.file for info in base.index.values()})]
+    known = {item for metadata in originals for item in metadata.items()} | {("format", "pt")}
+    findings = []
+    for name in sorted(shards):
+        metadata = read_header(pruned / name)[1]
+        for key, value in sorted(metadata.items()):
+            if (key, value) not in known:
+                findings.append(
+                    Finding(
+                        subject=f"the header of {name} says {key[:40]}",
+                        actual=value[:80],
+                        expected="what the original's headers say",
+                    )
+                )
+        if "format" not in metadata and any("format" in one for one in originals):
+            findings.append(Finding(subject=f"the header of {name} does not say its format", expected="format pt"))
+    return findings
+
+
+def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: DropMap | None) -> list[Finding]:
+    """A file that differs: wrong, unless it holds quantization settings that mean the same modules."""
+    if name in FILES and drop_map is not None:
+        try:
+            want, have = (read_json(p, "quantization settings", CheckpointError) for p in (one, two))
+        except CheckpointError as exc:
+            return [Finding(subject=exc.subject, actual=exc.actual)]
+        return _settings_findings(name, want, have, base, drop_map)
+    return [
+        Finding(
+            subject=f"file {name} differs from the original",
+            expected=f"sha256 {sha256_file(one)[:16]}",
+            actual=f"sha256 {sha256_file(two)[:16]}",
+        )
+    ]
+
+
+def _loader_files(directory: Path) -> dict[str, Path]:
+    return {
+        p.relative_to(directory).as_posix(): p
+        for p in other_files(directory)[0]
+        if p.name not in _OURS and not _is_document(p) and (p.name[0] != "." or p.suffix in _READ_BY_LOADERS)
+    }
+
+
+def _is_document(file: Path) -> bool:
+    return file.suffix in _DOCUMENTS or (file.name.lower().startswith(_CARDS) and file.suffix in ("", ".txt"))
+
+
+def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
+    """The map that expert_drop_metadata.json records against `base`, or None without that file.
+
+    For a model that was cut several times `base` may be the original or any state in between. Raises `MapError` if the
+    record contradicts itself or does not fit `base`.
+    """
+    if not (pruned / METADATA).exists():
+        return None
+    return map_of_record(read_record(pruned), base)
+
+
+def map_of_record(record: dict[str, Any], base: Checkpoint | GgufModel) -> DropMap:
+    """The map in the content of expert_drop_metadata.json. Raises `MapError` as `recorded_map` does."""
+    found = map_from(record, base.num_experts)
+    if found is None:
+        raise MapError(
+            f"{METADATA} has wrong expert counts",
+            expected=f"a cut of {base.num_experts} experts",
+            actual=", ".join(str(step.num_experts) for step in steps(record)),
+        )
+    return fit_map(base, found)
+
+
+def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput | None) -> Check:
+    """The map recorded in the pruned model is the given one. A missing record is no defect of the model itself."""
+    claim = f"{METADATA} records the map that the other checks used"
+    if problem is not None:
+        return make_check(
+            "map",
+            claim,
+            "the recorded map is unusable",
+            [Finding(subject=problem.subject, expected=problem.expected, actual=problem.actual)],
+        )
+    if recorded is None:
+        source = "the given map" if given is not None else "a map inferred from the experts' bytes"
+        return make_check("map", claim, f"no {METADATA}; the other checks use {source}")
+    if given is None:
+        return make_check("map", claim, "no map was given; the other checks use the recorded one")
+    findings = []
+    for layer in sorted(given.drop.keys() | recorded.drop.keys()):
+        want, have = set(given.drop.get(layer, ())), set(recorded.drop.get(layer, ()))
+        if want != have:
+            findings.append(
+                Finding(
+                    subject=f"{METADATA}: layer {layer} does not drop what the given map drops",
+                    layer=layer,
+                    expected=f"also {sorted(want - have)}",
+                    actual=f"instead {sorted(have - want)}",
+                )
+            )
+    return make_check(
+        "map", claim, "recorded and given map are equal" if not findings else f"{len(findings)} layers differ", findings
+    )

@@ -1,0 +1,1 @@
+"""Certificates and map inference for GGUF files."""

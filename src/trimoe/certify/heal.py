@@ -1,0 +1,52 @@
+"""Checks the heal record of a checkpoint against its bytes.
+
+A healed model is never proven to be a pure cut: a true record makes the certificate incomplete and names each changed
+tensor, a false one refutes it.
+"""
+
+from typing import Any
+
+import xxhash
+
+from trimoe.certify.certificate import Check, Finding, make_check
+from trimoe.heal.record import changed_tensors
+from trimoe.model.safetensors import TensorInfo
+
+_BLOCK = 4 << 20
+HEAL_CHECK = "healed"
+CLAIM = "nothing besides experts was changed"
+
+
+def check_heal(record: dict[str, Any], index: dict[str, TensorInfo]) -> Check:
+    """Not run (so the verdict is never `proven`) if the record is true of the bytes, failed if not."""
+    findings, described = [], []
+    for name, changes in changed_tensors(record).items():
+        last = changes[-1]
+        info = index.get(name)
+        actual = None if info is None else _digest(info)
+        if actual != last.get("xxh3_128_after"):
+            findings.append(
+                Finding(
+                    subject=f"tensor {name} is not what the heal record says",
+                    tensor=name,
+                    layer=last.get("layer"),
+                    expected=f"xxh3-128 {last.get('xxh3_128_after')}",
+                    actual=f"xxh3-128 {actual}" if actual else "no such tensor",
+                )
+            )
+        described.append(f"{name} ({', '.join(map(_described, changes))})")
+    detail = f"healed: {len(described)} tensors besides experts were changed: {'; '.join(described)}"
+    return make_check(HEAL_CHECK, CLAIM, detail, findings, not_run=True)
+
+
+def _described(change: dict[str, Any]) -> str:
+    return f"times {change['factor']:.6g}" if isinstance(change.get("factor"), int | float) else "router rows moved"
+
+
+def _digest(info: TensorInfo) -> str:
+    hasher = xxhash.xxh3_128()
+    with info.file.open("rb") as handle:
+        handle.seek(info.start)
+        for at in range(0, info.nbytes, _BLOCK):
+            hasher.update(handle.read(min(_BLOCK, info.nbytes - at)))
+    return hasher.hexdigest()

@@ -1,0 +1,326 @@
+"""Byte proof of a cut: what every tensor of the pruned model must be, and where it is not. Torch-free, streamed.
+
+Invariants: memory is three 4 MiB buffers whatever the model's size. The layout of the expected tensors is derived here
+from the family's data and the map alone, on purpose not with the code that made the cut: a mistake there must not
+confirm itself.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from trimoe.certify.certificate import Check, Finding, make_check
+from trimoe.choose.dropmap import DropMap
+from trimoe.errors import CheckpointError, MapError
+from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.gguf.model import GgufModel
+from trimoe.model.safetensors import TensorInfo
+
+Progress = Callable[[int, int, str], None]
+Index = dict[str, TensorInfo]
+BLOCK = 4 << 20
+_NOT_COMPARED = "tensor {} could not be compared"
+_ROWS_NAMED = 3  # differing rows of one tensor that are described one by one
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One tensor that the pruned model must have. `kept` is None for an untouched tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: TensorInfo
+    layer: int | None = None
+    axis: int = 0
+    kept: tuple[int, ...] | None = None
+    expert: int | None = None
+    position: int | None = None
+    block: int | None = None
+    """The decoder layer that the tensor lies in, whether it is cut or not; None outside of them."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the tensor carries the expert axis."""
+        return self.layer is not None
+
+    @property
+    def where(self) -> int | None:
+        """The layer to name in a finding. For a cut drafting block it is the one whose drops apply."""
+        return self.layer if self.block is None else self.block
+
+
+def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
+    """`drop_map` over exactly the layers that have experts. Raises `MapError` if it cannot cut `base`.
+
+    Layers without experts may be absent from a map or drop nothing.
+    """
+    layers = base.moe_layers
+    if wrong := [i for i, ids in drop_map.drop.items() if ids and i < base.num_layers and i not in layers]:
+        raise MapError(
+            f"the map drops experts in layer {wrong[0]}, which has none",
+            expected=f"layers {', '.join(map(str, layers))}",
+            actual=f"also {wrong}",
+            remedy="use the map of this model",
+        )
+    fitted = {layer: drop_map.drop[layer] for layer in sorted(drop_map.drop) if layer in layers}
+    dense = [layer for layer in range(base.num_layers) if layer not in layers]
+    common = next(iter(fitted.values()), ())
+    others = {i: ids for i, ids in drop_map.drop.items() if i not in layers and i not in dense}
+    complete = {**fitted, **others, **dict.fromkeys(dense, common)}
+    metadata = drop_map.metadata
+    fingerprint = base.fingerprint if metadata.get("model") else None
+    DropMap(complete, drop_map.num_experts, metadata).validate(
+        base.num_layers, base.num_experts, base.top_k, fingerprint
+    )
+    return DropMap(fitted, base.num_experts, metadata)
+
+
+def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]:
+    """Every tensor of the pruned model by name: untouched, stacked and cut, or one expert's under its new number."""
+    expected: dict[str, Expected] = {}
+    for info in base.index.values():
+        tensor = base.expert_tensors.get(info.name)
+        if tensor is None:
+            expected[info.name] = Expected(info.name, info.dtype, info.shape, info, block=base.layer_of(info.name))
+            continue
+        kept = tuple(drop_map.keep(tensor.layer, base.num_experts))
+        if tensor.expert is None:
+            shape = (*info.shape[: tensor.axis], len(kept), *info.shape[tensor.axis + 1 :])
+            expected[info.name] = Expected(info.name, info.dtype, shape, info, tensor.layer, tensor.axis, kept)
+        elif tensor.expert in kept:
+            position = kept.index(tensor.expert)
+            name = tensor.renamed(position)
+            expected[name] = Expected(
+                name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position
+            )
+    return expected
+
+
+def check_tensors(
+    expected: dict[str, Expected], pruned: Index, layer_of: Callable[[str], int | None] = lambda name: None
+) -> Check:
+    """Nothing missing, nothing extra, every dtype and shape as planned. `layer_of` finds the layer of an extra one."""
+    findings = []
+    for name, want in expected.items():
+        have = pruned.get(name)
+        if have is None:
+            findings.append(Finding(subject=f"tensor {name} is missing", tensor=name, layer=want.where))
+        elif (have.dtype, have.shape) != (want.dtype, want.shape):
+            what = "dtype" if have.dtype != want.dtype else "shape"
+            findings.append(
+                Finding(
+                    subject=f"tensor {name} has the wrong {what}",
+                    tensor=name,
+                    layer=want.where,
+                    expected=f"{want.dtype} {list(want.shape)}",
+                    actual=f"{have.dtype} {list(have.shape)}",
+                )
+            )
+    for name in sorted(pruned.keys() - expected.keys()):
+        findings.append(
+            Finding(
+                subject=f"tensor {name} is extra",
+                tensor=name,
+                layer=layer_of(name),
+                actual=f"{pruned[name].dtype} {list(pruned[name].shape)}",
+            )
+        )
+    detail = f"{len(expected)} tensors expected, {len(pruned)} present"
+    return make_check("tensors", "no tensor is missing or extra, every dtype and shape is right", detail, findings)
+
+
+def check_untouched(
+    expected: dict[str, Expected],
+    pruned: Index,
+    progress: Progress | None = None,
+    healed: Collection[str] = (),
+) -> Check:
+    """Every tensor without an expert axis is byte-identical to the original's. `healed` ones are not compared."""
+    work = [e for e in expected.values() if not e.cut and e.name not in healed]
+    findings: list[Finding] = []
+    compared = _compare(work, pruned, findings, "untouched tensors", progress)
+    return make_check(
+        "untouched",
+        "every tensor without an expert axis is byte-identical to the original",
+        f"{compared} of {len(work)} tensors compared",
+        findings,
+        numbers={"tensors": compared, "bytes": sum(e.source.nbytes for e in work)},
+    )
+
+
+def check_cut(
+    expected: dict[str, Expected],
+    pruned: Index,
+    progress: Progress | None = None,
+    healed: Collection[str] = (),
+) -> Check:
+    """Every tensor with an expert axis holds exactly the kept experts, in the map's order. `healed` ones are not
+    compared."""
+    work = [e for e in expected.values() if e.cut and e.name not in healed]
+    findings: list[Finding] = []
+    compared = _compare(work, pruned, findings, "cut tensors", progress)
+    return make_check(
+        "cut",
+        "every cut tensor holds exactly the kept experts' rows in ascending order of their original ids",
+        f"{compared} of {len(work)} tensors compared",
+        findings,
+        numbers={"tensors": compared, "bytes": sum(pruned[e.name].nbytes for e in work if e.name in pruned)},
+    )
+
+
+def is_not_compared(finding: Finding) -> bool:
+    """Whether a finding says only that another one kept two tensors from being compared. By the whole sentence: names
+    in other findings are the checked model's own, and could hold any words."""
+    return finding.tensor is not None and finding.subject == _NOT_COMPARED.format(finding.tensor)
+
+
+def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what: str, progress: Progress | None) -> int:
+    """Compare the tensors that have the right type and shape; returns how many. The rest is a finding here too,
+    because a tensor that could not be compared has not been proven equal."""
+    total, done, compared = sum(e.source.nbytes for e in work), 0, 0
+    for want in work:
+        have = pruned.get(want.name)
+        if have is None or (have.dtype, have.shape) != (want.dtype, want.shape):
+            reason = "missing" if have is None else "of another type or shape"
+            findings.append(
+                Finding(
+                    subject=_NOT_COMPARED.format(want.name),
+                    actual=reason,
+                    tensor=want.name,
+                    layer=want.where,
+                )
+            )
+        else:
+            findings.extend(_tensor_findings(want, have))
+            compared += 1
+        done += want.source.nbytes
+        if progress is not None:
+            progress(done, total, what)
+    return compared
+
+
+def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
+    if want.kept is None:
+        at = first_difference(want.source, 0, have, 0, have.nbytes)
+        if at is None:
+            return []
+        whose = f" (layer {want.where})" if want.where is not None else ""
+        if want.cut:
+            whose = f" (layer {want.layer}, position {want.position}, original expert {want.expert})"
+        return [
+            Finding(
+                subject=f"tensor {want.name} differs from the original at byte {at}{whose}",
+                tensor=want.name,
+                layer=want.where,
+                position=want.position,
+                expert=want.expert,
+                offset=at,
+            )
+        ]
+    rows = list(_differing_rows(want, have))
+    findings = []
+    for position, at in rows[:_ROWS_NAMED]:
+        expert = want.kept[position]
+        findings.append(
+            Finding(
+                subject=f"tensor {want.name}: layer {want.layer}, position {position} is not original expert {expert}",
+                expected=f"the bytes of expert {expert}",
+                actual=_whose_row(want, have, position, at),
+                tensor=want.name,
+                layer=want.layer,
+                position=position,
+                expert=expert,
+                offset=at,
+            )
+        )
+    if len(rows) > _ROWS_NAMED:
+        more = [position for position, _ in rows[_ROWS_NAMED:]]
+        findings.append(
+            Finding(
+                subject=f"tensor {want.name}: {len(more)} more kept positions differ",
+                actual=f"positions {more}",
+                tensor=want.name,
+                layer=want.layer,
+            )
+        )
+    return findings
+
+
+def row_layout(info: TensorInfo, axis: int) -> tuple[int, int]:
+    """(outer, row bytes): an expert's slice is `outer` pieces of `row` bytes. Raises if a row is not whole bytes."""
+    outer, rows = prod(info.shape[:axis]), prod(info.shape[: axis + 1])
+    if info.nbytes % max(rows, 1):
+        raise CheckpointError(
+            f"tensor {info.name} packs several experts into one byte",
+            actual=f"{info.dtype} {list(info.shape)}",
+            remedy="this layout cannot be cut or compared by rows",
+        )
+    return outer, info.nbytes // max(rows, 1)
+
+
+def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int]]:
+    """(kept position, byte offset in the pruned tensor) of the first difference of every position that differs."""
+    kept = want.kept or ()
+    outer, row = row_layout(want.source, want.axis)
+    experts, seen = want.source.shape[want.axis], set()
+    for block in range(outer):
+        position = 0
+        while position < len(kept):
+            # Neighbours in both files are compared as one run; a difference is then located inside it.
+            end = position + 1
+            while end < len(kept) and kept[end] == kept[end - 1] + 1:
+                end += 1
+            source, target = (block * experts + kept[position]) * row, (block * len(kept) + position) * row
+            at = first_difference(want.source, source, have, target, (end - position) * row)
+            if at is None:
+                position = end
+                continue
+            position += at // row
+            if position not in seen:
+                seen.add(position)
+                yield position, target + at
+            position += 1
+
+
+def _whose_row(want: Expected, have: TensorInfo, position: int, at: int) -> str:
+    """Says which original expert stands at a wrong position, if any: a swap looks different from damage."""
+    outer, row = row_layout(want.source, want.axis)
+    if outer == 1:
+        for expert in range(want.source.shape[want.axis]):
+            if first_difference(want.source, expert * row, have, position * row, row) is None:
+                return f"the bytes of expert {expert}"
+    return f"no original expert's bytes (first difference at byte {at} of the tensor)"
+
+
+def first_difference(a: TensorInfo, a_at: int, b: TensorInfo, b_at: int, length: int) -> int | None:
+    """Offset of the first differing byte of two ranges given relative to their tensors, or None if equal."""
+    left, right = bytearray(min(BLOCK, length)), bytearray(min(BLOCK, length))
+    with a.file.open("rb", buffering=0) as file_a, b.file.open("rb", buffering=0) as file_b:
+        done = 0
+        while done < length:
+            count = min(BLOCK, length - done)
+            if count < len(left):
+                del left[count:], right[count:]
+            _fill(file_a.fileno(), left, a, a_at + done)
+            _fill(file_b.fileno(), right, b, b_at + done)
+            if left != right:
+                return done + int(np.argmax(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))
+            done += count
+    return None
+
+
+def _fill(fd: int, buffer: bytearray, info: TensorInfo, offset: int) -> None:
+    view = memoryview(buffer)
+    got = 0
+    while got < len(view):
+        count = os.preadv(fd, [view[got:]], info.start + offset + got)
+        if count == 0:
+            raise CheckpointError(
+                f"tensor {info.name} in {info.file} ends early", remedy="the file changed while it was read"
+            )
+        got += count
+    view.release()

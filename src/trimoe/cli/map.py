@@ -1,0 +1,230 @@
+"""`trimoe map`: statistics and a recipe become a drop map; and the group of commands that make maps."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimoe.cli.parts import map_combine as combine
+from trimoe.cli.parts.common import emit, json_option
+from trimoe.errors import UsageError
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(name="make")
+@click.argument("stats", type=FILE)
+@click.option(
+    "--recipe",
+    "-r",
+    "recipe_name",
+    default="v5-coder",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A shipped recipe (random-N is seed N) or a .toml file.",
+)
+@click.option("--base-stats", type=FILE, help="Statistics of the generic classes, for the floor. Default: STATS.")
+@click.option("--keep", type=click.IntRange(1), help="Experts to keep in every layer.")
+@click.option(
+    "--drop-fraction", type=click.FloatRange(0, 1, max_open=True), help="Share of the experts to drop, 0 to 1."
+)
+@click.option("--criterion", help="Score of an expert: contribution, wnorm, frequency, reap, ean or random.")
+@click.option("--alpha", type=float, help="Weight of wnorm in the contribution score.")
+@click.option("--normalize", help="Within class and layer: rank, mean or none.")
+@click.option("--aggregate", help="Over classes: max, sum, mean, lp4, softmax_t4, second, top3mean or geomean.")
+@click.option(
+    "--class-weights", metavar="C=W,...", help="Weights of classes or patterns; those not named keep the recipe's."
+)
+@click.option("--protect-top", metavar="N", help="Never drop the N best of a layer; a share 16/128 is scaled.")
+@click.option("--floor", metavar="LO:HI", help="Protect LO to HI experts per layer by pooled score, or `none`.")
+@click.option("--floor-file", type=FILE, help="The floor of every layer, from a JSON file.")
+@click.option("--floor-clamp", metavar="LO:HI", help="Rescale the floor, given or derived, to LO..HI.")
+@click.option("--breadth-bonus", type=float, help="Times the mean over classes, added to the aggregate.")
+@click.option("--class-min", metavar="C=N,...", help="Keep at least N experts whose best class is C.")
+@click.option("--force-keep", type=FILE, help="File of LAYER:EXPERT lines that stay whatever their score.")
+@click.option(
+    "--outliers",
+    metavar="MODE:LIMIT",
+    help="Cells with wnorm above LIMIT: median, zero, drop, keep (as they are), or `none`.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Seed of the random criterion.")
+@click.option("-o", "--out", type=FILE, help="The map to write (JSON).")
+@click.option("--dry-run", is_flag=True, help="Make the map and report it; write nothing.")
+@click.option(
+    "--explain", "explained", metavar="LAYER:EXPERT", multiple=True, help="Say why this expert stays or goes."
+)
+@click.option("--diff", type=FILE, help="Compare with another map.")
+@json_option
+def drop_map(
+    stats: Path,
+    recipe_name: str,
+    base_stats: Path | None,
+    keep: int | None,
+    drop_fraction: float | None,
+    class_weights: str | None,
+    floor: str | None,
+    floor_file: Path | None,
+    floor_clamp: str | None,
+    class_min: str | None,
+    force_keep: Path | None,
+    outliers: str | None,
+    protect_top: str | None,
+    out: Path | None,
+    dry_run: bool,
+    explained: tuple[str, ...],
+    diff: Path | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Choose the experts to drop from the statistics STATS.
+
+    Every field of the recipe can be overridden; the map records the recipe as it was applied. The same statistics and
+    options give the same bytes. STATS may also be a JSON[.gz] file in the reference layout.
+
+    \b
+    Examples:
+      trimoe map stats.safetensors --recipe v5-coder -o map.json
+      trimoe map stats.safetensors --recipe reap --drop-fraction 0.25 -o map.json
+      trimoe map targeted.safetensors --base-stats generic.safetensors --outliers median:1e4 -o map.json
+      trimoe map stats.safetensors --class-weights math=1,code=3 --floor none --dry-run --explain 0:17
+    """
+    from trimoe.choose import override as given
+    from trimoe.choose.dropmap import DropMap
+    from trimoe.choose.explain import difference, explain
+    from trimoe.choose.recipe import load_recipe, resolve
+    from trimoe.choose.select import budget, make_map, rescale
+    from trimoe.cli.stats import open_stats
+    from trimoe.io.publish import require_absent
+
+    if out is None and not dry_run:
+        raise UsageError("nowhere to write the map", expected="-o MAP", remedy="add -o MAP or --dry-run")
+    if keep is not None and drop_fraction is not None:
+        raise UsageError("--keep and --drop-fraction contradict each other", expected="one of them")
+    if floor is not None and (floor_file is not None or (floor_clamp is not None and floor != "none")):
+        raise UsageError("--floor contradicts --floor-file and --floor-clamp", expected="--floor, or the others")
+    if floor == "none" and floor_clamp is not None:
+        raise UsageError("--floor none contradicts --floor-clamp", expected="one of them")
+    if out is not None and not dry_run:
+        require_absent(out)
+    wanted = [_cell(text) for text in explained]
+    measured = open_stats(stats)
+    base = open_stats(base_stats) if base_stats is not None else None
+    clamp = given.span(floor_clamp, "--floor-clamp") if floor_clamp is not None else None
+    derived = clamp if floor_file is None else None
+    if floor is not None and floor != "none":
+        derived = given.span(floor, "--floor")
+    recipe = given.override(
+        load_recipe(recipe_name),
+        measured.classes,
+        class_weights=given.pairs(class_weights, "--class-weights") if class_weights is not None else None,
+        class_min=given.pairs(class_min, "--class-min") if class_min is not None else None,
+        protect_top=given.count(protect_top) if protect_top is not None else None,
+        floor=derived,
+        no_floor=floor == "none",
+        outliers=outliers,
+        **fields,
+    )
+    floors = given.read_floors(floor_file) if floor_file is not None else None
+    number = budget(recipe, measured.shape[2], keep, drop_fraction)
+    if floors is not None and clamp is not None:
+        low, high = (resolve(c, number) for c in _counts(clamp))
+        floors = rescale([float(f) for f in floors], (low, high))
+    pins = given.read_force_keep(force_keep) if force_keep is not None else None
+    made = make_map(measured, recipe, base_stats=base, keep=number, floors=floors, force_keep=pins)
+    data: dict[str, Any] = {
+        "map": str(out) if out is not None and not dry_run else None,
+        "map_sha256": made.content_hash,
+        "recipe": recipe.name,
+        "keep": number,
+        "num_experts": made.num_experts,
+        "num_layers": len(made.drop),
+        "classes": made.metadata["classes"],
+        "imputed_cells": made.metadata["imputed_cells"],
+        "extreme_cells_ranked": made.metadata["extreme_cells_ranked"],
+        "class_min_unmet": made.metadata.get("class_min_unmet", {}),
+    }
+    if wanted:
+        data["explain"] = [explain(measured, recipe, made, layer, expert, base) for layer, expert in wanted]
+    if diff is not None:
+        data["diff"] = difference(made, DropMap.load(diff))
+    if out is not None and not dry_run:
+        made.save(out)
+    emit(data, _text(data), as_json)
+
+
+def _counts(pair: tuple[str, str]) -> tuple[int | str, int | str]:
+    """Both ends as recipe counts; refuses what a recipe would refuse."""
+    from trimoe.choose.recipe import Floor, validated
+
+    checked = validated({"name": "floor", "floor": {"clamp": [int(p) if p.isdecimal() else p for p in pair]}}, "floor")
+    assert isinstance(checked.floor, Floor)
+    return checked.floor.clamp
+
+
+def _cell(text: str) -> tuple[int, int]:
+    layer, _, expert = text.partition(":")
+    if not (layer.isdecimal() and expert.isdecimal()):
+        raise UsageError(f"--explain: cannot read {text!r}", expected="LAYER:EXPERT", remedy="for example 0:17")
+    return int(layer), int(expert)
+
+
+def _text(data: dict[str, Any]) -> str:
+    lines = [
+        f"{data['recipe']}: keep {data['keep']} of {data['num_experts']} experts in {data['num_layers']} layers; "
+        f"classes {', '.join(f'{c}={w:g}' for c, w in data['classes'].items())}"
+    ]
+    if data["imputed_cells"]:
+        lines.append(f"{data['imputed_cells']} outlier cells imputed")
+    if data["extreme_cells_ranked"]:
+        lines.append(
+            f"warning: {data['extreme_cells_ranked']} cells with an implausibly large wnorm were ranked as they "
+            "are; repair them with --outliers median:1e4"
+        )
+    for layer, short in data["class_min_unmet"].items():
+        lines.append(f"warning: layer {layer} keeps fewer than the class minimum: {short}")
+    for e in data.get("explain", ()):
+        fate = "dropped" if e["dropped"] else "kept"
+        why = [n for n in ("rank", "floor") if e.get(f"protected_by_{n}")]
+        lines.append(
+            f"expert {e['layer']}:{e['expert']} is {fate}: score {e['score']:.4g}, place {e['rank']} of {e['of']}"
+            + (f", protected by {' and '.join(why)}" if why else "")
+            + f" (lowest kept {e['lowest_kept_score']:.4g})"
+        )
+        lines += [f"  {name}: {c['normalised']:.4g} x {c['weight']:g}" for name, c in e["classes"].items()]
+    if "diff" in data:
+        lines.append(f"{data['diff']['swaps']} swaps against the other map in {len(data['diff']['layers'])} layers")
+    lines.append(f"wrote {data['map']}" if data["map"] else "dry run: nothing written")
+    return "\n".join(lines)
+
+
+class Maps(click.Group):
+    """A group whose first word may be left out: `trimoe map STATS` is `trimoe map make STATS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the word in."""
+        return super().parse_args(ctx, self.completed(args))
+
+    def completed(self, args: list[str]) -> list[str]:
+        """The arguments with the name of the command first."""
+        explicit = not args or args[0] in self.commands or args[0] in ("-h", "--help")
+        return args if explicit else ["make", *args]
+
+
+@click.group(name="map", cls=Maps)
+def maps() -> None:
+    """Choose the experts to drop, or combine maps.
+
+    `trimoe map STATS` is short for `trimoe map make STATS`; see `trimoe map make --help` for its options.
+
+    \b
+    Examples:
+      trimoe map stats.safetensors --recipe v5-coder -o map.json
+      trimoe map combine code.json math.json --keep-union -o both.json
+      trimoe map recorded pruned-twice --undo 1 -o before.json
+    """
+
+
+for command in (drop_map, *combine.COMMANDS):
+    maps.add_command(command)
+
+COMMANDS = [maps]

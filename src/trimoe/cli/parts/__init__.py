@@ -1,0 +1,1 @@
+"""Pieces of the command line that several verbs share."""

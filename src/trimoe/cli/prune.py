@@ -1,0 +1,154 @@
+"""`trimoe prune`: cut a drop map out of a checkpoint."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from trimoe.cli.parts.common import emit, json_option, parse_size, progress, show_size
+from trimoe.cut.plan import DEFAULT_SHARD
+from trimoe.errors import Interrupted, UsageError
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory to create; for a GGUF model a .gguf file, or a directory for several.",
+)
+@click.option(
+    "--max-shard",
+    metavar="SIZE",
+    show_default="5GB; GGUF: source",
+    help="Largest output file, or `source` for files as in MODEL.",
+)
+@click.option("--imatrix", type=click.Path(path_type=Path), help="GGUF: cut this importance matrix too.")
+@click.option("--imatrix-out", type=click.Path(path_type=Path), help="GGUF: where the cut importance matrix goes.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be written; write nothing.")
+@click.option("--sync", is_flag=True, help="Wait until the disk holds the output (a power cut loses nothing).")
+@click.option("--verify", is_flag=True, help="Read the written weights back from the disk and compare their hashes.")
+@click.option(
+    "--no-hash",
+    is_flag=True,
+    help="Let the kernel or file server move the bytes: unhashed, and a killed run starts over.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Output files written at a time. Default: one per core, at most 4.",
+)
+@json_option
+def prune(
+    model: Path,
+    map_file: Path,
+    out: Path,
+    max_shard: str | None,
+    imatrix: Path | None,
+    imatrix_out: Path | None,
+    dry_run: bool,
+    sync: bool,
+    verify: bool,
+    no_hash: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Cut the experts that MAP drops out of the checkpoint MODEL.
+
+    Bytes are copied and hashed on their way; torch is not needed and memory does not grow with the model. Weight values
+    are not interpreted: `trimoe calibrate` and `trimoe certify` refuse NaN. OUT appears only when it is complete; after
+    a kill the same command goes on with what it verifies of the hidden .OUT.partial.
+
+    MODEL can be a GGUF file in any quantization (for a split one, any part): nothing is converted, and no unquantized
+    weights are needed.
+
+    \b
+    Examples:
+      trimoe prune gemma-4-26B-A4B-it map.json -o gemma-4-98e
+      trimoe prune gemma-4-26B-A4B-it map.json -o gemma-4-98e --dry-run
+      trimoe prune MODEL map.json -o OUT --max-shard source --verify
+      trimoe prune base-Q4_K_M.gguf map.json -o pruned-Q4_K_M.gguf
+      trimoe prune base-Q4_K_M.gguf map.json -o pruned.gguf --imatrix imatrix.gguf --imatrix-out imatrix-pruned.gguf
+    """
+    from trimoe.choose.dropmap import DropMap
+    from trimoe.model.gguf.file import find_gguf
+
+    if verify and no_hash:
+        raise UsageError("--verify compares hashes, and --no-hash makes none", expected="one of them")
+    as_source = max_shard is not None and max_shard.strip().lower() == "source"
+    limit = None if max_shard is None or as_source else parse_size(max_shard, "--max-shard 5GB")
+    gguf = find_gguf(model)
+    if gguf is None and (imatrix is not None or imatrix_out is not None):
+        raise UsageError("--imatrix is for GGUF models", actual=f"{model} is none")
+    drop_map = DropMap.load(map_file)
+    with progress("prune") as update, resumable(out):
+        if gguf is not None:
+            from trimoe.cut.gguf.prune import prune_gguf
+
+            report = prune_gguf(
+                gguf,
+                drop_map,
+                out,
+                max_shard=limit,
+                imatrix=imatrix,
+                imatrix_out=imatrix_out,
+                dry_run=dry_run,
+                sync=sync,
+                verify=verify,
+                hashed=not no_hash,
+                jobs=jobs,
+                progress=update,
+            )
+        else:
+            from trimoe.cut.prune import prune as cut
+
+            size = limit if as_source or limit is not None else DEFAULT_SHARD
+            report = cut(
+                model,
+                drop_map,
+                out,
+                max_shard=size,
+                dry_run=dry_run,
+                sync=sync,
+                verify=verify,
+                hashed=not no_hash,
+                jobs=jobs,
+                progress=update,
+            )
+    verb = "would keep" if dry_run else "kept"
+    text = (
+        f"{out}: {verb} {report.experts_after} of {report.experts_before} experts in {report.layers} layers; "
+        f"{show_size(report.bytes_before)} -> {show_size(report.bytes_after)} in {report.shards} "
+        f"file{'s' if report.shards > 1 else ''}"
+    )
+    if report.files_left_out:
+        text += f"\nleft out: {', '.join(report.files_left_out)}"
+    if report.bytes_resumed:
+        text += f"\nwent on after {show_size(report.bytes_resumed)} of an earlier run, verified by their hashes"
+    if not dry_run:
+        text += (
+            f"\ncopied by {', '.join(report.copied_by)}; prove it with: trimoe certify {model} {out} --map {map_file}"
+        )
+    emit(report.as_json(), text, as_json)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Says what an interrupt leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        left = out.parent / f".{out.name}.partial"
+        raise Interrupted(
+            "interrupted",
+            actual=f"{left} holds what was written so far" if left.exists() else "nothing was left behind",
+            remedy="run the same command again to go on" + (f", or remove {left} to give up" if left.exists() else ""),
+        ) from exc
+
+
+COMMANDS = [prune]

@@ -1,0 +1,1 @@
+"""Cutting experts out of GGUF files and importance matrices."""

@@ -1,0 +1,199 @@
+"""From a GGUF header and a map to files: metadata entries, tensors, and the byte ranges that make them. Pure.
+
+An expert's weights lie together on the slowest axis in every quantization type, so a cut takes whole experts as they
+are and converts nothing. Invariants: a plan is a function of the model, the map and the wanted layout alone; metadata
+other than the expert count (and how the file is split) keep their bytes and their order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from trimoe.choose.dropmap import DropMap
+from trimoe.errors import CheckpointError, MapError
+from trimoe.model.gguf.file import split_name
+from trimoe.model.gguf.format import INTEGERS, Field, nbytes_of, padded, scalar_field
+from trimoe.model.gguf.model import GgufModel
+from trimoe.model.safetensors import TensorInfo
+
+_SPLIT = "split."
+_U16, _I32 = 2, 5  # types of the split keys, as llama.cpp writes them
+_MAX_PARTS = 99_999  # five digits in the names
+
+Layout = Literal["single", "source"] | int
+"""One file; files as in the source; or files with at most this many bytes of tensors."""
+
+
+@dataclass(frozen=True)
+class GgufPiece:
+    """An output tensor: all of a source tensor, or the experts `keep` of it."""
+
+    shape: tuple[int, ...]
+    source: TensorInfo
+    keep: tuple[int, ...] | None = None
+    experts: int = 1
+    """Entries of the source's expert axis."""
+
+    @property
+    def name(self) -> str:
+        """The source's name; a cut renames nothing."""
+        return self.source.name
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, without padding."""
+        return self.source.nbytes if self.keep is None else self.row * len(self.keep)
+
+    @property
+    def row(self) -> int:
+        """Bytes of one expert."""
+        return self.source.nbytes // self.experts
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Absolute [start, end) ranges of the source file in output order, neighbours joined."""
+        if self.keep is None:
+            if self.source.nbytes:
+                yield self.source.start, self.source.end
+            return
+        start = end = self.source.start
+        for expert in self.keep:
+            at = self.source.start + expert * self.row
+            if at != end:
+                if end > start:
+                    yield start, end
+                start = at
+            end = at + self.row
+        if end > start:
+            yield start, end
+
+
+@dataclass(frozen=True)
+class GgufPart:
+    """One output file. `name` is empty for a single file, whose name the caller chose."""
+
+    name: str
+    version: int
+    alignment: int
+    fields: tuple[Field, ...]
+    pieces: tuple[GgufPiece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors and their padding, without the header."""
+        return sum(padded(piece.nbytes, self.alignment) for piece in self.pieces)
+
+
+def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
+    """The map over every layer of the file, dense ones dropping nothing, after every check a map can fail.
+
+    A layer that only predicts further tokens drops, unless the map names it, what the last ordinary layer with experts
+    drops, as in the cut of a checkpoint. Raises `MapError`. Whose statistics made the map is not checked: a GGUF file
+    does not say which checkpoint it was converted from.
+    """
+    layers = model.moe_layers
+    dense = set(range(model.num_layers)) - set(layers)
+    if wrong := [layer for layer, ids in sorted(drop_map.drop.items()) if ids and layer in dense]:
+        raise MapError(
+            f"the map drops experts in layer {wrong[0]}, which has none",
+            expected=f"layers {', '.join(map(str, layers))}",
+            actual=f"also {wrong}",
+            remedy="use the map of this model",
+        )
+    last = max((layer for layer in layers if layer not in model.predicting_layers), default=layers[-1])
+    drop = dict(drop_map.drop)
+    if last in drop:
+        drop |= {layer: drop[last] for layer in model.predicting_layers if layer in layers and layer not in drop}
+    # A dense layer may be absent; give it the common count so that the map's own checks see every layer.
+    common = next((ids for layer, ids in sorted(drop.items()) if layer not in dense), ())
+    DropMap({**drop, **dict.fromkeys(dense, common)}, drop_map.num_experts).validate(
+        model.num_layers, model.num_experts, model.top_k
+    )
+    return DropMap(dict(sorted({**drop, **dict.fromkeys(dense, ())}.items())), model.num_experts, drop_map.metadata)
+
+
+def keeps_of(model: GgufModel, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
+    """Kept ids per layer with experts. Raises `MapError` if the map does not fit."""
+    complete = complete_map(model, drop_map)
+    return {layer: tuple(complete.keep(layer)) for layer in model.moe_layers}
+
+
+def plan_gguf(model: GgufModel, drop_map: DropMap, stem: str, layout: Layout) -> list[GgufPart]:
+    """Every output file. `stem` is the beginning of the parts' names. Raises `MapError` or `CheckpointError`."""
+    keeps = keeps_of(model, drop_map)
+    kept = len(next(iter(keeps.values())))
+    pieces = [[_piece(model, info, keeps) for info in file.tensors.values()] for file in model.gguf.files]
+    fields = [[_counted(model, f, kept) for f in file.fields.values()] for file in model.gguf.files]
+    first = model.gguf.files[0]
+    if layout == "source" and len(pieces) > 1:
+        named = [split_name(stem, i, len(pieces)) for i in range(len(pieces))]
+        return [
+            GgufPart(name, file.version, file.alignment, tuple(own), tuple(group))
+            for name, file, own, group in zip(named, model.gguf.files, fields, pieces, strict=True)
+        ]
+    alone = [f for f in fields[0] if not f.key.startswith(_SPLIT)]
+    flat = [piece for group in pieces for piece in group]
+    groups = [flat] if isinstance(layout, str) else _by_size(flat, layout, first.alignment)
+    if len(groups) == 1:
+        return [GgufPart("", first.version, first.alignment, tuple(alone), tuple(flat))]
+    return [
+        GgufPart(
+            split_name(stem, i, len(groups)),
+            first.version,
+            first.alignment,
+            (*_part_fields(alone, i), *_split_fields(i, len(groups), len(flat))),
+            tuple(group),
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+def _piece(model: GgufModel, info: TensorInfo, keeps: dict[int, tuple[int, ...]]) -> GgufPiece:
+    tensor = model.expert_tensors.get(info.name)
+    experts = model.num_experts
+    if tensor is None or len(keeps[tensor.layer]) == experts:
+        return GgufPiece(info.shape, info)
+    keep, axis = keeps[tensor.layer], tensor.axis
+    shape = (*info.shape[:axis], len(keep), *info.shape[axis + 1 :])
+    if info.nbytes % experts or nbytes_of(info.dtype, shape) != info.nbytes // experts * len(keep):
+        raise CheckpointError(
+            f"tensor {info.name} cannot be cut exactly",
+            expected="whole blocks per expert",
+            actual=f"{info.nbytes} bytes of {info.dtype} for {experts} experts",
+        )
+    return GgufPiece(shape, info, keep, experts)
+
+
+def _counted(model: GgufModel, field: Field, kept: int) -> Field:
+    if field.key != model.count_key or field.kind not in INTEGERS:
+        return field
+    return scalar_field(field.key, field.kind, kept)
+
+
+def _by_size(pieces: list[GgufPiece], limit: int, alignment: int) -> list[list[GgufPiece]]:
+    """Filled in source order, as llama-gguf-split does."""
+    groups: list[list[GgufPiece]] = [[]]
+    size = 0
+    for piece in pieces:
+        size += padded(piece.nbytes, alignment)
+        if size > limit and groups[-1]:
+            groups.append([])
+            size = padded(piece.nbytes, alignment)
+        groups[-1].append(piece)
+    if len(groups) > _MAX_PARTS:
+        raise CheckpointError(
+            f"{len(groups)} files are too many", expected=f"at most {_MAX_PARTS}", remedy="give a larger --max-shard"
+        )
+    return groups
+
+
+def _part_fields(alone: list[Field], part: int) -> list[Field]:
+    """All metadata stand in the first file; the others need only what their own layout depends on."""
+    return alone if part == 0 else [f for f in alone if f.key == "general.alignment"]
+
+
+def _split_fields(part: int, parts: int, tensors: int) -> list[Field]:
+    return [
+        scalar_field("split.no", _U16, part),
+        scalar_field("split.count", _U16, parts),
+        scalar_field("split.tensors.count", _I32, tensors),
+    ]

@@ -1,0 +1,156 @@
+"""What a run comes to: score, standard error, causes, ceilings, and the marks that must be shown beside them.
+
+Invariants: a run with rows that could not be scored has no score, until they are scored or left out in so many words
+(`exclude_errors`, a mark); of a bench in parts the score is the mean of its parts. All of it is stored together.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trimoe.bench.bench import Verdict
+from trimoe.bench.cause import Ceilings, Limits, ceilings
+from trimoe.evaluate.log.marks import left_out, marks_of
+from trimoe.evaluate.log.run_log import Result, Run, RunLog, Scored
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run's result over its first `n` rows. `score` is correct / scored, None while a row is not scored.
+
+    Of a bench in parts (languages) it is the mean of the parts, None when one of them could not be scored. `errors`
+    are rows without a reply; `unscored` counts them too. `standard_error` is of the score, both shares in [0, 1].
+    `marks` say what a reader must know (an ignored guard, no sandbox, ...); `ceilings` what limits did to the replies.
+    """
+
+    run_id: int
+    bench: str
+    model: str
+    name: str
+    n: int
+    correct: int
+    unscored: int
+    score: float | None
+    causes: dict[str, int]
+    parts: dict[str, float | None] = field(default_factory=dict)
+    errors: int = 0
+    standard_error: float | None = None
+    ceilings: dict[str, Any] | None = None
+    marks: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def summarize(
+    log: RunLog, run: Run, doc_ids: Sequence[str] | None = None, *, exclude_errors: bool = False
+) -> RunSummary:
+    """Counts of a run, over some rows or all that are stored."""
+    chosen = set(doc_ids) if doc_ids is not None else None
+    samples = [s for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
+    verdicts = [s.verdict for s in samples]
+    unscored = sum(v.correct is None for v in verdicts)
+    score, error, parts = score_of(run, samples, exclude_errors=exclude_errors)
+    marks = [mark.text for mark in marks_of(log, run)]
+    if exclude_errors and unscored:
+        marks.append(left_out(unscored).text)
+    if read := sum(s.sample.fallback for s in samples):
+        marks.append(f"{read} read from the reasoning")
+    limited = run_ceilings(run, samples)
+    return RunSummary(
+        run.run_id,
+        run.bench,
+        run.model,
+        run.name,
+        len(verdicts),
+        sum(v.correct is True for v in verdicts),
+        unscored,
+        score,
+        dict(sorted(Counter[str](v.cause for v in verdicts).items())),
+        parts,
+        sum(bool(s.sample.error) for s in samples),
+        error,
+        None if limited is None else asdict(limited),
+        tuple(marks),
+    )
+
+
+def score_of(
+    run: Run, samples: Sequence[Scored], *, exclude_errors: bool = False
+) -> tuple[float | None, float | None, dict[str, float | None]]:
+    """(score, its standard error, score of each part) by the bench's own average; looks at ids and verdicts only."""
+    groups = _parts(samples) if run.spec.get("average") == "macro" else {}
+    parts = {name: _share(group, exclude_errors) for name, group in groups.items()}
+    score, error = _mean(list(groups.values()) or [[s.verdict for s in samples]], exclude_errors)
+    return score, error, parts
+
+
+def conclude(log: RunLog, run: Run, scorer: int, doc_ids: Sequence[str] | None, exclude_errors: bool) -> RunSummary:
+    """Summarize and store the result."""
+    s = summarize(log, run, doc_ids, exclude_errors=exclude_errors)
+    asked = s.n if doc_ids is None else len(doc_ids)
+    scored = s.n - s.unscored
+    log.conclude(
+        run,
+        Result(asked, scorer, s.correct, scored, s.unscored, s.score, s.standard_error, s.causes, s.ceilings, s.marks),
+    )
+    return s
+
+
+def limits_of(run: Run) -> Limits:
+    """Cap and thinking budget of the run's bench, context of its server."""
+    think = (run.spec.get("generation") or {}).get("think_budget", 0)
+    return Limits(int(run.spec.get("max_new_tokens", 0)), int(think), run.sampler.get("context"))
+
+
+def run_ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
+    """What limits did to a run's scored replies; None where one is not counted, or the limits are not known."""
+    limits = limits_of(run)
+    scored = [s for s in samples if s.verdict.correct is not None]
+    seen = [s.sample.observed() for s in scored]
+    counts = [o.tokens for o in seen]
+    if not limits.cap or not counts or any(count is None for count in counts):
+        return None
+    # the answer room is a ceiling only where every answer is counted apart from its reasoning
+    uncounted = any(o.reasoning.strip() and o.reasoning_tokens is None for o in seen)
+    split = not uncounted and any(o.reasoning_tokens for o in seen)
+    tokens = [(o.content_tokens if split else o.tokens) or 0 for o in seen]
+    return ceilings(
+        tokens,
+        [s.verdict.correct is True for s in scored],
+        limits,
+        split=split,
+        whole=[o.tokens or 0 for o in seen],
+        stopped=[o.finish_reason == "stop" for o in seen],
+    )
+
+
+def _parts(samples: Sequence[Scored]) -> dict[str, list[Verdict]]:
+    """Verdicts of each part; the part is what stands before "::" in a row's id. Imported rows may have none."""
+    parts: dict[str, list[Verdict]] = {}
+    for scored in samples:
+        part, mark, _ = scored.sample.doc_id.partition("::")
+        if mark:
+            parts.setdefault(part, []).append(scored.verdict)
+    return parts
+
+
+def _mean(groups: Sequence[Sequence[Verdict]], exclude: bool) -> tuple[float | None, float | None]:
+    """Mean of the groups' shares with its standard error; one group that has no share leaves the whole without."""
+    shares = [_share(group, exclude) for group in groups]
+    known = [share for share in shares if share is not None]
+    if len(known) != len(groups):
+        return None, None
+    sizes = [sum(v.correct is not None for v in group) for group in groups]
+    variance = sum(p * (1 - p) / n for p, n in zip(known, sizes, strict=True))
+    return sum(known) / len(known), math.sqrt(variance) / len(known)
+
+
+def _share(verdicts: Sequence[Verdict], exclude: bool) -> float | None:
+    scored = [v.correct for v in verdicts if v.correct is not None]
+    if not scored or (len(scored) < len(verdicts) and not exclude):
+        return None
+    return sum(scored) / len(scored)

@@ -1,0 +1,207 @@
+"""Moving byte ranges between files at the speed of the machine, with memory that does not depend on their size.
+
+By default every byte passes through a small buffer and is hashed there. With `kernel=True` nothing is hashed:
+copy_file_range (the kernel or a file server copies, or shares blocks where it can), then sendfile, then reads and
+writes. `Copier.methods` says what was used, so a fallback is visible in the report.
+Ranges far smaller than a page burst are gathered: read in one span, joined.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from trimoe.io.hashing import HashedFile, Marks
+from trimoe.io.reading import SourceFile, ended_early
+
+CHUNK = 64 << 20  # per step: large enough to cost nothing, small enough for progress and interrupts
+BUFFER = 8 << 20
+SMALL = 32 << 10  # ranges below this are gathered
+
+_UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: some sandboxes
+
+
+class Target(Protocol):
+    """A file that grows at its end."""
+
+    methods: set[str]
+
+    def put(self, data: memoryview) -> None:
+        """Append bytes from memory."""
+
+    def take(self, source: SourceFile, start: int, length: int) -> int:
+        """Append up to `length` bytes of an open file; returns how many, 0 if the file has ended."""
+
+    def close(self, complete: bool) -> None:
+        """Write out what waits (if `complete`) and close."""
+
+
+class Copier:
+    """Appends source ranges to one target file. A context manager; source files stay open until it closes.
+
+    `size` is how large the target will be, if that is known (see `HashedFile`). With `marks` the target may exist: what
+    an earlier run is recorded to have written is read, and kept as far as its hashes agree; the same calls of `write`
+    and `append` as in that run then skip what is there already.
+    """
+
+    def __init__(self, target: Path, *, kernel: bool = False, size: int = 0, marks: Marks | None = None) -> None:
+        self._hashed = None if kernel else HashedFile(target, size, marks)
+        self._target: Target = KernelFile(target) if self._hashed is None else self._hashed
+        self._skip = self.resumed
+        self._sources: dict[Path, SourceFile] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._target.close(complete=kind is None)
+        finally:
+            for source in self._sources.values():
+                source.close()
+
+    @property
+    def methods(self) -> set[str]:
+        """How bytes were moved."""
+        return self._target.methods
+
+    @property
+    def resumed(self) -> int:
+        """Bytes of an earlier run that were verified and kept."""
+        return 0 if self._hashed is None else self._hashed.verified
+
+    @property
+    def digest(self) -> str | None:
+        """Hex xxh3-128 of the whole file once it is closed; None if the kernel copied."""
+        return None if self._hashed is None else self._hashed.digest
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes from memory."""
+        view = memoryview(data)
+        skipped = min(self._skip, len(view))
+        self._skip -= skipped
+        if len(view) > skipped:
+            self._target.put(view[skipped:])
+
+    def skip(self, length: int) -> bool:
+        """Count the next `length` bytes as appended if an earlier run wrote all of them; else do nothing."""
+        if self._skip < length:
+            return False
+        self._skip -= length
+        return True
+
+    def append(self, file: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+        """Append `ranges` of `file` in order; yields the bytes done by each step.
+
+        Raises `CheckpointError` if the file ends early; `OSError` as the system gives it.
+        """
+        source = self._open(file)
+        small: list[tuple[int, int]] = []
+        before = self._skip
+        for start, end in self._not_skipped(ranges):
+            if end - start < SMALL and (not small or (start >= small[-1][1] and end - small[0][0] <= BUFFER)):
+                small.append((start, end))
+                continue
+            if small:
+                yield self._gather(source, small)
+                small = []
+            if end - start < SMALL:
+                small.append((start, end))
+            else:
+                yield from self._copy(source, start, end)
+        if small:
+            yield self._gather(source, small)
+        if before > self._skip:
+            yield before - self._skip
+
+    def unchanged(self) -> None:
+        """Raise `CheckpointError` if a source file was modified since it was opened."""
+        for source in self._sources.values():
+            source.unchanged()
+
+    def _open(self, file: Path) -> SourceFile:
+        if file not in self._sources:
+            self._sources[file] = SourceFile(file)
+        return self._sources[file]
+
+    def _not_skipped(self, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for start, end in ranges:
+            skipped = min(self._skip, end - start)
+            self._skip -= skipped
+            if start + skipped < end:
+                yield start + skipped, end
+
+    def _copy(self, source: SourceFile, start: int, end: int) -> Iterator[int]:
+        while start < end:
+            count = self._target.take(source, start, min(CHUNK, end - start))
+            if count == 0:
+                raise ended_early(end - start, 0)
+            start += count
+            yield count
+
+    def _gather(self, source: SourceFile, ranges: list[tuple[int, int]]) -> int:
+        """Ascending small ranges within BUFFER bytes of each other, in one read."""
+        base = ranges[0][0]
+        span = ranges[-1][1] - base
+        block = memoryview(bytearray(span))
+        source.read_into(block, base)
+        joined = b"".join(block[start - base : end - base] for start, end in ranges)
+        self._target.put(memoryview(joined))
+        self._target.methods.add("gather")
+        return len(joined)
+
+
+class KernelFile:
+    """A new file that the kernel fills; bytes do not enter this process where the file system can do without."""
+
+    def __init__(self, path: Path) -> None:
+        self.methods: set[str] = set()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._transfers: list[tuple[str, Callable[[int, int, int], int]]] = [
+            ("copy_file_range", self._by_range),
+            ("sendfile", self._by_sendfile),
+            ("read/write", self._by_buffer),
+        ]
+
+    def close(self, complete: bool) -> None:
+        """Close; everything is written already."""
+        os.close(self._fd)
+
+    def put(self, data: memoryview) -> None:
+        """Append bytes from memory."""
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def take(self, source: SourceFile, start: int, length: int) -> int:
+        """One step by the best method that works here; a method that the file system refuses is not tried again."""
+        while True:
+            name, move = self._transfers[0]
+            last = len(self._transfers) == 1
+            try:
+                count = move(source.fd, start, length)
+            except OSError as exc:
+                if last or exc.errno not in _UNSUPPORTED:
+                    raise
+                count = 0
+            # Some file systems answer 0 instead of an error; only plain reads decide that a file has ended.
+            if count or last:
+                self.methods.add(name)
+                return count
+            del self._transfers[0]
+
+    def _by_range(self, source: int, start: int, length: int) -> int:
+        if not hasattr(os, "copy_file_range"):
+            raise OSError(errno.ENOSYS, "no copy_file_range on this system")
+        return os.copy_file_range(source, self._fd, length, offset_src=start)
+
+    def _by_sendfile(self, source: int, start: int, length: int) -> int:
+        return os.sendfile(self._fd, source, start, length)
+
+    def _by_buffer(self, source: int, start: int, length: int) -> int:
+        data = os.pread(source, min(length, BUFFER), start)
+        self.put(memoryview(data))
+        return len(data)

@@ -1,0 +1,1 @@
+"""llama.cpp: find it, build it, call its programs."""

@@ -1,0 +1,121 @@
+"""What an artifact says of itself, for its card: a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
+
+Invariants: only what manifests, records and file sizes say; nothing is guessed. Text from files is data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from trimoe.cut.record import read_record
+from trimoe.errors import BadInput, Refused
+from trimoe.io.publish import MANIFEST, read_json
+from trimoe.judge.gather import gather
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.files import METADATA
+from trimoe.model.generate import SAMPLER
+
+Kind = Literal["pruned", "gguf", "nvfp4"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """`files` are weight files with their bytes, largest first; `facts` the numbers a card may print; `recipe` the
+    recipe as it was resolved, `map_metadata` what else the map says of its making, `made` the manifest's kind."""
+
+    path: Path
+    kind: Kind
+    files: tuple[tuple[str, int], ...]
+    facts: dict[str, float | int | str]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    map_metadata: dict[str, Any] = field(default_factory=dict)
+    made: str = ""
+
+    @property
+    def only_cut(self) -> bool:
+        """Whether the manifest says that experts were cut out and nothing else was done."""
+        return self.kind == "pruned" and self.made == "pruned checkpoint"
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Raises `BadInput` for a folder without weights."""
+    if not path.is_dir():
+        raise BadInput(f"{path} is not a folder", expected="a checkpoint or a folder of GGUF files")
+    found = sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")], key=lambda f: (-f.stat().st_size, f.name))
+    files = tuple((f.name, f.stat().st_size) for f in found)
+    if not files:
+        raise BadInput(f"{path} holds no weights", expected="*.safetensors or *.gguf files")
+    gguf = all(name.endswith(".gguf") for name, _ in files)
+    config = {} if gguf else read_json(path / "config.json", "config")
+    quantized = isinstance(config.get("quantization_config"), dict)
+    facts: dict[str, float | int | str] = {"total_bytes": sum(size for _, size in files)}
+    facts |= {f"bytes of {name}": size for name, size in files}
+    kind: Kind = "gguf" if gguf else "nvfp4" if quantized else "pruned"
+    recipe: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    made = ""
+    if (path / METADATA).exists():
+        record = read_record(path)
+        whole = record.get("composed", record)
+        facts |= {
+            "original_experts": whole["original_experts"],
+            "target_experts": whole["target_experts"],
+            "cut_layers": len(whole["per_layer_drop"]),
+        }
+        facts["dropped"] = whole["original_experts"] - whole["target_experts"]
+    if (path / MANIFEST).exists():
+        manifest = read_json(path / MANIFEST, "manifest")
+        made, inputs = str(manifest.get("kind") or ""), manifest.get("inputs") or {}
+        metadata = dict(inputs.get("map_metadata") or {})
+        recipe = dict(metadata.get("recipe") or {})
+        if isinstance(metadata.get("keep"), int):
+            facts["map_keep"] = metadata["keep"]
+    if kind == "pruned":
+        facts |= {"top_k": open_checkpoint(path).top_k}
+    return Artifact(path, kind, files, facts, recipe, metadata, made)
+
+
+def require_own_runs(artifact: Artifact, logs: Sequence[Path], names: Sequence[str]) -> None:
+    """`Refused` when none of the runs was made with the card's checkpoint; others may stand beside its own.
+
+    Known of runs of a checkpoint in this process alone; servers hash what they serve in ways of their own.
+    """
+    if artifact.kind != "pruned":
+        return
+    runs = [read.run for (name, _), read in gather(logs).items() if name in names]
+    own = open_checkpoint(artifact.path).fingerprint
+    if runs and all(run.sampler.get("engine") == SAMPLER["engine"] and run.model != own for run in runs):
+        raise Refused(
+            f"no run is of {artifact.path}",
+            actual=", ".join(sorted({run.model[:16] for run in runs})),
+            expected=f"fingerprint {own[:16]}",
+            remedy="name the run of this checkpoint",
+        )
+
+
+def front_matter(text: str, path: Path) -> tuple[dict[str, Any], str]:
+    """(metadata, body) of a README with YAML front matter; ({}, text) without. `BadInput` for bad YAML names `path`."""
+    if not text.startswith("---\n"):
+        return {}, text
+    head, mark, body = text[4:].partition("\n---\n")
+    if not mark:
+        raise BadInput(f"{path}: the front matter does not end", expected="a line ---")
+    try:
+        data = yaml.safe_load(head) or {}
+    except yaml.YAMLError as exc:
+        raise BadInput(f"{path}: the front matter is not YAML", actual=str(exc).splitlines()[0]) from exc
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: the front matter is not a table", expected="key: value")
+    return data, body
+
+
+def licence_of(base: Path | None) -> dict[str, Any]:
+    """license, license_name and license_link of a base checkpoint's own README, if it has one."""
+    readme = base / "README.md" if base else None
+    if readme is None or not readme.exists():
+        return {}
+    data, _ = front_matter(readme.read_text(encoding="utf-8"), readme)
+    return {key: data[key] for key in ("license", "license_name", "license_link") if data.get(key)}

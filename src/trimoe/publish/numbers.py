@@ -1,0 +1,154 @@
+"""Every number of a card comes through here: asked of its source by a named query, printed, and the query is kept.
+
+Invariants: a query is plain data (name and arguments), and asking it again of the same sources gives the same text.
+Sources are run logs and files; a number without a query cannot be printed through this class.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trimoe.errors import BadInput
+from trimoe.judge.audit.audit import RunAudit, audit
+from trimoe.judge.compare import Comparison, Row, compare_runs
+
+Arguments = dict[str, Any]
+
+
+@dataclass
+class Sources:
+    """Where numbers come from. `runs` are (name, bench) of the comparison's rows; `facts` come from the artifacts."""
+
+    logs: list[Path]
+    base: str
+    names: list[str]
+    facts: dict[str, float | int | str]
+    comparison: Comparison = field(init=False)
+    audits: dict[tuple[str, str], RunAudit] = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = {self.base, *self.names}
+        self.comparison = compare_runs(self.logs, self.base, self.names, detail=True, apart=True)
+        made = [one for path in self.logs for one in audit(path) if one.name in wanted]
+        self.audits = {(one.name, one.bench): one for one in made}
+        unseen = [row.name for row in self.comparison.rows if (row.name, row.bench) not in self.audits]
+        if unseen:
+            raise BadInput(
+                f"{unseen[0]} stands in several logs",
+                expected="one run per name and bench",
+                remedy="merge the logs with `trimoe log merge`, or give one",
+            )
+
+    def row(self, name: str, bench: str) -> Row:
+        """A row of the comparison."""
+        for row in self.comparison.rows:
+            if (row.name, row.bench) == (name, bench):
+                return row
+        raise BadInput(f"no run of {name} on {bench}", expected="a run of the card's logs")
+
+
+QUERIES: dict[str, Callable[[Sources, Arguments], str]] = {}
+
+
+def query(
+    name: str,
+) -> Callable[[Callable[[Sources, Arguments], str]], Callable[[Sources, Arguments], str]]:
+    """Registers a way to ask."""
+
+    def register(ask: Callable[[Sources, Arguments], str]) -> Callable[[Sources, Arguments], str]:
+        QUERIES[name] = ask
+        return ask
+
+    return register
+
+
+@dataclass
+class Numbers:
+    """Prints numbers and remembers how each was asked for."""
+
+    sources: Sources
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, name: str, /, **arguments: Any) -> str:
+        """The text of one number."""
+        text = QUERIES[name](self.sources, arguments)
+        self.asked.append({"text": text, "query": name, "arguments": arguments})
+        return text
+
+
+def ask_again(sources: Sources, asked: Sequence[dict[str, Any]]) -> list[str]:
+    """What no longer holds: numbers whose query gives another text now."""
+    wrong = []
+    for one in asked:
+        now = QUERIES[one["query"]](sources, one["arguments"])
+        if now != one["text"]:
+            wrong.append(f"{one['query']} {one['arguments']}: {one['text']} in the card, {now} in the sources")
+    return wrong
+
+
+@query("score")
+def _score(s: Sources, a: Arguments) -> str:
+    row = s.row(a["name"], a["bench"])
+    mark = " !" if row.marks else ""  # what it stands for is under the card's limits
+    return ("not scored" if row.accuracy is None else f"{100 * row.accuracy:.2f}") + mark
+
+
+@query("error")
+def _error(s: Sources, a: Arguments) -> str:
+    detail = s.row(a["name"], a["bench"]).detail
+    return "" if detail is None or detail.se is None else f"{100 * detail.se:.1f}"
+
+
+@query("items")
+def _items(s: Sources, a: Arguments) -> str:
+    return str(s.row(a["name"], a["bench"]).n)
+
+
+@query("interval")
+def _interval(s: Sources, a: Arguments) -> str:
+    row = s.row(a["name"], a["bench"])
+    return f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+
+
+@query("difference")
+def _difference(s: Sources, a: Arguments) -> str:
+    row = s.row(a["name"], a["bench"])
+    if row.difference is None or row.difference_low is None or row.difference_high is None:
+        return ""
+    return f"{100 * row.difference:+.2f} ({100 * row.difference_low:+.1f} to {100 * row.difference_high:+.1f})"
+
+
+@query("flips")
+def _flips(s: Sources, a: Arguments) -> str:
+    row = s.row(a["name"], a["bench"])
+    return "" if row.p is None else f"{row.lost}/{row.gained}"
+
+
+@query("p")
+def _p(s: Sources, a: Arguments) -> str:
+    row = s.row(a["name"], a["bench"])
+    return "" if row.p_holm is None else f"{row.p_holm:.2g}"
+
+
+@query("audit")
+def _audit(s: Sources, a: Arguments) -> str:
+    one, m = s.audits[a["name"], a["bench"]], s.audits[a["name"], a["bench"]].measures
+    what: dict[str, Any] = {
+        "verdict": one.verdict,
+        "flags": ", ".join(one.flags),
+        "n": one.n,
+        "empty": len(m.empty),
+        "fenced": m.fenced,
+        "chars": "/".join(f"{c:.0f}" for c in m.chars),
+        "loops": len(m.loops),
+        "failures": len(m.failures),
+    }
+    return str(what[a["what"]])
+
+
+@query("fact")
+def _fact(s: Sources, a: Arguments) -> str:
+    value = s.facts[a["name"]]
+    form = str(a.get("form", ""))
+    return format(value, form) if form else str(value)

@@ -1,0 +1,139 @@
+"""A folder of GGUF files to ollama: a Modelfile per tier, then create, push, verify, remove, one by one.
+
+Invariants: a tag is the tier, `latest` is Q4_K_M; a tag counts as pushed only when ollama's own output says "success"
+and names the model's address, and only then is it recorded and the local copy removed; a tag recorded for the same
+bytes and Modelfile is skipped. Modelfiles that a user changed are not overwritten. Not guaranteed: what other people
+push to the same name; ollama has no list of tags to ask.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimoe.errors import BadInput, MissingPrerequisite, Refused
+from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_file, sha256_json, write_json
+from trimoe.publish.inventory import RECORDS, require_publishable
+from trimoe.publish.modelfile import Modelfile, modelfiles
+
+LATEST = "Q4_K_M"
+Progress = Callable[[int, int, str], None]
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+@dataclass(frozen=True)
+class Push:
+    """One tag. `action` is `push`, or `same` where the record says that these bytes were pushed."""
+
+    made: Modelfile
+    tag: str
+    identity: str
+    action: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"tag": self.tag, "file": self.made.gguf.name, "modelfile": self.made.name, "action": self.action}
+
+
+def plan(folder: Path, repo: str | None, *, progress: Progress) -> list[Push]:
+    """Tags in the order of their push: by size, `latest` at the end. Raises `Refused` as for the hub, `BadInput`."""
+    require_publishable(folder)
+    made, pushes = modelfiles(folder), []
+    recorded = _record(folder, repo) if repo else {}
+    for number, one in enumerate(made):
+        progress(number, len(made), one.gguf.name)
+        _require_ours(folder, one)
+        identity = sha256_json([sha256_file(one.gguf), one.text])
+        for tag in [one.tag, *(["latest"] if one.tag == LATEST else [])]:
+            pushes.append(Push(one, tag, identity, "same" if recorded.get(tag) == identity else "push"))
+    return sorted(pushes, key=lambda push: push.tag == "latest")
+
+
+def write(folder: Path, pushes: list[Push]) -> None:
+    """The Modelfiles, beside their files."""
+    for made in {push.made.name: push.made for push in pushes}.values():
+        with publish_file(folder / made.name, overwrite=True) as temporary:
+            temporary.write_text(made.text, encoding="utf-8")
+    record = {push.made.name: sha256_bytes(push.made.text.encode()) for push in pushes}
+    write_json(folder / RECORDS / "modelfiles.json", record, overwrite=True)
+
+
+def _require_ours(folder: Path, made: Modelfile) -> None:
+    path, record = folder / made.name, folder / RECORDS / "modelfiles.json"
+    if path.exists():
+        text = path.read_bytes()
+        known = read_json(record, "record of Modelfiles").get(made.name) if record.exists() else None
+        if text != made.text.encode() and sha256_bytes(text) != known:
+            raise BadInput(
+                f"{path} was not written by this program, or was changed since",
+                expected="our own text",
+                remedy="move it away, or push it by hand: ollama create -f",
+            )
+
+
+def require_ollama() -> str:
+    """The program. Raises `MissingPrerequisite`."""
+    found = shutil.which("ollama")
+    if found is None:
+        raise MissingPrerequisite(
+            "pushing needs the program ollama",
+            expected="ollama on PATH",
+            remedy="https://ollama.com/download; Modelfiles need no --repo",
+        )
+    return found
+
+
+def push(folder: Path, repo: str, pushes: list[Push], *, progress: Progress) -> None:
+    """Create, push, verify, remove; serial. A rerun goes on after the last tag that arrived. Raises `Refused`."""
+    program = require_ollama()
+    todo = [one for one in pushes if one.action == "push"]
+    for number, one in enumerate(todo):
+        name = f"{repo}:{one.tag}"
+        progress(number, len(todo), name)
+        _run([program, "create", name, "-f", one.made.name], folder)
+        said = _run([program, "push", name], folder)
+        if "success" not in said or f"/{repo}" not in said.replace(name, ""):
+            raise Refused(
+                f"ollama did not confirm {name}",
+                expected='"success" and the address of the model',
+                actual=said[-300:],
+                remedy="run the same command again",
+            )
+        recorded = _record(folder, repo) | {one.tag: one.identity}
+        write_json(_record_path(folder, repo), {"pushed": recorded}, overwrite=True)
+        _run([program, "rm", name], folder)  # its blobs go with the last name that uses them
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    said = _ESCAPES.sub("", done.stdout)
+    if done.returncode:
+        raise MissingPrerequisite(
+            f"ollama {command[1]} {command[2]} failed",
+            actual=said[-400:].strip(),
+            remedy="see `ollama serve`; a push needs your key at ollama.com",
+        )
+    return said
+
+
+def _record_path(folder: Path, repo: str) -> Path:
+    return folder / RECORDS / f"ollama--{repo.replace('/', '--')}.json"
+
+
+def _record(folder: Path, repo: str) -> dict[str, str]:
+    path = _record_path(folder, repo)
+    data = read_json(path, "record of pushed tags") if path.exists() else {}
+    found = data.get("pushed") if isinstance(data, dict) else None
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""A ladder of GGUF files: base file, importance matrix, tiers, smoke test."""

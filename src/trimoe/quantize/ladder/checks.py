@@ -1,0 +1,90 @@
+"""Everything about a ladder that can be known to fail before the first expensive step, and is refused there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trimoe.errors import BadInput, CheckpointError, UsageError
+from trimoe.io.publish import require_space
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.gguf.file import find_gguf, open_gguf, split_stem
+from trimoe.model.gguf.imatrix import open_imatrix
+from trimoe.model.safetensors import read_index
+from trimoe.quantize.ladder.dynamic import Ranking
+from trimoe.quantize.ladder.file import Ladder
+from trimoe.quantize.ladder.importance import require_entries, require_fit
+from trimoe.quantize.ladder.job import plan_job
+from trimoe.quantize.ladder.sources import Sources, read_ranking
+from trimoe.quantize.types.layout import Blueprint, blueprint_of_config, blueprint_of_gguf
+from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME, imatrix_bytes
+from trimoe.quantize.types.tensor_types import PLAIN
+from trimoe.quantize.types.tiers import Tier
+
+
+def refuse_early(
+    model: Path, out: Path, stem: str, ladder: Ladder, tiers: Sequence[Tier], sources: Sources, tools: LlamaCpp
+) -> None:
+    """Everything that can be known to fail before the first expensive step."""
+    if sources.imatrix and sources.calibration:
+        raise UsageError("--imatrix and --calibration contradict each other", expected="one of them")
+    for program in (
+        "llama-quantize",
+        *(["llama-server"] if ladder.smoke else []),
+        *(["llama-imatrix"] if sources.calibration else []),
+    ):
+        tools.program(program)
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is not a directory", expected="a directory to write the files to")
+    blueprint, size = blueprint_before(model, ladder)
+    imatrix = open_imatrix(sources.imatrix) if sources.imatrix else None
+    if imatrix is not None and blueprint is not None:
+        require_fit(imatrix, blueprint.tensors)
+    if blueprint is None:
+        require_space(out, size)
+        return
+    expected = imatrix is not None or sources.calibration is not None
+    ranked = expected or sources.layer_ranking is not None
+    total = 0
+    for tier in tiers:
+        dummy = Ranking(tuple(range(blueprint.facts.layers)), "assumed", "") if ranked else None
+        path = out / f"{stem}-{tier.name}.gguf"
+        job = plan_job(
+            blueprint,
+            tier,
+            path,
+            imatrix=IMATRIX_NAME if expected else None,
+            about_imatrix=imatrix_bytes(IMATRIX_NAME, DATASET_NAME, 1),
+            ranking=dummy,
+        )
+        if not (job.request.imatrix and imatrix is None):
+            require_entries(job.size.choices, job.request.file_type, imatrix, tier.name)
+        total += 0 if path.exists() else job.size.file_bytes
+    if sources.layer_ranking is not None:
+        read_ranking(sources.layer_ranking, blueprint.facts.layers)
+    base = out / f"{stem}-{ladder.base}.gguf"
+    require_space(out, total + (size if model.is_dir() and find_gguf(model) is None and not base.exists() else 0))
+
+
+def blueprint_before(model: Path, ladder: Ladder) -> tuple[Blueprint | None, int]:
+    """(what is known of the model before it is converted, bytes of its base). None for a family without a layout."""
+    if (file := find_gguf(model)) is not None:
+        return blueprint_of_gguf(open_gguf(file)), file.stat().st_size
+    checkpoint = open_checkpoint(model)
+    factor = 2 if ladder.base == "F32" else 1
+    try:
+        output = any(name.endswith("lm_head.weight") for name in read_index(model))
+        known = blueprint_of_config(model.name, checkpoint.config, model / "tokenizer.json", output=output)
+    except CheckpointError:
+        known = None
+    return known, checkpoint.nbytes * factor + (32 << 20)
+
+
+def model_name(model: Path) -> str:
+    """What files are called after: the directory's name, or the file's without its type."""
+    if (file := find_gguf(model)) is None:
+        return model.absolute().name
+    stem = split_stem(file.name)
+    for kind in PLAIN:
+        for sign in "-._":
+            stem = stem.removesuffix(sign + kind).removesuffix(sign + kind.lower())
+    return stem

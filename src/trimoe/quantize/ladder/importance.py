@@ -1,0 +1,141 @@
+"""Importance matrices for the ladder: made once by llama-imatrix, checked against the model, and gated by coverage.
+
+Coverage gate (protocol of the reference): in no layer may more than 20 % of the experts have seen less than 20 % of the
+layer's mean count; below that an expert's importances are noise. An imatrix of another model is refused by its tensors.
+"""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trimoe.errors import BadInput, CheckpointError, Refused
+from trimoe.io.publish import publish_file
+from trimoe.llamacpp.children import bound
+from trimoe.llamacpp.tools import LlamaCpp, last_lines
+from trimoe.model.gguf.imatrix import Imatrix, open_imatrix
+from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME
+from trimoe.quantize.types.tensor_types import Choice, Tensor, requires_imatrix
+
+LOW, SHARE = 0.2, 0.2
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Of one layer: how many of its experts lie under `LOW` of the mean count."""
+
+    layer: int
+    experts: int
+    thin: int
+    mean: float
+
+    @property
+    def share(self) -> float:
+        """Share of experts with too little data."""
+        return self.thin / self.experts
+
+
+def coverage(imatrix: Imatrix) -> list[Coverage]:
+    """Per layer, from the counts of its expert tensors; empty for the .dat format, which has none per expert."""
+    found: dict[int, Coverage] = {}
+    for name, entry in imatrix.entries.items():
+        if not name.startswith("blk.") or "_exps." not in name or entry.counts is None:
+            continue
+        counts = entry.read_counts().astype(np.float64)
+        layer, mean = int(name.split(".")[1]), float(counts.mean())
+        one = Coverage(layer, counts.size, int((counts < LOW * mean).sum()) if mean > 0 else counts.size, mean)
+        if layer not in found or one.share > found[layer].share:
+            found[layer] = one
+    return [found[layer] for layer in sorted(found)]
+
+
+def require_coverage(found: Sequence[Coverage]) -> None:
+    """Refuse an imatrix that starves experts."""
+    if worst := [layer for layer in found if layer.share > SHARE]:
+        one = max(worst, key=lambda c: c.share)
+        raise Refused(
+            f"the imatrix saw too little of the experts in {len(worst)} of {len(found)} layers",
+            expected=f"at most {SHARE:.0%} of a layer's experts under {LOW:.0%} of its mean count",
+            actual=f"layer {one.layer}: {one.thin} of {one.experts} experts (mean {one.mean:.0f} tokens)",
+            remedy="use a broader calibration set, or --allow-thin-imatrix",
+        )
+
+
+def require_fit(imatrix: Imatrix, tensors: Sequence[Tensor]) -> None:
+    """Refuse an imatrix whose entries are not this model's tensors, or miss some of its matrices."""
+    known = {tensor.name: tensor for tensor in tensors}
+    for name, entry in imatrix.entries.items():
+        tensor = known.get(name)
+        values = entry.sums.nbytes // 4
+        if tensor is None or (name != "token_embd.weight" and values != tensor.row * matrices(tensor)):
+            raise CheckpointError(
+                f"{imatrix.path} is the imatrix of another model: its entry {name} does not fit",
+                expected=f"{tensor.row} x {matrices(tensor)} values" if tensor else "names of this model's tensors",
+                actual=f"{values} values",
+                remedy="make it from this model (--calibration), or cut it with the prune",
+            )
+
+
+def require_entries(choices: Sequence[Choice], file_type: str, imatrix: Imatrix | None, tier: str) -> None:
+    """Refuse a tier that llama-quantize would stop at for want of an imatrix entry."""
+    for choice in choices:
+        if requires_imatrix(choice, file_type) and (imatrix is None or choice.tensor.name not in imatrix.entries):
+            raise BadInput(
+                f"tier {tier} needs an imatrix",
+                expected=f"an imatrix with an entry for {choice.tensor.name}",
+                actual="no imatrix" if imatrix is None else f"{imatrix.path} has none",
+                remedy="give --imatrix FILE or --calibration SET, or leave this tier out",
+            )
+
+
+def matrices(tensor: Tensor) -> int:
+    """How many matrices a tensor stacks (ggml's ne[2])."""
+    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
+
+
+def make_imatrix(
+    tools: LlamaCpp, base: Path, text: str, folder: Path, *, chunks: int, context: int, threads: int
+) -> Path:
+    """Measure `folder`/imatrix.gguf on a text, which is kept beside it. Raises `BadInput` with the tool's last lines.
+
+    The tool runs in the folder, so that the imatrix names its text without a path: sizes stay predictable.
+    """
+    out, dataset = folder / IMATRIX_NAME, folder / DATASET_NAME
+    with publish_file(dataset, overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    with publish_file(out, overwrite=True) as temporary:
+        command = [
+            str(tools.program("llama-imatrix")),
+            "-m",
+            str(base.absolute()),
+            "-f",
+            DATASET_NAME,
+            "-o",
+            temporary.name,
+            "--output-format",
+            "gguf",
+            "--parse-special",
+            "--no-ppl",
+            "-c",
+            str(context),
+            "-b",
+            str(context),
+            "--chunks",
+            str(chunks),
+            "-t",
+            str(threads),
+        ]
+        answer = subprocess.run(
+            bound(command), cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
+        if answer.returncode != 0 or not temporary.exists():
+            raise BadInput(
+                f"llama-imatrix could not measure {base.name}",
+                expected="a model and a long enough text",
+                actual=last_lines(answer.stderr),
+                remedy="see the tool's message",
+            )
+        open_imatrix(temporary)
+    return out

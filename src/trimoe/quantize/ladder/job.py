@@ -1,0 +1,256 @@
+"""One tier: what llama-quantize is asked, what must come out, and whether it did.
+
+Before: the request with its map of tensor types, the predicted size, and llama-quantize's own dry run, which must agree
+with the prediction tensor by tensor. After: the file must have the predicted size and types, and answer prompts.
+"""
+
+import re
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimoe.errors import BadInput, Refused
+from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_json, write_json
+from trimoe.llamacpp.children import bound
+from trimoe.llamacpp.tools import LlamaCpp, last_lines
+from trimoe.model.gguf.file import open_gguf
+from trimoe.quantize.ladder.dynamic import (
+    OverrideReport,
+    Ranking,
+    explain_overrides,
+    map_text,
+    normal,
+    overrides_of,
+    provenance,
+    require_fresh,
+)
+from trimoe.quantize.ladder.record import make, reuse, rewrite
+from trimoe.quantize.ladder.smoke import Smoke, smoke
+from trimoe.quantize.types.layout import Blueprint
+from trimoe.quantize.types.sizes import Size, predict
+from trimoe.quantize.types.tensor_types import PLAIN, Request
+from trimoe.quantize.types.tiers import Tier
+
+KIND = "gguf-tier"
+_DRY = re.compile(
+    r"^\[ *\d+/ *\d+\] (\S+) +- \[[^\]]*\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?", re.M
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tier of one model, planned: `imatrix` is the file's name in the output folder, if the tier uses it."""
+
+    tier: Tier
+    request: Request
+    size: Size
+    out: Path
+    inputs: dict[str, Any]
+    imatrix: str | None
+    map_file: Path | None = None
+    report: OverrideReport | None = None
+
+
+def plan_job(
+    blueprint: Blueprint, tier: Tier, out: Path, *, imatrix: str | None, about_imatrix: int, ranking: Ranking | None
+) -> Job:
+    """Predict a tier. Refuses tensors that could only stay at 16 bits. `inputs` is left empty here."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    if tier.dynamic is not None:
+        if ranking is None:
+            raise BadInput(
+                f"tier {tier.name} needs a ranking of layers",
+                expected="an imatrix or --layer-ranking",
+                actual="neither",
+                remedy="give --imatrix, --calibration or --layer-ranking",
+            )
+        overrides = overrides_of(tier, ranking, [t.name for t in blueprint.tensors])
+    request = tier.request(normal(overrides), imatrix=imatrix is not None)
+    size = predict(blueprint.tensors, blueprint.facts, blueprint.metadata, request, about_imatrix)
+    refuse_f16(size, tier.name)
+    report = explain_overrides(request.overrides, size.choices) if overrides else None
+    map_file = out.with_name(out.name.removesuffix(".gguf") + ".tensor-types.txt") if overrides else None
+    used = imatrix if request.imatrix else None
+    return Job(tier, request, size, out, {}, used, map_file, report)
+
+
+def refuse_f16(size: Size, tier: str) -> None:
+    """Refuse rows that no block type divides: llama-quantize would leave them at F16 without a word at the end."""
+    for choice in size.choices:
+        if choice.dtype == "F16" and choice.wanted not in PLAIN:
+            raise Refused(
+                f"tensor {choice.tensor.name} cannot be quantized to {choice.wanted} or any smaller block type",
+                expected="rows of a multiple of 32 values",
+                actual=f"rows of {choice.tensor.row}",
+                remedy=f"llama.cpp would keep it at F16; leave tier {tier} out",
+            )
+
+
+def inputs_of(job: Job, base: str, imatrix_sha256: str | None, llamacpp: str) -> dict[str, Any]:
+    """What the file is a function of."""
+    return {
+        "base": base,
+        "tier": job.tier.name,
+        "file_type": job.request.file_type,
+        "llamacpp": llamacpp,
+        "token_embedding": job.request.token_embedding,
+        "output": job.request.output,
+        "overrides": sha256_json([list(pair) for pair in job.request.overrides]) if job.request.overrides else None,
+        "imatrix": imatrix_sha256 if job.imatrix else None,
+    }
+
+
+def write_map(job: Job, ranking: Ranking) -> None:
+    """The job's --tensor-type-file and its sidecar; an existing pair must be fresh: `Refused` if it is stale."""
+    assert job.map_file is not None
+    assert job.report is not None
+    text = map_text(overrides_of(job.tier, ranking, [c.tensor.name for c in job.size.choices]))
+    sidecar = job.map_file.with_name(job.map_file.name + ".json")
+    if job.map_file.exists():
+        require_fresh(read_json(sidecar, "sidecar"), job.map_file.read_bytes(), ranking)
+        return
+    write_json(sidecar, provenance(job.tier, ranking, text, job.report), overwrite=True)
+    with publish_file(job.map_file) as temporary:
+        temporary.write_text(text)
+
+
+def command(tools: LlamaCpp, job: Job, base: Path, out: Path | None, threads: int, buffer_mib: int) -> list[str]:
+    """llama-quantize for this job; without `out` a dry run. To be run in the folder of the job's output."""
+    words = [str(tools.program("llama-quantize"))]
+    if out is None:
+        words.append("--dry-run")
+    if job.imatrix is not None:
+        words += ["--imatrix", job.imatrix]
+    if job.map_file is not None:
+        words += ["--tensor-type-file", job.map_file.name]
+    for option, kind in (
+        ("--token-embedding-type", job.request.token_embedding),
+        ("--output-tensor-type", job.request.output),
+    ):
+        if kind is not None:
+            words += [option, kind.lower()]
+    words += ["--max-buffer-size", str(buffer_mib), str(base.absolute())]
+    return [*words, *([str(out.absolute())] if out else []), job.request.file_type, str(threads)]
+
+
+def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
+    """llama-quantize's dry run must choose the predicted type for every tensor. Raises `Refused` where it does not."""
+    words = command(tools, job, base, None, 1, 64)
+    answer = subprocess.run(
+        bound(words), cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    text = answer.stdout + answer.stderr
+    if answer.returncode != 0:
+        raise BadInput(
+            f"llama-quantize cannot make tier {job.tier.name}",
+            expected="a dry run that ends",
+            actual=last_lines(answer.stderr),
+            remedy="see its message",
+        )
+    found = {match[1]: (match[3] or match[2]).upper() for match in _DRY.finditer(text)}
+    for choice in job.size.choices:
+        if (actual := found.get(choice.tensor.name)) != choice.dtype:
+            raise Refused(
+                f"this llama.cpp does not do as predicted for tier {job.tier.name}",
+                expected=f"{choice.tensor.name} as {choice.dtype}",
+                actual=str(actual),
+                remedy="use the pinned release (trimoe llamacpp install)",
+            )
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job may use: threads, and MiB of buffers in llama-quantize (operational, no part of any identity)."""
+
+    threads: int
+    buffer_mib: int
+
+
+class Stopper:
+    """Ends running programs when the work is given up: a thread that waits for one cannot be interrupted."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._stopped = threading.Lock(), set[subprocess.Popen[str]](), False
+
+    def run(self, words: Sequence[str], folder: Path) -> tuple[int, str]:
+        """(status, standard error) of a program that `stop` can end."""
+        with self._lock:
+            if self._stopped:
+                return -1, "stopped"
+            process = subprocess.Popen(
+                bound(words),
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+            )
+            self._running.add(process)
+        try:
+            _, errors = process.communicate()
+            return process.returncode, errors
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def stop(self) -> None:
+        """End everything that runs and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+
+def run_job(
+    tools: LlamaCpp, job: Job, base: Path, wanted: Smoke | None, resources: Resources, stopper: Stopper
+) -> tuple[dict[str, Any], bool]:
+    """Make and check the job's file, or find it finished: (facts, whether it was there). Raises what went wrong."""
+    if (facts := reuse(job.out, KIND, job.inputs)) is not None:
+        if wanted is not None and facts.get("smoke", {}).get("asked") != wanted.identity:
+            facts["smoke"] = smoke(tools, job.out, wanted, threads=resources.threads).as_json()
+            rewrite(job.out, KIND, job.inputs, facts)
+        return facts, True
+    with make(job.out, KIND, job.inputs) as output:
+        words = command(tools, job, base, output.path, resources.threads, resources.buffer_mib)
+        status, errors = stopper.run(words, job.out.parent)
+        if status != 0:
+            raise BadInput(
+                f"llama-quantize failed at tier {job.tier.name}",
+                expected="status 0",
+                actual=f"{status}: {last_lines(errors)}",
+                remedy="see its message",
+            )
+        check_file(output.path, job)
+        output.facts |= {"bits_per_weight": round(job.size.bits_per_weight, 4), "types": job.size.type_mix()}
+        if wanted is not None:
+            output.facts["smoke"] = smoke(tools, output.path, wanted, threads=resources.threads).as_json()
+    return output.facts, False
+
+
+def check_file(path: Path, job: Job) -> None:
+    """Size and types as predicted, or `Refused`: a file that is not what was planned is not published."""
+    actual = path.stat().st_size
+    found = open_gguf(path)
+    for choice in job.size.choices:
+        info = found.index.get(choice.tensor.name)
+        if info is None or info.dtype != choice.dtype:
+            raise Refused(
+                f"tensor {choice.tensor.name} of tier {job.tier.name} is not as planned",
+                expected=choice.dtype,
+                actual=info.dtype if info else "missing",
+            )
+    if actual != job.size.file_bytes and job.size.exact:
+        raise Refused(
+            f"the file of tier {job.tier.name} has another size than predicted",
+            expected=f"{job.size.file_bytes:,} bytes",
+            actual=f"{actual:,} bytes",
+            remedy="please report this with the model's name",
+        )
+
+
+def map_sha256(job: Job) -> str | None:
+    """Hash of the job's map file, if it has one."""
+    return sha256_bytes(job.map_file.read_bytes()) if job.map_file is not None and job.map_file.exists() else None

@@ -1,0 +1,192 @@
+"""What a ladder stands on: the unquantized base, its importance matrix, the ranking of layers, the base's own answers.
+
+Each is made once and kept with a manifest; a rerun with the same inputs finds it. What the user brought is used
+as it is (a GGUF file in its place, an imatrix copied beside the files that are made with it).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.errors import BadInput, UsageError
+from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_file, write_json
+from trimoe.llamacpp.tools import LlamaCpp, run_converter
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.gguf.file import find_gguf, open_gguf
+from trimoe.model.gguf.imatrix import Imatrix, open_imatrix
+from trimoe.model.gguf.model import open_gguf_model
+from trimoe.quantize.ladder.dynamic import Ranking, rank_by_file, rank_by_imatrix, rank_by_stats
+from trimoe.quantize.ladder.file import Ladder
+from trimoe.quantize.ladder.importance import Coverage, coverage, make_imatrix, require_coverage, require_fit
+from trimoe.quantize.ladder.record import make, manifest_path, reuse
+from trimoe.quantize.ladder.smoke import Answers, Smoke, smoke
+from trimoe.quantize.ladder.text import calibration_text
+from trimoe.quantize.types.layout import Blueprint, blueprint_of_gguf
+from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where importances come from: an imatrix, or a calibration set to make one with; and what ranks the layers."""
+
+    imatrix: Path | None = None
+    calibration: Path | None = None
+    tokenizer: Path | None = None
+    """Checkpoint directory for a calibration set when the model is a GGUF file."""
+    layer_ranking: Path | None = None
+    """JSON ranking or expert statistics; default: the imatrix."""
+    allow_thin: bool = False
+    """Go on with an imatrix that the coverage gate would refuse."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Operational settings: they change no byte of any file."""
+
+    jobs: int = 1
+    threads: int = max(1, (os.cpu_count() or 2) // 2)
+    memory: int = 8 << 30
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unquantized GGUF that everything is made from."""
+
+    path: Path
+    fingerprint: str
+    blueprint: Blueprint
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The imatrix in use, its name in the folder, and what the gate found."""
+
+    imatrix: Imatrix
+    name: str
+    sha256: str
+    coverage: list[Coverage]
+    tokens: dict[str, int] | None = None
+
+
+def llamacpp_version(tools: LlamaCpp) -> str:
+    """The commit of our build, or what a foreign build says of itself."""
+    return str((tools.info or {}).get("release", {}).get("commit") or tools.version() or "unknown")
+
+
+def make_base(model: Path, out: Path, stem: str, ladder: Ladder, tools: LlamaCpp) -> Base:
+    if (file := find_gguf(model)) is not None:
+        return Base(file, open_gguf_model(file).fingerprint, blueprint_of_gguf(open_gguf(file)))
+    path = out / f"{stem}-{ladder.base}.gguf"
+    inputs = {
+        "checkpoint": open_checkpoint(model).fingerprint,
+        "type": ladder.base,
+        "name": stem,
+        "llamacpp": llamacpp_version(tools),
+    }
+    if reuse(path, "gguf-base", inputs) is None:
+        with make(path, "gguf-base", inputs) as output:
+            run_converter(tools, model, output.path, ladder.base.lower())
+            output.facts["tensors"] = len(open_gguf(output.path).index)
+    return Base(path, open_gguf_model(path).fingerprint, blueprint_of_gguf(open_gguf(path)))
+
+
+def importance_of(
+    model: Path, base: Base, out: Path, ladder: Ladder, tools: LlamaCpp, sources: Sources, effort: Effort
+) -> Importance | None:
+    if sources.imatrix is not None:
+        path, tokens = _archive(sources.imatrix, out), None
+    elif sources.calibration is not None:
+        path, tokens = _measure(model, base, out, ladder, tools, sources, effort)
+    else:
+        return None
+    imatrix = open_imatrix(path)
+    require_fit(imatrix, base.blueprint.tensors)
+    found = coverage(imatrix)
+    if not (sources.allow_thin or ladder.imatrix.allow_thin):
+        require_coverage(found)
+    return Importance(imatrix, path.name, sha256_file(path), found, tokens)
+
+
+def _archive(source: Path, out: Path) -> Path:
+    """A user's imatrix, copied beside the files that are made with it."""
+    path = out / (IMATRIX_NAME if not open_imatrix(source).legacy else "imatrix.dat")
+    if path.exists() and sha256_file(path) != sha256_file(source):
+        raise BadInput(
+            f"{path} is another imatrix than {source}",
+            expected="the same bytes",
+            actual="it differs",
+            remedy="choose another -o, or remove the files made with the old one",
+        )
+    if not path.exists():
+        with publish_file(path) as temporary:
+            temporary.write_bytes(source.read_bytes())
+    return path
+
+
+def _measure(
+    model: Path, base: Base, out: Path, ladder: Ladder, tools: LlamaCpp, sources: Sources, effort: Effort
+) -> tuple[Path, dict[str, int]]:
+    """Make the imatrix, or find it made from the same base and text."""
+    tokenizer = sources.tokenizer or (model if find_gguf(model) is None else None)
+    if tokenizer is None:
+        raise UsageError(
+            "a calibration set needs the model's tokenizer",
+            expected="--tokenizer DIRECTORY",
+            actual="a GGUF file",
+            remedy="give the checkpoint's directory, or an --imatrix",
+        )
+    assert sources.calibration is not None
+    options = ladder.imatrix
+    text = calibration_text(sources.calibration, tokenizer, options.chunks * options.context)
+    inputs = {
+        "base": base.fingerprint,
+        "text": sha256_bytes(text.text.encode()),
+        "chunks": options.chunks,
+        "context": options.context,
+        "llamacpp": llamacpp_version(tools),
+    }
+    path = out / IMATRIX_NAME
+    if reuse(path, "imatrix", inputs) is None:
+        with make(path, "imatrix", inputs) as output:
+            made = make_imatrix(
+                tools,
+                base.path,
+                text.text,
+                output.path.parent,
+                chunks=options.chunks,
+                context=options.context,
+                threads=effort.threads,
+            )
+            output.facts["tokens"] = text.tokens
+            assert made == output.path
+            dataset = output.path.with_name(DATASET_NAME)
+            with publish_file(out / DATASET_NAME, overwrite=True) as temporary:
+                temporary.write_bytes(dataset.read_bytes())
+    tokens: dict[str, int] = read_json(manifest_path(path), "manifest")["outputs"]["tokens"]
+    return path, tokens
+
+
+def ranking_of(base: Base, importance: Importance | None, sources: Sources) -> Ranking | None:
+    layers = base.blueprint.facts.layers
+    if sources.layer_ranking is not None:
+        return read_ranking(sources.layer_ranking, layers)
+    return rank_by_imatrix(importance.imatrix, layers, importance.sha256) if importance else None
+
+
+def read_ranking(path: Path, layers: int) -> Ranking:
+    if path.suffix == ".safetensors":
+        return rank_by_stats(ExpertStats.load(path), layers)
+    return rank_by_file(path, layers)
+
+
+def base_answers(tools: LlamaCpp, base: Base, wanted: Smoke, out: Path, threads: int) -> Answers:
+    """What the base says to the smoke test's prompts; asked once, kept in out/base-answers.json."""
+    path = out / "base-answers.json"
+    if path.exists():
+        kept = read_json(path, "answers of the base")
+        if kept.get("base") == base.fingerprint and kept["answers"]["asked"] == wanted.identity:
+            return Answers.from_json(kept["answers"])
+    found = smoke(tools, base.path, wanted, threads=threads)
+    write_json(path, {"base": base.fingerprint, "answers": found.as_json()}, overwrite=True)
+    return found

@@ -1,0 +1,83 @@
+"""A calibration set as one text for llama-imatrix, balanced over its classes by tokens.
+
+llama-imatrix reads a text, tokenises it and cuts it into chunks. A text in which one class dominates starves the
+experts of the others (a code-heavy one left a quarter of the experts of seven layers without data), so documents are
+taken from the class that has had the fewest tokens, until one class runs dry or there is enough.
+Invariant: a function of the set and the tokenizer alone; between classes the totals differ by at most one document.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimoe.calibrate.text.calibration import CalibrationSet, Tokenizer
+from trimoe.calibrate.text.sources import SourceText
+from trimoe.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text and how many tokens each class gave."""
+
+    text: str
+    tokens: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Tokens of all classes."""
+        return sum(self.tokens.values())
+
+
+def balance(documents: Mapping[str, Sequence[tuple[str, int]]], enough: int) -> Text:
+    """Take (text, tokens) from the class with the fewest tokens so far, ties in the order of the classes."""
+    taken, at, parts = dict.fromkeys(documents, 0), dict.fromkeys(documents, 0), []
+    while sum(taken.values()) < enough:
+        name = min(taken, key=lambda n: taken[n])
+        if at[name] == len(documents[name]):
+            break
+        text, tokens = documents[name][at[name]]
+        parts.append(text)
+        taken[name] += tokens
+        at[name] += 1
+    return Text("\n\n".join(parts) + "\n", taken)
+
+
+def calibration_text(path: Path, model: Path, enough: int) -> Text:
+    """The text of a calibration set for a checkpoint's tokenizer. Raises `CalibrationError`; needs extra 'torch'."""
+    from transformers import AutoTokenizer
+
+    chosen = CalibrationSet.load(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+    except (OSError, ValueError) as exc:
+        raise CalibrationError(
+            f"{model} has no usable tokenizer",
+            expected="tokenizer.json",
+            actual=str(exc)[:200],
+            remedy="give the checkpoint's directory with --tokenizer",
+        ) from exc
+    documents = {name: [_document(item, tokenizer) for item in items] for name, items in chosen.texts().items()}
+    text = balance(documents, enough)
+    if not text.total:
+        raise CalibrationError(f"calibration set {path} gives no text", expected="documents with tokens")
+    return text
+
+
+def _document(item: SourceText, tokenizer: Tokenizer) -> tuple[str, int]:
+    if isinstance(item.body, str):
+        text = item.body
+    elif not tokenizer.chat_template:
+        raise CalibrationError(
+            "the calibration set holds chats but the model has no chat template",
+            expected="chat_template.jinja",
+            remedy="use sources with a text field",
+        )
+    else:
+        extra = {} if item.thinking is None else {"enable_thinking": item.thinking}
+        open_turn = item.body[-1]["role"] != "assistant"
+        text = str(
+            tokenizer.apply_chat_template(list(item.body), tokenize=False, add_generation_prompt=open_turn, **extra)
+        )
+        # llama-imatrix puts a beginning-of-sequence token before every chunk itself.
+        text = text.removeprefix(str(getattr(tokenizer, "bos_token", None) or ""))
+    return text, len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,1 @@
+"""The type mix with the least measured loss for a given size."""

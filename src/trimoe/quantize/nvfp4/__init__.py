@@ -1,0 +1,1 @@
+"""NVFP4A16 checkpoints."""

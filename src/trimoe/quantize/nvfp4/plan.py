@@ -1,0 +1,270 @@
+"""Which matrices of a checkpoint become NVFP4, under which names, and what every output file holds. Pure: headers only.
+
+Invariants: every matrix of every expert of a decoder layer is planned, or the checkpoint is refused; what is not
+planned is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item
+size), so that cutting the result gives the tensors of quantizing the cut, and the same file where there is one file.
+Matrices that loaders fuse share a group, and so a scale.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from trimoe.cut.plan import DEFAULT_SHARD, shard_names
+from trimoe.errors import BadInput, CheckpointError, Refused, UsageError
+from trimoe.model.checkpoint import Checkpoint, ExpertTensor
+from trimoe.model.family import Role
+from trimoe.model.quant import method_of
+from trimoe.model.safetensors import ITEM_BITS, TensorInfo, header_bytes, nbytes_of
+from trimoe.quantize.nvfp4.codes import BLOCK, FLOATS
+from trimoe.quantize.nvfp4.rules import LAYOUTS, rules
+
+_WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix [rows, columns] to quantize: module `name`, taken from `info`. Of a stack it is rows `first`.. of the
+    expert's matrix, or columns where that is stored `transposed` ([columns, all rows])."""
+
+    name: str
+    info: TensorInfo
+    rows: int
+    columns: int
+    group: str
+    expert: int | None = None
+    first: int = 0
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An output tensor: a copy of `source`, or a `part` (weight, scale, scale_2) of a quantized `matrix`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: TensorInfo | None = None
+    matrix: Matrix | None = None
+    part: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return nbytes_of(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class File:
+    """One output file, tensors in the order of their bytes."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, without the header."""
+        return sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def header(self) -> bytes:
+        """The file's first bytes."""
+        return header_bytes({entry.name: (entry.dtype, entry.shape) for entry in self.entries}, {"format": "pt"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All output files, the matrices, and the modules that are not quantized (for `ignore`)."""
+
+    layout: str
+    files: tuple[File, ...]
+    matrices: tuple[Matrix, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        """Every output tensor."""
+        return (entry for file in self.files for entry in file.entries)
+
+
+def plan_nvfp4(checkpoint: Checkpoint, layout: str = "modelopt", max_shard: int = DEFAULT_SHARD) -> Plan:
+    """Plan the quantization of a checkpoint.
+
+    Raises `UsageError` (unknown layout), `BadInput` (quantized already), `CheckpointError` (a row that 16 does not
+    divide, a weight of another type, a stack in unknown order) or `Refused` (an expert would stay unquantized).
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"there is no layout {layout}", expected=" or ".join(LAYOUTS), actual=layout)
+    _refuse_quantized(checkpoint)
+    entries: list[Entry] = []
+    matrices: list[Matrix] = []
+    unquantized: list[str] = []
+    for info in checkpoint.index.values():
+        found = list(matrices_of(checkpoint, info))
+        for matrix in found:
+            _check(matrix)
+            entries += _parts(matrix, layout)
+        if not found:
+            entries.append(Entry(info.name, info.dtype, info.shape, source=info))
+            if len(info.shape) >= 2 and info.name.endswith(_WEIGHT) and not fnmatchcase(info.name, "*embed_tokens*"):
+                unquantized.append(info.name.removesuffix(_WEIGHT))
+        matrices += found
+    _refuse_missing(checkpoint, matrices)
+    if twice := len(entries) - len({entry.name for entry in entries}):
+        raise CheckpointError(
+            f"{twice} tensors would be written twice",
+            expected="each name once",
+            remedy="the checkpoint holds its experts in two forms: download it again",
+        )
+    ignored = {*rules().always_ignored, *unquantized}
+    if layout == "modelopt":
+        ignored = wildcards(ignored, {matrix.name for matrix in matrices})
+    return Plan(layout, _files(entries, max_shard), tuple(matrices), tuple(sorted(ignored)))
+
+
+def matrices_of(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Matrix]:
+    """The matrices that a source tensor is quantized as; none for what is copied."""
+    tensor = checkpoint.expert_tensors.get(info.name)
+    if checkpoint.layer_of(info.name) is None or (tensor is None and not _is_linear(info)):
+        return
+    if tensor is None or (tensor.expert is not None and tensor.role in rules().matrices):
+        yield _matrix(info.name.removesuffix(_WEIGHT), info)
+    elif tensor.expert is None and tensor.role in rules().split:
+        yield from _unstacked(checkpoint, tensor)
+
+
+def wildcards(ignored: set[str], quantized: set[str]) -> set[str]:
+    """Model Optimizer's short form: for each module the shortest beginning that matches no quantized one.
+
+    `a.b*` if no quantized name begins with `a.b`, else `a.b.*` if none begins with `a.b.`, else the name itself.
+    """
+    beginnings = {name[:end] for name in quantized for end in range(len(name) + 1)}
+    found = set()
+    for name in ignored:
+        dots = [at for at, letter in enumerate(name) if letter == "."]
+        forms = [(name[:at], name[:at] + dot) for at in dots for dot in ("", ".")]
+        found.add(next((form + "*" for _, form in forms if form not in beginnings), name))
+    return found
+
+
+def _is_linear(info: TensorInfo) -> bool:
+    kept = any(fnmatchcase(info.name, pattern) for pattern in rules().keep)
+    return len(info.shape) == 2 and info.name.endswith(_WEIGHT) and info.dtype in FLOATS and not kept
+
+
+def _matrix(name: str, info: TensorInfo) -> Matrix:
+    return Matrix(name, info, info.shape[0], info.shape[1], _group(name))
+
+
+def _group(name: str) -> str:
+    """The modules that share a scale have the same group."""
+    parent, _, last = name.rpartition(".")
+    return next((f"{parent}.{'+'.join(names)}" for names in rules().shared if last in names), name)
+
+
+def _unstacked(checkpoint: Checkpoint, tensor: ExpertTensor) -> Iterator[Matrix]:
+    """The experts' matrices of a stack, expert by expert."""
+    arch, info = checkpoint.arch, tensor.info
+    into = rules().unstack.get(arch.name)
+    if into is None:
+        raise Refused(
+            f"{arch.name} stores its experts in stacks that cannot be taken apart",
+            expected="a family of " + ", ".join(sorted(rules().unstack)),
+            actual=f"tensor {info.name}",
+            remedy="make GGUF tiers of this model",
+        )
+    role, parts = arch.roles[tensor.role], rules().split[tensor.role]
+    targets = [arch.layouts[into][part] for part in parts]
+    prefix = info.name.removesuffix(role.tensor)
+    transposed = _transposed(role, targets[0])
+    _, outer, inner = info.shape
+    columns, rows = (outer, inner // len(parts)) if transposed else (inner, outer // len(parts))
+    for expert in range(info.shape[0]):
+        for number, target in enumerate(targets):
+            name = prefix + target.tensor.replace("{E}", str(expert)).removesuffix(_WEIGHT)
+            yield Matrix(name, info, rows, columns, _group(name), expert, number * rows, transposed)
+
+
+def _transposed(role: Role, target: Role) -> bool:
+    """Whether a stack holds [inputs, outputs]; `target` is [outputs, inputs]. Raises if the shapes do not say."""
+    axes = tuple(text[-1] for text in role.shape)
+    if axes == ("E", target.shape[0][-1], target.shape[1][-1]):
+        return False
+    if axes == ("E", target.shape[1][-1], target.shape[0][-1]):
+        return True
+    raise CheckpointError(
+        f"stack {role.tensor} has axes in an unknown order",
+        expected="[E, outputs, inputs] or [E, inputs, outputs]",
+        actual=str(list(role.shape)),
+    )
+
+
+def _parts(matrix: Matrix, layout: str) -> list[Entry]:
+    name, rows, columns = matrix.name, matrix.rows, matrix.columns
+    weight, second, scalar = (
+        ("weight", "weight_scale_2", ()) if layout == "modelopt" else ("weight_packed", "weight_global_scale", (1,))
+    )
+    return [
+        Entry(f"{name}.{weight}", "U8", (rows, columns // 2), matrix=matrix, part="weight"),
+        Entry(f"{name}.weight_scale", "F8_E4M3", (rows, columns // BLOCK), matrix=matrix, part="scale"),
+        Entry(f"{name}.{second}", "F32", scalar, matrix=matrix, part="scale_2"),
+    ]
+
+
+def _files(entries: list[Entry], max_shard: int) -> tuple[File, ...]:
+    """As `plan_shards` of a cut."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if groups[-1] and size + entry.nbytes > max_shard:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += entry.nbytes
+    ordered = [tuple(sorted(group, key=lambda e: -ITEM_BITS[e.dtype])) for group in groups]
+    return tuple(File(name, group) for name, group in zip(shard_names(len(groups)), ordered, strict=True))
+
+
+def _check(matrix: Matrix) -> None:
+    if matrix.info.dtype not in FLOATS:
+        raise CheckpointError(
+            f"tensor {matrix.info.name} is not a floating-point weight",
+            expected=", ".join(FLOATS),
+            actual=matrix.info.dtype,
+            remedy="quantize the unquantized checkpoint",
+        )
+    if matrix.columns % BLOCK or not matrix.rows * matrix.columns:
+        raise CheckpointError(
+            f"{matrix.name} cannot be quantized to NVFP4",
+            expected=f"rows of a multiple of {BLOCK} weights",
+            actual=f"rows of {matrix.columns}",
+            remedy="name it in quantize/nvfp4/rules.toml under keep, or make GGUF tiers",
+        )
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    method = method_of(checkpoint.config)
+    if method is not None or checkpoint.quant is not None:
+        name = method or (checkpoint.quant.name if checkpoint.quant else "")
+        raise BadInput(
+            f"{checkpoint.path} is quantized already",
+            expected="weights in BF16, F16 or F32",
+            actual=f"quantization {name}",
+            remedy="quantize the unquantized checkpoint",
+        )
+
+
+def _refuse_missing(checkpoint: Checkpoint, matrices: list[Matrix]) -> None:
+    """The guard against a file that is called NVFP4 and holds its experts in BF16."""
+    planned = {matrix.info.name for matrix in matrices}
+    for name, tensor in checkpoint.expert_tensors.items():
+        expert = tensor.expert is not None or tensor.role in rules().split or len(tensor.info.shape) == 3
+        if expert and name not in planned and checkpoint.layer_of(name) is not None:
+            raise Refused(
+                f"expert tensor {name} would stay {tensor.info.dtype}",
+                expected="every expert in NVFP4",
+                actual=f"no rule for role {tensor.role} of family {checkpoint.arch.name}",
+                remedy="make GGUF tiers of this model",
+            )
+    if not any(checkpoint.expert_tensors.get(name) for name in planned):
+        raise Refused("no experts were found", expected="a mixture of experts", actual="none")

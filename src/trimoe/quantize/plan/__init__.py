@@ -1,0 +1,1 @@
+"""Size and memory of a model before it is made."""

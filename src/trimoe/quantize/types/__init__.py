@@ -1,0 +1,1 @@
+"""Quantization types: tiers, per-tensor type rules, and the sizes that follow."""

@@ -1,0 +1,145 @@
+"""What a report over run logs shows: the comparison and the audit of the same runs, put together. Plain typed data.
+
+Invariants: every row of the comparison has the audit of its own run beside it; numbers come from `compare` and `audit`
+and are not changed here; runs under other conditions stand in groups of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from trimoe.errors import RunLogError
+from trimoe.judge import tables
+from trimoe.judge.audit.audit import RunAudit, audit
+from trimoe.judge.compare import Comparison, Row, compare_runs
+from trimoe.report import words
+from trimoe.report.data import Difference
+
+Claim = Literal["worse", "better", "not shown"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model on one bench. `change` is None for the base and where there is nothing to compare with."""
+
+    row: Row
+    audit: RunAudit
+    change: Difference | None
+
+    @property
+    def claim(self) -> Claim | None:
+        """What the paired test says, adjusted for the table; None without a test."""
+        if self.change is None:
+            return None
+        if not words.clear(self.change):
+            return "not shown"
+        return "worse" if self.change.points < 0 else "better"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one bench under the same conditions; `settings` says which, where there are several groups."""
+
+    bench: str
+    settings: str
+    lines: tuple[Line, ...]
+    base: Line | None
+    """The line that the others are compared with; None where the base was not run under these conditions."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything on the page but its figures."""
+
+    title: str
+    base: str
+    logs: tuple[str, ...]
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """All lines in the order of the page."""
+        return tuple(line for group in self.groups for line in group.lines)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every model once."""
+        return tuple(dict.fromkeys(line.row.name for line in self.lines))
+
+    @property
+    def benches(self) -> tuple[str, ...]:
+        """Every bench once."""
+        return tuple(dict.fromkeys(group.bench for group in self.groups))
+
+    def verdicts(self, verdict: str) -> tuple[Line, ...]:
+        """Lines whose audit came to this verdict."""
+        return tuple(line for line in self.lines if line.audit.verdict == verdict)
+
+    def claims(self, claim: Claim) -> tuple[Line, ...]:
+        """Lines whose paired test says this; nothing is claimed of a run that the audit refuses, or of its base."""
+        sound = [group for group in self.groups if group.base is not None and not _refused(group.base)]
+        return tuple(line for group in sound for line in group.lines if line.claim == claim and not _refused(line))
+
+
+def _refused(line: Line) -> bool:
+    return line.audit.verdict == "refused"
+
+
+def make_board(logs: Sequence[Path], base: str | None, title: str) -> Board:
+    """Compare and audit the runs of some logs. Raises what they raise."""
+    comparison = compare_runs(list(logs), base, detail=True, apart=True)
+    audits = _audits(logs, {(row.name, row.bench) for row in comparison.rows})
+    groups = []
+    for (bench, column), rows in _grouped(comparison.rows).items():
+        lines = tuple(_line(row, audits) for row in rows)
+        own = next((line for line in lines if line.row.name == comparison.base), None)
+        groups.append(Group(bench, _settings(comparison, bench, column), lines, own))
+    board = Board(title, comparison.base, tuple(path.name for path in logs), tuple(groups), comparison.notes)
+    return board if title else replace(board, title=_title(board))
+
+
+def _title(board: Board) -> str:
+    others = [name for name in board.names if name != board.base]
+    few = words.listed([*others[:4], *([f"{len(others) - 4} more"] if len(others) > 4 else [])])
+    return f"{few} against {board.base}" if others else f"{board.base}"
+
+
+def _audits(logs: Sequence[Path], wanted: set[tuple[str, str]]) -> dict[tuple[str, str], RunAudit]:
+    """(name, bench) as the comparison calls them -> audit."""
+    found: dict[tuple[str, str], RunAudit] = {}
+    for path in logs:
+        for one in audit(path):
+            label = f"{one.name}@{path.stem}"
+            name = label if (label, one.bench) in wanted else one.name
+            found[name, one.bench] = one
+    if missing := wanted - found.keys():
+        name, bench = min(missing)
+        raise RunLogError(
+            f"the run {name} on {bench} was not audited",
+            expected="every run of the report",
+            remedy="run the report again; the log changed meanwhile",
+        )
+    return found
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.bench, row.column), []).append(row)
+    return groups
+
+
+def _settings(comparison: Comparison, bench: str, column: int) -> str:
+    """Empty where the bench has one group."""
+    columns = {row.column for row in comparison.rows if row.bench == bench}
+    return tables.settings_of(comparison, column, columns) if len(columns) > 1 else ""
+
+
+def _line(row: Row, audits: dict[tuple[str, str], RunAudit]) -> Line:
+    change = None
+    low, high = row.difference_low, row.difference_high
+    if row.difference is not None and low is not None and high is not None and row.p is not None:
+        change = Difference(row.difference, low, high, row.p, row.p_holm, row.lost, row.gained, row.pairs)
+    return Line(row, audits[row.name, row.bench], change)

@@ -1,0 +1,210 @@
+"""What can be run in a sandbox, and what comes back. Pure: nothing here starts anything.
+
+A verdict is reached outside the sandbox from what came back, and `harness` means that nothing was learned: a fault of
+ours is never an outcome of the candidate.
+"""
+
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trimoe.sandbox.inside import wire
+from trimoe.sandbox.inside.limits import Limits
+
+Status = Literal["ok", "wrong", "error", "timeout", "memory", "harness"]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Run Python source, then call `entry` (an expression) once per argument tuple. Expected values stay outside.
+
+    Of a result whose encoded form is longer than `digest_over` bytes only the SHA-256 comes back.
+    """
+
+    source: str
+    entry: str
+    args: tuple[tuple[Any, ...], ...]
+    limits: Limits = field(default_factory=Limits)
+    digest_over: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """Run a dataset's own test code against Python source that lives in another process.
+
+    `setup` and `tests` are the dataset's; in `tests` the `names` stand for the candidate's functions and classes.
+    """
+
+    source: str
+    setup: str
+    tests: str
+    names: tuple[str, ...]
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Write files into an empty folder, then run commands there until one fails."""
+
+    files: Mapping[str, str]
+    steps: tuple[tuple[str, ...], ...]
+    env: Mapping[str, str]
+    limits: Limits = field(default_factory=Limits)
+
+
+Job = Calls | Check | Program
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a program: exit status (minus the signal that ended it) and the end and start of its output."""
+
+    exit: int
+    out: str = ""
+    err: str = ""
+    cpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one job did. `lines` are the encoded values of `Calls`, `steps` the commands of a `Program`.
+
+    ok: all calls returned, the tests passed, or every command ended with 0. wrong: the dataset's tests failed.
+    error: the candidate raised, ended early, or broke a limit that is no resource (output). harness: ours.
+    """
+
+    status: Status
+    detail: str = ""
+    lines: tuple[bytes, ...] = ()
+    steps: tuple[Step, ...] = ()
+    cpu: float = 0.0
+
+    def values(self) -> list[Any]:
+        """The decoded results. `ValueError` if the candidate wrote nonsense in their place."""
+        try:
+            return [wire.decode(json.loads(line)["value"]) for line in self.lines]
+        except (KeyError, TypeError, RecursionError) as exc:
+            raise ValueError(f"a malformed result: {type(exc).__name__}") from exc
+
+
+def data_of(job: Job) -> tuple[str, list[bytes]]:
+    """The job's kind and the data of each of its samples, as the worker expects them."""
+    match job:
+        case Calls():
+            args = [wire.encode(list(one)) for one in job.args]
+            body: dict[str, Any] = {
+                "source": job.source,
+                "entry": job.entry,
+                "args": args,
+                "digest_over": job.digest_over,
+            }
+            return "calls", [wire.dumps(body)]
+        case Check():
+            tests = {"setup": job.setup, "tests": job.tests, "names": list(job.names)}
+            return "check", [wire.dumps({"source": job.source}), wire.dumps(tests)]
+        case Program():
+            body = {"files": dict(job.files), "steps": [list(step) for step in job.steps], "env": dict(job.env)}
+            return "program", [wire.dumps(body)]
+
+
+def read(job: Job, header: Mapping[str, Any], results: bytes) -> Outcome:
+    """The outcome of a job from what its worker reported."""
+    faults = [step["fault"] for step in [*header["steps"], *header.get("candidate", [])] if "fault" in step]
+    if faults:
+        return Outcome("harness", faults[0])
+    cpu = sum(step["cpu"] for step in [*header["steps"], *header.get("candidate", [])])
+    if len(results) > job.limits.output and not header["stopped"]:
+        header = {**header, "stopped": "output"}
+    if header["stopped"]:
+        status, detail = _STOPPED[header["stopped"]]
+        return Outcome(status, detail.format(limits=job.limits), cpu=cpu)
+    if not header["steps"]:
+        return Outcome("harness", "the sandbox ended before it reported this candidate")
+    match job:
+        case Calls():
+            return _calls(job, header["steps"][0], results, cpu)
+        case Check():
+            return _check(job, header, results, cpu)
+        case Program():
+            return _program(job, header["steps"], cpu)
+
+
+_STOPPED: dict[str, tuple[Status, str]] = {
+    "idle": ("timeout", "did nothing for {limits.idle:g} s"),
+    "cpu": ("timeout", "more CPU time than allowed ({limits.call_cpu:g} s for a call, {limits.cpu:g} s in all)"),
+    "memory": ("memory", "more than {limits.memory:,} bytes of memory"),
+    "output": ("error", "more than {limits.output:,} bytes of results"),
+}
+
+
+def _calls(job: Calls, step: Mapping[str, Any], results: bytes, cpu: float) -> Outcome:
+    lines = results.splitlines()
+    last: Any = None
+    if lines and not lines[-1].startswith((b'{"value":', b'{"digest":')):
+        last = _parsed(lines.pop())
+    for key, what in (("load", "while loading"), ("raised", f"in call {len(lines) + 1}")):
+        if isinstance(last, dict) and last.keys() == {key}:
+            return _raised(last[key], what, tuple(lines), cpu)
+    if ended := _ended(job, step):
+        return Outcome(*ended, tuple(lines), cpu=cpu)
+    if last is not None or len(lines) != len(job.args):
+        return Outcome("error", f"ended early, with exit status {step['exit']}", tuple(lines), cpu=cpu)
+    return Outcome("ok", lines=tuple(lines), cpu=cpu)
+
+
+def _check(job: Check, header: Mapping[str, Any], results: bytes, cpu: float) -> Outcome:
+    answer = _parsed(results)
+    if not isinstance(answer, dict):
+        ended = _ended(job, header["steps"][0])
+        return Outcome(*ended, cpu=cpu) if ended else Outcome("harness", "the checker ended without a verdict")
+    verdict, detail = answer["verdict"], answer["detail"]
+    if verdict == "lost":
+        (step,) = header["candidate"] or [{"exit": 0}]
+        ended = _ended(job, step)
+        return Outcome(*(ended or ("error", f"ended early, with exit status {step['exit']}: {detail}")), cpu=cpu)
+    if verdict == "raised":
+        kind, _, text = detail.partition(": ")
+        return _raised([kind, text], "during the tests", (), cpu)
+    status: Status = {"ok": "ok", "wrong": "wrong"}.get(verdict, "harness")  # type: ignore[assignment]
+    return Outcome(status, detail, cpu=cpu)
+
+
+def _program(job: Program, reports: list[Mapping[str, Any]], cpu: float) -> Outcome:
+    steps = tuple(Step(r["exit"], r["out"], r["err"], r["cpu"]) for r in reports)
+    last = reports[-1]
+    if stopped := last["stopped"]:
+        status, detail = _STOPPED[stopped]
+        return Outcome(status, detail.format(limits=job.limits), steps=steps, cpu=cpu)
+    if ended := _ended(job, last):
+        return Outcome(*ended, steps=steps, cpu=cpu)
+    if last["exit"]:
+        return Outcome("error", f"exit status {last['exit']}", steps=steps, cpu=cpu)
+    if len(steps) != len(job.steps):
+        return Outcome("harness", "a command was not run", steps=steps, cpu=cpu)
+    return Outcome("ok", steps=steps, cpu=cpu)
+
+
+def _ended(job: Job, step: Mapping[str, Any]) -> tuple[Status, str] | None:
+    """What a signal that ended a process means; None if none did."""
+    if step["exit"] >= 0:
+        return None
+    number = -step["exit"]
+    # SIGKILL is the hard limit's, for a candidate that ignores SIGXCPU
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and step["cpu"] >= job.limits.cpu):
+        return "timeout", f"more than {job.limits.cpu:g} s of CPU"
+    return "error", f"killed by {signal.Signals(number).name}"
+
+
+def _raised(told: Any, what: str, lines: tuple[bytes, ...], cpu: float) -> Outcome:
+    kind, text = map(str, told) if isinstance(told, list) and len(told) == 2 else ("?", "malformed")
+    status: Status = "memory" if kind == "MemoryError" else "error"
+    return Outcome(status, f"{kind[:80]} {what}: {text[:300]}".rstrip(": "), lines, cpu=cpu)
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return "malformed"

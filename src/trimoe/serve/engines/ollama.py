@@ -1,0 +1,111 @@
+"""ollama, for GGUF files: an own `ollama serve` on an own port with an own model store, never the user's.
+
+Invariants: the model is created from the file and nothing else; what ollama says it has loaded is compared; the
+context is set for the whole server (ollama cuts a longer prompt silently, so preflight compares it). Not guaranteed: a
+thinking budget, it has none. The file is copied into the store: it needs that much space again, until
+the store is removed.
+"""
+
+import shutil
+
+from trimoe.errors import UsageError
+from trimoe.llamacpp.tools import cache_folder
+from trimoe.serve.endpoint import Endpoint
+from trimoe.serve.engine import Engine, Options, Plan, Target, must_serve, with_facts
+from trimoe.serve.process import HOST, Server, free_port
+from trimoe.serve.wanted import Wanted
+
+
+def missing(options: Options) -> str | None:
+    """Why ollama cannot run here."""
+    return None if shutil.which("ollama") else "the program ollama is not on PATH (https://ollama.com/download)"
+
+
+def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+    """`ollama serve` with its settings in the environment, then `ollama create`."""
+    assert target.path is not None
+    if options.extra:
+        raise UsageError(
+            f"ollama takes no flag {options.extra[0]}",
+            expected="no --flag: `ollama serve` reads its settings from the environment alone",
+            actual=" ".join(options.extra),
+            remedy="set them with --context, --parallel and --kv, or use --engine llamacpp",
+        )
+    port, program = options.port or free_port(), shutil.which("ollama") or "ollama"
+    store = cache_folder().parent / "ollama"
+    name = model_name(target.name)
+    recipe = str(store / f"{name.partition(':')[0]}.Modelfile")
+    notes = [] if wanted.budget is None else [f"it has no thinking budget ({wanted.budget} was asked for)"]
+    environment = {
+        "OLLAMA_HOST": f"{HOST}:{port}",
+        "OLLAMA_MODELS": str(store),
+        "OLLAMA_CONTEXT_LENGTH": str(wanted.context),
+        "OLLAMA_NUM_PARALLEL": str(wanted.parallel),
+        "OLLAMA_MAX_LOADED_MODELS": "1",
+        "OLLAMA_KEEP_ALIVE": "-1",
+    }
+    if wanted.kv in ("q8_0", "q4_0"):
+        environment |= {"OLLAMA_FLASH_ATTENTION": "1", "OLLAMA_KV_CACHE_TYPE": wanted.kv}
+    return Plan(
+        "ollama",
+        (program, "serve"),
+        port,
+        name,
+        "/api/version",
+        wanted.context,
+        wanted.parallel,
+        environment=environment,
+        settings={
+            "kv": wanted.kv if "OLLAMA_KV_CACHE_TYPE" in environment else "f16",
+            "thinking": "on" if wanted.thinking else "off",
+            "think_budget": None,
+        },
+        body={} if wanted.thinking else {"reasoning_effort": "none"},
+        notes=tuple(notes),
+        prepare=((program, "create", name, "-f", recipe),),
+        # nothing but the weights: template and stops are the file's own, the sampler is the bench's
+        files={recipe: f"FROM {target.path}\n"},
+    )
+
+
+def model_name(name: str) -> str:
+    """A name ollama takes: lower case, letters, digits, dots, dashes and underscores, one tag."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()) + ":trimoe"
+
+
+def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
+    """/api/ps names the loaded model with its context, /api/version the build."""
+    return from_pages(endpoint, server.get("/api/ps"), server.get("/api/version"))
+
+
+def from_pages(endpoint: Endpoint, loaded: dict[str, object], version: dict[str, object]) -> Endpoint:
+    """The endpoint with what the two pages say; the context is None where this version does not tell it."""
+    rows = loaded.get("models")
+    models = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    row = next((row for row in models if row.get("name") == endpoint.model), {})
+    must_serve("model", endpoint.model, row.get("name"))
+    context = row.get("context_length")
+    return with_facts(
+        endpoint,
+        context=context if isinstance(context, int) else None,
+        settings={"build": version.get("version"), "digest": row.get("digest")},
+    )
+
+
+ENGINE = Engine(
+    name="ollama",
+    about="ollama, for GGUF files: a server and a model store of its own, beside any other ollama.",
+    kinds=("gguf",),
+    flags={
+        "context": "OLLAMA_CONTEXT_LENGTH (per slot)",
+        "slots": "OLLAMA_NUM_PARALLEL",
+        "key-value cache": "OLLAMA_KV_CACHE_TYPE with OLLAMA_FLASH_ATTENTION",
+        "thinking off": "reasoning_effort: none in every request",
+        "thinking on": "none: the model's default",
+        "thinking budget": "none",
+        "--flag": "refused: `ollama serve` has no flags",
+    },
+    missing=missing,
+    plan=plan,
+    read=read,
+)

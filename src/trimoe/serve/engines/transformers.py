@@ -1,0 +1,107 @@
+"""`transformers serve`, for checkpoint directories: the default for them; answers on CPU. Extra 'serve'.
+
+Invariants: requests are answered one at a time (without continuous batching, whose kernels need a GPU). On a CPU
+weights are fp32, as in the evaluation inside the process. Not guaranteed: special tokens in a reply, it leaves them out
+of the text; log-probabilities, it ignores them; a thinking budget, it has none.
+"""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+from trimoe.io.publish import read_json
+from trimoe.serve.endpoint import Endpoint
+from trimoe.serve.engine import Engine, Options, Plan, Target, log_folder, with_facts
+from trimoe.serve.process import HOST, Server, free_port
+from trimoe.serve.wanted import Wanted
+
+PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "openai")
+
+
+def missing(options: Options) -> str | None:
+    """Why `transformers serve` cannot run here."""
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}; pip install torch==2.13.0 && pip install 'trimoe[serve]'"
+    return None if _program() else "the program `transformers` is not beside this Python"
+
+
+def _program() -> str | None:
+    return shutil.which("transformers", path=str(Path(sys.executable).parent)) or shutil.which("transformers")
+
+
+def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+    """The command line of `transformers serve`."""
+    assert target.path is not None
+    port, device = options.port or free_port(), options.device or "cpu"
+    dtype = options.dtype or ("float32" if device == "cpu" else "auto")
+    switch = target.family.thinking if target.family else None
+    reasoning = ["--reasoning", "on" if wanted.thinking else "off"] if switch else []
+    notes = [] if wanted.budget is None else [f"it has no thinking budget ({wanted.budget} was asked for)"]
+    # /v1/models lists the hub's cache, and is a server error where there is none: an empty one of our own it is
+    hub = log_folder() / "no-hub"
+    command = [
+        _program() or "transformers",
+        "serve",
+        str(target.path),
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--device",
+        device,
+        "--dtype",
+        dtype,
+        *reasoning,
+        "--log-level",
+        "warning",
+        *options.extra,
+    ]
+    config = read_json(target.path / "config.json", "the model's config")
+    context = (config.get("text_config") or config).get("max_position_embeddings")
+    return Plan(
+        "transformers",
+        tuple(command),
+        port,
+        str(target.path),
+        "/health",
+        context if isinstance(context, int) else None,
+        1,
+        environment={"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)},
+        files={str(hub / "README"): "Empty on purpose: the cache of a server that serves one directory.\n"},
+        settings={
+            "dtype": dtype,
+            "device": device.partition(":")[0],
+            "thinking": ("on" if wanted.thinking else "off") if switch else None,
+            "think_budget": None,
+            "flags": list(options.extra),
+        },
+        notes=tuple(notes),
+    )
+
+
+def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
+    """It tells nothing of its settings; the version is the installed one, as it runs from this environment."""
+    from importlib.metadata import version
+
+    return with_facts(endpoint, settings={"build": version("transformers"), "torch": version("torch")})
+
+
+ENGINE = Engine(
+    name="transformers",
+    about="transformers serve; the default for checkpoint directories, on CPU or GPU.",
+    kinds=("checkpoint",),
+    flags={
+        "context": "none: the model's max_position_embeddings",
+        "slots": "none: one request at a time",
+        "key-value cache": "none: the type of the weights",
+        "thinking off": "--reasoning off",
+        "thinking on": "--reasoning on",
+        "thinking budget": "none",
+        "type of the weights": "--dtype float32 on a CPU, else auto",
+    },
+    missing=missing,
+    plan=plan,
+    read=read,
+)

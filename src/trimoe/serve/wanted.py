@@ -1,0 +1,133 @@
+"""What a server is started with, before any engine's own words for it: thinking, budget, context, slots, cache type.
+
+Invariants: derived from the bench's spec and the model's family (families.toml), both data; an option given by the user
+wins over both. Pure: nothing is started or read from a server here.
+"""
+
+import tomllib
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from trimoe.bench.spec import BenchSpec
+from trimoe.errors import UsageError
+
+ANSWER_ROOM = 4096  # tokens an answer needs beside its thinking budget (protocol section 2)
+PROMPT_ROOM = 2048  # tokens left for a prompt where no bench says more
+
+
+class Family(BaseModel):
+    """How one family is told to think. None: it has no such switch.
+
+    `thinking` names the argument of the chat template; `vllm_parser` the reasoning parser of vLLM; `opens` and `closes`
+    are the texts around a thought. `template_has` and `template_lacks` tell families of one model type apart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    model_types: tuple[str, ...]
+    thinking: str | None = None
+    vllm_parser: str | None = None
+    opens: str | None = None
+    closes: str | None = None
+    note: str = ""
+    template_has: tuple[str, ...] = ()
+    template_lacks: tuple[str, ...] = ()
+
+    def fits(self, template: str) -> bool:
+        """Whether a chat template is one of this family's."""
+        return all(text in template for text in self.template_has) and not any(
+            text in template for text in self.template_lacks
+        )
+
+
+def family_of(model_type: str, template: str) -> Family | None:
+    """The first family with this model type (or GGUF architecture) whose chat templates look like this one."""
+    return next((row for row in families() if model_type in row.model_types and row.fits(template)), None)
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All families of families.toml, in its order."""
+    text = (resources.files("trimoe.serve") / "families.toml").read_text(encoding="utf-8")
+    return tuple(Family.model_validate({"name": name, **row}) for name, row in tomllib.loads(text).items())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`context` is in tokens per slot. `budget` None: no limit on thinking; `kv` None: the engine decides."""
+
+    thinking: bool
+    budget: int | None
+    context: int
+    parallel: int
+    kv: str | None
+    reasoning_parser: bool
+    max_new_tokens: int
+
+    @property
+    def required_context(self) -> int:
+        """Least tokens per slot: the longest reply, or the budget and room for an answer."""
+        return required_context(self.max_new_tokens, self.budget or 0)
+
+
+def required_context(max_new_tokens: int, think: int) -> int:
+    """max(max_gen, think + 4096), protocol section 2."""
+    return max(max_new_tokens, think + ANSWER_ROOM if think else 0)
+
+
+def wanted_for(
+    spec: BenchSpec | None,
+    *,
+    context: int | None = None,
+    parallel: int | None = None,
+    kv: str | None = None,
+    thinking: bool | None = None,
+    budget: int | None = None,
+    max_new_tokens: int = 2048,
+) -> Wanted:
+    """From the bench's spec, or modest defaults without one; what is given wins. Raises `UsageError`.
+
+    A bench's context is the whole server's (as llama-server's -c is), divided among its slots.
+    """
+    if spec is None:
+        chosen = Wanted(False, None, max_new_tokens + PROMPT_ROOM, 1, None, False, max_new_tokens)
+    else:
+        own, generation = spec.serving.llamacpp, spec.generation
+        think = generation.thinking == "on"
+        slots = own.parallel
+        needed = required_context(generation.max_new_tokens, generation.think_budget if think else 0)
+        chosen = Wanted(
+            think,
+            generation.think_budget if think and own.reasoning == "budget" else None,
+            max(own.context // slots, needed),
+            slots,
+            own.kv,
+            bool(spec.serving.vllm and spec.serving.vllm.reasoning_parser),
+            generation.max_new_tokens,
+        )
+    if thinking is not None:
+        chosen = replace(
+            chosen, thinking=thinking, reasoning_parser=thinking, budget=chosen.budget if thinking else None
+        )
+    if budget is not None:
+        chosen = replace(chosen, budget=budget)
+    if context is not None:
+        chosen = replace(chosen, context=context)
+    if parallel is not None:
+        chosen = replace(chosen, parallel=parallel)
+    if kv is not None:
+        chosen = replace(chosen, kv=kv)
+    if chosen.budget is not None and not chosen.thinking:
+        raise UsageError(
+            "a thinking budget without thinking", actual=f"budget {chosen.budget}", remedy="add --thinking"
+        )
+    return chosen
+
+
+def template_arguments(family: Family | None, wanted: Wanted) -> dict[str, Any]:
+    """Arguments of the chat template that switch thinking; empty where the family has no switch or is unknown."""
+    return {family.thinking: wanted.thinking} if family and family.thinking else {}

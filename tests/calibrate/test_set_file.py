@@ -1,0 +1,188 @@
+"""The set file: what is accepted, what is refused and in which words."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimoe.calibrate.text.calibration import CalibrationSet, shipped
+from trimoe.calibrate.text.sources import KINDS, Source, SourceText
+from trimoe.calibrate.text.sources.prompts import builtin_prompts
+from trimoe.errors import CalibrationError, Refused, TrimoeError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For property tests, which would share a function's folder as well."""
+    return tmp_path_factory.mktemp("set")
+
+
+def load(folder: Path, classes: str, head: str = "name: t\n") -> CalibrationSet:
+    (folder / "set.yaml").write_text(f"{head}classes:\n{classes}")
+    return CalibrationSet.load(folder / "set.yaml")
+
+
+def texts(folder: Path, source: str) -> list[SourceText]:
+    return load(folder, f"  a:\n    - {{{source}}}\n").texts()["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("name: t\nclasses: {}\n", "classes"),
+        ("name: t\nclasses: {a: []}\n", "class a has no source"),
+        ("name: t\nclasses: {' a': [{kind: text, path: x}]}\n", "spaces around"),
+        ("name: t\nwindow: 1\nclasses: {a: [{kind: text, path: x}]}\n", "window"),
+        ("name: t\nwindow: '64'\nclasses: {a: [{kind: text, path: x}]}\n", "window"),
+        ("name: t\nlong_documents: drop\nclasses: {a: [{kind: text, path: x}]}\n", "long_documents"),
+        ("name: t\nwindows: 64\nclasses: {a: [{kind: text, path: x}]}\n", "windows"),
+        ("name: t\nclasses: {a: [{kind: text, pth: x}]}\n", "pth"),
+        ("name: t\nclasses: {a: [{kind: txt, path: x}]}\n", "kind"),
+        ("name: t\nclasses: {a: [{kind: text, path: x, weight: 0}]}\n", "weight"),
+        ("name: t\nclasses: {a: [{kind: text, path: x, weight: true}]}\n", "weight"),
+        ("name: t\nclasses: {a: [{kind: text, path: x, weight: .inf}]}\n", "weight"),
+        ("name: t\nclasses: {a: [{kind: text, path: x, limit: 0}]}\n", "limit"),
+        ("name: t\nclasses: {a: [{kind: text, path: x, limit: true}]}\n", "limit"),
+        ("name: t\nclasses: {a: [{kind: text, path: x, skip: -1}]}\n", "skip"),
+        ("name: t\nclasses: {a: [{kind: jsonl, path: x, fields: {}}]}\n", "exactly one of text, prompt, messages"),
+        ("name: t\nclasses: {a: [{kind: jsonl, path: x, fields: {text: t, prompt: p}}]}\n", "exactly one"),
+        ("name: t\nclasses: {a: [{kind: jsonl, path: x, fields: {text: t, reply: p}}]}\n", "need prompt"),
+        (
+            "name: t\nclasses: {a: [{kind: jsonl, path: x, fields: {prompt: p, reply: r, completion: c}}]}\n",
+            "not both",
+        ),
+        ("name: t\nclasses: {a: [{kind: prompts}]}\n", "exactly one of builtin, path"),
+        ("name: t\nclasses: {a: [{kind: prompts, builtin: maths}]}\n", "builtin"),
+        ("name: t\nclasses: {a: [{kind: prompts, path: p, fields: {text: t}}]}\n", "the model writes the reply"),
+        ("name: t\nclasses: {a: [{kind: dataset}]}\n", "exactly one of path, id"),
+        ("name: t\nclasses: {a: [{kind: dataset, id: openai/gsm8k}]}\n", "needs revision"),
+        ("name: t\nclasses: {a: [{kind: dataset, id: openai/gsm8k, revision: main}]}\n", "40 hexadecimal digits"),
+        ("name: t\nclasses: {a: [{kind: dataset, id: a/b/c, revision: main}]}\n", "OWNER/NAME"),
+        ("name: t\nclasses: {a: [{kind: dataset, path: x, revision: main}]}\n", "belongs to id"),
+        ("name: t\nclasses: {a: [{kind: lm-eval, path: x}]}\n", "bench"),
+        ("name: t\nclasses: {a: [{kind: run-log, path: x}]}\n", "model"),
+        ("name: t\nname: u\nclasses: {a: [{kind: text, path: x}]}\n", "given twice"),
+        ("name: t\nclasses: {a: [{kind: text, path: x}], a: [{kind: text, path: y}]}\n", "given twice"),
+        ("- 1\n", "set.yaml"),
+        ("name: [\n", "YAML"),
+        ("name: !!python/object:os.system x\n", "YAML"),
+        ("name: 2020-13-45\n", "YAML"),
+        ("name: !!float x\n", "YAML"),
+        ("name: !!timestamp 9\n", "YAML"),
+        ("name: " + "9" * 5000, "YAML"),
+        ("[" * 5000, "YAML"),
+        ("? [1]\n: 2\n", "YAML"),
+    ],
+)
+def test_what_the_file_may_not_say(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "set.yaml").write_text(text)
+    with pytest.raises(CalibrationError) as caught:
+        CalibrationSet.load(tmp_path / "set.yaml")
+    assert word in str(caught.value)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 8))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_is_refused_or_read(folder: Path, at: int, value: int, cut: int) -> None:
+    data = bytearray(
+        b"name: t\nwindow: 64\nclasses:\n  a: &x\n    - {kind: text, path: x.txt, weight: 2.5, limit: 3}\n"
+        b"    - {kind: jsonl, path: 'y', fields: {prompt: q, reply: r}, only: {ok: true}}\n  b: *x\n"
+    )
+    at %= len(data)
+    data[at : at + cut] = bytes([value])
+    (folder / "set.yaml").write_bytes(data)
+    with suppress(CalibrationError):
+        CalibrationSet.load(folder / "set.yaml")
+
+
+def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "set.yaml").write_bytes("name: é\n".encode("latin-1"))
+    with pytest.raises(CalibrationError, match="not readable YAML"):
+        CalibrationSet.load(tmp_path / "set.yaml")
+    with pytest.raises(CalibrationError, match="generic"):
+        CalibrationSet.load(tmp_path / "gone.yaml")
+    with pytest.raises(CalibrationError, match="not found"):
+        CalibrationSet.load("no-such-set")
+
+
+def test_paths_are_relative_to_the_file_and_not_to_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    (folder / "t.txt").write_text("some text")
+    monkeypatch.chdir(tmp_path)
+    (folder / "set.yaml").write_text(
+        f"name: t\nclasses: {{a: [{{kind: text, path: t.txt}}, {{kind: text, path: {folder / 't.txt'}}}]}}\n"
+    )
+    assert [t.text for t in CalibrationSet.load(Path("sub/set.yaml")).texts()["a"]] == ["some text"] * 2
+
+
+def test_yaml_anchors_and_merge_keys_work(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("some text")
+    (tmp_path / "set.yaml").write_text(
+        "name: t\nclasses:\n  a:\n    - &x {kind: text, path: t.txt, weight: 2}\n  b:\n    - {<<: *x, weight: 3}\n"
+    )
+    assert {c: t[0].weight for c, t in CalibrationSet.load(tmp_path / "set.yaml").texts().items()} == {"a": 2, "b": 3}
+
+
+def test_a_class_or_source_without_documents(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "one.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(CalibrationError, match=r"class a of calibration set t: source jsonl empty\.jsonl is empty"):
+        texts(tmp_path, "kind: jsonl, path: empty.jsonl")
+    with pytest.raises(CalibrationError, match="is empty"):
+        texts(tmp_path, "kind: jsonl, path: one.jsonl, skip: 1")
+    with pytest.raises(CalibrationError, match="is empty"):
+        load(tmp_path, "  a:\n    - {kind: jsonl, path: one.jsonl}\n    - {kind: jsonl, path: empty.jsonl}\n").texts()
+    (tmp_path / "blank.jsonl").write_text('{"text": ""}')
+    with pytest.raises(CalibrationError, match="field 'text' of line 1 of"):
+        texts(tmp_path, "kind: jsonl, path: blank.jsonl")
+
+
+def test_skip_and_limit_give_disjoint_parts(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"text": "{i}"}}\n' for i in range(7)))
+    whole = [t.text for t in texts(tmp_path, "kind: jsonl, path: t.jsonl")]
+    first = [t.text for t in texts(tmp_path, "kind: jsonl, path: t.jsonl, limit: 3")]
+    rest = [t.text for t in texts(tmp_path, "kind: jsonl, path: t.jsonl, skip: 3, limit: 9")]
+    assert first + rest == whole
+    assert len(first) == 3
+
+
+def test_shipped_prompts_are_eight_different_ones_per_class() -> None:
+    prompts = builtin_prompts()
+    assert list(prompts) == ["math", "logic", "code", "science", "creative"]
+    assert all(len(set(p)) == 8 and all(isinstance(x, str) and x.strip() == x for x in p) for p in prompts.values())
+    assert len({p for several in prompts.values() for p in several}) == 40
+
+
+def test_the_shipped_set_is_tier_a() -> None:
+    assert shipped() == ("generic",)
+    found = CalibrationSet.load("generic")
+    assert list(found.classes) == [f"generic_{name}" for name in builtin_prompts()]
+    for items in found.texts().values():
+        assert len(items) == 8
+        assert {(t.asks, t.thinking, t.weight, t.reply) for t in items} == {(128, True, 1.0, None)}
+    assert found.window == 2048
+
+
+def test_a_file_of_that_name_wins_over_the_shipped_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "generic").write_text("name: mine\nclasses: {a: [{kind: prompts, builtin: math}]}\n")
+    assert CalibrationSet.load("generic").name == "mine"
+
+
+def test_every_kind_of_source_is_in_the_union() -> None:
+    in_union = set(Source.__origin__.__args__)
+    assert set(KINDS) == in_union
+
+
+def test_rows_of_multipl_e_are_refused(tmp_path: Path) -> None:
+    import json
+
+    row = {"name": "HumanEval_23_strlen", "language": "rs", "prompt": "/// Return it\nfn strlen() {", "tests": "}"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    with pytest.raises(Refused, match="MultiPL-E") as caught:
+        texts(tmp_path, "kind: jsonl, path: x.jsonl, fields: {prompt: prompt}")
+    assert caught.value.exit_code == 5
+    assert isinstance(caught.value, TrimoeError)
