@@ -26,14 +26,13 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused
 from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.run import evaluate
+from trimoe.io.progress import Progress
 from trimoe.io.publish import MANIFEST, publish_file, read_json
 from trimoe.judge.compare import Comparison, Row, compare_runs, overall
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.generate import Generator
 from trimoe.model.tiny import tasks
-
-Progress = Callable[[int, int, str], None]
 
 METHODS = ("v5-coder", "v4", "reap", "frequency", "random-0", "random-1", "random-2")
 BENCHES = ("tiny-code", "tiny-math", "tiny-choice", "tiny-format", "tiny-text", "tiny-story")

@@ -7,7 +7,6 @@ Invariants: float32 logits, float64 sums. Not guaranteed: that a smaller diverge
 here generates.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ import numpy as np
 from trimoe.calibrate.forward.batching import Batch, batches_of, token_ids
 from trimoe.calibrate.forward.layers import LayerModel
 from trimoe.calibrate.text.windows import Windows
+from trimoe.io.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 RESAMPLES = 10_000
 _POSITIONS = 512
 """Positions whose logits are in memory at a time."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trimoe.calibrate.layerwise import Options, Progress, Run, compute_dtype
+from trimoe.calibrate.layerwise import Options, Run, compute_dtype
 from trimoe.calibrate.plan import COVERAGE
 from trimoe.calibrate.state import Mark, RunState, state_path
 from trimoe.calibrate.stats.accumulate import COUNT
@@ -19,6 +19,7 @@ from trimoe.calibrate.text.leaks import BenchTexts
 from trimoe.calibrate.text.replies import path_beside
 from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.errors import Interrupted, UsageError
+from trimoe.io.progress import Progress
 from trimoe.io.publish import require_absent, require_space, write_json, write_manifest
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 

@@ -24,9 +24,8 @@ from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.stats.result import assemble
 from trimoe.calibrate.text.calibration import Windows
 from trimoe.errors import UsageError
+from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ the original with masked routers). The verdict is `proven`, `refuted` or `incomp
 counts as passed. Not guaranteed: that the pruned model is any good (eval), or that the original was.
 """
 
-from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,11 +31,11 @@ from trimoe.certify.tensors import Index, check_cut, check_tensors, check_untouc
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
 from trimoe.heal.record import changed_tensors, read_heal
+from trimoe.io.progress import Progress
 from trimoe.io.publish import sha256_file
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.safetensors import read_index
 
-Progress = Callable[[int, int, str], None]
 MapSource = Literal["given", "metadata", "inferred", "unknown"]
 
 

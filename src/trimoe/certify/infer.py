@@ -8,7 +8,7 @@ or requantized.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,10 +30,9 @@ from trimoe.certify.tensors import (
 )
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
+from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint, ExpertTensor, open_checkpoint
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

@@ -9,7 +9,7 @@ import gc
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,12 +23,12 @@ from trimoe.certify.files import read_config
 from trimoe.certify.mask import CannotCheck, Routing, router_mask
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
+from trimoe.io.progress import Progress
 from trimoe.io.publish import sha256_json
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.quant import all_quants, method_of
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
-Progress = Callable[[int, int, str], None]
 LOADING = "AutoModelForCausalLM loads it like the original: no key missing, mismatched or newly unexpected"
 LOGITS = (
     "on every position of every prompt the logits equal the original's with the dropped experts' router logits at -inf"

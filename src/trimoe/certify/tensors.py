@@ -15,11 +15,11 @@ import numpy as np
 from trimoe.certify.certificate import Check, Finding, make_check
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError, MapError
+from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo
 
-Progress = Callable[[int, int, str], None]
 Index = dict[str, TensorInfo]
 BLOCK = 4 << 20
 _NOT_COMPARED = "tensor {} could not be compared"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimoe.cli.parts.common import Progress, emit, json_option, parse_size, progress, require_extra, show_size
+from trimoe.cli.parts.common import emit, json_option, parse_size, progress, require_extra, show_size
 from trimoe.cli.stats import leak_lines
+from trimoe.io.progress import Progress
 
 if TYPE_CHECKING:
     from trimoe.calibrate.state import Mark

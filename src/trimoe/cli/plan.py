@@ -246,7 +246,8 @@ def _one_text(data: dict[str, Any]) -> str:
                 if data["fallback_tensors"]
                 else ""
             ),
-            f"  memory   {memory['total']:>15,} bytes: weights {_gb(memory['weights'])}, cache {_gb(memory['kv_cache'])} "
+            f"  memory   {memory['total']:>15,} bytes: weights {_gb(memory['weights'])}, "
+            f"cache {_gb(memory['kv_cache'])} "
             f"({data['parallel']} x {data['context']:,} tokens, {data['kv']}), compute about "
             f"{_gb(memory['compute_estimate'])} GB" + (f", vision {_gb(memory['vision'])}" if memory["vision"] else ""),
             *(

@@ -24,6 +24,7 @@ from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards
 from trimoe.cut.record import make_record, read_record
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite
 from trimoe.io.copying import Copier
+from trimoe.io.progress import Progress
 from trimoe.io.publish import (
     canonical_json,
     partial_bytes,
@@ -32,7 +33,7 @@ from trimoe.io.publish import (
     require_space,
     write_manifest,
 )
-from trimoe.io.writing import Progress, Written, read_back, write_files
+from trimoe.io.writing import Written, read_back, write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.files import INDEX, METADATA, other_files, source_stamps
 from trimoe.model.safetensors import header_bytes, read_header, read_index

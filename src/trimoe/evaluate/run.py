@@ -5,7 +5,7 @@ generates the very batches an undisturbed one does and ends with the same log ex
 not score is tried again and is never a wrong answer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trimoe.evaluate.guarding import RunGuard, require_sound
 from trimoe.evaluate.guards import require_known
 from trimoe.evaluate.log.run_log import Run, RunLog, Sample, Scored
 from trimoe.evaluate.log.summary import RunSummary, conclude, summarize
+from trimoe.io.progress import Progress
 from trimoe.io.publish import sha256_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.generate import SAMPLER, Generator, Reply
@@ -27,8 +28,6 @@ from trimoe.sandbox import Policy, current, using
 from trimoe.serve.endpoint import Endpoint
 
 __all__ = ["RunSummary", "evaluate", "evaluate_endpoint", "rescore", "summarize"]
-
-Progress = Callable[[int, int, str], None]
 
 
 def evaluate(

@@ -4,7 +4,6 @@ Invariants: the held-out part is read only by the final comparison; it never cho
 comparisons (before, after) are on the same tokens, and the interval of their difference is paired by document.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +17,9 @@ from trimoe.errors import UsageError
 from trimoe.heal.edit import Edit, factor_edits
 from trimoe.heal.publish import Healing, require_related
 from trimoe.heal.router import Steps, recalibrate
+from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
 
-Progress = Callable[[int, int, str], None]
 MOST_FACTORS = 100
 """Factors of a sweep."""
 

@@ -7,7 +7,7 @@ gives the same bytes. Not guaranteed: better generation (evaluate it); a healed 
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,13 @@ from trimoe.errors import CheckpointError, Refused
 from trimoe.heal.edit import Edit
 from trimoe.heal.record import HEALED, previous_heals
 from trimoe.io.copying import Copier
+from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_dir, require_absent, require_space, write_manifest
 from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.files import METADATA, other_files, source_stamps
 from trimoe.model.safetensors import TensorInfo, read_index
 
-Progress = Callable[[int, int, str], None]
 BLOCK = 4 << 20
 
 

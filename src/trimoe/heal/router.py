@@ -9,7 +9,6 @@ them; the best rows of all steps are kept, the original ones among them, so the 
 Not guaranteed: anything about other text. That is what the held-out measure is for.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,8 @@ from trimoe.calibrate.divergence import Text
 from trimoe.calibrate.forward.layers import LayerModel
 from trimoe.errors import CheckpointError
 from trimoe.heal.edit import Edit, decode, encode, replacing
+from trimoe.io.progress import Progress
 from trimoe.model.safetensors import read_bytes
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ import xxhash
 from trimoe.errors import Refused
 from trimoe.io.copying import Copier
 from trimoe.io.hashing import Marks
+from trimoe.io.progress import Progress
 from trimoe.io.publish import RESUME
 
 _BLOCK = 1 << 20  # read back at a time
 
-Progress = Callable[[int, int, str], None]
 Append = Callable[[Copier], Iterator[int]]
 """Appends one file to a copier; yields the bytes of each step."""
 

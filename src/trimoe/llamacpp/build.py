@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trimoe.errors import BadInput, MissingPrerequisite
+from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_dir, publish_file, require_space, sha256_file, write_json
 from trimoe.llamacpp.tools import (
     BUILD_INFO,
@@ -33,8 +34,6 @@ from trimoe.llamacpp.tools import (
     native_folder,
     pinned_release,
 )
-
-Progress = Callable[[int, int, str], None]
 
 _LEFT_IN_ARCHIVE = ("docs", "media", "models", "tests", "benches", "examples", "ci", "pocs", "app")
 _BUILD_SPACE = 1 << 30  # sources and objects take about 300 MB

@@ -3,15 +3,14 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput
+from trimoe.io.progress import Progress
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 
-Progress = Callable[[int, int, str], None]
 PROGRAM = "trimoe-masked-logits"
 
 

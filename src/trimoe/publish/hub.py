@@ -9,12 +9,13 @@ Not guaranteed: that other people's commits in between are noticed; files on the
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, MissingPrerequisite, Refused, TrimoeError
+from trimoe.io.progress import Progress
 from trimoe.io.publish import read_json, write_json
 from trimoe.publish.inventory import (
     RECORDS,
@@ -28,7 +29,6 @@ from trimoe.publish.inventory import (
     require_publishable,
 )
 
-Progress = Callable[[int, int, str], None]
 README = "README.md"
 AGAIN = "run the same command again: what arrived is not sent again"
 

@@ -9,18 +9,17 @@ push to the same name; ollama has no list of tags to ask.
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, MissingPrerequisite, Refused
+from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_file, sha256_json, write_json
 from trimoe.publish.inventory import RECORDS, require_publishable
 from trimoe.publish.modelfile import Modelfile, modelfiles
 
 LATEST = "Q4_K_M"
-Progress = Callable[[int, int, str], None]
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 

@@ -11,7 +11,7 @@ chunks (stated as `resolution`).
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from trimoe.errors import BadInput, CheckpointError
+from trimoe.io.progress import Progress
 from trimoe.io.publish import require_space, sha256_bytes, sha256_file
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.file import open_gguf
 
-Progress = Callable[[int, int, str], None]
 RESAMPLES = 10_000
 ATTEMPTS = 25
 # Errors of differences that are all rounding print as nan or -nan: the mean before them is still good.

@@ -11,7 +11,7 @@ file, not the generation, is what the statistics are a function of). The whole m
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -22,10 +22,9 @@ from trimoe.calibrate.text.records import Message
 from trimoe.calibrate.text.rendering import Tokenizer, end_of_turn, prompt_ids
 from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, MissingPrerequisite
+from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_file, sha256_file, sha256_json
 from trimoe.model.checkpoint import Checkpoint
-
-Progress = Callable[[int, int, str], None]
 
 BATCH = 8
 """Prompts per batch; part of what the replies are a function of (float sums depend on the padding)."""

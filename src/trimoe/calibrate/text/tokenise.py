@@ -14,10 +14,11 @@ from trimoe.calibrate.forward.layers import tokenizer_of
 from trimoe.calibrate.text.calibration import CalibrationSet
 from trimoe.calibrate.text.leaks import BenchTexts, SetText, check
 from trimoe.calibrate.text.rendering import documents_of, prompt_ids
-from trimoe.calibrate.text.replies import Progress, answered
+from trimoe.calibrate.text.replies import answered
 from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.calibrate.text.windows import Document, Windows, windows_of
 from trimoe.errors import CalibrationError
+from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
 
 

@@ -5,7 +5,6 @@ llama.cpp against the original with masked routers, see certify_gguf_logits). Th
 `incomplete`; a check that could not run never counts as passed.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.gguf.prune import record_of
 from trimoe.cut.record import read_record
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
+from trimoe.io.progress import Progress
 from trimoe.io.publish import sha256_file
 from trimoe.model.gguf.file import Gguf, open_gguf
 from trimoe.model.gguf.model import GgufModel, open_gguf_model
-
-Progress = Callable[[int, int, str], None]
 
 
 def certify_gguf(

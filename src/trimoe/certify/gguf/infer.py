@@ -4,7 +4,6 @@ As for safetensors (see infer): streamed, an expert is recognised by the bytes o
 must have the same quantization, because a requantized expert has other bytes.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from trimoe.certify.certificate import Check, Finding
@@ -13,11 +12,10 @@ from trimoe.certify.infer import Inference, Recovery, Slice, digest_slice, elect
 from trimoe.certify.tensors import Index, check_cut, check_tensors, check_untouched, is_not_compared
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
+from trimoe.io.progress import Progress
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.model import GgufModel, open_gguf_model
 from trimoe.model.safetensors import TensorInfo
-
-Progress = Callable[[int, int, str], None]
 
 
 def infer_map_gguf(base: Path | str, pruned: Path | str, *, progress: Progress | None = None) -> Inference:

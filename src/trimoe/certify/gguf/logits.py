@@ -7,7 +7,6 @@ original first continues each prompt greedily; both models are then compared at 
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +18,11 @@ from trimoe.certify.mask import CannotCheck
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import BadInput
+from trimoe.io.progress import Progress
 from trimoe.io.publish import sha256_json
 from trimoe.model.gguf.file import Gguf
 from trimoe.model.gguf.model import GgufModel
 
-Progress = Callable[[int, int, str], None]
 LOADING = "llama.cpp loads it"
 LOGITS = (
     "on every position of every prompt and of the original's greedy continuation llama.cpp's logits equal the "

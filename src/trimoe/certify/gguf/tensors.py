@@ -3,7 +3,6 @@
 Derived from the map and the names of experts alone, not with the code that cuts. Streamed; memory is a few MiB.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from trimoe.certify.certificate import Check, Finding, make_check
@@ -11,11 +10,10 @@ from trimoe.certify.files import kept_count
 from trimoe.certify.tensors import Expected, check_tensors, check_untouched, fit_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError
+from trimoe.io.progress import Progress
 from trimoe.model.gguf.file import Gguf, find_gguf
 from trimoe.model.gguf.format import Field
 from trimoe.model.gguf.model import GgufModel
-
-Progress = Callable[[int, int, str], None]
 
 
 def fit(base: GgufModel, drop_map: DropMap) -> DropMap:

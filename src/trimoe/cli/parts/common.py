@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import click
 
 from trimoe.errors import MissingPrerequisite, UsageError
+from trimoe.io.progress import Progress
 
-Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, note)`; `total` 0 means unknown, `note` names the item in work."""
 
 F = TypeVar("F", bound=Callable[..., Any])

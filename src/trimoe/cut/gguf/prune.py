@@ -19,6 +19,7 @@ from trimoe.cut.prune import PruneReport, _explained
 from trimoe.cut.record import make_record, read_record
 from trimoe.errors import BadInput, CheckpointError, UsageError
 from trimoe.io.copying import Copier
+from trimoe.io.progress import Progress
 from trimoe.io.publish import (
     MANIFEST,
     canonical_json,
@@ -32,7 +33,7 @@ from trimoe.io.publish import (
     write_json,
     write_manifest,
 )
-from trimoe.io.writing import Progress, read_back, write_files
+from trimoe.io.writing import read_back, write_files
 from trimoe.model.files import METADATA
 from trimoe.model.gguf.file import Gguf, open_gguf, split_stem
 from trimoe.model.gguf.format import header_bytes, padded

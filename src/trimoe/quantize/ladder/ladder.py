@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trimoe.io.progress import Progress
 from trimoe.io.publish import require_space, write_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.quantize.ladder.checks import model_name, refuse_early
@@ -43,8 +44,6 @@ from trimoe.quantize.ladder.sources import (
 from trimoe.quantize.types.layout import Blueprint
 from trimoe.quantize.types.sizes import bytes_about
 from trimoe.quantize.types.tiers import Tier
-
-Progress = Callable[[int, int, str], None]
 
 
 def make_ladder(

@@ -9,7 +9,7 @@ Not measured: what groups do to each other. The mix that is built is measured as
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from trimoe.errors import BadInput
+from trimoe.io.progress import Progress
 from trimoe.io.publish import read_json, require_space, sha256_json, write_json
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
@@ -25,7 +26,6 @@ from trimoe.quantize.ladder.dynamic import map_text
 from trimoe.quantize.ladder.sources import Base
 from trimoe.quantize.mix.options import Group, Option
 
-Progress = Callable[[int, int, str], None]
 ITSELF = "base"
 
 

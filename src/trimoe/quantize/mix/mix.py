@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_file, read_json, require_space, sha256_bytes, sha256_file, write_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.imatrix import open_imatrix
@@ -23,7 +24,7 @@ from trimoe.quantize.ladder.dynamic import explain_overrides, map_text, normal
 from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.importance import require_entries
 from trimoe.quantize.ladder.job import Job, Resources, Stopper, cross_check, inputs_of, refuse_f16, run_job
-from trimoe.quantize.ladder.ladder import Progress, findings, judge_rows, row_of
+from trimoe.quantize.ladder.ladder import findings, judge_rows, row_of
 from trimoe.quantize.ladder.smoke import require_good_base
 from trimoe.quantize.ladder.sources import (
     Base,

@@ -22,6 +22,7 @@ import numpy as np
 from trimoe.cut.plan import DEFAULT_SHARD
 from trimoe.errors import CheckpointError, Refused
 from trimoe.io.copying import Copier
+from trimoe.io.progress import Progress
 from trimoe.io.publish import (
     MANIFEST,
     RESUME,
@@ -33,7 +34,7 @@ from trimoe.io.publish import (
     sha256_json,
     write_manifest,
 )
-from trimoe.io.writing import Progress, write_files
+from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.files import INDEX, METADATA, other_files, source_stamps
 from trimoe.model.safetensors import read_index
