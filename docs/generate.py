@@ -1,8 +1,8 @@
 """Writes what the code already says into the documentation: commands, errors, recipes, families, benches, the tree.
 
 `python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,recipes}.md and
-the tree in docs/explanation/architecture.md; with `--check` it writes nothing and exits 1 if a page is not what the code says. The base install is
-enough. set_page.py makes the page of calibration sets.
+the tree in docs/explanation/architecture.md; with `--check` it writes nothing and exits 1 if a page is not what the
+code says. The base install is enough. set_page.py makes the page of calibration sets.
 """
 
 import argparse
@@ -51,8 +51,8 @@ EXIT_CODES = """\
 
 # Order of the data flow; files and folders that are not named here follow by name.
 ORDER = """
-    errors.py io sandbox model llamacpp calibrate choose cut heal certify quantize bench serve evaluate judge report view
-    publish pipeline.py story_page.py cli
+    errors.py io sandbox model llamacpp calibrate choose cut heal certify quantize bench serve evaluate judge report
+    view publish pipeline.py story_page.py cli
     text forward stats score.py recipe.py recipes select.py plan.py prune.py main.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.
@@ -194,8 +194,8 @@ def recipes_page() -> str:
 FAMILIES = """\
 # Model families
 
-A family is one file in `src/trimoe/model/families/` ([how to add one](../howto/add-a-family.md)). It is recognised by the
-names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` says
+A family is one file in `src/trimoe/model/families/` ([how to add one](../howto/add-a-family.md)). It is recognised by
+the names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` says
 what was recognised. Listed is what a cut takes experts out of; everything else is copied byte for byte, and config.json
 changes in the count of experts alone. N is the layer, E an expert.
 
