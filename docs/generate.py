@@ -195,9 +195,9 @@ FAMILIES = """\
 # Model families
 
 A family is one file in `src/trimoe/model/families/` ([how to add one](../howto/add-a-family.md)). It is recognised by
-the names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` says
-what was recognised. Listed is what a cut takes experts out of; everything else is copied byte for byte, and config.json
-changes in the count of experts alone. N is the layer, E an expert.
+the names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect
+MODEL` says what was recognised. Listed is what a cut takes experts out of; everything else is copied byte for byte,
+and config.json changes in the count of experts alone. N is the layer, E an expert.
 
 A checkpoint whose router chooses groups of experts first (`n_group` above 1: DeepSeek-V2, V3, R1) is refused by
 `trimoe prune`: with fewer experts the groups are others, and the cut model would not be the original minus experts.
