@@ -44,9 +44,9 @@ EXIT_CODES = """\
 | 3 | bad input: a file or value that cannot be used |
 | 4 | missing prerequisite: an extra, a tool, disk space |
 | 5 | refused by a guard: the result could not be trusted |
-| 6 | interrupted; the same command goes on |
-| 70 | a defect of trimoe; the traceback is printed, please report it |
-| 141 | the reader of the output went away (`trimoe ... \\| head`) |
+| 6 | interrupted; the same command resumes |
+| 70 | a bug in trimoe; the traceback is printed; please report it |
+| 141 | the reader of the output closed the pipe (`trimoe ... \\| head`) |
 """
 
 # Order of the data flow; files and folders that are not named here follow by name.

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: verbs, errors, exit codes, and a base install without torch."""
+"""The command line as a user sees it: help, errors, exit codes, and a base install without torch."""
 
 import importlib
 import json
@@ -54,10 +54,17 @@ def test_every_verb_of_the_contract_exists() -> None:
         assert command.name == verb
 
 
-def test_every_command_that_a_room_offers_is_a_verb() -> None:
-    for room in set(main.VERBS.values()):
-        offered = {command.name for command in importlib.import_module(f"trimoe.cli.{room}").COMMANDS}
-        assert offered == {verb for verb, where in main.VERBS.items() if where == room}
+def test_every_command_of_a_cli_module_is_a_verb() -> None:
+    for module in {verb.module for verb in main.VERBS.values()}:
+        offered = {command.name for command in importlib.import_module(f"trimoe.cli.{module}").COMMANDS}
+        assert offered == {name for name, verb in main.VERBS.items() if verb.module == module}
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_summary_is_the_first_line_of_the_command_help(verb: str) -> None:
+    command = main.cli.get_command(click.Context(main.cli), verb)
+    assert command is not None
+    assert (command.help or "").splitlines()[0] == main.VERBS[verb].summary + "."
 
 
 @pytest.mark.parametrize("verb", main.VERBS)
@@ -67,12 +74,43 @@ def test_help_of_every_verb_needs_no_extra(verb: str) -> None:
     assert "Usage: trimoe " + verb in done.stdout
 
 
-def test_help_lists_the_verbs_in_the_order_of_the_work() -> None:
-    done = run("--help")
+def test_help_lists_each_verb_on_one_line_in_workflow_order() -> None:
+    done = run("--help", COLUMNS="80")
     assert done.returncode == 0, done.stderr
-    section = done.stdout.split("Verbs:")[1]
-    positions = [section.index(f"\n  {verb} ") for verb in main.VERBS]
+    lines = done.stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split(None, 1) for line in lines] == [[name, verb.summary] for name, verb in main.VERBS.items()]
+    assert max(map(len, lines)) <= 78
+
+
+def test_help_shows_the_workflow_with_the_evaluation_of_the_base() -> None:
+    help_text = main.cli.help or ""
+    steps = ("calibrate", "map", "prune", "certify", "eval MODEL", "eval PRUNED", "compare", "quantize")
+    positions = [help_text.index(f"trimoe {step} ") for step in steps]
     assert positions == sorted(positions)
+
+
+def test_help_imports_no_verb() -> None:
+    code = (
+        "import sys\nfrom trimoe.cli.main import VERBS, main\nmain(['--help'])\n"
+        "loaded = [v.module for v in VERBS.values() if f'trimoe.cli.{v.module}' in sys.modules]\n"
+        "print('loaded:', loaded, 'numpy' in sys.modules, 'rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: [] False False"
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("prunne", "Did you mean 'prune'?"),
+        ("evaluate", "Did you mean 'eval'?"),
+        ("Certify", "Did you mean 'certify'?"),
+        ("xyzzy", "`trimoe --help` lists all commands."),
+    ],
+)
+def test_an_unknown_verb_suggests_the_nearest(typed: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([typed]) == 2
+    assert f"No such command '{typed}'. {answer}" in capsys.readouterr().err
 
 
 def test_importing_the_command_line_imports_no_extra() -> None:
@@ -88,7 +126,7 @@ def test_importing_the_command_line_imports_no_extra() -> None:
 def test_no_arguments_shows_help() -> None:
     done = run()
     assert done.returncode == 2
-    assert "Verbs:" in done.stdout + done.stderr
+    assert "Commands:" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -124,7 +162,7 @@ def test_exit_codes(
         assert out == ""
         assert err.strip()
     assert ("Traceback" in err) == (code == 70)
-    assert ("defect of trimoe" in err) == (code == 70)
+    assert ("bug in trimoe" in err) == (code == 70)
 
 
 def test_an_error_says_subject_expected_actual_remedy(
@@ -150,7 +188,7 @@ def test_a_usage_error_with_json_is_json(capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(capsys.readouterr().out)["error"] == "UsageError"
 
 
-def test_a_reader_that_goes_away_is_no_defect() -> None:
+def test_a_closed_pipe_is_not_reported_as_a_bug() -> None:
     code = "from trimoe.cli.main import main\nimport sys\nsys.exit(main(['doctor', '--json']))"
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert writer.stdout is not None

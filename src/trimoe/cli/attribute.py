@@ -36,7 +36,7 @@ def attribute(
     most: int,
     as_json: bool,
 ) -> None:
-    """Say where along base, pruned, quantized, served each item was lost, with its cause.
+    """Show which step of pruning to serving lost each item.
 
     With the base checkpoint and the drop map it also measures the base on the items that the first step lost, and
     writes the dropped experts that it used there as a force-keep file. The swap is a suggestion: evaluate the new map.

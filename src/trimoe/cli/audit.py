@@ -41,7 +41,7 @@ def audit(
     data: Path | None,
     as_json: bool,
 ) -> int:
-    """Say of every run whether its number is publishable, publishable with notes, or refused, and why.
+    """Report whether each score is fit to publish.
 
     Looks for empty, cut, looping, repeated and drifting replies, leaked control text, leaks of the calibration set,
     and a reference that moved. Exit 1 when any run is refused.

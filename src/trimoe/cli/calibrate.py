@@ -89,7 +89,7 @@ def calibrate(
     data: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure what every expert of MODEL contributes on a calibration set.
+    """Measure each expert's contribution on a calibration set.
 
     One decoder layer is in memory at a time, the next is read meanwhile. Finished layers are kept: after Ctrl-C or a
     crash the same command goes on. OUT appears only when it is complete.

@@ -39,7 +39,9 @@ def card(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the model card of a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
+    """Write the model card of a pruned or quantized model.
+
+    ARTIFACT is a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
     Every number is asked of a run log or manifest; README.numbers.json keeps the queries. A second run replaces the
     generated sections alone. Exit 5 when the audit refuses one of the runs.

@@ -47,7 +47,7 @@ def certify(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Prove that PRUNED is BASE minus the dropped experts and nothing else.
+    """Prove that PRUNED is BASE minus the dropped experts.
 
     Compares every tensor byte by byte, config and tokenizer, and the logits with those of BASE with the dropped
     experts masked. Writes certificate.json. Two GGUF models are compared in the same way: tensors and metadata
@@ -160,7 +160,7 @@ def _check_lines(check: Check) -> list[str]:
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The drop map to write.")
 @json_option
 def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
-    """Recover the drop map of a prune from hashes of its experts, and say what else was changed.
+    """Recover the drop map of a pruned model; list other changes.
 
     \b
     Exit codes: 0 map written and nothing but experts differs; 1 a finding: something else was changed

@@ -46,7 +46,7 @@ def compare(
     form: str,
     as_json: bool,
 ) -> None:
-    """Compare evaluated models question by question against a base.
+    """Compare evaluated models with a base, item by item.
 
     Scores have a standard error and a 95 % Wilson interval. The difference is paired: interval (Tango), bootstrap
     interval, exact McNemar test, adjusted for the number of rows in the table (Holm), and the smallest difference

@@ -44,7 +44,7 @@ def demo(
     unsafe_no_sandbox: bool,
     as_json: bool,
 ) -> int:
-    """Prune the bundled, trained model seven ways, prove every cut, and show what each cost.
+    """Prune the bundled model seven ways and show what each cost.
 
     Writes OUT/report.html (opens without a network), OUT/runs.db, the statistics, maps and cut models.
 

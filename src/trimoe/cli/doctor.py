@@ -36,7 +36,7 @@ GIB = 1 << 30
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show what is installed and what each missing piece would enable.
+    """Show what is installed and what each missing part enables.
 
     \b
     Examples:

@@ -79,7 +79,7 @@ def eval_(
     as_json: bool,
     **serving: Any,
 ) -> int:
-    """Evaluate a checkpoint or a running server on benches; every sample is stored as it is made.
+    """Evaluate a checkpoint or a running server on benches.
 
     The same command goes on where it was stopped. MODEL is a checkpoint directory (run in this process unless --engine
     says which server runs it), a .gguf file, or the address of a server that speaks the OpenAI protocol.
@@ -254,7 +254,7 @@ def rescore_(
     unsafe_no_sandbox: bool,
     as_json: bool,
 ) -> None:
-    """Judge every stored reply again, without generating anything.
+    """Score stored replies again without generating.
 
     \b
     Examples:

@@ -69,7 +69,9 @@ def heal(
     device: str,
     as_json: bool,
 ) -> None:
-    """Change more of PRUNED, a cut of BASE, than its experts, and show whether that brought it nearer to BASE.
+    """Adjust PRUNED beyond expert removal to recover quality.
+
+    Shows whether the change brought PRUNED nearer to BASE.
 
     The KL divergence from BASE is measured before and after on text that took no part. If it rises nothing is
     written (exit 5). OUT/trimoe.json names every changed tensor. `certify` never calls a healed model proven.

@@ -14,7 +14,9 @@ from trimoe.errors import UsageError
 @click.option("--finite", is_flag=True, help="Also read every weight and refuse NaN or infinity.")
 @json_option
 def inspect(model: Path, finite: bool, as_json: bool) -> None:
-    """Show family, layers, experts, layout and sizes of MODEL, a checkpoint directory or a GGUF file.
+    """Show a model's family, layers, experts, layout and sizes.
+
+    MODEL is a checkpoint directory or a GGUF file.
 
     Reads headers only, unless --finite is given.
 

@@ -31,7 +31,9 @@ def kld(
     directory: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare quantized FILES with their unquantized BASE, token by token, on a held-out text.
+    """Measure the KL divergence of quantized FILES from BASE.
+
+    Compares next-token distributions, token by token, on held-out text.
 
     Gives the mean KL divergence (nats per token) with a 95 % interval over chunks, perplexity, how often the most
     likely token is the same, and how much more each file diverges than the closest one (paired over the same chunks).

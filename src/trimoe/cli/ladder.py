@@ -75,7 +75,9 @@ def ladder(
     form: str,
     as_json: bool,
 ) -> None:
-    """Show quality against file size: bits per weight, the Pareto front, and files of equal size side by side.
+    """Show quality against file size, with the Pareto front.
+
+    Adds bits per weight, and puts files of equal size side by side.
 
     LADDER.csv has one file per line. A row with `run` is measured: its score comes from the run log. A row with `score`
     is a published number; it is marked everywhere, has a front of its own, and never a paired test.

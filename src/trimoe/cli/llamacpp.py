@@ -13,7 +13,7 @@ FILE = click.Path(path_type=Path)
 
 @click.group()
 def llamacpp() -> None:
-    """The tools that write and run GGUF files: build them once, or show which ones are used.
+    """Build llama.cpp, or show which programs are used.
 
     \b
     Examples:

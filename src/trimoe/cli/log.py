@@ -16,7 +16,7 @@ from trimoe.evaluate.recorded import Imported, import_lm_eval
 
 @click.group("log")
 def log_group() -> None:
-    """Look into a run log, take recorded samples in, write samples out, merge logs.
+    """Verify, import, export and merge run logs.
 
     \b
     Examples:

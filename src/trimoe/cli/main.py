@@ -1,22 +1,22 @@
-"""The `trimoe` command: finds the verb, runs it, turns errors into messages and exit codes.
+"""The `trimoe` command: runs a verb and turns errors into messages and exit codes.
 
-Invariants: a verb's module is imported only when the verb (or the list of verbs) is asked for, and none of them imports
-torch at its top; with `--json` an error too is one JSON document on standard output.
+Invariants: a verb's module is imported only when that verb runs, so `trimoe --help` imports none of them; no verb
+imports torch at module level; with `--json`, an error is one JSON document on standard output, like a result.
 Exit codes: 0 done, 1 a finding, 2 usage, 3 bad input, 4 missing prerequisite, 5 refused by a guard, 6 interrupted
-(the same command resumes), 70 a defect of trimoe (a traceback is printed).
+(the same command resumes), 70 a bug in trimoe (a traceback is printed).
 """
 
 import errno
 import importlib
-import importlib.util
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -24,38 +24,49 @@ from trimoe import __version__
 from trimoe.cli.parts.common import EXTRAS, install_command
 from trimoe.errors import BadInput, Interrupted, MissingPrerequisite, TrimoeError, UsageError
 
-# verb -> module of trimoe.cli that holds it in its COMMANDS. The order is the order of the work, and of `--help`.
-VERBS: dict[str, str] = {
-    "inspect": "inspect",
-    "calibrate": "calibrate",
-    "stats": "stats",
-    "map": "map",
-    "prune": "prune",
-    "heal": "heal",
-    "certify": "certify",
-    "infer-map": "certify",
-    "llamacpp": "llamacpp",
-    "quantize": "quantize",
-    "plan": "plan",
-    "kld": "kld",
-    "serve": "serve",
-    "eval": "eval",
-    "log": "log",
-    "rescore": "eval",
-    "audit": "audit",
-    "compare": "compare",
-    "attribute": "attribute",
-    "ladder": "ladder",
-    "report": "report",
-    "view": "view",
-    "card": "card",
-    "publish": "publish",
-    "demo": "demo",
-    "doctor": "doctor",
+
+class Verb(NamedTuple):
+    """Where a verb is defined, and its line in `trimoe --help`."""
+
+    module: str
+    """Module of `trimoe.cli` that has the command in its COMMANDS."""
+    summary: str
+    """First line of the command's own help, without the full stop."""
+
+
+# In workflow order, which is the order of `--help`. The summaries are repeated here so that `--help` need not import
+# every verb; a test compares them with the commands.
+VERBS: dict[str, Verb] = {
+    "inspect": Verb("inspect", "Show a model's family, layers, experts, layout and sizes"),
+    "calibrate": Verb("calibrate", "Measure each expert's contribution on a calibration set"),
+    "stats": Verb("stats", "Show, import, export and merge expert statistics"),
+    "map": Verb("map", "Choose the experts to drop, or combine drop maps"),
+    "prune": Verb("prune", "Remove the experts that MAP drops from MODEL"),
+    "heal": Verb("heal", "Adjust PRUNED beyond expert removal to recover quality"),
+    "certify": Verb("certify", "Prove that PRUNED is BASE minus the dropped experts"),
+    "infer-map": Verb("certify", "Recover the drop map of a pruned model; list other changes"),
+    "llamacpp": Verb("llamacpp", "Build llama.cpp, or show which programs are used"),
+    "quantize": Verb("quantize", "Quantize MODEL to GGUF tiers or to NVFP4A16"),
+    "plan": Verb("plan", "Predict file sizes and memory before quantizing"),
+    "kld": Verb("kld", "Measure the KL divergence of quantized FILES from BASE"),
+    "serve": Verb("serve", "Serve MODEL over the OpenAI API with the flags a bench needs"),
+    "eval": Verb("eval", "Evaluate a checkpoint or a running server on benches"),
+    "log": Verb("log", "Verify, import, export and merge run logs"),
+    "rescore": Verb("eval", "Score stored replies again without generating"),
+    "audit": Verb("audit", "Report whether each score is fit to publish"),
+    "compare": Verb("compare", "Compare evaluated models with a base, item by item"),
+    "attribute": Verb("attribute", "Show which step of pruning to serving lost each item"),
+    "ladder": Verb("ladder", "Show quality against file size, with the Pareto front"),
+    "report": Verb("report", "Write a self-contained HTML report over run logs"),
+    "view": Verb("view", "Browse run logs in a local web page until Ctrl-C"),
+    "card": Verb("card", "Write the model card of a pruned or quantized model"),
+    "publish": Verb("publish", "Publish a model to the hub or to ollama"),
+    "demo": Verb("demo", "Prune the bundled model seven ways and show what each cost"),
+    "doctor": Verb("doctor", "Show what is installed and what each missing part enables"),
 }
 
-# Read by OpenMP when torch is loaded. Threads that spin while they wait starve each other on a machine that does
-# anything else: a calibration of 12 seconds then takes minutes.
+# OpenMP reads this when torch is loaded. Threads that spin while waiting starve each other on a busy machine: a
+# calibration of 12 seconds then takes minutes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -63,14 +74,14 @@ BROKEN_PIPE = 141  # what a shell reports for a process ended by SIGPIPE
 
 
 class ReaderGone(Exception):
-    """Nobody reads standard output any more (head, less)."""
+    """The reader of standard output has closed it (head, less)."""
 
 
 class Verbs(click.Group):
-    """A group that imports a verb's module when the verb is used."""
+    """A group that imports a verb's module when the verb runs."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb. A closed pipe is told apart here because click would end with 1, which here means a finding."""
+        """Run the verb. A closed pipe is caught here because click would exit with 1, which means a finding."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -79,54 +90,61 @@ class Verbs(click.Group):
             raise ReaderGone from exc
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All verbs, in the order of the work."""
+        """All verbs in workflow order."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of a verb; None if there is no such verb."""
+        """Import a verb's module; None if there is no such verb."""
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"trimoe.cli.{VERBS[cmd_name]}")
+        module = importlib.import_module(f"trimoe.cli.{VERBS[cmd_name].module}")
         commands: dict[str | None, click.Command] = {command.name: command for command in module.COMMANDS}
         return commands[cmd_name]
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Verbs in the order of the work, not of the alphabet."""
-        with formatter.section("Verbs"):
-            rows = [(name, self._short(ctx, name)) for name in VERBS]
-            formatter.write_dl(rows)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; for an unknown one, suggest the nearest."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            near = get_close_matches(args[0].lower(), VERBS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " `trimoe --help` lists all commands."
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
-    def _short(self, ctx: click.Context, name: str) -> str:
-        command = self.get_command(ctx, name)
-        return command.get_short_help_str(90) if command else ""
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs in workflow order, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="trimoe")
 def cli() -> None:
-    """Makes Mixture-of-Experts language models smaller and proves what that cost.
+    """Make Mixture-of-Experts language models smaller, and prove what that cost.
 
     \b
-    The way through, one artifact per verb:
+    The full workflow:
       trimoe calibrate MODEL --set SET.yaml -o stats.safetensors
       trimoe map stats.safetensors --recipe v5-coder -o map.json
-      trimoe prune MODEL map.json -o SMALLER
-      trimoe certify MODEL SMALLER --map map.json
-      trimoe eval SMALLER --bench tiny-code,tiny-math --log runs.db
-      trimoe compare runs.db
+      trimoe prune MODEL map.json -o PRUNED
+      trimoe certify MODEL PRUNED --map map.json
+      trimoe eval MODEL --bench gsm8k-100 --log runs.db --name base
+      trimoe eval PRUNED --bench gsm8k-100 --log runs.db --name pruned
+      trimoe compare runs.db --base base
+      trimoe quantize PRUNED --tiers Q4_K_M -o gguf
 
-    `trimoe demo` does all of it on the bundled model.
+    `trimoe demo` runs it on the bundled model; `import trimoe` offers the same steps in Python.
 
     \b
     Exit codes: 0 done, 1 a finding (e.g. not certified), 2 usage, 3 bad input, 4 missing
-    prerequisite, 5 refused by a guard, 6 interrupted (the same command resumes), 70 a defect.
+    prerequisite, 5 refused by a guard, 6 interrupted (the same command resumes), 70 a bug in trimoe.
     """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Prints errors, raises none."""
+    """Run the command line and return the exit code. Errors are printed, not raised."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # After `--` everything is an argument, so a file named --json is not the option.
+    # After `--` every word is an argument, so a file named --json is not the option.
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     _terminate_like_interrupt()
     try:
@@ -138,16 +156,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as exc:
         return _click_error(exc, as_json)
     except (KeyboardInterrupt, click.Abort):
-        return _report(Interrupted("interrupted", remedy="run the same command again to go on"), as_json)
+        return _report(Interrupted("interrupted", remedy="run the same command again to resume"), as_json)
     except TrimoeError as exc:
         return _report(exc, as_json)
     except ReaderGone:
         # Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except Exception as exc:  # noqa: BLE001 the outermost frame: whatever is left is reported as a defect
+    except Exception as exc:  # noqa: BLE001 the outermost frame: anything else is reported as a bug
         known = _known(exc)
-        return _report(known, as_json) if known else _defect(exc, as_json)
+        return _report(known, as_json) if known else _bug(exc, as_json)
 
 
 def _click_error(exc: click.ClickException, as_json: bool) -> int:
@@ -166,7 +184,7 @@ def _report(error: TrimoeError, as_json: bool) -> int:
 
 
 def _known(exc: Exception) -> TrimoeError | None:
-    """Failures of the machine that any verb can meet: a missing extra, a full disk, a path that cannot be used."""
+    """Environment failures that any verb can meet: a missing extra, a full disk, an unusable path."""
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         for extra, (packages, purpose) in EXTRAS.items():
             if exc.name.partition(".")[0] in packages:
@@ -177,7 +195,9 @@ def _known(exc: Exception) -> TrimoeError | None:
                     remedy=install_command(extra),
                 )
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MissingPrerequisite("no space left on the disk", actual=str(exc), remedy="free some space and run again")
+        return MissingPrerequisite(
+            "no space left on the disk", actual=str(exc), remedy="free some space and run the command again"
+        )
     if isinstance(exc, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError) and exc.filename:
         return BadInput(
             f"cannot use {exc.filename}", actual=str(exc.strerror), remedy="check the path and its permissions"
@@ -185,12 +205,10 @@ def _known(exc: Exception) -> TrimoeError | None:
     return None
 
 
-def _defect(exc: Exception, as_json: bool) -> int:
+def _bug(exc: Exception, as_json: bool) -> int:
     traceback.print_exception(exc)
-    hint = (
-        f"please report it with this traceback, the command, and the output of `trimoe doctor` (trimoe {__version__})"
-    )
-    click.echo(f"trimoe: this is a defect of trimoe, not of your input: {hint}", err=True)
+    hint = f"report it with this traceback, the command and the output of `trimoe doctor` (trimoe {__version__})"
+    click.echo(f"trimoe: this is a bug in trimoe, not in your input: {hint}", err=True)
     if as_json:
         body = {"error": type(exc).__name__, "subject": str(exc), "remedy": hint, "exit_code": INTERNAL_ERROR}
         click.echo(json.dumps(body, indent=1, ensure_ascii=False))
@@ -198,14 +216,14 @@ def _defect(exc: Exception, as_json: bool) -> int:
 
 
 def _terminate_like_interrupt() -> None:
-    """SIGTERM unwinds like Ctrl-C, so that temporary files are removed."""
+    """Make SIGTERM unwind like Ctrl-C, so that temporary files are removed."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
         signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: someone else owns the signals
+    except ValueError:  # not the main thread: the host application owns the signals
         return
 
 

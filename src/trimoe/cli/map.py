@@ -212,7 +212,7 @@ class Maps(click.Group):
 
 @click.group(name="map", cls=Maps)
 def maps() -> None:
-    """Choose the experts to drop, or combine maps.
+    """Choose the experts to drop, or combine drop maps.
 
     `trimoe map STATS` is short for `trimoe map make STATS`; see `trimoe map make --help` for its options.
 

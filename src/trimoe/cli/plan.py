@@ -39,7 +39,7 @@ def plan(
     as_table: bool,
     as_json: bool,
 ) -> None:
-    """Predict file sizes and memory of a model's quantized files, before making any.
+    """Predict file sizes and memory before quantizing.
 
     MODEL is a GGUF file (F32, F16 or BF16), a checkpoint directory, a config.json, or the name of a model whose
     configuration is shipped (gemma-4-26B-A4B). From a GGUF file sizes are exact to the byte; from a configuration the

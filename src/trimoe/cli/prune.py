@@ -58,7 +58,7 @@ def prune(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Cut the experts that MAP drops out of the checkpoint MODEL.
+    """Remove the experts that MAP drops from MODEL.
 
     Bytes are copied and hashed on their way; torch is not needed and memory does not grow with the model. Weight values
     are not interpreted: `trimoe calibrate` and `trimoe certify` refuse NaN. OUT appears only when it is complete; after

@@ -26,7 +26,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 def publish(
     folder: Path, target: str, repo: str | None, dry_run: bool, force: bool, private: bool, as_json: bool
 ) -> None:
-    """Publish a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
+    """Publish a model to the hub or to ollama.
+
+    FOLDER is a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
     To the hub: sends what the hub does not have by hash; a rerun after a kill sends the rest. What the manifests mark
     as not publishable (a healing that made it worse, files that failed or had no check, a refused audit) is refused

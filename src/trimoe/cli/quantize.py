@@ -68,7 +68,9 @@ def quantize(
     max_shard: str | None,
     as_json: bool,
 ) -> int:
-    """Make quantized files of MODEL: GGUF tiers of a checkpoint directory or an unquantized GGUF file, or NVFP4A16.
+    """Quantize MODEL to GGUF tiers or to NVFP4A16.
+
+    MODEL is a checkpoint directory or, for GGUF tiers, an unquantized GGUF file.
 
     Converts to a base, measures an imatrix once, and makes every tier of the ladder through llama.cpp. Sizes and types
     are predicted before and checked after; each file must load and end its answers. Finished files are kept.

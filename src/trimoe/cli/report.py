@@ -42,7 +42,9 @@ def report(
     by: str | None,
     as_json: bool,
 ) -> None:
-    """Write a self-contained HTML page: scoreboard, paired differences, lost items by cause, audit.
+    """Write a self-contained HTML report over run logs.
+
+    It has a scoreboard, paired differences, lost items by cause, and the audit.
 
     The page has no script and loads nothing. Runs under another engine, sampler or stack stand in tables of their own.
     A number that the audit refuses is shown with its reason, and named first.

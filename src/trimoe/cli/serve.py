@@ -55,7 +55,7 @@ ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
 @click.option("--print", "show", is_flag=True, help="Print the command and start nothing.")
 @json_option
 def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json: bool, **given: Any) -> None:
-    """Serve MODEL over the OpenAI protocol until Ctrl-C, with the flags a bench needs.
+    """Serve MODEL over the OpenAI API with the flags a bench needs.
 
     MODEL is a checkpoint directory or a .gguf file. The server listens on 127.0.0.1 and ends with this command, however
     that ends. --json prints one document when the server is ready.

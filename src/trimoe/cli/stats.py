@@ -28,7 +28,7 @@ def open_stats(path: Path) -> "ExpertStats":
 
 @click.group()
 def stats() -> None:
-    """Look at, import, export and merge expert statistics.
+    """Show, import, export and merge expert statistics.
 
     \b
     Examples:

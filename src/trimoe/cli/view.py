@@ -26,7 +26,7 @@ LOOPBACK = "127.0.0.1"
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 @json_option
 def view(logs: tuple[Path, ...], port: int, no_open: bool, as_json: bool) -> None:
-    """Show runs, samples and the difference of two runs in a browser, until Ctrl-C.
+    """Browse run logs in a local web page until Ctrl-C.
 
     The page lists every run with its score and causes, and follows runs that are still being made. A run shows its
     samples by cause, with search; two runs of a bench are shown item by item, what flipped first. The logs are only
