@@ -56,7 +56,7 @@ def test_a_log_of_the_first_schema_opens_with_all_it_holds(tmp_path: Path) -> No
 
 
 def test_a_migration_that_fails_leaves_the_old_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimoe.evaluate.log.run_log import schema as log_schema
+    from trimoe.evaluate.log import schema as log_schema
 
     path = old_log(tmp_path / "old.db")
     name, statements = log_schema.MIGRATIONS[1]

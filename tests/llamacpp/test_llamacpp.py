@@ -177,8 +177,8 @@ def archive(tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         tar.add(tmp_path / "llama_cpp_python-0.0.1", "llama_cpp_python-0.0.1")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     release = Release(package="llama-cpp-python", version="0.0.1", sha256=sha256, commit="abc")
-    for module in ("llamacpp", "llamacpp_build"):
-        monkeypatch.setattr(f"trimoe.quantize.{module}.pinned_release", lambda: release)
+    for module in ("tools", "build"):
+        monkeypatch.setattr(f"trimoe.llamacpp.{module}.pinned_release", lambda: release)
     return file
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.gguf_models import read_oracle, write_model
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf.file import file as ours
+from trimoe.model.gguf import file as ours
 from trimoe.model.gguf.file import find_gguf, open_gguf, read_gguf, split_name
 from trimoe.model.gguf.format import TYPES, header_bytes, nbytes_of, scalar_field
 

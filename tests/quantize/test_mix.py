@@ -149,7 +149,7 @@ def test_measured_chosen_built(
 def test_a_killed_measurement_goes_on(
     llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimoe.quantize.mix.mix import measure as mix_measure
+    from trimoe.quantize.mix import measure as mix_measure
 
     wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
     real, count = mix_measure._quantized, [0]

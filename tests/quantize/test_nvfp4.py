@@ -22,10 +22,10 @@ from trimoe.io.publish import RESUME
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled
+from trimoe.quantize.nvfp4 import matrices as nvfp4_matrices
+from trimoe.quantize.nvfp4 import quantize as nvfp4
 from trimoe.quantize.nvfp4.codes import bits_of, dequantize
 from trimoe.quantize.nvfp4.plan import plan_nvfp4, wildcards
-from trimoe.quantize.nvfp4.quantize import matrices as nvfp4_matrices
-from trimoe.quantize.nvfp4.quantize import quantize as nvfp4
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4, verify
 from trimoe.quantize.nvfp4.rules import LAYOUTS, parse_rules
 from trimoe.quantize.nvfp4.sizes import predict

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.errors import CheckpointError
+from trimoe.quantize.nvfp4 import codes as nvfp4_math
 from trimoe.quantize.nvfp4.codes import (
     E4M3,
     VALUES,
@@ -20,7 +21,6 @@ from trimoe.quantize.nvfp4.codes import (
     quantize,
     scale_2,
 )
-from trimoe.quantize.nvfp4.quantize import codes as nvfp4_math
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "nvfp4_golden.npz")
 CASES = sorted({name.rpartition("|")[0] for name in GOLDEN.files if "|" in name})

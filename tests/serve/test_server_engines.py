@@ -46,7 +46,7 @@ def recorded(name: str) -> Any:
 
 
 def test_engines_are_the_files_of_the_folder() -> None:
-    folder = Path(engines_module.__file__).parent
+    folder = Path(engines_module.__file__).parent / "engines"
     named = {file.stem for file in folder.glob("*.py") if "\nENGINE = Engine(" in file.read_text()}
     assert set(engines()) == named == {"endpoint", "llamacpp", "ollama", "transformers", "vllm"}
 

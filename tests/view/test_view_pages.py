@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from helpers.view_server import PAYLOADS, Site, fail, put, running
+from trimoe.evaluate.log import schema as log_schema
 from trimoe.evaluate.log.marks import shown_marks
 from trimoe.evaluate.log.run_log import Result, RunLog
-from trimoe.evaluate.log.run_log import schema as log_schema
 from trimoe.judge.audit.audit import Wanted as Wanting
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.text import safe
