@@ -11,6 +11,7 @@ SOURCE = Path(trimoe.__file__).parent
 # The order in which data flow: a room imports only from itself and from rooms before it.
 ROOMS = (
     "io",
+    "public",
     "sandbox",
     "model",
     "llamacpp",

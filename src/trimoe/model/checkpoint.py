@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trimoe.errors import CheckpointError
 from trimoe.io.publish import read_json
@@ -58,6 +58,12 @@ class Checkpoint:
     num_experts: int
     top_k: int
     quant: Quant | None = None
+
+    def __repr__(self) -> str:
+        return describe(self, self.arch.name)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def config_scope(self) -> tuple[str, ...]:
@@ -223,6 +229,37 @@ class Checkpoint:
                 for offset in (0, (info.nbytes - _SAMPLE) // 2, info.nbytes - _SAMPLE):
                     digest.update(read_bytes(info, offset, _SAMPLE))
         return digest.hexdigest()
+
+
+class Countable(Protocol):
+    """What the one-line description of a model is made of."""
+
+    @property
+    def path(self) -> Path:
+        """Directory or file."""
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
+
+    @property
+    def top_k(self) -> int:
+        """Experts that the router selects for a token."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+
+
+def describe(model: Countable, family: str) -> str:
+    """A model in one line, as its `repr`."""
+    size = f"{model.nbytes / 1e9:.1f} GB" if model.nbytes >= 1e9 else f"{model.nbytes / 1e6:.1f} MB"
+    counts = f"{model.num_layers} layers, {model.num_experts} experts, top-{model.top_k}"
+    return f"{type(model).__name__}({model.path.name!r}, {family}, {counts}, {size})"
 
 
 @cache

@@ -1,23 +1,22 @@
-"""What every command shares: `--json`, output, progress on a terminal, and the check for an extra.
+"""Shared by all commands: `--json`, output, sizes, progress, and the check for an extra.
 
-Invariants: with `--json` standard output carries exactly one JSON document; progress goes to standard error and only if
-that is a terminal. Imports nothing heavy, so that `trimoe --help` stays fast.
+Invariants: with `--json`, standard output carries exactly one JSON document; progress goes to standard error, and only
+to a terminal. Imports nothing heavy, so `trimoe --help` stays fast.
 """
 
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from trimoe.errors import MissingPrerequisite, UsageError
-from trimoe.io.progress import Progress
+from trimoe.io.progress import terminal as progress
 
-"""Called as `progress(done, total, note)`; `total` 0 means unknown, `note` names the item in work."""
+__all__ = ["EXTRAS", "emit", "install_command", "json_option", "parse_size", "progress", "require_extra", "show_size"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,34 +102,3 @@ def install_command(extra: str) -> str:
 
 def _installed(name: str) -> bool:
     return name in sys.modules or importlib.util.find_spec(name) is not None
-
-
-def _silent(done: int, total: int, note: str = "") -> None:
-    """Progress that nobody watches."""
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Progress]:
-    """A progress bar on standard error while the block runs; silent unless standard error is a terminal."""
-    if not sys.stderr.isatty():
-        yield _silent
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, note="")
-
-        def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total or None, note=note)
-
-        yield update

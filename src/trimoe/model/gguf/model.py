@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from trimoe.errors import CheckpointError
-from trimoe.model.checkpoint import ExpertTensor
+from trimoe.model.checkpoint import ExpertTensor, describe
 from trimoe.model.gguf.file import Gguf, open_gguf
 from trimoe.model.safetensors import TensorInfo, read_bytes
 
@@ -107,6 +107,12 @@ class GgufModel:
     num_layers: int
     num_experts: int
     top_k: int
+
+    def __repr__(self) -> str:
+        return describe(self, self.architecture)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def path(self) -> Path:
