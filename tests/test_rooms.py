@@ -11,7 +11,6 @@ SOURCE = Path(trimoe.__file__).parent
 # The order in which data flow: a room imports only from itself and from rooms before it.
 ROOMS = (
     "io",
-    "public",
     "sandbox",
     "model",
     "llamacpp",
@@ -29,7 +28,7 @@ ROOMS = (
     "view",
     "publish",
 )
-ORDER = ("errors", *ROOMS, "pipeline", "story_page", "cli")
+ORDER = ("errors", ROOMS[0], "public", *ROOMS[1:], "pipeline", "story_page", "cli")
 HEAVY = {
     *("torch", "transformers", "tokenizers", "safetensors", "matplotlib"),
     *("lm_eval", "math_verify", "nltk", "langdetect", "datasets", "huggingface_hub", "punkt", "pyarrow"),
