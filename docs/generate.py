@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import msgspec
 
 from trimoe import errors
 from trimoe.bench.bench import Bench
@@ -177,18 +178,22 @@ def recipes_page() -> str:
         "| Key | Type | Default |\n|---|---|---|",
     ]
     for model, prefix in ((Recipe, ""), (Floor, "floor."), (Outliers, "outliers.")):
-        for key, field in model.model_fields.items():
+        for field in msgspec.structs.fields(model):
             kind = re.sub(
-                r"typing\.Annotated\[(.*?), BeforeValidator\(.*?PydanticUndefined\)\]",
-                r"\1",
-                inspect.formatannotation(field.annotation),
+                r"typing\.Annotated\[(.*?), msgspec\.Meta\(.*?\)\]", r"\1", inspect.formatannotation(field.type)
             )
-            kind = kind.replace("|", "\\|").replace("trimoe.choose.recipe.", "")
-            default = "required" if field.is_required() else f"`{field.default!r}`"
-            parts.append(f"| `{prefix}{key}` | {kind} | {default} |")
+            kind = kind.replace("|", "\\|").replace("trimoe.choose.recipe.", "").replace("int \\| str", "Count")
+            parts.append(f"| `{prefix}{field.name}` | {kind} | {default_of(field)} |")
     parts += ["\n## Shipped\n", "| Recipe | What it is |\n|---|---|"]
     parts += [f"| `{name}` | {load_recipe(name).description} |" for name in names()]
     return "\n".join(parts) + "\n"
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> str:
+    """A field's default for a table."""
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{field.default_factory()!r}`"
+    return "required" if field.default is msgspec.NODEFAULT else f"`{field.default!r}`"
 
 
 FAMILIES = """\

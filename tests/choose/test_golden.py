@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.stats.reference import import_reference
+from trimoe.choose.floor import layer_floors, rescale
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe
 from trimoe.choose.score import raw_scores
-from trimoe.choose.select import layer_floors, make_map, rescale
+from trimoe.choose.select import make_map
 
 SHAPES = ("small", "gemma4-shape")
 CASES = (
@@ -40,7 +42,7 @@ def reference(request: pytest.FixtureRequest, shared: Path) -> tuple[Path, dict,
 def from_case(case: dict, stats: ExpertStats) -> Recipe:
     """The recipe that a reference case spells out."""
     if case.get("pooled"):
-        return load_recipe("v3").model_copy(update={"protect_top": case["protect_top"]})
+        return msgspec.structs.replace(load_recipe("v3"), protect_top=case["protect_top"])
     outliers = case.get("outliers")
     return Recipe(
         name="case",

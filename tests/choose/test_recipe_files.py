@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimoe.calibrate.stats.criteria import CRITERIA
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
-from trimoe.choose.override import read_floors, read_force_keep
+from trimoe.choose.floor import read_floors
+from trimoe.choose.protect import read_force_keep
 from trimoe.choose.recipe import _covers, load_recipe, names, parse_recipe, validated, weight_for
-from trimoe.choose.score import CRITERIA
 from trimoe.choose.select import make_map
 from trimoe.errors import BadInput, MapError, RecipeError, StatsError
 
@@ -171,13 +172,12 @@ def test_a_broken_cell_never_wins(mode: str) -> None:
     stats = stats_of(("a", "b"))
     for expert, bad in ((0, np.nan), (1, np.inf), (2, 1e14)):
         stats.fields["wnorm"][:, :, expert] = bad
-    recipe = load_recipe("c1").model_copy(update={"protect_top": 0})
     recipe = parse_recipe(f'name = "x"\noutliers = {{ mode = "{mode}", limit = 1e4 }}', "x")
     made = make_map(stats, recipe, keep=4)
     assert made.metadata["imputed_cells"] == 12
     assert made.metadata["extreme_cells_ranked"] == 0
     assert {6, 7} <= set(made.keep(0)), "the best sound experts stay"
-    json.dumps(made.as_json(), allow_nan=False)
+    json.dumps(made.as_dict(), allow_nan=False)
 
 
 PATTERNS = ["*", "a*", "*a", "a?", "?a", "ab*", "a*b", "a**", "??", "*b*", "ab", "a", "a?*", "*?", "b[ab]"]

@@ -38,9 +38,22 @@ def test_the_same_data_in_each_format(tmp_path: Path, name: str, text: str) -> N
 def test_a_misspelt_key_names_its_path_and_the_nearest_known_key() -> None:
     with pytest.raises(RecipeError) as caught:
         convert({"name": "x", "order": [{"widht": 3}]}, Outer, "recipe r", error=RecipeError, remedy="look")
-    assert caught.value.subject == "recipe r: order[0]"
+    assert caught.value.subject == "recipe r: order[0].widht"
     assert "did you mean `width`?" in caught.value.actual
     assert caught.value.remedy == "look"
+
+
+def test_an_error_inside_a_mapping_names_its_key() -> None:
+    parts = {"sound": {"width": 3}, "v1.0 [x]": {"width": "wide"}, "also": {"width": 3}}
+    with pytest.raises(BadInput) as caught:
+        convert({"name": "x", "parts": parts}, Outer, "file f")
+    assert caught.value.subject == "file f: parts.v1.0 [x].width"
+
+
+def test_a_path_is_written_as_text() -> None:
+    assert convert({"a": "x/y", "b": None}, dict[str, Path | None], "file f") == {"a": Path("x/y"), "b": None}
+    with pytest.raises(BadInput, match="Expected `path`"):
+        convert({"a": 3}, dict[str, Path | None], "file f")
 
 
 @pytest.mark.parametrize(

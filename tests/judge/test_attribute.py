@@ -10,7 +10,7 @@ import pytest
 from trimoe.bench.bench import Verdict
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
-from trimoe.choose.override import read_force_keep
+from trimoe.choose.protect import read_force_keep
 from trimoe.cli.main import main
 from trimoe.errors import Refused, StatsError, UsageError
 from trimoe.evaluate.log.run_log import RunLog, Sample

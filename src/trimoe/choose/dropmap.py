@@ -1,7 +1,7 @@
-"""The drop map: which experts go, layer by layer; its file, its checks, its algebra.
+"""The drop map: which experts are dropped in each layer, its file and its checks.
 
-Invariants: ids are unique, sorted and in range once validated; every layer keeps the same number of experts, because
-config.json has one count for all layers.
+Invariants of a validated map: ids are unique, sorted and in range; every layer keeps the same number of experts,
+because config.json has one count for all layers. Not guaranteed: that dropping these experts leaves a useful model.
 """
 
 from collections.abc import Mapping
@@ -10,19 +10,56 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import MapError
+from trimoe.io.frames import data_frame
 from trimoe.io.publish import canonical_json, each_key_once, parse_json, read_json, sha256_json, write_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DropMap:
-    """`drop[layer]` are the dropped expert ids. `num_experts` is the count before the cut, if known."""
+    """`drop[layer]` are the ids of the dropped experts. Layers without experts are not in the map."""
 
     drop: dict[int, tuple[int, ...]]
     num_experts: int | None = None
+    """Experts per layer before the cut, if known."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    """Where the map comes from: recipe, statistics, model; see `trimoe.choose.select`."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DropMap):
+            return NotImplemented
+        return (self.drop, self.num_experts, self.metadata) == (other.drop, other.num_experts, other.metadata)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        counts = sorted({len(ids) for ids in self.drop.values()})
+        dropped = "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
+        of = "" if self.num_experts is None else f" of {self.num_experts}"
+        return f"{type(self).__name__}({len(self.drop)} layers, drops {dropped}{of} experts)"
+
+    def _repr_html_(self) -> str:
+        """The map as a picture for notebooks: dropped experts are orange."""
+        import numpy as np
+
+        from trimoe.calibrate.stats.heatmap import heatmap_html
+
+        return heatmap_html(repr(self), np.zeros(self._grid().shape), self._grid())
+
+    def _grid(self) -> Any:
+        """[layer of the map, expert] bool: dropped."""
+        import numpy as np
+
+        width = self.num_experts or max((i + 1 for ids in self.drop.values() for i in ids), default=1)
+        grid = np.zeros((max(1, len(self.drop)), width), bool)
+        for row, ids in enumerate(self.drop.values()):
+            grid[row, list(ids)] = True
+        return grid
 
     def keep(self, layer: int, num_experts: int | None = None) -> list[int]:
-        """Kept ids of a layer in ascending order, which is their order in the cut model."""
+        """Kept ids of a layer in ascending order, which is their order in the pruned model.
+
+        `num_experts` is needed only where the map does not know the count.
+        """
         gone = set(self.drop[layer])
         return [e for e in range(num_experts or self.num_experts or 0) if e not in gone]
 
@@ -57,22 +94,14 @@ class DropMap:
                 remedy="use the map of this model",
             )
         for layer, ids in self.drop.items():
-            if len(set(ids)) != len(ids):
-                twice = min(i for i in ids if ids.count(i) > 1)
-                raise MapError(f"layer {layer} of the map names an expert twice", actual=f"expert {twice}")
-            if ids and (min(ids) < 0 or max(ids) >= num_experts):
-                raise MapError(
-                    f"layer {layer} of the map names an expert that does not exist",
-                    expected=f"0..{num_experts - 1}",
-                    actual=str([i for i in ids if not 0 <= i < num_experts]),
-                )
+            _require_ids(layer, ids, num_experts)
         counts = {len(ids) for ids in self.drop.values()}
         if len(counts) > 1:
             raise MapError(
                 "the map drops unequal counts",
-                expected="the same number in every layer",
+                expected="the same number in every layer, because config.json has one count for all layers",
                 actual=f"{min(counts)} to {max(counts)}",
-                remedy="config.json has one count for all layers",
+                remedy="make the map with trimoe map, or even it out with trimoe map combine",
             )
         if num_experts - max(counts) < top_k:
             raise MapError(
@@ -82,21 +111,66 @@ class DropMap:
                 remedy="drop fewer experts",
             )
 
-    def as_json(self) -> dict[str, Any]:
-        """The file's content."""
+    def difference(self, other: "DropMap") -> dict[str, Any]:
+        """Per layer, the ids that only one of the two maps drops, and the number of swaps between them.
+
+        Raises `MapError` when the maps cover different layers.
+        """
+        if self.drop.keys() != other.drop.keys():
+            raise MapError(
+                "the maps cover different layers",
+                expected=str(sorted(self.drop)),
+                actual=str(sorted(other.drop)),
+                remedy="compare maps of one model",
+            )
+        layers = {
+            str(layer): {
+                "only_first": sorted(set(ids) - set(other.drop[layer])),
+                "only_second": sorted(set(other.drop[layer]) - set(ids)),
+            }
+            for layer, ids in self.drop.items()
+        }
+        changed = {layer: entry for layer, entry in layers.items() if any(entry.values())}
+        return {
+            "swaps": sum(max(len(e["only_first"]), len(e["only_second"])) for e in changed.values()),
+            "layers": changed,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the file, JSON-ready."""
         return {
             "drop": {str(layer): list(ids) for layer, ids in sorted(self.drop.items())},
             "num_experts": self.num_experts,
             "metadata": self.metadata,
         }
 
-    def save(self, path: Path, *, overwrite: bool = False) -> None:
-        """Publish the map as JSON."""
-        write_json(path, self.as_json(), overwrite=overwrite)
+    def to_pandas(self) -> Any:
+        """A DataFrame with one row per layer and expert: layer, expert, dropped.
+
+        Raises `MissingPrerequisite` without pandas, `MapError` if the map does not know the number of experts.
+        """
+        if self.num_experts is None:
+            raise MapError(
+                "the map does not record the number of experts",
+                expected="num_experts",
+                remedy="make it with trimoe map, or add num_experts to its file",
+            )
+        return data_frame(
+            {
+                "layer": [layer for layer in self.drop for _ in range(self.num_experts)],
+                "expert": [expert for _ in self.drop for expert in range(self.num_experts)],
+                "dropped": self._grid().ravel(),
+            }
+        )
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write the map as JSON, by rename. Raises `BadInput` if the file exists and `overwrite` is not set."""
+        write_json(Path(path), self.as_dict(), overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: Path) -> "DropMap":
-        """Read a map; also accepts a bare {"0": [ids]}. Raises `MapError`."""
+    def load(cls, path: Path | str) -> "DropMap":
+        """Read a map; a bare {"0": [ids]} is accepted too. Raises `MapError`."""
+        path = Path(path)
         data = read_json(path, "drop map", MapError)
         _require_canonical(path, data)
         body = data.get("drop", data) if isinstance(data, dict) else None
@@ -108,15 +182,29 @@ class DropMap:
             raise MapError(f"{path} has malformed num_experts or metadata", expected="a number and an object")
         if not isinstance(metadata.get("model"), str | None):
             raise MapError(
-                f"{path} names no model in metadata.model",
+                f"{path} has a malformed metadata.model",
                 expected="a fingerprint",
                 actual=repr(metadata["model"])[:80],
             )
-        return cls(_layers(body, str(path)), number, metadata)
+        return DropMap(_layers(body, str(path)), number, metadata)
+
+
+def _require_ids(layer: int, ids: tuple[int, ...], num_experts: int) -> None:
+    if len(set(ids)) != len(ids):
+        twice = min(i for i in ids if ids.count(i) > 1)
+        raise MapError(
+            f"layer {layer} of the map lists an expert twice", expected="each id once", actual=f"expert {twice}"
+        )
+    if ids and (min(ids) < 0 or max(ids) >= num_experts):
+        raise MapError(
+            f"layer {layer} of the map lists an expert that does not exist",
+            expected=f"0..{num_experts - 1}",
+            actual=str([i for i in ids if not 0 <= i < num_experts]),
+        )
 
 
 def _require_canonical(path: Path, data: Any) -> None:
-    """No key twice, and no number that cannot be written again (NaN, 1e400)."""
+    """Each key once, and only numbers that can be written again (neither NaN nor 1e400)."""
     try:
         canonical_json(data)
         parse_json(path.read_bytes(), object_pairs_hook=each_key_once)

@@ -1,32 +1,112 @@
-"""How much each expert is worth: criterion, outliers, normalisation, aggregation over classes. Pure functions.
+"""The score of each expert under a recipe: criterion, outliers, normalisation, aggregation over classes.
 
-Arrays are float64 [C, L, E] (class, layer, expert) going in and [L, E] coming out. Source of every formula: protocol
-section 5 (the recipes), REAP (arXiv 2510.13999: mean of w_t |o_t| over the expert's tokens), EAN (sum of |o_t|).
+Pure functions of float64 arrays: [C, L, E] (class, layer, expert) in, [L, E] out. The formulas are those of section 5
+of the protocol. Every sort is stable, ascending and descending: among equal values the lower expert id comes first.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from trimoe.calibrate.stats.criteria import CRITERIA, Array, require_measured
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.choose.recipe import Recipe
 from trimoe.errors import RecipeError, StatsError
 
-Array = np.ndarray[Any, np.dtype[Any]]
+EXTREME = 1e6
+"""A wnorm above this is a numerical accident (section 4 of the protocol). A map records how many such cells its recipe
+ranked as they are."""
 
 
-def _per_token(total: Array, count: Array) -> Array:
-    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a recipe before any expert is dropped."""
+
+    aggregate: Array
+    """[L, E]: the score by which experts are ranked."""
+    normalised: Array
+    """[C, L, E], where C is the number of classes with a weight (1 if the recipe pools them)."""
+    weights: dict[str, float]
+    """Weight of each class that is used."""
+    imputed: int
+    """Outlier cells that were repaired."""
+    extreme: int
+    """Cells with a finite wnorm above the limit that were ranked as they are."""
 
 
-CRITERIA: dict[str, tuple[tuple[str, ...], Callable[[ExpertStats, float], Array]]] = {
-    # name: (fields that must not be all zero, score per class, layer, expert)
-    "contribution": (("wnorm", "tc"), lambda s, alpha: alpha * s.field("wnorm") + s.field("tc")),
-    "wnorm": (("wnorm",), lambda s, _: s.field("wnorm").copy()),
-    "frequency": (("tc",), lambda s, _: s.field("tc").copy()),
-    "reap": (("reap_sum", "tc"), lambda s, _: _per_token(s.field("reap_sum"), s.field("tc"))),
-    "ean": (("ean_sum",), lambda s, _: s.field("ean_sum").copy()),
-}
+def recipe_scores(stats: ExpertStats, recipe: Recipe) -> Scores:
+    """Score, normalise, aggregate. Raises `RecipeError` if no class has a weight, `StatsError` for unusable values."""
+    weights = {c: w for c in stats.classes if (w := recipe.weight_of(c)) is not None}
+    if not any(weights.values()):
+        raise RecipeError(
+            f"recipe {recipe.name} gives no class of the statistics any weight",
+            expected=", ".join(recipe.class_weights),
+            actual=", ".join(stats.classes),
+            remedy="calibrate with such classes or override --class-weights",
+        )
+    chosen = [i for i, c in enumerate(stats.classes) if c in weights]
+    used = ExpertStats(tuple(weights), {name: array[chosen] for name, array in stats.fields.items()}, stats.metadata)
+    needed = CRITERIA[recipe.criterion][0] if recipe.criterion in CRITERIA else ()
+    repair = outlier_rule(recipe)
+    repaired = repair is not None and recipe.criterion != "random"
+    extreme = 0
+    if "wnorm" in used.fields and set(needed) - {"tc"} and not repaired:
+        limit = recipe.outliers.limit if recipe.outliers else EXTREME
+        extreme = int((outlier_cells(used, limit) & np.isfinite(used.fields["wnorm"])).sum())
+    if needed:
+        require_measured(used, recipe.criterion)
+    if recipe.pooled and not repaired:
+        used = ExpertStats(("all",), {n: a.sum(0, keepdims=True) for n, a in used.fields.items()}, used.metadata)
+    scores, imputed = raw_scores(used, recipe.criterion, recipe.alpha, repair, recipe.seed)
+    if recipe.pooled:
+        scores = scores.sum(0, keepdims=True)
+    vector = np.ones(1) if len(scores) == 1 else np.array(list(weights.values()))
+    normalised = normalise(scores, recipe.normalize)
+    total = aggregate(normalised, vector, recipe.aggregate, recipe.breadth_bonus)
+    if not np.isfinite(total).all():
+        raise StatsError(
+            f"{int((~np.isfinite(total)).sum())} aggregated scores are not finite",
+            expected="finite scores",
+            actual=f"{recipe.aggregate} of {recipe.normalize} scores",
+            remedy="use --normalize rank",
+        )
+    return Scores(total, normalised, weights, imputed, extreme)
+
+
+def raw_scores(
+    stats: ExpertStats, criterion: str, alpha: float, outliers: tuple[str, float] | None = None, seed: int = 0
+) -> tuple[Array, int]:
+    """[C, L, E] scores and the number of imputed cells.
+
+    `outliers` is (mode, limit of wnorm); None keeps every finite value. `random` draws per layer from (seed, layer).
+    Raises `StatsError` for fields that are absent, all zero or not finite.
+    """
+    if criterion == "random":
+        _, layers, experts = stats.shape
+        return np.stack([np.random.default_rng([seed, layer]).random(experts) for layer in range(layers)])[None], 0
+    needed = require_measured(stats, criterion)
+    scores, imputed = CRITERIA[criterion][1](stats, alpha), 0
+    # A quotient can hide a broken field: NaN > 0 is false, so the guarded division gives 0.
+    for name in needed:
+        scores[~np.isfinite(stats.field(name))] = np.nan
+    if outliers is not None and outliers[0] != "keep":
+        bad = outlier_cells(stats, outliers[1], needed)
+        scores, imputed = impute(scores, bad, outliers[0]), int(bad.sum())
+    if not np.isfinite(scores).all():
+        raise StatsError(
+            f"{int((~np.isfinite(scores)).sum())} scores are not finite",
+            expected="finite statistics",
+            remedy="impute them with --outliers median:1e4",
+        )
+    return scores, imputed
+
+
+def outlier_rule(recipe: Recipe) -> tuple[str, float] | None:
+    """(mode, limit) of a recipe that repairs outlier cells, or None where every finite value is ranked as it is."""
+    if recipe.outliers is None or recipe.outliers.mode == "keep":
+        return None
+    return recipe.outliers.mode, recipe.outliers.limit
 
 
 def outlier_cells(stats: ExpertStats, above: float, needed: tuple[str, ...] = ("wnorm",)) -> Array:
@@ -43,29 +123,11 @@ def outlier_cells(stats: ExpertStats, above: float, needed: tuple[str, ...] = ("
     return out
 
 
-def require_measured(stats: ExpertStats, criterion: str) -> tuple[str, ...]:
-    """The fields a criterion needs. Refuses one that is absent, or zero in all of a class: files with routing counts
-    only carry zero-filled norms, so presence proves nothing."""
-    if criterion not in CRITERIA:
-        raise RecipeError(f"unknown criterion {criterion}", expected=", ".join([*CRITERIA, "random"]), actual=criterion)
-    needed = CRITERIA[criterion][0]
-    for name in needed:
-        values = stats.field(name)
-        for i, class_name in enumerate(stats.classes):
-            if not np.any(values[i]):
-                raise StatsError(
-                    f"field {name} of class {class_name} is zero everywhere: it was never measured",
-                    expected=f"measured {name}",
-                    remedy="calibrate again, leave the class out, or use --criterion frequency",
-                )
-    return needed
-
-
 def impute(scores: Array, bad: Array, mode: str) -> Array:
-    """Repair the scores of outlier cells, row by row (a row is one class in one layer).
+    """Replace the scores of outlier cells row by row, where a row is one class in one layer.
 
-    median: the median over the row's sound cells; zero: 0; drop: below all sound cells, so that the class does not
-    speak for the expert. Protocol section 4: not-a-number and huge values otherwise sort to the top.
+    median: the median of the row's other cells; zero: 0; drop: below all other cells of the row, so that the class
+    does not speak for the expert. Without repair, NaN and huge values sort to the top (section 4 of the protocol).
     """
     fixed = scores.copy()
     for c, layer in np.argwhere(bad.any(-1)):
@@ -78,35 +140,18 @@ def impute(scores: Array, bad: Array, mode: str) -> Array:
     return fixed
 
 
-def raw_scores(
-    stats: ExpertStats, criterion: str, alpha: float, outliers: tuple[str, float] | None = None, seed: int = 0
-) -> tuple[Array, int]:
-    """[C, L, E] scores and the number of imputed cells. Refuses fields that are absent, all zero or not finite.
+def ascending(values: Array) -> list[int]:
+    """Expert ids from the lowest value to the highest, stable."""
+    return [int(e) for e in np.argsort(values, kind="stable")]
 
-    `outliers` is (mode, limit of wnorm); None keeps every finite value. `random` draws per layer from (seed, layer).
-    """
-    if criterion == "random":
-        _, layers, experts = stats.shape
-        return np.stack([np.random.default_rng([seed, layer]).random(experts) for layer in range(layers)])[None], 0
-    needed = require_measured(stats, criterion)
-    scores, imputed = CRITERIA[criterion][1](stats, alpha), 0
-    # a quotient can hide a broken field (NaN > 0 is false, so a guarded division gives 0)
-    for name in needed:
-        scores[~np.isfinite(stats.field(name))] = np.nan
-    if outliers is not None and outliers[0] != "keep":
-        bad = outlier_cells(stats, outliers[1], needed)
-        scores, imputed = impute(scores, bad, outliers[0]), int(bad.sum())
-    if not np.isfinite(scores).all():
-        raise StatsError(
-            f"{int((~np.isfinite(scores)).sum())} scores are not finite",
-            expected="finite statistics",
-            remedy="impute them with --outliers median:1e4",
-        )
-    return scores, imputed
+
+def descending(values: Array) -> list[int]:
+    """Expert ids from the highest value to the lowest, stable."""
+    return [int(e) for e in np.argsort(-values, kind="stable")]
 
 
 def ranks(scores: Array) -> Array:
-    """Ascending rank over the last axis divided by E-1; stable: among equals the lower expert id ranks lower."""
+    """Ascending rank over the last axis divided by E - 1."""
     order = np.argsort(scores, axis=-1, kind="stable")
     result = np.empty(scores.shape)
     np.put_along_axis(result, order, np.broadcast_to(np.arange(scores.shape[-1]) * 1.0, scores.shape), -1)

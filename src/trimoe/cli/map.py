@@ -17,7 +17,6 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--recipe",
     "-r",
-    "recipe_name",
     default="v5-coder",
     show_default=True,
     metavar="NAME|FILE",
@@ -57,24 +56,14 @@ FILE = click.Path(path_type=Path)
 @json_option
 def drop_map(
     stats: Path,
-    recipe_name: str,
-    base_stats: Path | None,
-    keep: int | None,
-    drop_fraction: float | None,
-    class_weights: str | None,
-    floor: str | None,
+    recipe: str,
     floor_file: Path | None,
-    floor_clamp: str | None,
-    class_min: str | None,
-    force_keep: Path | None,
-    outliers: str | None,
-    protect_top: str | None,
     out: Path | None,
     dry_run: bool,
     explained: tuple[str, ...],
     diff: Path | None,
     as_json: bool,
-    **fields: Any,
+    **options: Any,
 ) -> None:
     """Choose the experts to drop from the statistics STATS.
 
@@ -88,54 +77,22 @@ def drop_map(
       trimoe map targeted.safetensors --base-stats generic.safetensors --outliers median:1e4 -o map.json
       trimoe map stats.safetensors --class-weights math=1,code=3 --floor none --dry-run --explain 0:17
     """
-    from trimoe.choose import override as given
+    from trimoe.choose.choose import choose
     from trimoe.choose.dropmap import DropMap
-    from trimoe.choose.explain import difference, explain
-    from trimoe.choose.recipe import load_recipe, resolve
-    from trimoe.choose.select import budget, make_map, rescale
-    from trimoe.cli.stats import open_stats
     from trimoe.io.publish import require_absent
 
     if out is None and not dry_run:
         raise UsageError("nowhere to write the map", expected="-o MAP", remedy="add -o MAP or --dry-run")
-    if keep is not None and drop_fraction is not None:
-        raise UsageError("--keep and --drop-fraction contradict each other", expected="one of them")
-    if floor is not None and (floor_file is not None or (floor_clamp is not None and floor != "none")):
-        raise UsageError("--floor contradicts --floor-file and --floor-clamp", expected="--floor, or the others")
-    if floor == "none" and floor_clamp is not None:
-        raise UsageError("--floor none contradicts --floor-clamp", expected="one of them")
     if out is not None and not dry_run:
         require_absent(out)
     wanted = [_cell(text) for text in explained]
-    measured = open_stats(stats)
-    base = open_stats(base_stats) if base_stats is not None else None
-    clamp = given.span(floor_clamp, "--floor-clamp") if floor_clamp is not None else None
-    derived = clamp if floor_file is None else None
-    if floor is not None and floor != "none":
-        derived = given.span(floor, "--floor")
-    recipe = given.override(
-        load_recipe(recipe_name),
-        measured.classes,
-        class_weights=given.pairs(class_weights, "--class-weights") if class_weights is not None else None,
-        class_min=given.pairs(class_min, "--class-min") if class_min is not None else None,
-        protect_top=given.count(protect_top) if protect_top is not None else None,
-        floor=derived,
-        no_floor=floor == "none",
-        outliers=outliers,
-        **fields,
-    )
-    floors = given.read_floors(floor_file) if floor_file is not None else None
-    number = budget(recipe, measured.shape[2], keep, drop_fraction)
-    if floors is not None and clamp is not None:
-        low, high = (resolve(c, number) for c in _counts(clamp))
-        floors = rescale([float(f) for f in floors], (low, high))
-    pins = given.read_force_keep(force_keep) if force_keep is not None else None
-    made = make_map(measured, recipe, base_stats=base, keep=number, floors=floors, force_keep=pins)
+    given = {name: value for name, value in options.items() if value is not None}
+    made = choose(stats, recipe=recipe, floors=floor_file, **given)
     data: dict[str, Any] = {
         "map": str(out) if out is not None and not dry_run else None,
         "map_sha256": made.content_hash,
-        "recipe": recipe.name,
-        "keep": number,
+        "recipe": made.recipe.name,
+        "keep": made.metadata["keep"],
         "num_experts": made.num_experts,
         "num_layers": len(made.drop),
         "classes": made.metadata["classes"],
@@ -144,21 +101,12 @@ def drop_map(
         "class_min_unmet": made.metadata.get("class_min_unmet", {}),
     }
     if wanted:
-        data["explain"] = [explain(measured, recipe, made, layer, expert, base) for layer, expert in wanted]
+        data["explain"] = [made.explain(layer, expert) for layer, expert in wanted]
     if diff is not None:
-        data["diff"] = difference(made, DropMap.load(diff))
+        data["diff"] = made.difference(DropMap.load(diff))
     if out is not None and not dry_run:
         made.save(out)
     emit(data, _text(data), as_json)
-
-
-def _counts(pair: tuple[str, str]) -> tuple[int | str, int | str]:
-    """Both ends as recipe counts; refuses what a recipe would refuse."""
-    from trimoe.choose.recipe import Floor, validated
-
-    checked = validated({"name": "floor", "floor": {"clamp": [int(p) if p.isdecimal() else p for p in pair]}}, "floor")
-    assert isinstance(checked.floor, Floor)
-    return checked.floor.clamp
 
 
 def _cell(text: str) -> tuple[int, int]:

@@ -99,7 +99,8 @@ def _points(sizes: Path, logs: tuple[Path, ...], bench: str, alone: bool) -> "li
 
 def _panels(stats: Path, by: str | None) -> "list[Panel]":
     """One heatmap per class, as `trimoe stats show --heatmap` draws them."""
-    from trimoe.cli.stats import criterion_scores, open_stats
+    from trimoe.calibrate.stats.criteria import criterion_scores
+    from trimoe.calibrate.stats.reference import open_stats
     from trimoe.report.heat import Panel
 
     loaded = open_stats(stats)

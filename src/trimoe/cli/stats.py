@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-def open_stats(path: Path) -> "ExpertStats":
-    """A statistics file, or reference JSON by its name (.json, .json.gz)."""
-    from trimoe.calibrate.stats.expert_stats import ExpertStats
-    from trimoe.calibrate.stats.reference import import_reference
-
-    return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
-
-
 @click.group()
 def stats() -> None:
     """Show, import, export and merge expert statistics.
@@ -92,6 +84,8 @@ def show(
       trimoe stats show base.json.gz --json
       trimoe stats show stats.safetensors --by reap --class 'targeted_*' --heatmap experts.html
     """
+    from trimoe.calibrate.stats.criteria import criterion_scores
+    from trimoe.calibrate.stats.reference import open_stats
     from trimoe.calibrate.stats.summary import summarize
     from trimoe.errors import StatsError
     from trimoe.io.publish import require_absent
@@ -116,29 +110,6 @@ def show(
             remedy="make the file again",
         ) from exc
     emit({**data, "heatmap": str(heatmap) if heatmap else None}, text, as_json)
-
-
-def criterion_scores(loaded: "ExpertStats", by: str | None) -> tuple[str, "Array"]:
-    """(criterion, its scores [C, L, E]); values that are not finite stay in, to be reported."""
-    from trimoe.choose.score import CRITERIA, require_measured
-    from trimoe.errors import StatsError, UsageError
-
-    if by is not None and by not in CRITERIA:
-        raise UsageError(f"unknown criterion {by}", expected=", ".join(CRITERIA), actual=by, remedy="correct --by")
-    for name in [by] if by else ["contribution", "reap", "frequency", *CRITERIA]:
-        try:
-            require_measured(loaded, name)
-        except StatsError:
-            if by:
-                raise
-            continue
-        return name, CRITERIA[name][1](loaded, 2.0)
-    raise StatsError(
-        "the statistics hold nothing that experts can be compared by",
-        expected="wnorm, tc or reap_sum",
-        actual=", ".join(sorted(loaded.fields)),
-        remedy="calibrate again",
-    )
 
 
 def _draw(path: Path, name: str, data: dict[str, Any], loaded: "ExpertStats", scores: "Array") -> None:
@@ -269,7 +240,7 @@ def export(file: Path, out: Path, as_json: bool) -> None:
     """
     import gzip
 
-    from trimoe.calibrate.stats.reference import export_reference, left_out
+    from trimoe.calibrate.stats.reference import export_reference, left_out, open_stats
     from trimoe.io.publish import publish_file
 
     loaded = open_stats(file)
@@ -299,6 +270,7 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
       trimoe stats merge monday.safetensors tuesday.safetensors -o both.safetensors
     """
     from trimoe.calibrate.stats.merge import merge as add
+    from trimoe.calibrate.stats.reference import open_stats
     from trimoe.io.publish import require_absent
 
     require_absent(out)

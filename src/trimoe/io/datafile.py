@@ -6,8 +6,9 @@ a misspelt key gets the nearest known one. The caller chooses the error class an
 """
 
 import math
+import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources.abc import Traversable
@@ -104,16 +105,58 @@ def convert(
 ) -> T:
     """Plain data as a `kind`. Raises `error` with the key's path, and the nearest known key for an unknown one."""
     try:
-        return msgspec.convert(data, kind)
+        return msgspec.convert(data, kind, dec_hook=_path)
     except msgspec.ValidationError as exc:
-        message, _, path = str(exc).partition(" - at `$")
-        path = path.rstrip("`").lstrip(".")
+        message, path = _located(exc, data, kind)
         raise error(
             f"{what}: {path}" if path else what,
             expected="known keys with possible values",
             actual=message + _nearest(message, kind),
             remedy=remedy,
         ) from exc
+
+
+def _path(kind: type[Any], value: Any) -> Any:
+    """msgspec's hook for types that it does not know: a `Path` is written as text."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"Expected `path`, got `{type(value).__name__}`")
+
+
+def _located(exc: msgspec.ValidationError, data: Any, kind: Any) -> tuple[str, str]:
+    """(message, path of the key) of an error. msgspec writes `[...]` for a key of a mapping; here the key is named."""
+    message, _, path = str(exc).partition(" - at `$")
+    steps: list[Any] = []
+    for word in re.findall(r"\.[^.\[`]+|\[\d+\]|\[\.\.\.\]", path):
+        if word == "[...]":
+            mapping = data
+            for step in steps:
+                mapping = mapping[step]
+            keys = list(mapping)
+            steps.append(next((k for k in keys if _fails(_with_one_key(data, steps, k), kind, str(exc))), keys[0]))
+        else:
+            steps.append(int(word[1:-1]) if word[0] == "[" else word[1:])
+    if "unknown field" in message:
+        steps.append(message.split("`")[1])
+    return message, "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+
+
+def _with_one_key(data: Any, steps: Sequence[Any], key: Any) -> Any:
+    """A copy of `data` in which the mapping at `steps` has no key but `key`."""
+    if not steps:
+        return {key: data[key]}
+    copy = data.copy()
+    copy[steps[0]] = _with_one_key(data[steps[0]], steps[1:], key)
+    return copy
+
+
+def _fails(data: Any, kind: Any, message: str) -> bool:
+    """Whether the conversion fails with this message."""
+    try:
+        msgspec.convert(data, kind, dec_hook=_path)
+    except msgspec.ValidationError as exc:
+        return str(exc) == message
+    return False
 
 
 def _nearest(message: str, kind: Any) -> str:

@@ -55,6 +55,15 @@ def import_reference(path: Path) -> ExpertStats:
         ) from exc
 
 
+def open_stats(source: ExpertStats | Path | str) -> ExpertStats:
+    """Statistics from a file: the reference layout if its name ends with .json or .json.gz, otherwise what `calibrate`
+    writes. `ExpertStats` are returned unchanged. Raises `StatsError`."""
+    if isinstance(source, ExpertStats):
+        return source
+    path = Path(source)
+    return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
+
+
 def export_reference(stats: ExpertStats) -> dict[str, Any]:
     """The layout as a JSON-ready object; counts stay whole numbers. `left_out` says what it does not hold."""
     names, wide = _exported(stats)

@@ -50,9 +50,9 @@ def combine(
     require_absent(out)
     scores = None
     if stats is not None:
+        from trimoe.calibrate.stats.reference import open_stats
         from trimoe.choose.recipe import load_recipe
-        from trimoe.choose.select import recipe_scores
-        from trimoe.cli.stats import open_stats
+        from trimoe.choose.score import recipe_scores
 
         scores = recipe_scores(open_stats(stats), load_recipe(recipe)).aggregate
     made = run(

@@ -1,0 +1,94 @@
+"""The per-layer floor: how many experts of each layer are protected by their pooled score.
+
+The pooled score of an expert is its largest raw contribution over the generic classes, the classes that the floor does
+not exclude. Layers whose pooled scores are high get a high floor (section 5 of the protocol, "Floor map").
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trimoe.calibrate.stats.criteria import Array
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.choose.recipe import Floor, Recipe, class_matches, resolve
+from trimoe.choose.score import outlier_rule, raw_scores
+from trimoe.errors import RecipeError, StatsError
+from trimoe.io.publish import read_json
+
+
+def pooled_scores(base: ExpertStats, recipe: Recipe) -> tuple[Array, int]:
+    """[L, E] pooled scores of the base statistics, and the number of imputed cells. Raises `StatsError`."""
+    scores, imputed = raw_scores(_generic(base, recipe), "contribution", recipe.alpha, outlier_rule(recipe))
+    return scores.max(0), imputed
+
+
+def clamp_of(floor: Floor, keep: int) -> tuple[int, int]:
+    """The clamp as counts of `keep` experts. Raises `RecipeError` unless 0 <= low <= high."""
+    low, high = (resolve(c, keep) for c in floor.clamp)
+    if not 0 <= low <= high:
+        raise RecipeError("impossible floor clamp", expected="LO <= HI", actual=f"{low}:{high}")
+    return low, high
+
+
+def layer_floors(pooled: Array, keep: int, clamp: tuple[int, int]) -> list[int]:
+    """Experts to protect per layer: the mean of the layer's `keep` largest pooled scores, rescaled over the layers to
+    `clamp`."""
+    return rescale([float(np.sort(row)[::-1][:keep].mean()) for row in pooled], clamp)
+
+
+def rescale(values: Sequence[float], clamp: tuple[int, int]) -> list[int]:
+    """Linear rescaling of values to whole numbers in [low, high]; equal values all give low."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return [round(clamp[0] + (clamp[1] - clamp[0]) * (v - low) / span) for v in values]
+
+
+def class_owners(base: ExpertStats, recipe: Recipe) -> dict[str, Array]:
+    """For each class pattern of `class_min`: [L, E] bool, the experts whose best generic class it matches.
+
+    The best class is the one with the highest raw score, the argmax behind the pooled score. Raises `RecipeError` for a
+    pattern that matches no generic class.
+    """
+    generic = _generic(base, recipe)
+    scores, _ = raw_scores(generic, "contribution", recipe.alpha, outlier_rule(recipe))
+    best = scores.argmax(0)
+    result = {}
+    for pattern in recipe.class_min:
+        wanted = [i for i, c in enumerate(generic.classes) if class_matches(c, pattern)]
+        if not wanted:
+            raise RecipeError(
+                f"class_min matches no generic class of the statistics: {pattern}",
+                expected=", ".join(generic.classes),
+                actual=pattern,
+                remedy="correct the class name, or give --base-stats with such a class",
+            )
+        result[pattern] = np.isin(best, wanted)
+    return result
+
+
+def read_floors(path: Path) -> list[int]:
+    """Counts per layer from {"floor_per_layer": {"0": 80, ...}} or the inner object alone. Raises `RecipeError`."""
+    data = read_json(path, "floor file", RecipeError)
+    body = data.get("floor_per_layer", data) if isinstance(data, dict) else None
+    if not isinstance(body, dict) or sorted(body) != sorted(str(i) for i in range(len(body))):
+        raise RecipeError(f"{path} is not a floor file", expected='{"floor_per_layer": {"0": count, ...}}')
+    floors = [body[str(i)] for i in range(len(body))]
+    if not floors or any(type(f) is not int or f < 0 for f in floors):
+        raise RecipeError(f"{path} has a floor that is not a count", expected="whole numbers from 0")
+    return floors
+
+
+def _generic(base: ExpertStats, recipe: Recipe) -> ExpertStats:
+    """The classes that the floor does not exclude."""
+    exclude = (recipe.floor or Floor(clamp=(0, 0))).exclude
+    wanted = [c for c in base.classes if not any(class_matches(c, p) for p in exclude)]
+    if not wanted:
+        raise StatsError(
+            "the statistics for the floor have no generic class",
+            expected=f"a class that does not match {', '.join(exclude)}",
+            actual=", ".join(base.classes),
+            remedy="give --base-stats with the generic classes",
+        )
+    keep = [base.classes.index(c) for c in wanted]
+    return ExpertStats(tuple(wanted), {n: a[keep] for n, a in base.fields.items()}, base.metadata)
