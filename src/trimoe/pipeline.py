@@ -28,7 +28,9 @@ from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.run import evaluate
 from trimoe.io.progress import Progress
 from trimoe.io.publish import MANIFEST, publish_file, read_json
-from trimoe.judge.compare import Comparison, Row, compare_runs, overall
+from trimoe.judge.compare import compare
+from trimoe.judge.comparison import Comparison, Row
+from trimoe.judge.rows import overall
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.generate import Generator
@@ -118,7 +120,7 @@ def run_story(
                 progress=partial(_named, tell, name),
             )
     with _step("compare", seconds, progress):
-        story.comparison = compare_runs(story.log, BASE, list(methods))
+        story.comparison = compare(story.log, base=BASE, against=list(methods), detail=False)
     return story
 
 

@@ -6,7 +6,9 @@ from typing import Any
 from trimoe import __version__
 from trimoe.certify.certificate import Certificate
 from trimoe.choose.recipe import load_recipe
-from trimoe.judge.compare import Row, against_mean, compare_runs, overall
+from trimoe.judge.compare import against_mean, compare
+from trimoe.judge.comparison import Row
+from trimoe.judge.rows import overall
 from trimoe.judge.statistics.paired import holm
 from trimoe.pipeline import Story
 from trimoe.report.data import (
@@ -87,22 +89,13 @@ def _held_out(report: Any) -> str:
 
 
 def _score(row: Row) -> Score:
-    return Score(row.n, row.correct, row.low, row.high)
+    score = row.score
+    return Score(score.n, score.correct, score.low, score.high)
 
 
 def _difference(row: Row) -> Difference | None:
-    if row.difference is None or row.difference_low is None or row.difference_high is None or row.p is None:
-        return None
-    return Difference(
-        row.difference,
-        row.difference_low,
-        row.difference_high,
-        row.p,
-        row.p_holm,
-        row.lost,
-        row.gained,
-        row.pairs,
-    )
+    c = row.change
+    return None if c is None else Difference(c.difference, c.low, c.high, c.p, c.p_holm, c.lost, c.gained, c.pairs)
 
 
 def _method(story: Story, name: str, rows: list[Row]) -> Method:
@@ -138,7 +131,7 @@ def _certificate(made: Certificate) -> CertificateSummary:
 def duels(story: Story) -> tuple[Duel, ...]:
     """Methods against each other: the best against all others, and the first (the one whose calibration set has a
     target) against each control and their mean, over all items and in its target domain. Holm over all these tests."""
-    totals = {name: row.accuracy or 0.0 for name, row in story.overall.items() if name != story.comparison.base}
+    totals = {name: row.score.accuracy or 0.0 for name, row in story.overall.items() if name != story.comparison.base}
     first, best = next(iter(story.maps)), max(totals, key=lambda name: totals[name])
     controls = [name for name in story.maps if name.startswith("random") and name != first]
     pairs = [(best, other, "") for other in story.maps if other != best]
@@ -148,7 +141,9 @@ def duels(story: Story) -> tuple[Duel, ...]:
     made = []
     for one, other, bench in pairs:
         rows = [
-            row for row in compare_runs(story.log, other, [one]).rows if row.name == one and bench in ("", row.bench)
+            row
+            for row in compare(story.log, base=other, against=[one], detail=False).rows
+            if row.name == one and bench in ("", row.bench)
         ]
         change = _difference(overall(rows))
         if change is not None:

@@ -16,7 +16,8 @@ from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.log.export import rows
 from trimoe.evaluate.log.run_log import Result, RunLog, Sample
 from trimoe.evaluate.recorded import import_lm_eval
-from trimoe.judge.audit.audit import RunAudit, Wanted, audit
+from trimoe.judge.audit.audit import AuditOptions, audit, audit_runs
+from trimoe.judge.audit.result import RunAudit
 from trimoe.judge.audit.rules import rules
 from trimoe.judge.audit.run_checks import run_checks
 from trimoe.judge.measures import foreign_share, measure, solution
@@ -52,7 +53,7 @@ def good(n: int = 40, right: int = 30) -> list[Reply]:
 
 
 def one(path: Path, **wanted: Any) -> RunAudit:
-    (made,) = audit(path, Wanted(**wanted))
+    (made,) = audit_runs(path, AuditOptions(**wanted))
     return made
 
 
@@ -108,7 +109,7 @@ def test_short_answers_of_a_bench_that_is_not_shipped_are_only_noted(tmp_path: P
     put(tmp_path / "r.db", [("billing", i % 3 > 0) for i in range(60)], bench="tickets:smoke")
     made = one(tmp_path / "r.db")
     assert (made.verdict, set(made.flags)) == ("notes", {"EMPTY_FAIL", "TOO_SHORT"})
-    assert all("not shipped" in c.text for c in made.checks if c.level == "notes")
+    assert all("not a shipped one" in c.text for c in made.checks if c.level == "notes")
     (tmp_path / "r.db").unlink()
     put(tmp_path / "r.db", [("", False)] * 4 + [("billing", True)] * 56, bench="tickets")
     assert one(tmp_path / "r.db").verdict == "refused", "empty is empty on any bench"
@@ -148,7 +149,7 @@ def test_a_pair_is_held_together(tmp_path: Path) -> None:
     put(path, good(100, 80), "warm", temperature=1)
 
     def flags(name: str, base: str = "base") -> set[str]:
-        return set({a.name: a for a in audit(path, Wanted(pair=(base, name)))}[name].flags)
+        return set({a.name: a for a in audit(path, pair=(base, name))}[name].flags)
 
     assert flags("dumber") == {"KNOWLEDGE_SHIFT"}
     assert flags("loops") == {"LOOP", "LOOP_REGRESSION"}
@@ -158,10 +159,10 @@ def test_a_pair_is_held_together(tmp_path: Path) -> None:
     put(path, [(r, ok and i > 2) for i, (r, ok) in enumerate(good(100, 80))], "traded")
     assert flags("traded", "wide") == {"CLEAN_TRADE"}
     with pytest.raises(Refused, match="differ in engine, sampler or stack") as error:
-        audit(path, Wanted(pair=("base", "warm")))
+        audit(path, pair=("base", "warm"))
     assert "temperature" in error.value.actual
     with pytest.raises(UsageError, match="no run named none"):
-        audit(path, Wanted(pair=("base", "none")))
+        audit(path, pair=("base", "none"))
 
 
 def test_a_reference_that_moved_takes_the_others_with_it(tmp_path: Path) -> None:
@@ -169,9 +170,9 @@ def test_a_reference_that_moved_takes_the_others_with_it(tmp_path: Path) -> None
     put(path, good(), "base")
     put(path, good(), "cut")
     put(path, good(), "elsewhere", engine="other")
-    moved = {a.name: a.verdict for a in audit(path, Wanted(recorded={"base": {"b": 0.80}}))}
+    moved = {a.name: a.verdict for a in audit(path, recorded={"base": {"b": 80}})}
     assert moved == {"base": "refused", "cut": "refused", "elsewhere": "publishable"}
-    assert {a.verdict for a in audit(path, Wanted(recorded={"base": {"b": 0.77}}))} == {"publishable"}
+    assert {a.verdict for a in audit(path, recorded={"base": {"b": 77}})} == {"publishable"}
 
 
 def test_leaks_are_reported_with_the_score_without_them(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_humaneval_to_its_plus(tmp_path: Path) -> None:
     assert next(c.value for c in made.checks if c.flag == "NO_PLUS_DROP") == pytest.approx(-100 * 8 / 164)
     put(path, good(164, 160), "same", bench="humaneval")
     put(path, good(164, 160), "same", bench="humaneval-plus")
-    assert audit(path, Wanted(name="same"))[0].flags == ("NO_PLUS_DROP",)
+    assert audit(path, name="same")[0].flags == ("NO_PLUS_DROP",)
 
 
 def test_replies_that_repeat_the_own_solution(tmp_path: Path) -> None:

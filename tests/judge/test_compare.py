@@ -11,7 +11,8 @@ from trimoe.bench.bench import Verdict
 from trimoe.cli.compare import compare
 from trimoe.errors import Refused, RunLogError, UsageError
 from trimoe.evaluate.log.run_log import RunLog, Sample
-from trimoe.judge.compare import against_mean, compare_runs
+from trimoe.judge.compare import against_mean
+from trimoe.judge.compare import compare as compare_runs
 from trimoe.judge.statistics.paired import mcnemar_exact, wilson
 
 VERDICTS = {"1": Verdict(True, "correct"), "0": Verdict(False, "wrong"), "?": Verdict(None, "harness error")}
@@ -37,18 +38,33 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_pairs_and_flips(path: Path) -> None:
-    comparison = compare_runs(path, "base", ["cut", "same"])
+    comparison = compare_runs(path, base="base", against=["cut", "same"])
     base, cut, same = comparison.rows
-    assert (base.n, base.correct, base.accuracy, base.p) == (10, 8, 0.8, None)
-    assert (base.low, base.high) == wilson(8, 10)
-    assert (cut.n, cut.correct, cut.unscored, cut.pairs, cut.lost, cut.gained) == (9, 5, 1, 9, 3, 1)
-    assert cut.difference == pytest.approx(-2 / 9)
-    assert cut.difference_low is not None
-    assert cut.difference_low < -2 / 9
-    assert cut.p == mcnemar_exact(3, 1)
-    assert cut.p_holm == min(1.0, 2 * mcnemar_exact(3, 1))
-    assert (same.lost, same.gained, same.difference, same.p) == (0, 0, 0.0, 1.0)
-    assert cut.causes == {"correct": 5, "harness error": 1, "wrong": 4}
+    assert (base.score.n, base.score.correct, base.score.accuracy, base.change) == (10, 8, 0.8, None)
+    assert (base.score.low, base.score.high) == wilson(8, 10)
+    assert (cut.score.n, cut.score.correct, cut.score.unscored) == (9, 5, 1)
+    change = cut.change
+    assert change is not None
+    assert (change.pairs, change.lost, change.gained) == (9, 3, 1)
+    assert change.difference == pytest.approx(-2 / 9)
+    assert change.low < -2 / 9
+    assert change.p == mcnemar_exact(3, 1)
+    assert change.p_holm == min(1.0, 2 * mcnemar_exact(3, 1))
+    assert same.change is not None
+    assert (same.change.lost, same.change.gained, same.change.difference, same.change.p) == (0, 0, 0.0, 1.0)
+    assert cut.score.causes == {"correct": 5, "harness error": 1, "wrong": 4}
+
+
+def test_a_comparison_as_a_table_for_notebooks(path: Path) -> None:
+    comparison = compare_runs(str(path), base="base")
+    assert repr(comparison) == "Comparison(base='base', 2 models against it, 1 benches)"
+    frame = comparison.to_pandas()
+    assert list(frame["model"]) == ["base", "cut", "same"]
+    assert list(frame["lost"]) == [0, 3, 0]
+    assert list(frame["score"]) == [row.score.accuracy for row in comparison.rows]
+    page = comparison._repr_html_()
+    assert page.count("<tr>") == 4
+    assert "3/1" in page
 
 
 def test_defaults_are_the_first_name_against_all(path: Path) -> None:
@@ -58,17 +74,17 @@ def test_defaults_are_the_first_name_against_all(path: Path) -> None:
 
 def test_refusals(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run named none"):
-        compare_runs(path, "none")
+        compare_runs(path, base="none")
     with pytest.raises(UsageError, match="no run named none"):
-        compare_runs(path, "base", ["none"])
+        compare_runs(path, base="base", against=["none"])
     with RunLog(path) as log:
         put(log, "new", "11", spec={"name": "b", "version": 2})
         put(log, "hot", "11", temperature=1)
     with pytest.raises(Refused, match="differ in bench") as error:
-        compare_runs(path, "base", ["new"])
+        compare_runs(path, base="base", against=["new"])
     assert "version" in error.value.actual
     with pytest.raises(Refused, match="engine, sampler or stack"):
-        compare_runs(path, "base", ["hot"])
+        compare_runs(path, base="base", against=["hot"])
     RunLog(tmp_path / "empty.db").close()
     with pytest.raises(RunLogError, match="no runs"):
         compare_runs(tmp_path / "empty.db")
@@ -81,7 +97,7 @@ def test_command_line(path: Path) -> None:
     text = runner.invoke(compare, [str(path)]).stdout
     assert "3/1" in text
     assert "-22.2" in text
-    assert "could not be scored" in text
+    assert "were not scored" in text
     data = json.loads(runner.invoke(compare, [str(path), "--base", "base", "same", "--json"]).stdout)
     assert [row["name"] for row in data["rows"]] == ["base", "same"]
 

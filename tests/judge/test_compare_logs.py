@@ -15,7 +15,7 @@ from trimoe.cli.compare import compare
 from trimoe.cli.main import main
 from trimoe.errors import Refused, RunLogError
 from trimoe.evaluate.log.run_log import RunLog, Sample
-from trimoe.judge.compare import compare_runs
+from trimoe.judge.compare import compare as compare_runs
 from trimoe.judge.statistics.bootstrap import paired_bootstrap
 from trimoe.judge.statistics.paired import mcnemar_exact, paired_difference, sign_flip_exact, wilson
 from trimoe.judge.statistics.power import detectable
@@ -55,22 +55,24 @@ def put(
 def test_a_loss_by_truncation_is_not_a_loss_of_knowledge(tmp_path: Path) -> None:
     put(tmp_path / "r.db", "base", "1" * 20 + "el" + "w" * 8)
     put(tmp_path / "r.db", "cut", "1" * 14 + "wwttel" + "11" + "w" * 8)
-    _, cut = compare_runs(tmp_path / "r.db", detail=True).rows
-    assert cut.flips.lost == tuple(
+    _, cut = compare_runs(tmp_path / "r.db").rows
+    assert cut.change is not None
+    flips = cut.change.flips
+    assert flips.lost == tuple(
         zip(
             [f"d{i}" for i in range(14, 20)],
             ["wrong", "wrong", "truncated (cap)", "truncated (cap)", "empty", "loop"],
             strict=True,
         )
     )
-    assert cut.flips.gained == (("d20", "empty"), ("d21", "loop"))
-    assert cut.flips.lost_as == {"empty": 1, "loop": 1, "cut": 2, "normal": 2}
+    assert flips.gained == (("d20", "empty"), ("d21", "loop"))
+    assert flips.lost_as == {"empty": 1, "loop": 1, "cut": 2, "normal": 2}
     drawn = paired_bootstrap(enumerate([-1] * 6 + [1] * 2 + [0] * 22))
     assert cut.detail is not None
     assert (cut.detail.bootstrap_low, cut.detail.bootstrap_high) == (drawn.low, drawn.high)
     assert cut.detail.detectable == detectable(30, 8 / 30)
     text = CliRunner().invoke(compare, [str(tmp_path / "r.db"), "--flips"]).stdout
-    assert "2 of 6 say that something is no longer known" in text
+    assert "2 of 6 look like lost knowledge" in text
     assert "- b cut d16: lost (truncated (cap))" in text
     assert "+ b cut d20: gained (empty)" in text
 
@@ -80,20 +82,22 @@ def test_problems_are_the_units_where_a_bench_asks_them_in_several_languages(tmp
     macro = {"average": "macro"}
     put(tmp_path / "r.db", "base", "1" * 90, ids=ids, spec=macro)
     put(tmp_path / "r.db", "cut", ("w" * 4 + "1" * 26) * 3, ids=ids, spec=macro)
-    base, cut = compare_runs(tmp_path / "r.db", detail=True).rows
-    assert (cut.lost, cut.pairs, cut.accuracy) == (12, 90, pytest.approx(26 / 30))
-    assert cut.p == sign_flip_exact([-3] * 4) == 0.125
+    base, cut = compare_runs(tmp_path / "r.db").rows
+    change = cut.change
+    assert change is not None
+    assert (change.lost, change.pairs, cut.score.accuracy) == (12, 90, pytest.approx(26 / 30))
+    assert change.p == sign_flip_exact([-3] * 4) == 0.125
     assert mcnemar_exact(12, 0) < 0.001  # what twelve independent losses would claim
     assert cut.detail is not None
     assert cut.detail.units == 30
     # the interval of thirty problems of which four were lost, and not of ninety items
-    assert (cut.difference_low, cut.difference_high) == pytest.approx(paired_difference(30, 4, 0)[1:], abs=0.01)
-    independent = compare_runs(tmp_path / "r.db", detail=True).rows[0]
+    assert (change.low, change.high) == pytest.approx(paired_difference(30, 4, 0)[1:], abs=0.01)
+    independent = compare_runs(tmp_path / "r.db").rows[0]
     assert independent == base
     put(tmp_path / "flat.db", "base", "1" * 90)
     put(tmp_path / "flat.db", "cut", ("w" * 4 + "1" * 26) * 3)
     flat = compare_runs(tmp_path / "flat.db").rows[1]
-    assert cut.high - cut.low > 1.4 * (flat.high - flat.low)
+    assert cut.score.high - cut.score.low > 1.4 * (flat.score.high - flat.score.low)
 
 
 def test_repeated_items_that_are_all_alike_count_once(tmp_path: Path) -> None:
@@ -101,20 +105,21 @@ def test_repeated_items_that_are_all_alike_count_once(tmp_path: Path) -> None:
     ids = [f"{part}::p{i}" for part in ("rs", "java", "js") for i in range(30)]
     for name in ("base", "same"):
         put(tmp_path / "r.db", name, "1" * 90, ids=ids, spec={"average": "macro"})
-    _, same = compare_runs(tmp_path / "r.db", detail=True).rows
-    assert (same.low, same.high) == pytest.approx(wilson(30, 30))
-    assert (same.difference_low, same.difference_high) == pytest.approx(paired_difference(30, 0, 0)[1:])
+    _, same = compare_runs(tmp_path / "r.db").rows
+    assert (same.score.low, same.score.high) == pytest.approx(wilson(30, 30))
+    assert same.change is not None
+    assert (same.change.low, same.change.high) == pytest.approx(paired_difference(30, 0, 0)[1:])
 
 
 def test_one_problem_in_three_rows_is_one_item(tmp_path: Path) -> None:
     ids = [f"{part}::p" for part in ("rs", "java", "js")]
     put(tmp_path / "r.db", "base", "111", ids=ids, spec={"average": "macro"})
     put(tmp_path / "r.db", "cut", "1ww", ids=ids, spec={"average": "macro"})
-    _, cut = compare_runs(tmp_path / "r.db", detail=True).rows
+    _, cut = compare_runs(tmp_path / "r.db").rows
     assert cut.detail is not None
     assert (cut.detail.se, cut.detail.difference_se) == (None, None)
-    assert cut.low < 0.15
-    assert cut.high > 0.85
+    assert cut.score.low < 0.15
+    assert cut.score.high > 0.85
     for form in ("--json", "--format=csv", "--format=text"):
         done = CliRunner().invoke(compare, [str(tmp_path / "r.db"), form])
         assert done.exit_code == 0
@@ -124,8 +129,8 @@ def test_one_problem_in_three_rows_is_one_item(tmp_path: Path) -> None:
 def test_repeated_items_that_are_not_all_scored_have_no_interval(tmp_path: Path) -> None:
     ids = [f"{part}::p{i}" for part in ("rs", "java") for i in range(10)]
     put(tmp_path / "r.db", "x", "1" * 19 + "?", ids=ids, spec={"average": "macro"})
-    (row,) = compare_runs(tmp_path / "r.db", detail=True).rows
-    assert (row.accuracy, row.low, row.high) == (None, 0.0, 1.0)
+    (row,) = compare_runs(tmp_path / "r.db").rows
+    assert (row.score.accuracy, row.score.low, row.score.high) == (None, 0.0, 1.0)
     assert row.detail is not None
     assert row.detail.se is None
 
@@ -151,11 +156,11 @@ def test_logs_named_wrongly_twice_or_empty(tmp_path: Path) -> None:
 def test_several_logs_and_equal_names(tmp_path: Path) -> None:
     put(tmp_path / "one.db", "base", "1111w")
     put(tmp_path / "two.db", "cut", "11www")
-    rows = compare_runs([tmp_path / "one.db", tmp_path / "two.db"], "base").rows
-    assert [(row.name, row.lost) for row in rows] == [("base", 0), ("cut", 2)]
+    rows = compare_runs([tmp_path / "one.db", tmp_path / "two.db"], base="base").rows
+    assert [(row.name, row.change and row.change.lost) for row in rows] == [("base", None), ("cut", 2)]
     put(tmp_path / "two.db", "base", "11111")
-    rows = compare_runs([tmp_path / "one.db", tmp_path / "two.db"], "base@one", ["base@two"]).rows
-    assert [(row.name, row.gained) for row in rows] == [("base@one", 0), ("base@two", 1)]
+    rows = compare_runs([tmp_path / "one.db", tmp_path / "two.db"], base="base@one", against=["base@two"]).rows
+    assert [(row.name, row.change and row.change.gained) for row in rows] == [("base@one", None), ("base@two", 1)]
     put(tmp_path / "sub" / "one.db", "base", "1")
     with pytest.raises(RunLogError, match="two logs named one"):
         compare_runs([tmp_path / "one.db", tmp_path / "sub" / "one.db"])
@@ -181,8 +186,8 @@ def test_other_conditions_are_refused_in_one_column_and_shown_side_by_side(
     assert main(["compare", str(path)]) == 5
     assert "engine vllm against llamacpp" in capsys.readouterr().err
     assert main(["compare", str(path), "--base", "base", "--against", "cut"]) == 0
-    apart = compare_runs(path, apart=True)
-    assert [(row.column, row.name, row.p is not None) for row in apart.rows] == [
+    apart = compare_runs(path, side_by_side=True)
+    assert [(row.column, row.name, row.change is not None) for row in apart.rows] == [
         (1, "base", False),
         (1, "cut", True),
         (2, "gguf", False),
@@ -196,8 +201,9 @@ def test_recorded_runs_are_compared_by_what_was_asked_and_say_so(tmp_path: Path)
     put(tmp_path / "r.db", "one", "11w", spec={"imported": {"sha256": "a"}})
     put(tmp_path / "r.db", "two", "1ww", spec={"imported": {"sha256": "b"}})
     made = compare_runs(tmp_path / "r.db")
-    assert made.rows[1].lost == 1
-    assert made.notes == ("recorded elsewhere, engine and stack not known: one, two",)
+    assert made.rows[1].change is not None
+    assert made.rows[1].change.lost == 1
+    assert made.notes == ("imported samples, engine and stack unknown: one, two",)
 
 
 def test_markdown_csv_and_json_say_the_same(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from trimoe.cli.ladder import ladder
 from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.log.run_log import RunLog, Sample
-from trimoe.judge.audit.audit import Wanted, audit
-from trimoe.judge.compare import compare_runs
+from trimoe.judge.audit.audit import audit
+from trimoe.judge.compare import compare
 from trimoe.judge.frontier.file import read_ladder
 from trimoe.judge.frontier.frontier import Point, best_under, front, gigabytes, pair_by_size, smallest_within
 from trimoe.judge.statistics.paired import mcnemar_exact, sign_flip_exact
@@ -147,12 +147,13 @@ def test_a_ladder_says_of_two_runs_what_compare_says(tmp_path: Path) -> None:
     file.write_text("model,tier,size_gb,run\nx,Q8,2,base\ny,Q4,2,cut\n")
     command = [str(file), str(log), "--bench", "m", "--ours", "y", "--within", "50", "--json"]
     body = json.loads(CliRunner().invoke(ladder, command).stdout)
-    base, cut = compare_runs(log).rows
-    assert [p["interval"] for p in body["points"]] == [[base.low, base.high], [cut.low, cut.high]]
-    assert (body["pairs"][0]["difference"], body["pairs"][0]["p"]) == (cut.difference, cut.p)
-    assert cut.p == sign_flip_exact([-3] * 6) > mcnemar_exact(18, 0)
-    (audited,) = audit(log, Wanted(name="cut"))
-    assert (audited.low, audited.high) == (cut.low, cut.high)
+    base, cut = compare(log).rows
+    assert [p["interval"] for p in body["points"]] == [[row.score.low, row.score.high] for row in (base, cut)]
+    assert cut.change is not None
+    assert (body["pairs"][0]["difference"], body["pairs"][0]["p"]) == (cut.change.difference, cut.change.p)
+    assert cut.change.p == sign_flip_exact([-3] * 6) > mcnemar_exact(18, 0)
+    (audited,) = audit(log, name="cut")
+    assert (audited.low, audited.high) == (cut.score.low, cut.score.high)
 
 
 def test_runs_that_answered_other_items_are_no_ladder(tmp_path: Path) -> None:

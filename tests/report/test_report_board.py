@@ -9,7 +9,7 @@ import pytest
 
 from helpers.view_server import put
 from trimoe.cli.main import main
-from trimoe.judge.compare import compare_runs
+from trimoe.judge.compare import compare
 from trimoe.report import words
 from trimoe.report.board import make_board
 from trimoe.report.board_page import render_board
@@ -32,13 +32,13 @@ def log(tmp_path: Path) -> Path:
 def test_every_row_of_the_comparison_is_on_the_page(log: Path) -> None:
     html = render_board(make_board([log], "base", ""))
     cells = unescape(re.sub(r"<[^>]*>", " ", html))
-    for row in compare_runs(log, "base", detail=True, apart=True).rows:
-        assert words.percent(row.accuracy) in cells
-        assert f"{words.percent(row.low)}–{words.percent(row.high)}" in cells
-        if row.difference is not None:
-            assert words.points(row.difference) in cells
-            assert f"{row.lost} / {row.gained}" in cells
-            assert words.probability(row.p_holm) in cells
+    for row in compare(log, base="base", side_by_side=True).rows:
+        assert words.percent(row.score.accuracy) in cells
+        assert f"{words.percent(row.score.low)}–{words.percent(row.score.high)}" in cells
+        if (change := row.change) is not None:
+            assert words.points(change.difference) in cells
+            assert f"{change.lost} / {change.gained}" in cells
+            assert words.probability(change.p_holm) in cells
 
 
 def test_it_claims_what_the_test_shows_and_nothing_of_refused_runs(log: Path) -> None:

@@ -21,7 +21,6 @@ from helpers.view_server import PAYLOADS, Site, fail, put, running
 from trimoe.evaluate.log import schema as log_schema
 from trimoe.evaluate.log.marks import shown_marks
 from trimoe.evaluate.log.run_log import Result, RunLog
-from trimoe.judge.audit.audit import Wanted as Wanting
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.text import safe
 from trimoe.view.browse import Wanted, around, paged
@@ -207,7 +206,7 @@ def test_what_was_switched_off_stands_beside_the_score(tmp_path: Path) -> None:
 def test_the_audit_of_a_run_is_that_of_the_command(site: Site) -> None:
     for name in ("base", "cut", "vllm"):
         shown = site.catalog.get(site.id(name))
-        (wanted,) = audit(shown.log.path, Wanting(name=name))
+        (wanted,) = audit(shown.log.path, name=name)
         flags = [flag for flag in wanted.flags if flag != "CLEAN"]
         assert site.json(f"api/audit/{shown.id}") == {"verdict": wanted.verdict, "flags": flags}
         status, _, body = site.get(f"run/{shown.id}/audit")

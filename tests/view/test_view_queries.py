@@ -3,6 +3,7 @@
 import hashlib
 import random
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from trimoe.errors import RunLogError
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.schema import MIGRATIONS, open_readonly
 from trimoe.evaluate.log.summary import summarize
-from trimoe.judge.compare import compare_runs
+from trimoe.judge.compare import compare
 from trimoe.view import queries
 from trimoe.view.browse import CHANGES, side_by_side
 from trimoe.view.catalog import Catalog, pair
@@ -40,13 +41,14 @@ def test_numbers_are_those_of_the_comparison_and_the_summary(tmp_path: Path, see
     random_log(path, seed)
     shown = {(s.run.name, s.run.bench): s for s in Catalog([path]).all()}
     assert len(shown) == 9
-    rows = {(row.name, row.bench): row for row in compare_runs(path, "base", detail=True).rows}
+    rows = {(row.name, row.bench): row for row in compare(path, base="base").rows}
     for key, row in rows.items():
-        assert shown[key].row == (row if row.difference is None else shown[key].row)
-        if row.difference is not None:
+        assert shown[key].row == (row if row.change is None else shown[key].row)
+        if row.change is not None:
             ours = pair(shown["base", key[1]], shown[key]).row
-            assert ours.p_holm is None
-            assert {**vars(ours), "p_holm": 0} == {**vars(row), "p_holm": 0}
+            assert ours.change is not None
+            assert ours.change.p_holm is None
+            assert replace(ours, change=replace(ours.change, p_holm=row.change.p_holm)) == row
     with RunLog(path) as log:
         for run in log.runs():
             summary = summarize(log, run)
@@ -79,9 +81,10 @@ def test_every_item_is_in_one_kind_of_change(tmp_path: Path) -> None:
         assert sorted(item.doc_id for item in items) == sorted({**one.places, **two.places})
         kinds = [CHANGES.index(item.change) for item in items]
         assert kinds == sorted(kinds)
-        row = pair(one, two).row
-        assert sum(item.change == "lost" for item in items) == row.lost
-        assert sum(item.change == "gained" for item in items) == row.gained
+        change = pair(one, two).row.change
+        assert change is not None
+        assert sum(item.change == "lost" for item in items) == change.lost
+        assert sum(item.change == "gained" for item in items) == change.gained
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:

@@ -1,15 +1,13 @@
-"""`trimoe audit`: whether the numbers of a run log may be published."""
+"""`trimoe audit`: whether each score of a run log is fit to publish."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from trimoe.bench.cause import Ceilings
 from trimoe.cli.parts.common import emit, json_option
-from trimoe.errors import BadInput
-from trimoe.judge.audit.audit import RunAudit, Wanted
-from trimoe.judge.audit.audit import audit as audit_runs
+from trimoe.judge.audit.audit import audit as audit_log
+from trimoe.judge.audit.result import RunAudit
 from trimoe.judge.text import safe, some
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -17,19 +15,19 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.command()
 @click.argument("log", metavar="RUNS.db", type=click.Path(path_type=Path))
-@click.option("--run", "name", metavar="NAME", help="Audit the runs of this name alone (default: all).")
-@click.option("--pair", nargs=2, metavar="BASE VARIANT", help="Also hold a variant against its base.")
+@click.option("--run", "name", metavar="NAME", help="Audit only the runs of this name (default: all).")
+@click.option("--pair", nargs=2, metavar="BASE VARIANT", help="Also compare a variant's replies with its base's.")
 @click.option("--stats", type=FILE, help="Statistics file whose leak check (calibrate --leak-check) is reported.")
 @click.option(
     "--recorded",
     type=FILE,
     metavar="FILE.json",
-    help="Recorded scores of the unpruned model, {name: {bench: percent}}; drift refuses.",
+    help="Recorded scores of the unpruned model, {name: {bench: percent}}; a drift refuses.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of local dataset files, to find replies that repeat a data set's own solution.",
+    help="Folder of local data sets, to find replies that repeat a data set's own solution.",
 )
 @json_option
 def audit(
@@ -43,8 +41,8 @@ def audit(
 ) -> int:
     """Report whether each score is fit to publish.
 
-    Looks for empty, cut, looping, repeated and drifting replies, leaked control text, leaks of the calibration set,
-    and a reference that moved. Exit 1 when any run is refused.
+    A score is publishable, publishable with notes, or refused. Looks for empty, cut, looping, duplicated and drifting replies, leaked chat-template text, leaks of the calibration
+    set, and a reference model whose score moved. CLEAN means that no check fired. Exit code 1 when any run is refused.
 
     \b
     Examples:
@@ -52,49 +50,9 @@ def audit(
       trimoe audit runs.db --run v5-coder --data data --json
       trimoe audit runs.db --pair base v5-coder --stats stats.safetensors
     """
-    wanted = Wanted(name, pair or None, _recorded(recorded), _leaks(stats), data)
-    made = audit_runs(log, wanted)
-    refused = sum(one.verdict == "refused" for one in made)
-    body = {"log": str(log), "refused": refused, "runs": [one.as_dict() for one in made]}
-    emit(body, "" if as_json else "\n\n".join(map(_text, made)) or "the log holds no runs", as_json)
-    return 1 if refused else 0
-
-
-def _recorded(path: Path | None) -> dict[str, dict[str, float]]:
-    from trimoe.io.publish import read_json
-
-    if path is None:
-        return {}
-    body = read_json(path, "recorded scores")
-    try:
-        return {str(n): {str(b): _percent(s) for b, s in row.items()} for n, row in body.items()}
-    except (AttributeError, TypeError, ValueError) as exc:
-        raise BadInput(
-            f"{path} does not hold recorded scores",
-            expected='{"name": {"bench": score in percent}}',
-            actual=str(exc),
-        ) from exc
-
-
-def _percent(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise ValueError(f"{value!r} is no score in percent")
-    return value / 100
-
-
-def _leaks(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    from trimoe.calibrate.stats.expert_stats import ExpertStats
-
-    found = ExpertStats.load(path).metadata.get("leak_check")
-    if not isinstance(found, dict):
-        raise BadInput(
-            f"{path} has no leak check",
-            expected="statistics made with `trimoe calibrate --leak-check`",
-            remedy="calibrate with --leak-check BENCH, or leave out --stats",
-        )
-    return found
+    made = audit_log(log, name=name, pair=pair or None, stats=stats, recorded=recorded, data=data)
+    emit(made.as_dict(), "" if as_json else "\n\n".join(map(_text, made)) or "the log holds no runs", as_json)
+    return 1 if made.refused else 0
 
 
 def _limits(c: Ceilings | None) -> str:

@@ -7,7 +7,7 @@ import click
 from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import UsageError
 from trimoe.judge import tables
-from trimoe.judge.compare import compare_runs
+from trimoe.judge.compare import compare as compare_runs
 
 
 @click.command()
@@ -22,9 +22,8 @@ from trimoe.judge.compare import compare_runs
 )
 @click.option(
     "--side-by-side",
-    "apart",
     is_flag=True,
-    help="Show runs of other engines, samplers or stacks in columns of their own.",
+    help="Show runs of other engines, samplers or stacks in separate columns.",
 )
 @click.option("--flips", is_flag=True, help="List every item that was lost or gained, with its cause.")
 @click.option(
@@ -33,7 +32,7 @@ from trimoe.judge.compare import compare_runs
     type=click.Choice(["text", "markdown", "csv"]),
     default="text",
     show_default=True,
-    help="How the table is written.",
+    help="Format of the table.",
 )
 @json_option
 def compare(
@@ -41,7 +40,7 @@ def compare(
     more: tuple[str, ...],
     base: str | None,
     against: tuple[str, ...],
-    apart: bool,
+    side_by_side: bool,
     flips: bool,
     form: str,
     as_json: bool,
@@ -49,9 +48,9 @@ def compare(
     """Compare evaluated models with a base, item by item.
 
     Scores have a standard error and a 95 % Wilson interval. The difference is paired: interval (Tango), bootstrap
-    interval, exact McNemar test, adjusted for the number of rows in the table (Holm), and the smallest difference
-    that so many items can show with 80 % probability. Losses come with their causes. Runs of another engine, sampler
-    or stack are refused (exit 5) unless shown side by side.
+    interval, exact McNemar test, adjusted for the number of tests in the table (Holm), and the smallest difference
+    that is detectable with 80 % power. Lost items come with their causes. Runs of another engine, sampler or stack
+    are refused (exit code 5) unless shown side by side.
 
     \b
     Examples:
@@ -62,18 +61,18 @@ def compare(
     """
     logs, names = split_arguments(more)
     others = [*against, *names]
-    comparison = compare_runs([log, *logs], base, others or None, detail=True, apart=apart)
+    comparison = compare_runs([log, *logs], base=base, against=others or None, side_by_side=side_by_side)
     write = {"text": tables.text, "markdown": tables.as_markdown, "csv": tables.as_csv}[form]
     text = "" if as_json else write(comparison).rstrip("\n")
     if flips and not as_json:
         if form != "text":
-            raise UsageError("--flips is for text", remedy="--json has every flip")
+            raise UsageError("--flips needs --format text", actual=form, remedy="use --json, which lists every flip")
         text += "\n\n" + (tables.flips(comparison) or "no item flipped")
     emit(comparison.as_dict(), text, as_json)
 
 
 def split_arguments(more: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Further arguments: existing files are logs, and what looks like one; all others are names of runs."""
+    """Further arguments as (logs, names): existing files and words ending in .db are logs, all others names of runs."""
     logs = [word for word in more if Path(word).is_file() or word.endswith(".db")]
     return [Path(word) for word in logs], [word for word in more if word not in logs]
 

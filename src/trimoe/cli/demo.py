@@ -110,13 +110,14 @@ def _as_text(story: "Story", data: "PageData", report: Path) -> str:
     for name, total in story.overall.items():
         shown = [*(cells[name, bench] for bench in benches), total]
         row = [
-            f"{100 * (c.accuracy or 0):.1f} [{100 * c.low:.0f},{100 * c.high:.0f}]" + " !" * bool(c.marks)
+            f"{100 * (c.score.accuracy or 0):.1f} [{100 * c.score.low:.0f},{100 * c.score.high:.0f}]"
+            + " !" * bool(c.marks)
             for c in shown
         ]
         against = ""
-        if total.difference is not None and total.difference_low is not None and total.difference_high is not None:
-            low, high = 100 * total.difference_low, 100 * total.difference_high
-            against = f"{100 * total.difference:+.1f} [{low:+.1f},{high:+.1f}] p={total.p:.1g}"
+        if (change := total.change) is not None:
+            low, high = 100 * change.low, 100 * change.high
+            against = f"{100 * change.difference:+.1f} [{low:+.1f},{high:+.1f}] p={change.p:.1g}"
         table.add_row(name, *row, against, f"{story.size_of(name) / 1e6:.2f}")
     console = Console(width=178, no_color=True)
     with console.capture() as capture:

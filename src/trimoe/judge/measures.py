@@ -16,8 +16,7 @@ from trimoe.bench.cause import Ceilings, loops
 from trimoe.bench.extract import FENCE
 from trimoe.evaluate.log.run_log import Run, Scored
 from trimoe.evaluate.log.summary import run_ceilings
-from trimoe.judge.audit.rules import Limits as Thresholds
-from trimoe.judge.audit.rules import Texts
+from trimoe.judge.audit.rules import Texts, Thresholds
 
 CUT = ("truncated", "truncated (cap)", "truncated (slot)", "truncated (budget)")
 

@@ -1,66 +1,20 @@
-"""A comparison as text, Markdown or CSV. Numbers are only rounded here."""
+"""A comparison as text, Markdown or CSV. Numbers are rounded only for people; CSV has full precision."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
-from trimoe.judge.compare import Comparison, Row
+from trimoe.judge.comparison import HEAD, Comparison, Row
 from trimoe.judge.runs import flat
 from trimoe.judge.text import columns, comma_separated, markdown, markdown_text, safe
 
-HEAD = (
-    "bench",
-    "model",
-    "n",
-    "score",
-    "SE",
-    "95 %",
-    "difference",
-    "SE",
-    "95 %",
-    "bootstrap 95 %",
-    "lost/gained",
-    "p",
-    "p (Holm)",
-    "detectable",
-)
-CSV_HEAD = (
-    "bench",
-    "model",
-    "column",
-    "n",
-    "correct",
-    "unscored",
-    "score",
-    "se",
-    "low",
-    "high",
-    "pairs",
-    "difference",
-    "difference_se",
-    "difference_low",
-    "difference_high",
-    "bootstrap_low",
-    "bootstrap_high",
-    "lost",
-    "gained",
-    "lost_empty",
-    "lost_loop",
-    "lost_cut",
-    "lost_normal",
-    "p",
-    "p_holm",
-    "detectable",
-    "marks",
-)
-
 
 def text(comparison: Comparison) -> str:
-    """The table for a terminal, with how the losses came about below it."""
+    """The table for a terminal; below it, why items were lost."""
     lines = [f"Against {safe(comparison.base)}; score in %, difference, SE and detectable effect in points", ""]
     for number, rows in _by_column(comparison):
         if number:
             lines.append(f"column {number}: {settings_of(comparison, number)}")
-        lines += [columns(HEAD, [_cells(row) for row in rows], left=2), ""]
+        lines += [columns(HEAD, [row.cells() for row in rows], left=2), ""]
     lines += _losses(comparison.rows, safe)
     return "\n".join([*lines, *_notes(comparison, safe)]).rstrip()
 
@@ -70,20 +24,23 @@ def as_markdown(comparison: Comparison) -> str:
     parts = []
     for number, rows in _by_column(comparison):
         title = f"Column {number}: {markdown_text(settings_of(comparison, number))}\n\n" if number else ""
-        parts.append(title + markdown(HEAD, [_cells(row) for row in rows], left=2))
+        parts.append(title + markdown(HEAD, [row.cells() for row in rows], left=2))
     return "\n\n".join([*parts, *_losses(comparison.rows, markdown_text), *_notes(comparison, markdown_text)])
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line per row with full precision; shares, not percent."""
-    return comma_separated(CSV_HEAD, [_record(row) for row in comparison.rows])
+    """One line per row at full precision; shares, not percent."""
+    records = [row.as_record() for row in comparison.rows]
+    return comma_separated(list(records[0]), [list(record.values()) for record in records])
 
 
 def flips(comparison: Comparison) -> str:
     """Every item that flipped, one line each."""
     lines = []
     for row in comparison.rows:
-        for sign, way, items in (("-", "lost", row.flips.lost), ("+", "gained", row.flips.gained)):
+        if row.change is None:
+            continue
+        for sign, way, items in (("-", "lost", row.change.flips.lost), ("+", "gained", row.change.flips.gained)):
             lines += [f"{sign} {safe(row.bench)} {safe(row.name)} {safe(doc)}: {way} ({cause})" for doc, cause in items]
     return "\n".join(lines)
 
@@ -106,77 +63,22 @@ def settings_of(comparison: Comparison, number: int, among: Collection[int] | No
     return safe("; ".join(shown) or "the only conditions")
 
 
-def _cells(row: Row) -> list[str]:
-    score = ("not scored" if row.accuracy is None else f"{100 * row.accuracy:.1f}") + " !" * bool(row.marks)
-    d = row.detail
-    error = "" if d is None or d.se is None else f"{100 * d.se:.1f}"
-    cells = [row.bench, row.name, str(row.n), score, error, f"{100 * row.low:.1f} to {100 * row.high:.1f}"]
-    if row.difference is None or row.p is None:
-        return [*cells, *[""] * (len(HEAD) - len(cells))]
-    seen = "" if d is None or d.detectable is None else f"{100 * d.detectable:.1f}"
-    return [
-        *cells,
-        f"{100 * row.difference:+.1f}",
-        "" if d is None or d.difference_se is None else f"{100 * d.difference_se:.1f}",
-        _interval(row.difference_low, row.difference_high),
-        _interval(d.bootstrap_low, d.bootstrap_high) if d else "",
-        f"{row.lost}/{row.gained}",
-        f"{row.p:.2g}",
-        "" if row.p_holm is None else f"{row.p_holm:.2g}",
-        seen,
-    ]
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _record(row: Row) -> list[object]:
-    d, split = row.detail, row.flips.lost_as
-    return [
-        row.bench,
-        row.name,
-        row.column,
-        row.n,
-        row.correct,
-        row.unscored,
-        row.accuracy,
-        d.se if d else None,
-        row.low,
-        row.high,
-        row.pairs,
-        row.difference,
-        d.difference_se if d else None,
-        row.difference_low,
-        row.difference_high,
-        d.bootstrap_low if d else None,
-        d.bootstrap_high if d else None,
-        row.lost,
-        row.gained,
-        *(split.get(kind) for kind in ("empty", "loop", "cut", "normal")),
-        row.p,
-        row.p_holm,
-        d.detectable if d else None,
-        "; ".join(row.marks),
-    ]
-
-
 def _losses(rows: Sequence[Row], escape: Callable[[str], str]) -> list[str]:
-    """How losses came about: only a reply of normal length that is wrong is lost knowledge."""
+    """Why items were lost. Only a wrong reply of normal length counts as lost knowledge."""
     lines = []
     for row in rows:
-        if row.lost:
-            causes = Counter(cause for _, cause in row.flips.lost)
-            parts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-            normal = row.flips.lost_as.get("normal", 0)
-            note = "" if normal == row.lost else f"; {normal} of {row.lost} say that something is no longer known"
-            lines.append(f"{escape(row.name)} lost {row.lost} on {escape(row.bench)}: {parts}{note}")
+        if row.change is not None and row.change.lost:
+            flips, lost = row.change.flips, row.change.lost
+            parts = ", ".join(f"{n} {cause}" for cause, n in Counter(c for _, c in flips.lost).most_common())
+            normal = flips.lost_as.get("normal", 0)
+            note = "" if normal == lost else f"; {normal} of {lost} look like lost knowledge"
+            lines.append(f"{escape(row.name)} lost {lost} on {escape(row.bench)}: {parts}{note}")
     return lines
 
 
 def _notes(comparison: Comparison, escape: Callable[[str], str]) -> list[str]:
-    missing = sum(row.unscored for row in comparison.rows)
+    missing = sum(row.score.unscored for row in comparison.rows)
     lines = [escape(note) for note in comparison.notes]
     if missing:
-        lines.append(f"{missing} samples could not be scored (harness errors): run eval again.")
+        lines.append(f"{missing} samples were not scored (harness errors): run eval again.")
     return lines

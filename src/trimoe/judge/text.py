@@ -1,10 +1,11 @@
-"""Names and model output on their way to a terminal, a Markdown page or a CSV file: hostile until escaped.
+"""Escaping and tables for untrusted text: terminal, Markdown, HTML and CSV.
 
-Invariants: what comes out of `safe` holds no control, format or surrogate character, so a reply cannot move the
-cursor, change colours, reverse the reading order or forge a line. Tables are plain text: no markup is interpreted.
+Names and model output are hostile until escaped. Invariants: the result of `safe` has no control, format or surrogate
+character, so a reply cannot move the cursor, change colours, reverse the reading order or forge a line.
 """
 
 import csv
+import html
 import unicodedata
 from collections.abc import Sequence
 from io import StringIO
@@ -13,7 +14,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def safe(text: str, limit: int = 160) -> str:
-    """One printable line of at most `limit` characters; whatever cannot be shown stands as its escape."""
+    """One printable line of at most `limit` characters; what cannot be shown is escaped."""
     cut = text if len(text) <= limit else text[: limit - 1]
     shown = "".join(c if unicodedata.category(c) not in _HIDDEN else _escape(c) for c in cut)
     return shown if len(text) <= limit else shown + "…"
@@ -51,13 +52,26 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
 
 
 def markdown_text(text: str, limit: int = 160) -> str:
-    """One line of text that Markdown shows as it is."""
+    """One line of text that Markdown shows literally."""
     out = safe(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|#!" else c for c in out)
 
 
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """An HTML table; every cell is escaped."""
+
+    def line(row: Sequence[str], tag: str) -> str:
+        cells = (
+            f'<{tag} style="text-align:{"left" if i < left else "right"}">{html.escape(safe(cell))}</{tag}>'
+            for i, cell in enumerate(row)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
 def comma_separated(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """CSV of RFC 4180 with a head line; a text that a spreadsheet would run as a formula gets an apostrophe before."""
+    """CSV (RFC 4180) with a header line. A text that a spreadsheet would run as a formula gets a leading apostrophe."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput
-from trimoe.judge.audit.audit import RunAudit, audit
-from trimoe.judge.compare import Comparison, Row, compare_runs
+from trimoe.judge.audit.audit import audit
+from trimoe.judge.audit.result import RunAudit
+from trimoe.judge.compare import compare
+from trimoe.judge.comparison import Comparison, Row
 
 Arguments = dict[str, Any]
 
@@ -29,7 +31,7 @@ class Sources:
 
     def __post_init__(self) -> None:
         wanted = {self.base, *self.names}
-        self.comparison = compare_runs(self.logs, self.base, self.names, detail=True, apart=True)
+        self.comparison = compare(self.logs, base=self.base, against=self.names, side_by_side=True)
         made = [one for path in self.logs for one in audit(path) if one.name in wanted]
         self.audits = {(one.name, one.bench): one for one in made}
         unseen = [row.name for row in self.comparison.rows if (row.name, row.bench) not in self.audits]
@@ -91,7 +93,7 @@ def ask_again(sources: Sources, asked: Sequence[dict[str, Any]]) -> list[str]:
 def _score(s: Sources, a: Arguments) -> str:
     row = s.row(a["name"], a["bench"])
     mark = " !" if row.marks else ""  # what it stands for is under the card's limits
-    return ("not scored" if row.accuracy is None else f"{100 * row.accuracy:.2f}") + mark
+    return ("not scored" if row.score.accuracy is None else f"{100 * row.score.accuracy:.2f}") + mark
 
 
 @query("error")
@@ -102,33 +104,33 @@ def _error(s: Sources, a: Arguments) -> str:
 
 @query("items")
 def _items(s: Sources, a: Arguments) -> str:
-    return str(s.row(a["name"], a["bench"]).n)
+    return str(s.row(a["name"], a["bench"]).score.n)
 
 
 @query("interval")
 def _interval(s: Sources, a: Arguments) -> str:
-    row = s.row(a["name"], a["bench"])
-    return f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+    score = s.row(a["name"], a["bench"]).score
+    return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
 
 
 @query("difference")
 def _difference(s: Sources, a: Arguments) -> str:
-    row = s.row(a["name"], a["bench"])
-    if row.difference is None or row.difference_low is None or row.difference_high is None:
+    change = s.row(a["name"], a["bench"]).change
+    if change is None:
         return ""
-    return f"{100 * row.difference:+.2f} ({100 * row.difference_low:+.1f} to {100 * row.difference_high:+.1f})"
+    return f"{100 * change.difference:+.2f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
 
 
 @query("flips")
 def _flips(s: Sources, a: Arguments) -> str:
-    row = s.row(a["name"], a["bench"])
-    return "" if row.p is None else f"{row.lost}/{row.gained}"
+    change = s.row(a["name"], a["bench"]).change
+    return "" if change is None else f"{change.lost}/{change.gained}"
 
 
 @query("p")
 def _p(s: Sources, a: Arguments) -> str:
-    row = s.row(a["name"], a["bench"])
-    return "" if row.p_holm is None else f"{row.p_holm:.2g}"
+    change = s.row(a["name"], a["bench"]).change
+    return "" if change is None or change.p_holm is None else f"{change.p_holm:.2g}"
 
 
 @query("audit")

@@ -11,8 +11,10 @@ from typing import Literal
 
 from trimoe.errors import RunLogError
 from trimoe.judge import tables
-from trimoe.judge.audit.audit import RunAudit, audit
-from trimoe.judge.compare import Comparison, Row, compare_runs
+from trimoe.judge.audit.audit import audit
+from trimoe.judge.audit.result import RunAudit
+from trimoe.judge.compare import compare
+from trimoe.judge.comparison import Comparison, Row
 from trimoe.report import words
 from trimoe.report.data import Difference
 
@@ -89,7 +91,7 @@ def _refused(line: Line) -> bool:
 
 def make_board(logs: Sequence[Path], base: str | None, title: str) -> Board:
     """Compare and audit the runs of some logs. Raises what they raise."""
-    comparison = compare_runs(list(logs), base, detail=True, apart=True)
+    comparison = compare(list(logs), base=base, side_by_side=True)
     audits = _audits(logs, {(row.name, row.bench) for row in comparison.rows})
     groups = []
     for (bench, column), rows in _grouped(comparison.rows).items():
@@ -138,8 +140,6 @@ def _settings(comparison: Comparison, bench: str, column: int) -> str:
 
 
 def _line(row: Row, audits: dict[tuple[str, str], RunAudit]) -> Line:
-    change = None
-    low, high = row.difference_low, row.difference_high
-    if row.difference is not None and low is not None and high is not None and row.p is not None:
-        change = Difference(row.difference, low, high, row.p, row.p_holm, row.lost, row.gained, row.pairs)
+    c = row.change
+    change = None if c is None else Difference(c.difference, c.low, c.high, c.p, c.p_holm, c.lost, c.gained, c.pairs)
     return Line(row, audits[row.name, row.bench], change)

@@ -128,15 +128,17 @@ def _scores(group: Group, number: int) -> Drawing:
     dots = [
         plots.Dot(
             line.row.name,
-            None if line.row.accuracy is None else 100 * line.row.accuracy,
-            100 * line.row.low,
-            100 * line.row.high,
+            None if line.row.score.accuracy is None else 100 * line.row.score.accuracy,
+            100 * line.row.score.low,
+            100 * line.row.score.high,
             _kind(line, group.base),
-            words.percent(line.row.accuracy),
+            words.percent(line.row.score.accuracy),
         )
         for line in group.lines
     ]
-    reference = None if group.base is None or group.base.row.accuracy is None else 100 * group.base.row.accuracy
+    reference = (
+        None if group.base is None or group.base.row.score.accuracy is None else 100 * group.base.row.score.accuracy
+    )
     figure = plots.dot_chart(
         dots, axis=plots.limits(dots, step=5, within=(0.0, 100.0)), unit="% right", reference=reference, width=440
     )

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from trimoe.errors import RunLogError
 from trimoe.evaluate.log.schema import is_current, open_readonly
-from trimoe.judge.audit.audit import RunAudit, Wanted, audit
+from trimoe.judge.audit.audit import AuditOptions, audit_runs
+from trimoe.judge.audit.result import Audit, RunAudit
 from trimoe.view.catalog import Shown
 
 
@@ -20,10 +21,10 @@ from trimoe.view.catalog import Shown
 def audit_of(shown: Shown) -> RunAudit | None:
     """The audit of a run; None if the log does not have it any more. `RunLogError` if it cannot be read, or an older
     one cannot be copied."""
-    wanted = Wanted(name=shown.run.name, bench=shown.run.bench)
+    wanted = AuditOptions(name=shown.run.name, bench=shown.run.bench)
     try:
         with closing(open_readonly(shown.log.path)) as log:
-            made = audit(shown.log.path, wanted, readonly=True) if is_current(log) else _of_a_copy(log, wanted)
+            made = audit_runs(shown.log.path, wanted, readonly=True) if is_current(log) else _of_a_copy(log, wanted)
     except sqlite3.Error as exc:
         raise RunLogError(
             f"{shown.log.path} could not be audited",
@@ -33,9 +34,9 @@ def audit_of(shown: Shown) -> RunAudit | None:
     return next((one for one in made if one.run == shown.run.identity), None)
 
 
-def _of_a_copy(log: sqlite3.Connection, wanted: Wanted) -> list[RunAudit]:
+def _of_a_copy(log: sqlite3.Connection, wanted: AuditOptions) -> Audit:
     with TemporaryDirectory(prefix="trimoe-view-") as folder:
         copy = Path(folder) / "log.db"
         with closing(sqlite3.connect(copy)) as target:
             log.backup(target)
-        return audit(copy, wanted)
+        return audit_runs(copy, wanted)

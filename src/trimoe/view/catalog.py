@@ -17,8 +17,9 @@ from typing import Any
 from trimoe.evaluate.log.marks import left_out, marks_of_events
 from trimoe.evaluate.log.run_log import Run, Scored
 from trimoe.evaluate.log.summary import score_of
-from trimoe.judge.compare import Row, against_base, alone
+from trimoe.judge.comparison import Row
 from trimoe.judge.gather import Read
+from trimoe.judge.rows import against_base, own_row
 from trimoe.judge.runs import differences
 from trimoe.view import queries
 from trimoe.view.source import LogFile, Stamp
@@ -53,7 +54,7 @@ class Shown:
     @cached_property
     def row(self) -> Row:
         """Score, interval and causes, over the rows that were scored."""
-        return alone(self.read, True)
+        return own_row(self.read, True)
 
     @cached_property
     def causes(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from trimoe.judge.compare import Row
+from trimoe.judge.comparison import Row
 from trimoe.judge.text import safe
 from trimoe.report import words
 from trimoe.view.textdiff import Piece, excerpt, hits
@@ -137,12 +137,13 @@ def clock(stored: str | None) -> str:
 
 def score(row: Row) -> str:
     """The share of right answers among the scored ones, in percent."""
-    return "not scored" if row.accuracy is None else f"{words.percent(row.accuracy)} %"
+    accuracy = row.score.accuracy
+    return "not scored" if accuracy is None else f"{words.percent(accuracy)} %"
 
 
 def interval(row: Row) -> str:
     """Its 95 % interval."""
-    return "" if not row.n else f"{words.percent(row.low)} to {words.percent(row.high)}"
+    return "" if not row.score.n else f"{words.percent(row.score.low)} to {words.percent(row.score.high)}"
 
 
 def progress(there: int, asked: int | None) -> str:

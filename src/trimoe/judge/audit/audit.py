@@ -1,72 +1,42 @@
-"""Whether a run's number may be published: checks with evidence, and one verdict per run.
+"""Decides whether each run's score is fit to publish, from checks with evidence.
 
-Verdicts: `publishable`; `notes`, publishable with what the notes say beside it; `refused`. Every check leaves a row,
-also one that passed or could not be made, so that silence is never taken for a pass. Thresholds are in `audit.toml`.
-Invariants: reads run logs and nothing else changes; the worst row decides. Not guaranteed: that a publishable number is
-right, only that none of these artifacts made it.
+Verdicts: `publishable`; `notes`, publishable together with its notes; `refused`. Every check leaves a row, also when it
+passed or could not be made, so a missing check never counts as a pass. Thresholds are in `audit.toml`.
+Invariants: reads run logs and changes nothing; the worst row decides. Not guaranteed: that a publishable number is
+right, only that none of these artifacts produced it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trimoe.bench.bench import Doc
 from trimoe.bench.catalog import benches, find
-from trimoe.errors import MissingPrerequisite, UsageError
+from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.errors import BadInput, MissingPrerequisite, UsageError
 from trimoe.evaluate.log.marks import shown_marks, was_made_here
 from trimoe.evaluate.log.run_log import Run, RunLog, Scored
 from trimoe.evaluate.run import summarize
+from trimoe.io.publish import read_json
 from trimoe.judge.audit.check import Check
 from trimoe.judge.audit.pairs import pair_checks
+from trimoe.judge.audit.result import Audit, RunAudit, Verdict
 from trimoe.judge.audit.rules import Rules, rules
 from trimoe.judge.audit.run_checks import mark_checks, run_checks
-from trimoe.judge.compare import alone
 from trimoe.judge.gather import Read
-from trimoe.judge.measures import Measures, measure
+from trimoe.judge.measures import measure
+from trimoe.judge.rows import own_row
 from trimoe.judge.runs import require_same, unknown_name
 
-Verdict = Literal["publishable", "notes", "refused"]
-
 
 @dataclass(frozen=True)
-class RunAudit:
-    """One audited run. `flags` are the checks that fired, CLEAN when none did; `score` is a share."""
+class AuditOptions:
+    """Which runs are audited, and against what.
 
-    name: str
-    bench: str
-    run: str
-    verdict: Verdict
-    flags: tuple[str, ...]
-    n: int
-    expected: int | None
-    score: float | None
-    se: float | None
-    low: float
-    high: float
-    measures: Measures
-    checks: tuple[Check, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`: counts instead of ids where a check's row has the ids."""
-        m = self.measures
-        body = {k: v for k, v in asdict(self).items() if k != "measures"}
-        return body | {
-            "empty": len(m.empty),
-            "fenced": m.fenced,
-            "chars": dict(zip(("p10", "p50", "p90"), m.chars, strict=True)),
-            "verbatim": None if m.verbatim is None else len(m.verbatim),
-            "split": dict(m.split),
-            "ceilings": None if m.ceilings is None else asdict(m.ceilings),
-            "failures": [{"doc_id": i, "cause": c, "detail": d} for i, c, d in m.failures],
-        }
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is audited (all runs, those called `name`, only those on `bench`) and against what. `recorded` is
-    name -> bench -> score (a share) of unpruned references; `leaks` a calibration set's leak check as the statistics
-    keep it; `data` a folder of local data sets."""
+    `name` and `bench` restrict the runs; `pair` is (base, variant). `recorded` is name -> bench -> score (a share) of
+    unpruned models. `leaks` is the leak check that expert statistics carry. `data` is a folder of local data sets.
+    """
 
     name: str | None = None
     pair: tuple[str, str] | None = None
@@ -77,67 +47,125 @@ class Wanted:
     bench: str | None = None
 
 
-def audit(log_path: Path | str, wanted: Wanted | None = None, *, readonly: bool = False) -> list[RunAudit]:
-    """Audit the runs of a log, in its order. Raises `UsageError` for an unknown name, `Refused` for a pair of runs
-    under different conditions. `readonly` is for a log of the newest schema that may not be written to."""
-    wanted = wanted or Wanted()
+def audit(
+    log: Path | str,
+    *,
+    name: str | None = None,
+    bench: str | None = None,
+    pair: tuple[str, str] | None = None,
+    stats: Path | str | None = None,
+    recorded: Path | str | Mapping[str, Mapping[str, float]] | None = None,
+    data: Path | str | None = None,
+    readonly: bool = False,
+) -> Audit:
+    """Audit the runs of a log, in its order; by default all of them.
+
+    `pair` also compares a variant with its base. `stats` are expert statistics with a leak check. `recorded` are scores
+    of unpruned models in percent ({name: {bench: percent}}, or a JSON file): a drift from them refuses. `data` is a
+    folder of local data sets, to find replies that repeat a data set's own solution. `readonly` opens a log of the
+    newest schema without writing to it. Raises `UsageError` for an unknown name, `Refused` for a pair of runs under
+    different conditions, `BadInput` for statistics without a leak check or a wrong file of recorded scores.
+    """
+    options = AuditOptions(name, pair, _shares(recorded), _leak_check(stats), Path(data) if data else None, bench=bench)
+    return audit_runs(log, options, readonly=readonly)
+
+
+def audit_runs(log_path: Path | str, options: AuditOptions, *, readonly: bool = False) -> Audit:
+    """`audit` with loaded inputs."""
     with RunLog(log_path, create=False, readonly=readonly) as log:
         runs = log.runs()
-        names = [*((wanted.name,) if wanted.name else ()), *(wanted.pair or ())]
+        names = [*((options.name,) if options.name else ()), *(options.pair or ())]
         for name in names:
             if name not in {run.name for run in runs}:
                 raise unknown_name(name, [run.name for run in runs], str(log_path))
         chosen = [run for run in runs if not names or run.name in names]
-        chosen = [run for run in chosen if wanted.bench in (None, run.bench)]
+        chosen = [run for run in chosen if options.bench in (None, run.bench)]
         samples = {(run.name, run.bench): log.samples(run) for run in chosen}
-        made = [_one(log, run, samples[run.name, run.bench], wanted) for run in chosen]
+        made = [_one(log, run, samples[run.name, run.bench], options) for run in chosen]
         siblings = {(run.name, run.bench): (run, log.samples(run)) for run in runs if _plus_needs(run, made)}
-    made = [_with(one, list(_plus(one, siblings, wanted.rules))) for one in made]
-    made = _with_drift(made, {(run.name, run.bench): run for run in chosen}, wanted)
-    return _with_pair(made, chosen, samples, wanted) if wanted.pair else made
+    made = [_with(one, list(_plus(one, siblings, options.rules))) for one in made]
+    made = _with_drift(made, {(run.name, run.bench): run for run in chosen}, options)
+    made = _with_pair(made, chosen, samples, options) if options.pair else made
+    return Audit(str(log_path), tuple(made))
 
 
-def _one(log: RunLog, run: Run, samples: list[Scored], wanted: Wanted) -> RunAudit:
-    limits = wanted.rules.of(run.bench)
-    code = run.bench.partition(":")[0] in wanted.rules.texts.solutions
-    docs = rows_of(run.bench, wanted.data) if code else None
-    m = measure(run, samples, limits, wanted.rules.texts, docs)
+def _shares(recorded: Path | str | Mapping[str, Mapping[str, float]] | None) -> dict[str, dict[str, float]]:
+    """Recorded scores as shares."""
+    if recorded is None:
+        return {}
+    where = "recorded" if isinstance(recorded, Mapping) else str(recorded)
+    body = recorded if isinstance(recorded, Mapping) else read_json(Path(recorded), "recorded scores")
+    try:
+        return {str(n): {str(b): _share(s) for b, s in row.items()} for n, row in body.items()}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise BadInput(
+            f"{where} does not hold recorded scores",
+            expected='{"name": {"bench": score in percent}}',
+            actual=str(exc),
+            remedy="write the scores in this form",
+        ) from exc
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ValueError(f"{value!r} is not a score in percent")
+    return value / 100
+
+
+def _leak_check(stats: Path | str | None) -> Mapping[str, Any] | None:
+    if stats is None:
+        return None
+    found = ExpertStats.load(Path(stats)).metadata.get("leak_check")
+    if not isinstance(found, dict):
+        raise BadInput(
+            f"{stats} has no leak check",
+            expected="statistics made with `trimoe calibrate --leak-check`",
+            actual="statistics without one",
+            remedy="calibrate with --leak-check BENCH, or leave out the statistics",
+        )
+    return found
+
+
+def _one(log: RunLog, run: Run, samples: list[Scored], options: AuditOptions) -> RunAudit:
+    limits = options.rules.of(run.bench)
+    code = run.bench.partition(":")[0] in options.rules.texts.solutions
+    docs = rows_of(run.bench, options.data) if code else None
+    m = measure(run, samples, limits, options.rules.texts, docs)
     summary = summarize(log, run)
-    checks = tuple(run_checks(run, samples, m, limits, wanted.rules, wanted.leaks, code))
+    checks = tuple(run_checks(run, samples, m, limits, options.rules, options.leaks, code))
     if run.bench.partition(":")[0] not in benches():
-        checks = tuple(map(_of_unknown, checks))
-    checks += tuple(mark_checks(shown_marks(log, run), was_made_here(log, run), wanted.rules))
-    row = alone(Read(run, tuple(samples), summary.score), True)
+        checks = tuple(map(_softened, checks))
+    checks += tuple(mark_checks(shown_marks(log, run), was_made_here(log, run), options.rules))
+    row = own_row(Read(run, tuple(samples), summary.score), True)
     rows = run.spec.get("rows")
-    expected = rows if isinstance(rows, int) else None
     one = RunAudit(
-        run.name,
-        run.bench,
-        run.identity,
-        "publishable",
-        (),
-        m.n,
-        expected,
-        summary.score,
-        row.detail.se if row.detail else None,
-        row.low,
-        row.high,
-        m,
-        (),
+        name=run.name,
+        bench=run.bench,
+        run=run.identity,
+        verdict="publishable",
+        flags=(),
+        n=m.n,
+        expected=rows if isinstance(rows, int) else None,
+        score=summary.score,
+        se=row.detail.se if row.detail else None,
+        low=row.score.low,
+        high=row.score.high,
+        measures=m,
+        checks=(),
     )
     return _with(one, checks)
 
 
-def _of_unknown(check: Check) -> Check:
-    """How short a right reply may be is known of shipped benches only."""
+def _softened(check: Check) -> Check:
+    """A note instead of a refusal: how short a right reply may be is known only for shipped benches."""
     if check.level != "refused" or check.flag not in ("EMPTY_FAIL", "TOO_SHORT"):
         return check
-    text = f"{check.text}; the bench is not shipped: how short its replies may be is not known"
+    text = f"{check.text}; the bench is not a shipped one, so its shortest right reply is not known"
     return replace(check, level="notes", text=text)
 
 
 def _with(one: RunAudit, more: Sequence[Check]) -> RunAudit:
-    """The audit with further checks, its verdict drawn anew."""
+    """The audit with further checks and the verdict that follows from all of them."""
     checks = (*one.checks, *more)
     levels = {check.level for check in checks}
     verdict: Verdict = "refused" if "refused" in levels else "notes" if "notes" in levels else "publishable"
@@ -146,7 +174,7 @@ def _with(one: RunAudit, more: Sequence[Check]) -> RunAudit:
 
 
 def rows_of(bench: str, data: Path | None) -> dict[str, Doc] | None:
-    """The bench's rows from local files; None where they are not at hand."""
+    """The bench's items from local files; None where they are not available."""
     try:
         known = find([bench])[0]
     except UsageError:
@@ -160,13 +188,13 @@ def rows_of(bench: str, data: Path | None) -> dict[str, Doc] | None:
 
 
 def _plus_needs(run: Run, made: Sequence[RunAudit]) -> bool:
-    """Whether the next check reads it: a HumanEval run of a model whose HumanEval run is audited."""
+    """Whether `_plus` reads it: a HumanEval or HumanEval+ run of a model whose HumanEval run is audited."""
     base = [one.name for one in made if one.bench.partition(":")[0] == "humaneval"]
     return run.name in base and run.bench.partition(":")[0] in ("humaneval", "humaneval-plus")
 
 
 def _plus(one: RunAudit, siblings: Mapping[tuple[str, str], tuple[Run, list[Scored]]], r: Rules) -> Iterator[Check]:
-    """HumanEval to HumanEval+ of the same model: the same functions, many more tests."""
+    """HumanEval to HumanEval+ of the same model: the same functions with many more tests, so the score must drop."""
     base, mark, variant = one.bench.partition(":")
     if base != "humaneval":
         return
@@ -182,37 +210,32 @@ def _plus(one: RunAudit, siblings: Mapping[tuple[str, str], tuple[Run, list[Scor
         return
     drop = (sum(after[i] is True for i in both) - sum(before[i] is True for i in both)) / len(both)
     lost = tuple(i for i in both if before[i] and not after[i])
-    # with the usual loss, the chance that n items show none at all
+    usual = -100 * r.limits.plus_drop
+    # the chance that n items show no loss at all, given the usual rate of loss
     unlikely = (1 - r.limits.plus_drop) ** len(both) < 0.05
     text = f"HumanEval to HumanEval+: {100 * drop:+.2f} pp on {len(both)} common items"
     if drop >= 0 and unlikely:
-        yield Check(
-            "NO_PLUS_DROP",
-            r.levels["NO_PLUS_DROP"],
-            f"{text}; about {-100 * r.limits.plus_drop:.0f} is usual",
-            100 * drop,
-            -100 * r.limits.plus_drop,
-            lost,
-        )
+        text += f"; about {usual:.0f} is usual"
+        yield Check("NO_PLUS_DROP", r.levels["NO_PLUS_DROP"], text, 100 * drop, usual, lost)
     else:
-        yield Check("NO_PLUS_DROP", "ok", text, 100 * drop, -100 * r.limits.plus_drop, lost)
+        yield Check("NO_PLUS_DROP", "ok", text, 100 * drop, usual, lost)
 
 
-def _with_drift(made: list[RunAudit], runs: Mapping[tuple[str, str], Run], wanted: Wanted) -> list[RunAudit]:
-    """A reference that moved takes every number of its bench under the same conditions with it."""
+def _with_drift(made: list[RunAudit], runs: Mapping[tuple[str, str], Run], options: AuditOptions) -> list[RunAudit]:
+    """A reference that drifted puts every number of its bench under the same conditions in doubt."""
     out = {(one.name, one.bench): one for one in made}
     for key, one in list(out.items()):
-        was = wanted.recorded.get(one.name, {}).get(one.bench)
+        was = options.recorded.get(one.name, {}).get(one.bench)
         if was is None:
             continue
-        limit = wanted.rules.limits.drift_pp
+        limit = options.rules.limits.drift_pp
         if one.score is None:
             out[key] = _with(out[key], [Check("DRIFT", "not checked", "nothing is scored")])
             continue
         drift = 100 * (one.score - was)
         text = f"{one.name} scores {100 * one.score:.2f} %, recorded {100 * was:.2f} % ({drift:+.2f} pp)"
         moved = abs(drift) > limit
-        level = wanted.rules.levels["DRIFT"] if moved else "ok"
+        level = options.rules.levels["DRIFT"] if moved else "ok"
         same = [k for k in out if k[1] == one.bench and runs[k].sampler == runs[key].sampler] if moved else [key]
         for k in same:
             out[k] = _with(out[k], [Check("DRIFT", level, text, drift, limit)])
@@ -220,10 +243,10 @@ def _with_drift(made: list[RunAudit], runs: Mapping[tuple[str, str], Run], wante
 
 
 def _with_pair(
-    made: list[RunAudit], runs: list[Run], samples: Mapping[tuple[str, str], list[Scored]], wanted: Wanted
+    made: list[RunAudit], runs: list[Run], samples: Mapping[tuple[str, str], list[Scored]], options: AuditOptions
 ) -> list[RunAudit]:
-    assert wanted.pair is not None
-    base, variant = wanted.pair
+    assert options.pair is not None
+    base, variant = options.pair
     of = {(run.name, run.bench): run for run in runs}
     shared = [one.bench for one in made if one.name == base and (variant, one.bench) in of]
     if not shared:
@@ -232,8 +255,8 @@ def _with_pair(
     for one in made:
         if one.name == variant and one.bench in shared:
             require_same(of[base, one.bench], of[variant, one.bench])
-            limits = wanted.rules.of(one.bench)
+            limits = options.rules.of(one.bench)
             before, after = samples[base, one.bench], samples[variant, one.bench]
-            one = _with(one, list(pair_checks(before, after, limits, wanted.rules)))
+            one = _with(one, list(pair_checks(before, after, limits, options.rules)))
         out.append(one)
     return out

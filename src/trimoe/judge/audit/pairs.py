@@ -6,11 +6,11 @@ import numpy as np
 
 from trimoe.evaluate.log.run_log import Scored
 from trimoe.judge.audit.check import Check
-from trimoe.judge.audit.rules import Limits, Rules
+from trimoe.judge.audit.rules import Rules, Thresholds
 from trimoe.judge.measures import looped, split_failures
 
 
-def pair_checks(before: Sequence[Scored], after: Sequence[Scored], limits: Limits, r: Rules) -> Iterator[Check]:
+def pair_checks(before: Sequence[Scored], after: Sequence[Scored], limits: Thresholds, r: Rules) -> Iterator[Check]:
     """LOOP_REGRESSION, SAT_WARN, LEN_BLOAT, KNOWLEDGE_SHIFT, CLEAN_TRADE of `after` against `before`."""
     one, two = ({s.sample.doc_id: s for s in run if s.verdict.correct is not None} for run in (before, after))
     common = [i for i in one if i in two]
@@ -53,7 +53,7 @@ def pair_checks(before: Sequence[Scored], after: Sequence[Scored], limits: Limit
 
 
 class _Side:
-    def __init__(self, samples: Sequence[Scored], limits: Limits) -> None:
+    def __init__(self, samples: Sequence[Scored], limits: Thresholds) -> None:
         self.right = sum(s.verdict.correct is True for s in samples)
         self.normal = split_failures([s for s in samples if s.verdict.correct is False])["normal"]
         self.loops = sum(map(looped, samples))

@@ -1,101 +1,89 @@
-"""The audit's thresholds, from `audit.toml`: validated on load, unknown keys refused."""
+"""Thresholds of the audit, from `audit.toml`."""
 
-import tomllib
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
 
-from trimoe.errors import BadInput
+from trimoe.io.datafile import Data, load
 
 Level = Literal["notes", "refused"]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Points = Annotated[float, msgspec.Meta(ge=0)]
+Factor = Annotated[float, msgspec.Meta(ge=1)]
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Thresholds(Data, frozen=True, kw_only=True):
+    """Thresholds; `audit.toml` documents each. Shares are of a run's samples, `_pp` are percentage points."""
+
+    empty: Share
+    short_failures: Share
+    short_chars: Count
+    p10_min: Count
+    p50_max: Positive
+    unscored: Share
+    length_stops: Share
+    saturated_chars: Positive
+    saturated_warn: Share
+    saturated_collapse: Share
+    saturated_times: Factor
+    duplicate_chars: Positive
+    duplicates: Share
+    foreign_letters: Share
+    foreign: Share
+    verbatim: Share
+    plus_drop: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    undeclared: Share
+    drift_pp: Points
+    loop_regression_pp: Points
+    len_bloat: Factor
+    knowledge_pp: Points
+    normal_failures_pp: Points
+    trade_pp: Points
 
 
-class Limits(_Data):
-    """Thresholds; the file says what each counts."""
-
-    empty: float = Field(ge=0, le=1)
-    short_failures: float = Field(ge=0, le=1)
-    short_chars: int = Field(ge=0)
-    p10_min: int = Field(ge=0)
-    p50_max: int = Field(ge=1)
-    unscored: float = Field(ge=0, le=1)
-    length_stops: float = Field(ge=0, le=1)
-    saturated_chars: int = Field(ge=1)
-    saturated_warn: float = Field(ge=0, le=1)
-    saturated_collapse: float = Field(ge=0, le=1)
-    saturated_times: float = Field(ge=1)
-    duplicate_chars: int = Field(ge=1)
-    duplicates: float = Field(ge=0, le=1)
-    foreign_letters: float = Field(ge=0, le=1)
-    foreign: float = Field(ge=0, le=1)
-    verbatim: float = Field(ge=0, le=1)
-    plus_drop: float = Field(gt=0, lt=1)
-    undeclared: float = Field(ge=0, le=1)
-    drift_pp: float = Field(ge=0)
-    loop_regression_pp: float = Field(ge=0)
-    len_bloat: float = Field(ge=1)
-    knowledge_pp: float = Field(ge=0)
-    normal_failures_pp: float = Field(ge=0)
-    trade_pp: float = Field(ge=0)
-
-
-class ForBench(_Data):
-    """What differs for the benches whose name matches."""
+class BenchLimits(Data, frozen=True, kw_only=True):
+    """Thresholds that differ for the benches whose name matches the pattern `match`."""
 
     match: str
-    short_chars: int | None = Field(default=None, ge=0)
-    p10_min: int | None = Field(default=None, ge=0)
+    short_chars: Count | None = None
+    p10_min: Count | None = None
 
 
-class Texts(_Data):
-    """Marker texts, Unicode scripts, benches with solutions of their own."""
+class Texts(Data, frozen=True, kw_only=True):
+    """Chat-template markers, Unicode scripts, and the benches whose data sets have solutions."""
 
     solutions: tuple[str, ...]
     markers: tuple[str, ...]
     scripts: tuple[str, ...]
 
 
-class Rules(_Data):
+class Rules(Data, frozen=True, kw_only=True):
     """The whole file."""
 
     version: Literal[1]
-    limits: Limits
-    bench: tuple[ForBench, ...] = ()
+    limits: Thresholds
+    bench: tuple[BenchLimits, ...] = ()
     levels: dict[str, Level]
     texts: Texts
 
-    def of(self, bench: str) -> Limits:
-        """The limits for a bench."""
+    def of(self, bench: str) -> Thresholds:
+        """The limits for a bench; the last matching entry wins."""
         changes: dict[str, int] = {}
         for entry in self.bench:
             if fnmatchcase(bench, entry.match):
-                changes.update({k: v for k, v in entry.model_dump().items() if k != "match" and v is not None})
-        return self.limits.model_copy(update=changes)
+                own = {"short_chars": entry.short_chars, "p10_min": entry.p10_min}
+                changes.update({key: value for key, value in own.items() if value is not None})
+        return msgspec.structs.replace(self.limits, **changes)
 
 
 @cache
 def rules(path: Path | None = None) -> Rules:
-    """The shipped rules, or those of a file. `BadInput` names the key that is wrong."""
+    """The shipped rules, or those of a file. Raises `BadInput` naming the wrong key."""
     source = path or resources.files("trimoe.judge.audit") / "audit.toml"
-    try:
-        return Rules.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
-    except OSError as exc:
-        raise BadInput(f"rules {path} not readable", actual=str(exc), remedy="check the path") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise BadInput(f"rules {path} are not valid TOML", actual=str(exc)) from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        raise BadInput(
-            f"rules {path or 'audit.toml'}: {'.'.join(map(str, first['loc']))}",
-            expected="a known key with a possible value",
-            actual=first["msg"],
-            remedy="see docs/reference/audit.md",
-        ) from exc
+    return load(Rules, source, f"audit rules {path or 'audit.toml'}", remedy="see docs/reference/audit.md")

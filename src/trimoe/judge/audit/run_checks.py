@@ -6,7 +6,7 @@ from typing import Any
 from trimoe.evaluate.log.marks import Flag, Mark
 from trimoe.evaluate.log.run_log import Run, Scored
 from trimoe.judge.audit.check import Check
-from trimoe.judge.audit.rules import Limits, Rules
+from trimoe.judge.audit.rules import Rules, Thresholds
 from trimoe.judge.measures import Measures
 
 
@@ -14,7 +14,7 @@ def run_checks(
     run: Run,
     samples: Sequence[Scored],
     m: Measures,
-    limits: Limits,
+    limits: Thresholds,
     r: Rules,
     leaks: Mapping[str, Any] | None,
     code: bool,
@@ -61,7 +61,7 @@ def _share(flag: str, docs: tuple[str, ...], n: int, limit: float, what: str, r:
     return Check(flag if share > limit or not (some and docs) else some, level, text, share, limit, docs)
 
 
-def _whole(run: Run, m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
+def _whole(run: Run, m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
     rows = run.spec.get("rows")
     if not isinstance(rows, int):
         yield Check("PARTIAL", "not checked", f"{m.n} samples; the bench does not say how many there are")
@@ -78,13 +78,13 @@ def _whole(run: Run, m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
         yield Check("ZERO", "ok", f"{m.correct} of {m.scored} are right", m.correct / m.scored)
 
 
-def _content(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
+def _content(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
     yield _share("EMPTY", m.empty, m.n, limits.empty, "replies are empty", r, "EMPTY_SOME")
     what = f"replies under {limits.short_chars} characters missed"
     yield _share("EMPTY_FAIL", m.short_failures, m.n, limits.short_failures, what, r)
 
 
-def _length(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
+def _length(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
     p10, p50, _ = m.chars
     for flag, value, limit, fires, word in (
         ("TOO_SHORT", p10, limits.p10_min, p10 < limits.p10_min, "least"),
@@ -120,7 +120,7 @@ def _ceilings(m: Measures, r: Rules) -> Check:
     return Check("CAPPED", level, text if c.capped else "no reply at a ceiling: costs nothing", c.tax_pp, 0.0)
 
 
-def _text(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
+def _text(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
     yield _share("MARKERS", m.markers, m.n, 0.0, "replies hold control text of a chat template", r)
     what = "replies drift into a script that the prompt does not have"
     yield _share("LANGUAGE", m.foreign, m.n, limits.foreign, what, r, "LANGUAGE_SOME")
@@ -128,7 +128,7 @@ def _text(m: Measures, limits: Limits, r: Rules) -> Iterator[Check]:
     yield _share("DUPLICATES", m.duplicates, m.n, limits.duplicates, what, r, "DUPLICATES_SOME")
 
 
-def _verbatim(m: Measures, limits: Limits, r: Rules) -> Check:
+def _verbatim(m: Measures, limits: Thresholds, r: Rules) -> Check:
     if m.verbatim is None:
         return Check("VERBATIM", "not checked", "the data set's own solutions are not at hand (--data)")
     share = len(m.verbatim) / m.n
@@ -139,7 +139,7 @@ def _verbatim(m: Measures, limits: Limits, r: Rules) -> Check:
     return Check("VERBATIM", level, text + more, share, limits.verbatim, m.verbatim)
 
 
-def _leaks(run: Run, samples: Sequence[Scored], leaks: Mapping[str, Any] | None, limits: Limits, r: Rules) -> Check:
+def _leaks(run: Run, samples: Sequence[Scored], leaks: Mapping[str, Any] | None, limits: Thresholds, r: Rules) -> Check:
     """What the calibration set shares with the bench, and the score without those items."""
     if leaks is None:
         return Check("LEAK", "not checked", "no calibration statistics given (--stats)")

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Literal
 
 from trimoe.errors import UsageError
-from trimoe.judge.compare import against_base, alone
 from trimoe.judge.gather import Read
+from trimoe.judge.rows import against_base, own_row
 from trimoe.judge.statistics.paired import wilson
 
 Kind = Literal["measured", "published"]
@@ -49,8 +49,8 @@ class Point:
     def interval(self) -> tuple[float, float] | None:
         """95 % Wilson interval of the score, where n is known."""
         if self.read is not None:
-            row = alone(self.read, False)
-            return row.low, row.high
+            score = own_row(self.read, False).score
+            return score.low, score.high
         return wilson(self.score * self.n, self.n) if self.n else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def paired(before: Point, now: Point) -> tuple[float, float | None]:
     """(now minus before, p). Of two measured files on the items that both answered, with the test of `trimoe compare`;
     else the difference of the scores, without a test."""
     if before.read is not None and now.read is not None:
-        row = against_base(alone(now.read, False), before.read, now.read, False)
-        if row.difference is not None:
-            return row.difference, row.p
+        change = against_base(own_row(now.read, False), before.read, now.read, False).change
+        if change is not None:
+            return change.difference, change.p
     return now.score - before.score, None
 
 
