@@ -41,8 +41,9 @@ def audit(
 ) -> int:
     """Report whether each score is fit to publish.
 
-    A score is publishable, publishable with notes, or refused. Looks for empty, cut, looping, duplicated and drifting replies, leaked chat-template text, leaks of the calibration
-    set, and a reference model whose score moved. CLEAN means that no check fired. Exit code 1 when any run is refused.
+    A score is publishable, publishable with notes, or refused. The checks look for empty, cut, looping, duplicated and
+    drifting replies, leaked chat-template text, leaks of the calibration set, and a reference model whose score moved.
+    CLEAN means that no check fired. Exit code 1 when any run is refused.
 
     \b
     Examples:
