@@ -21,7 +21,8 @@ import urllib.request
 from pathlib import Path
 
 from trimoe.bench.bench import Verdict
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 
 SENTENCE = "the sum of two numbers is found by adding them so first take seven and then six which makes forty-two"
 WORDS = SENTENCE.split()

@@ -296,7 +296,8 @@ def test_eval_and_audit_say_the_same_of_limits(tmp_path: Path) -> None:
     from trimoe.bench.bench import Verdict
     from trimoe.cli.audit import audit
     from trimoe.cli.eval import _results
-    from trimoe.evaluate.log.run_log import RunLog, Sample
+    from trimoe.evaluate.log.records import Sample
+    from trimoe.evaluate.log.run_log import RunLog
     from trimoe.evaluate.log.summary import summarize
 
     with RunLog(tmp_path / "r.db") as log:

@@ -268,7 +268,8 @@ class TestRunLog:
         """What `trimoe log export` writes is what is read."""
         from trimoe.bench.bench import Verdict
         from trimoe.cli.main import main
-        from trimoe.evaluate.log.run_log import RunLog, Sample
+        from trimoe.evaluate.log.records import Sample
+        from trimoe.evaluate.log.run_log import RunLog
 
         with RunLog(tmp_path / "runs.db") as log:
             run = log.start("base", "tiny-code", {"s": 1}, "m", {}, {})

@@ -17,7 +17,8 @@ from trimoe.cli.parts.live import cells
 from trimoe.errors import Refused, RunLogError
 from trimoe.evaluate.asking import Tally
 from trimoe.evaluate.client import Patience
-from trimoe.evaluate.log.run_log import RunLog, Sample, Scored
+from trimoe.evaluate.log.records import Sample, Scored
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.run import RunSummary, evaluate_endpoint
 from trimoe.serve.probe import connect
 

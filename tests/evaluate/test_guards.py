@@ -11,7 +11,8 @@ from trimoe.bench.catalog import benches
 from trimoe.cli.main import main
 from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate.guards import NAMES, Tripped, Watch, guards_of
-from trimoe.evaluate.log.run_log import RunLog, Sample, Scored
+from trimoe.evaluate.log.records import Sample, Scored
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.run import evaluate, evaluate_endpoint
 from trimoe.serve.probe import connect
 

@@ -14,9 +14,10 @@ from trimoe.bench.bench import Verdict
 from trimoe.cli.log import log_group
 from trimoe.errors import RunLogError, UsageError
 from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
+from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.merge import merge_logs
-from trimoe.evaluate.log.run_log import Arrived, Attempt, RunLog, Sample
-from trimoe.evaluate.recorded import import_lm_eval
+from trimoe.evaluate.log.records import Arrived, Attempt, Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.run import evaluate_endpoint, rescore
 from trimoe.serve.probe import connect
 

@@ -15,8 +15,8 @@ from trimoe.bench.benches import humaneval, ifeval_100, lcb_medium_55
 from trimoe.bench.catalog import find
 from trimoe.cli.log import log_group
 from trimoe.errors import BenchError, UsageError
+from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.recorded import import_lm_eval
 
 # bench -> (file, recorded metric, samples here, of them correct)
 RECORDS = {
@@ -167,9 +167,12 @@ def test_empty_replies_are_misses_with_their_cause(shared: Path, tmp_path: Path)
         ("", "no samples"),
         ('{"doc_id": 0, "doc": {}}\n', "row 1 is not a recorded sample"),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {"question": "?", "answer": "#### 5"}}\nnot json\n', "not readable"),
-        ('{"doc_id": 0, "resps": [["5"]], "doc": {"text": "other"}}\n', "no row of gsm8k-100"),
+        ('{"doc_id": 0, "resps": [["5"]], "doc": {"text": "other"}}\n', "not a row of gsm8k-100"),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {"answer": "5", "question": ""}}\n' * 2, ""),
-        ('{"doc_id": 0, "resps": [["5"]], "doc": {}}\n{"doc_id": 0, "resps": [["6"]], "doc": {}}\n', "two replies"),
+        (
+            '{"doc_id": 0, "resps": [["5"]], "doc": {}}\n{"doc_id": 0, "resps": [["6"]], "doc": {}}\n',
+            "different replies",
+        ),
     ],
 )
 def test_files_that_are_no_records(text: str, message: str, tmp_path: Path) -> None:

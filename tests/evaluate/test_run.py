@@ -8,8 +8,9 @@ import pytest
 from trimoe.bench.bench import Doc, Verdict
 from trimoe.bench.catalog import find
 from trimoe.evaluate.guards import NAMES
-from trimoe.evaluate.log.run_log import UNCOUNTED, RunLog, Sample
-from trimoe.evaluate.recorded import import_lm_eval
+from trimoe.evaluate.log.import_lm_eval import import_lm_eval
+from trimoe.evaluate.log.records import UNCOUNTED, Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.run import cut_at_stops, evaluate, rescore, summarize
 from trimoe.model.generate import Generator, Reply
 

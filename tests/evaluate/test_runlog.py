@@ -1,13 +1,15 @@
 """The run log refuses what is not one, keeps identity apart from operation, and finds tampering."""
 
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
 from trimoe.bench.bench import Verdict
-from trimoe.errors import RunLogError
-from trimoe.evaluate.log.run_log import Run, RunLog, Sample
+from trimoe.errors import MissingPrerequisite, RunLogError
+from trimoe.evaluate.log.records import Run, Sample
+from trimoe.evaluate.log.run_log import RunLog
 
 SPEC = {"name": "b", "version": 1}
 
@@ -107,3 +109,22 @@ def test_verify_finds_tampering(tmp_path: Path, tamper: str, word: str) -> None:
         db.execute(tamper)
     with RunLog(path, create=False) as log:
         assert any(word in fault for fault in log.verify())
+
+
+def test_a_log_shows_itself_shortly_and_as_a_data_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "runs.db"
+    with RunLog(path) as log:
+        run = start(log)
+        log.add(
+            run, [(sample("x"), Verdict(True, "correct", "7")), (sample("y", 1), Verdict(None, "harness error"))], 1
+        )
+        assert repr(log) == f"RunLog({str(path)!r}, 1 runs, 2 samples)"
+        frame = log.to_pandas()
+        assert isinstance(frame, pandas.DataFrame)
+        assert list(frame["doc_id"]) == ["x", "y"]
+        assert list(frame["correct"]) == [True, None]
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingPrerequisite, match="pandas"):
+            log.to_pandas()
+    assert repr(log).endswith("closed)")

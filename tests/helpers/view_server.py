@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from trimoe.bench.bench import Verdict
-from trimoe.evaluate.log.run_log import Arrived, Attempt, RunLog, Sample
+from trimoe.evaluate.log.records import Arrived, Attempt, Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.view.catalog import Catalog
 
 CAUSES: dict[str, Any] = {

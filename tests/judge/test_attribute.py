@@ -13,7 +13,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.choose.protect import read_force_keep
 from trimoe.cli.main import main
 from trimoe.errors import Refused, StatsError, UsageError
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.attribute import attribute_chain
 from trimoe.judge.lost_experts import FIELD, force_keep, suggest, write_traces
 

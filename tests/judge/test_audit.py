@@ -14,8 +14,9 @@ from trimoe.cli.audit import audit as command
 from trimoe.cli.compare import compare
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.log.export import rows
-from trimoe.evaluate.log.run_log import Result, RunLog, Sample
-from trimoe.evaluate.recorded import import_lm_eval
+from trimoe.evaluate.log.import_lm_eval import import_lm_eval
+from trimoe.evaluate.log.records import Result, Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.audit.audit import AuditOptions, audit, audit_runs
 from trimoe.judge.audit.result import RunAudit
 from trimoe.judge.audit.rules import rules

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from trimoe.bench.bench import Verdict
 from trimoe.cli.compare import compare
 from trimoe.errors import Refused, RunLogError, UsageError
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.compare import against_mean
 from trimoe.judge.compare import compare as compare_runs
 from trimoe.judge.statistics.paired import mcnemar_exact, wilson

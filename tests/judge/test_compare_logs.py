@@ -14,7 +14,8 @@ from trimoe.bench.bench import Verdict
 from trimoe.cli.compare import compare
 from trimoe.cli.main import main
 from trimoe.errors import Refused, RunLogError
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.compare import compare as compare_runs
 from trimoe.judge.statistics.bootstrap import paired_bootstrap
 from trimoe.judge.statistics.paired import mcnemar_exact, paired_difference, sign_flip_exact, wilson

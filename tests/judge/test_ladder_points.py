@@ -14,7 +14,8 @@ from trimoe.bench.bench import Verdict
 from trimoe.cli.ladder import ladder
 from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.compare import compare
 from trimoe.judge.frontier.file import read_ladder

@@ -11,7 +11,8 @@ import pytest
 from trimoe.bench.bench import Verdict
 from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.io.publish import write_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.generate import SAMPLER

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.preflight import check
 from trimoe.evaluate.run import evaluate, evaluate_endpoint
 from trimoe.model.tiny import path as bundled

@@ -10,7 +10,8 @@ import pytest
 from helpers.view_server import PAYLOADS, Site, Watched, chromium, fail, put, running
 from trimoe.bench.bench import Verdict
 from trimoe.cli.main import main
-from trimoe.evaluate.log.run_log import RunLog, Sample
+from trimoe.evaluate.log.records import Sample
+from trimoe.evaluate.log.run_log import RunLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

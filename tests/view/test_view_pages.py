@@ -20,7 +20,8 @@ from markupsafe import escape
 from helpers.view_server import PAYLOADS, Site, fail, put, running
 from trimoe.evaluate.log import schema as log_schema
 from trimoe.evaluate.log.marks import shown_marks
-from trimoe.evaluate.log.run_log import Result, RunLog
+from trimoe.evaluate.log.records import Result
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.text import safe
 from trimoe.view.browse import Wanted, around, paged

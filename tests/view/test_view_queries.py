@@ -143,8 +143,8 @@ def test_logs_that_cannot_be_shown_are_refused_with_the_remedy(tmp_path: Path) -
     text.write_text("no database, but long enough to be taken for one" * 100)
     for path, words in (
         (newer, "newer"),
-        (other, "something else"),
-        (empty, "no run log"),
+        (other, "is not a run log"),
+        (empty, "is empty"),
         (text, "not a readable"),
         (tmp_path / "none.db", "not found"),
     ):

@@ -9,9 +9,9 @@ import click
 from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import UsageError
 from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
+from trimoe.evaluate.log.import_lm_eval import Imported, import_lm_eval
 from trimoe.evaluate.log.merge import merge_logs
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.recorded import Imported, import_lm_eval
 
 
 @click.group("log")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trimoe.evaluate.log.run_log import UNCOUNTED
+from trimoe.evaluate.log.records import UNCOUNTED
 
 FaultKind = Literal[
     "connection",

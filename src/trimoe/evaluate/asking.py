@@ -21,7 +21,8 @@ from trimoe.errors import Refused
 from trimoe.evaluate.client import Client, Patience, Question, ServerChanged
 from trimoe.evaluate.guarding import RunGuard
 from trimoe.evaluate.guards import Tripped, Watch
-from trimoe.evaluate.log.run_log import Arrived, Run, RunLog, Sample, Scored
+from trimoe.evaluate.log.records import Arrived, Run, Sample, Scored
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.serve.endpoint import Endpoint
 
 _GROUP = 256  # replies of one commit at most, and about as many wait for it

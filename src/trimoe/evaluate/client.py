@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from trimoe.evaluate.answer import Answer, Fault, read_answer
-from trimoe.evaluate.log.run_log import UNCOUNTED, Arrived, Attempt, Sample
+from trimoe.evaluate.log.records import UNCOUNTED, Arrived, Attempt, Sample
 from trimoe.evaluate.log.schema import now
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.probe import Facts, headers, read_facts

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from trimoe.evaluate.guards import Tripped, Watch, guards_of
 from trimoe.evaluate.log.marks import OVERRULED
-from trimoe.evaluate.log.run_log import Run, RunLog, Scored
+from trimoe.evaluate.log.records import Run, Scored
+from trimoe.evaluate.log.run_log import RunLog
 
 
 class RunGuard:

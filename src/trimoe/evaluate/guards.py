@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate.answer import leaks
-from trimoe.evaluate.log.run_log import Sample, Scored
+from trimoe.evaluate.log.records import Sample, Scored
 
 NAMES = ("empty", "length", "marker", "short", "zero", "abort", "errors")
 _SHOWN = 3  # samples named as evidence

@@ -18,7 +18,8 @@ from trimoe.evaluate.asking import Job, Show, Tally, ask_missing, judged, sample
 from trimoe.evaluate.client import Patience
 from trimoe.evaluate.guarding import RunGuard, require_sound
 from trimoe.evaluate.guards import require_known
-from trimoe.evaluate.log.run_log import Run, RunLog, Sample, Scored
+from trimoe.evaluate.log.records import Run, Sample, Scored
+from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import RunSummary, conclude, summarize
 from trimoe.io.progress import Progress
 from trimoe.io.publish import sha256_json

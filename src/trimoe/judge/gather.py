@@ -11,8 +11,9 @@ from pathlib import Path
 
 from trimoe.errors import RunLogError
 from trimoe.evaluate.log.marks import shown_marks
-from trimoe.evaluate.log.run_log import Run, RunLog, Scored
-from trimoe.evaluate.run import summarize
+from trimoe.evaluate.log.records import Run, Scored
+from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.log.summary import summarize
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from trimoe.bench.bench import Doc
 from trimoe.bench.cause import Ceilings, loops
 from trimoe.bench.extract import FENCE
-from trimoe.evaluate.log.run_log import Run, Scored
+from trimoe.evaluate.log.records import Run, Scored
 from trimoe.evaluate.log.summary import run_ceilings
 from trimoe.judge.audit.rules import Texts, Thresholds
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimoe.errors import Refused, UsageError
-from trimoe.evaluate.log.run_log import Run
+from trimoe.evaluate.log.records import Run
 
 RECORDED = "imported"  # a spec's note of where recorded samples came from; no part of what was asked
 

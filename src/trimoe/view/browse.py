@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 from urllib.parse import urlencode
 
-from trimoe.evaluate.log.run_log import Scored
+from trimoe.evaluate.log.records import Scored
 from trimoe.view.queries import Field
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.evaluate.log.marks import left_out, marks_of_events
-from trimoe.evaluate.log.run_log import Run, Scored
+from trimoe.evaluate.log.records import Run, Scored
 from trimoe.evaluate.log.summary import score_of
 from trimoe.judge.comparison import Row
 from trimoe.judge.gather import Read

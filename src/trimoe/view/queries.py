@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trimoe.bench.bench import Verdict
-from trimoe.evaluate.log.run_log import UNCOUNTED, Attempt, Run, Sample, Scored, unpacked
+from trimoe.evaluate.log.reader import unpacked
+from trimoe.evaluate.log.records import UNCOUNTED, Attempt, Run, Sample, Scored
 from trimoe.view.source import Reader
 
 Field = Literal["all", "prompt", "reply", "reasoning"]

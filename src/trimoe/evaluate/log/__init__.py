@@ -1,1 +1,1 @@
-"""The run log: one SQLite file with every sample and every verdict."""
+"""The run log: one SQLite file with every reply and every verdict."""

@@ -1,9 +1,8 @@
-"""Writes a run log's samples for other tools: JSON lines, Parquet, lm-eval's samples files.
+"""Exports samples for other tools: JSON lines, pandas, Parquet, lm-eval's samples files.
 
-Invariants: one row per sample and named run, in the bench's order; not scored is null, not counted is null. A sample
-that failed is a row without a reply in JSON lines and Parquet, and is left out of lm-eval's form, which has no word for
-it.
-Not guaranteed: lm-eval's form holds `doc` null, because a log keeps what was asked and not the data set's row.
+Invariants: one row per sample and named run, in the bench's order; "not scored" and "not counted" are null. A failed
+sample is a row without a reply, except in lm-eval's format, which cannot express it and leaves it out.
+Not guaranteed: `doc` is null in lm-eval's format, because a log keeps the prompt and not the row of the data set.
 """
 
 import json
@@ -13,12 +12,13 @@ from typing import Any
 
 from trimoe.errors import MissingPrerequisite
 from trimoe.evaluate.log.marks import shown_marks
-from trimoe.evaluate.log.run_log import UNCOUNTED, Run, RunLog, Scored
+from trimoe.evaluate.log.reader import LogReader
+from trimoe.evaluate.log.records import Run, Scored, counted
 from trimoe.io.publish import canonical_json, publish_file, sha256_bytes
 
 
-def rows(log: RunLog, *, raw: bool = False) -> Iterator[dict[str, Any]]:
-    """One row per sample; with `raw` the server's whole reply, too."""
+def rows(log: LogReader, *, raw: bool = False) -> Iterator[dict[str, Any]]:
+    """One row per sample; `raw` adds the server's whole reply."""
     for run in log.runs():
         marks = [mark.text for mark in shown_marks(log, run)]
         for scored in log.samples(run):
@@ -46,11 +46,11 @@ def _row(run: Run, scored: Scored, marks: list[str]) -> dict[str, Any]:
         "extracted": v.extracted,
         "detail": v.detail,
         "finish_reason": s.finish_reason,
-        "prompt_tokens": _known(s.prompt_tokens),
-        "reply_tokens": _known(s.reply_tokens),
+        "prompt_tokens": counted(s.prompt_tokens),
+        "reply_tokens": counted(s.reply_tokens),
         "reasoning": s.reasoning,
         "reasoning_field": s.reasoning_field,
-        "reasoning_tokens": _known(s.reasoning_tokens),
+        "reasoning_tokens": counted(s.reasoning_tokens),
         "fallback": s.fallback,
         "error": s.error or None,
         "seconds": s.seconds,
@@ -59,14 +59,27 @@ def _row(run: Run, scored: Scored, marks: list[str]) -> dict[str, Any]:
     }
 
 
-def write_parquet(log: RunLog, path: Path) -> int:
-    """Write the rows as one Parquet file (the sampler as JSON text); returns how many. Needs the extra `parquet`."""
+def to_pandas(log: LogReader) -> Any:
+    """The rows as a `pandas.DataFrame`. Raises `MissingPrerequisite` without pandas."""
+    try:
+        import pandas
+    except ImportError as exc:
+        raise MissingPrerequisite(
+            "a data frame needs pandas", actual=str(exc), remedy="pip install pandas, or use `trimoe log export`"
+        ) from exc
+    return pandas.DataFrame(list(rows(log)))
+
+
+def write_parquet(log: LogReader, path: Path) -> int:
+    """Write one Parquet file (the sampler as JSON text) and return the number of rows. Needs the extra `parquet`."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as exc:
         raise MissingPrerequisite(
-            "Parquet files need pyarrow", actual=str(exc), remedy="pip install 'trimoe[parquet]', or --format jsonl"
+            "writing Parquet needs pyarrow",
+            actual=str(exc),
+            remedy="pip install 'trimoe[parquet]', or use --format jsonl",
         ) from exc
     text, number = pyarrow.string(), pyarrow.int64()
     columns: dict[str, Any] = dict.fromkeys(
@@ -115,10 +128,10 @@ def _batches(source: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[
         yield batch
 
 
-def write_lm_eval(log: RunLog, folder: Path) -> list[Path]:
-    """One `samples_BENCH_NAME.jsonl` per run, as lm-eval's `--log_samples` writes them; returns the files.
+def write_lm_eval(log: LogReader, folder: Path) -> list[Path]:
+    """Write one `samples_BENCH_NAME.jsonl` per run in the format of lm-eval's `--log_samples`; return the files.
 
-    What lm-eval has no column for is in a column `trimoe`, which `trimoe log import` reads.
+    Values without a column of lm-eval's are in the column `trimoe`, which `trimoe log import` reads.
     """
     files = []
     for run in log.runs():
@@ -148,11 +161,11 @@ def _lm_eval(run: Run, scored: Scored) -> dict[str, Any]:
             "bench": run.bench,
             "cause": v.cause,
             "finish_reason": s.finish_reason,
-            "prompt_tokens": _known(s.prompt_tokens),
-            "reply_tokens": _known(s.reply_tokens),
+            "prompt_tokens": counted(s.prompt_tokens),
+            "reply_tokens": counted(s.reply_tokens),
             "reasoning": s.reasoning,
             "reasoning_field": s.reasoning_field,
-            "reasoning_tokens": _known(s.reasoning_tokens),
+            "reasoning_tokens": counted(s.reasoning_tokens),
         },
     }
     if v.correct is not None:
@@ -162,7 +175,3 @@ def _lm_eval(run: Run, scored: Scored) -> dict[str, Any]:
 
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-
-
-def _known(tokens: int) -> int | None:
-    return None if tokens == UNCOUNTED else tokens

@@ -1,42 +1,39 @@
-"""What a reader must know of how a run was made: checks that were switched off or could not be made, rows left out.
+"""The caveats shown with a score: checks that were disabled or not possible, guards ignored, rows left out.
 
-Invariants: read from the run's events and results, so a mark cannot be taken off by running the same command again
-with other options; once is enough. A guard counts as ignored when it would have paused the run.
-Not guaranteed: marks of runs that others made (imports), whose log says nothing.
+Invariants: marks come from the run's events and results, so running the same command again with other options does not
+remove one. A guard counts as ignored only if it would have paused the run.
+Not guaranteed: imported runs have no marks, because their record does not say how they were made.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trimoe.evaluate.log.run_log import Run, RunLog
+from trimoe.evaluate.log.reader import LogReader
+from trimoe.evaluate.log.records import Run
 
 Flag = Literal["NO_SANDBOX", "NO_PREFLIGHT", "UNVERIFIED", "GUARD_IGNORED", "LEFT_OUT"]
-OVERRULED = "guard overruled"  # event: a guard would have paused the run, and was ignored
-MADE = ("generating", "asking")  # events of a run that was made here
-UNVERIFIED = (
-    "model",
-    "context",
-    "thinking",
-    "thinking budget",
-)  # findings that a score depends on and a reader cannot see
+OVERRULED = "guard overruled"  # event: an ignored guard would have paused the run
+MADE = ("generating", "asking")  # events of runs made by trimoe
+# Preflight findings that a score depends on and that cannot be seen in the replies.
+UNVERIFIED = ("model", "context", "thinking", "thinking budget")
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One remark; `text` is what tables show."""
+    """One caveat; `text` is shown in tables."""
 
     flag: Flag
     text: str
 
 
-def marks_of(log: RunLog, run: Run) -> list[Mark]:
-    """Marks of how the replies of a run were made and judged, in the order they came up."""
+def marks_of(log: LogReader, run: Run) -> list[Mark]:
+    """Marks on how the replies of a run were generated and judged, oldest first."""
     return marks_of_events(log.events(run))
 
 
 def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mark]:
-    """The same from a run's events, oldest first: (kind, detail)."""
+    """The same from a run's events (kind, detail), oldest first."""
     found: dict[Mark, None] = {}
     for kind, detail in events:
         if kind in (*MADE, "rescoring"):
@@ -46,19 +43,19 @@ def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mar
     return list(found)
 
 
-def shown_marks(log: RunLog, run: Run) -> list[Mark]:
-    """The same, and the rows that a stored score leaves out: for readers of a log that make no result of their own."""
+def shown_marks(log: LogReader, run: Run) -> list[Mark]:
+    """Marks of a stored run, including rows left out of its score, for readers that compute no result themselves."""
     left = max((result.errors for result in log.results(run) if result.score is not None), default=0)
     return marks_of(log, run) + ([left_out(left)] if left else [])
 
 
 def left_out(rows: int) -> Mark:
-    """Rows that could not be scored and were excluded from the score."""
+    """The mark for rows that could not be scored and were excluded from the score."""
     return Mark("LEFT_OUT", f"{rows} unscored rows left out")
 
 
-def was_made_here(log: RunLog, run: Run) -> bool:
-    """Whether the log says how the run was made."""
+def was_made_here(log: LogReader, run: Run) -> bool:
+    """Whether trimoe made the run, so that the log says how."""
     return any(kind in MADE for kind, _ in log.events(run))
 
 
@@ -67,7 +64,7 @@ def _of_event(detail: Mapping[str, Any]) -> list[Mark]:
     if (detail.get("sandbox") or {}).get("engine") == "none":
         marks.append(Mark("NO_SANDBOX", "no sandbox"))
     if detail.get("missing") == 0:
-        return marks  # nothing was asked for: neither preflight nor guards were needed
+        return marks  # nothing was missing, so preflight and guards were not needed
     preflight = detail.get("preflight")
     if preflight is False:
         marks.append(Mark("NO_PREFLIGHT", "no preflight"))

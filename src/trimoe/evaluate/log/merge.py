@@ -1,8 +1,8 @@
-"""Puts several run logs into a new one.
+"""Merges several run logs into a new one.
 
-Invariants: runs of one identity become one run with the samples of all; two logs that hold different replies or
-verdicts for the same sample of the same run, or one name for two runs, are refused with the evidence, because no rule
-could say which of them is right. The sources stay as they are, the result appears whole or not at all.
+Invariants: runs of the same identity become one run with the samples of all. Logs with different replies or verdicts
+for the same sample, or one name for two runs, are refused with the evidence, because nothing tells which one is right.
+The sources are not changed; the result appears whole or not at all.
 """
 
 import sqlite3
@@ -56,7 +56,7 @@ _COPY = (
         SELECT identity, bench, spec_hash, spec, model, sampler, settings, created FROM src.runs ORDER BY id""",
     f"""INSERT OR IGNORE INTO main.names SELECT n.name, n.bench, r.id FROM {_SAME_RUN}
         JOIN src.names n ON n.run_id = o.id ORDER BY n.rowid""",
-    # of two equal samples the first stays, and with it its attempts
+    # Of two equal samples the first is kept, together with its attempts.
     f"""INSERT INTO main.attempts SELECT r.id, a.doc_id, a.started, a.seconds, a.outcome, a.status, a.detail
         FROM {_SAME_RUN} JOIN src.attempts a ON a.run_id = o.id
         WHERE NOT EXISTS (SELECT 1 FROM main.attempts t WHERE t.run_id = r.id AND t.doc_id = a.doc_id
@@ -66,7 +66,7 @@ _COPY = (
         SELECT r.id, s.doc_id, s.position, s.prompt, s.reply, s.finish_reason, s.prompt_tokens, s.reply_tokens,
             s.created, s.reasoning, s.reasoning_field, s.fallback, s.reasoning_tokens, s.marks, s.seconds, s.raw
         FROM {_SAME_RUN} JOIN src.samples s ON s.run_id = o.id ORDER BY s.rowid""",
-    # a verdict takes the place of a row that could not be judged
+    # A verdict replaces an unscored row.
     f"""INSERT INTO main.scores SELECT r.id, s.doc_id, s.scorer, s.extracted, s.correct, s.cause, s.detail
         FROM {_SAME_RUN} JOIN src.scores s ON s.run_id = o.id WHERE true ORDER BY s.rowid
         ON CONFLICT DO UPDATE SET extracted = excluded.extracted, correct = excluded.correct, cause = excluded.cause,
@@ -79,7 +79,7 @@ _COPY = (
         FROM {_SAME_RUN} JOIN src.events e ON e.run_id = o.id
         WHERE NOT EXISTS (SELECT 1 FROM main.events t WHERE t.run_id = r.id AND t.created = e.created
                           AND t.kind = e.kind AND t.detail = e.detail) ORDER BY e.id""",
-    # a result that counts rows as failed may hold no longer: the next eval or rescore makes it anew
+    # A result that counts failed rows may be outdated: the next eval or rescore makes a new one.
     f"""INSERT OR IGNORE INTO main.results SELECT r.id, x.asked, x.scorer, x.correct, x.scored, x.errors, x.score,
             x.standard_error, x.causes, x.ceilings, x.marks, x.created
         FROM {_SAME_RUN} JOIN src.results x ON x.run_id = o.id WHERE x.errors = 0""",
@@ -98,13 +98,13 @@ def merge_logs(sources: Sequence[Path], out: Path) -> Merged:
     """Write `out` from the sources, in their order. `RunLogError` lists what contradicts itself."""
     if len(sources) < 2:
         raise UsageError(
-            "one log is no merge",
-            expected="two or more logs",
+            "a merge needs two or more logs",
+            expected="two or more",
             actual=f"{len(sources)}",
-            remedy="name all logs before -o",
+            remedy="give all logs before -o",
         )
     for source in sources:
-        RunLog(source, create=False).close()  # refuses what is no log, and brings an old one to this schema
+        RunLog(source, create=False).close()  # refuses other files and migrates old logs
     with publish_file(out) as temporary:
         db = open_log(temporary)
         try:
@@ -113,7 +113,7 @@ def merge_logs(sources: Sequence[Path], out: Path) -> Merged:
             (runs,), (samples,) = (
                 db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("runs", "samples")
             )
-            db.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it, is what is renamed
+            db.execute("PRAGMA journal_mode = DELETE")  # a single file, without a -wal file, is renamed
         finally:
             db.close()
     return Merged(runs, samples)
@@ -125,10 +125,10 @@ def _take_in(db: sqlite3.Connection, source: Path) -> None:
         for what, query in _CONFLICTS:
             if found := [text for (text,) in db.execute(query)]:
                 raise RunLogError(
-                    f"{source} contradicts a log before it: {what}",
-                    expected="the same for the same sample of the same run",
+                    f"{source} contradicts an earlier log: {what}",
+                    expected="equal replies and verdicts for the same sample of the same run",
                     actual="; ".join(found[:_FEW]) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else ""),
-                    remedy="leave one of the logs out, or evaluate again into a new one",
+                    remedy="leave one of the logs out, or evaluate again into a new log",
                 )
         with transaction(db):
             for statement in _COPY:

@@ -1,7 +1,7 @@
-"""The run log's tables, and the named migrations that lead to them from any older log.
+"""Tables of the run log and the named migrations that create them.
 
-Invariants: a migration is applied whole or not at all, never twice, and none is ever changed once it was released: the
-schema grows by a new one at the end. A log of a newer trimoe and a file of something else are refused, unchanged.
+Invariants: a migration is applied completely or not at all, and never twice. A released migration never changes; the
+schema grows by appending one. Logs of a newer trimoe and files of other programs are refused and not modified.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from trimoe.errors import RunLogError
 
-_APPLICATION_ID = 0x74726D6F  # "trmo": tells our log from any other SQLite file
+_APPLICATION_ID = 0x74726D6F  # "trmo" marks a run log among SQLite files
 
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
@@ -49,7 +49,7 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "ALTER TABLE samples ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT -1",
             "ALTER TABLE samples ADD COLUMN marks TEXT NOT NULL DEFAULT ''",
             "ALTER TABLE samples ADD COLUMN seconds REAL",
-            "ALTER TABLE samples ADD COLUMN raw BLOB",  # the JSON as text, or the same deflated
+            "ALTER TABLE samples ADD COLUMN raw BLOB",  # JSON as text, or deflated
             """CREATE TABLE attempts (
                 run_id INTEGER NOT NULL REFERENCES runs(id), doc_id TEXT NOT NULL, started TEXT NOT NULL,
                 seconds REAL NOT NULL, outcome TEXT NOT NULL, status INTEGER, detail TEXT NOT NULL)""",
@@ -69,13 +69,13 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def open_log(path: Path) -> sqlite3.Connection:
-    """A connection to a log of the newest schema; `RunLogError` for a file that is not ours."""
+    """A connection to a log, migrated to the newest schema. `RunLogError` for a file that is not a run log."""
     db: sqlite3.Connection | None = None
     try:
         db = sqlite3.connect(path, timeout=30, isolation_level=None)
-        _refuse_strangers(db, path)
+        _require_run_log(db, path)
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a counted sample survives a power cut
+        db.execute("PRAGMA synchronous = FULL")  # a stored reply survives a power failure
         db.execute("PRAGMA foreign_keys = ON")
         _migrate(db)
     except sqlite3.Error as exc:
@@ -95,9 +95,9 @@ def open_log(path: Path) -> sqlite3.Connection:
 
 
 def open_readonly(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write, for readers beside a running evaluation. An older schema stays as it is.
+    """A read-only connection, usable while an evaluation writes the log. An older schema is not migrated.
 
-    `RunLogError` for a file that is missing, not ours, of a newer trimoe, or without the first schema's tables.
+    `RunLogError` for a file that is missing, empty, not a run log, or written by a newer trimoe.
     """
     if not path.is_file():
         raise RunLogError(
@@ -106,12 +106,12 @@ def open_readonly(path: Path) -> sqlite3.Connection:
     db: sqlite3.Connection | None = None
     try:
         db = _connect_readonly(path)
-        _refuse_strangers(db, path)
+        _require_run_log(db, path)
         if not _applied(db):
             raise RunLogError(
-                f"{path} has no run log in it yet",
-                expected="the tables of a run log",
-                actual="an empty file, or a log that was never finished being made",
+                f"{path} is empty",
+                expected="a run log",
+                actual="an SQLite file without tables",
                 remedy="run `trimoe eval MODEL --log ...` first",
             )
     except sqlite3.Error as exc:
@@ -131,7 +131,7 @@ def open_readonly(path: Path) -> sqlite3.Connection:
 
 
 def is_current(db: sqlite3.Connection) -> bool:
-    """Whether a log has the newest schema, so that it can be read as `RunLog` does without being migrated first."""
+    """Whether a log has the newest schema, so that `RunLog` can read it without migrating it first."""
     return _applied(db) == {name for name, _ in MIGRATIONS}
 
 
@@ -145,18 +145,18 @@ def _connect_readonly(path: Path) -> sqlite3.Connection:
         beside = path.with_name(path.name + "-wal")
         if beside.exists() and beside.stat().st_size:
             raise
-        # a log in WAL mode in a folder that cannot be written: nobody writes it, so it may be read as it lies
+        # A log in WAL mode in a read-only folder: nobody can be writing it, so it is read without locks.
         db = sqlite3.connect(address + "&immutable=1", uri=True, isolation_level=None)
     return db
 
 
-def _refuse_strangers(db: sqlite3.Connection, path: Path) -> None:
+def _require_run_log(db: sqlite3.Connection, path: Path) -> None:
     tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if tables and application != _APPLICATION_ID:
         raise RunLogError(
-            f"{path} is an SQLite file of something else",
-            expected="a run log of trimoe",
+            f"{path} is not a run log",
+            expected="an SQLite file written by trimoe",
             actual=f"tables {', '.join(sorted(tables)[:5])}",
             remedy="choose another --log",
         )
@@ -173,7 +173,7 @@ def _refuse_strangers(db: sqlite3.Connection, path: Path) -> None:
 
 def _migrate(db: sqlite3.Connection) -> None:
     if is_current(db):
-        return  # reading a log writes nothing
+        return  # opening a current log writes nothing
     with transaction(db):
         db.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied TEXT NOT NULL)")
         db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -182,7 +182,7 @@ def _migrate(db: sqlite3.Connection) -> None:
         if name not in applied:
             with transaction(db):
                 if db.execute("SELECT 1 FROM migrations WHERE name = ?", (name,)).fetchone():
-                    continue  # another process was faster
+                    continue  # another process has applied it
                 for statement in statements:
                     db.execute(statement)
                 db.execute("INSERT INTO migrations VALUES (?, ?)", (name, now()))
@@ -196,7 +196,7 @@ def _applied(db: sqlite3.Connection) -> set[str]:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; the write lock is taken at once, so two writers wait for each other."""
+    """All or nothing. The write lock is taken at once, so two writers wait for each other."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -207,5 +207,5 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def now() -> str:
-    """UTC, milliseconds."""
+    """The current time: ISO 8601, UTC, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,7 +1,7 @@
-"""What a run comes to: score, standard error, causes, ceilings, and the marks that must be shown beside them.
+"""Results of runs: score, standard error, causes, ceilings, and the marks shown with them.
 
-Invariants: a run with rows that could not be scored has no score, until they are scored or left out in so many words
-(`exclude_errors`, a mark); of a bench in parts the score is the mean of its parts. All of it is stored together.
+Invariants: a run with unscored rows has no score until they are scored or explicitly excluded (`exclude_errors`, which
+adds a mark). The score of a bench in parts is the mean of its parts. All of a result is stored together.
 """
 
 import math
@@ -13,16 +13,18 @@ from typing import Any
 from trimoe.bench.bench import Verdict
 from trimoe.bench.cause import Ceilings, Limits, ceilings
 from trimoe.evaluate.log.marks import left_out, marks_of
-from trimoe.evaluate.log.run_log import Result, Run, RunLog, Scored
+from trimoe.evaluate.log.reader import LogReader
+from trimoe.evaluate.log.records import Result, Run, Scored
+from trimoe.evaluate.log.run_log import RunLog
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """One run's result over its first `n` rows. `score` is correct / scored, None while a row is not scored.
 
-    Of a bench in parts (languages) it is the mean of the parts, None when one of them could not be scored. `errors`
-    are rows without a reply; `unscored` counts them too. `standard_error` is of the score, both shares in [0, 1].
-    `marks` say what a reader must know (an ignored guard, no sandbox, ...); `ceilings` what limits did to the replies.
+    For a bench in parts (languages) it is the mean of the parts, None if one of them could not be scored. `errors`
+    counts rows without a reply; `unscored` includes them. `score` and `standard_error` are in [0, 1]. `marks` are
+    caveats (an ignored guard, no sandbox, ...); `ceilings` tells whether token limits cut replies.
     """
 
     run_id: int
@@ -41,14 +43,14 @@ class RunSummary:
     marks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """As JSON values."""
         return asdict(self)
 
 
 def summarize(
-    log: RunLog, run: Run, doc_ids: Sequence[str] | None = None, *, exclude_errors: bool = False
+    log: LogReader, run: Run, doc_ids: Sequence[str] | None = None, *, exclude_errors: bool = False
 ) -> RunSummary:
-    """Counts of a run, over some rows or all that are stored."""
+    """The result of a run over the rows `doc_ids`, or over all stored ones."""
     chosen = set(doc_ids) if doc_ids is not None else None
     samples = [s for s in log.samples(run) if chosen is None or s.sample.doc_id in chosen]
     verdicts = [s.verdict for s in samples]
@@ -81,7 +83,7 @@ def summarize(
 def score_of(
     run: Run, samples: Sequence[Scored], *, exclude_errors: bool = False
 ) -> tuple[float | None, float | None, dict[str, float | None]]:
-    """(score, its standard error, score of each part) by the bench's own average; looks at ids and verdicts only."""
+    """Score, standard error and score of each part, averaged as the bench says. Reads only ids and verdicts."""
     groups = _parts(samples) if run.spec.get("average") == "macro" else {}
     parts = {name: _share(group, exclude_errors) for name, group in groups.items()}
     score, error = _mean(list(groups.values()) or [[s.verdict for s in samples]], exclude_errors)
@@ -89,7 +91,7 @@ def score_of(
 
 
 def conclude(log: RunLog, run: Run, scorer: int, doc_ids: Sequence[str] | None, exclude_errors: bool) -> RunSummary:
-    """Summarize and store the result."""
+    """Summarize a run and store the result."""
     s = summarize(log, run, doc_ids, exclude_errors=exclude_errors)
     asked = s.n if doc_ids is None else len(doc_ids)
     scored = s.n - s.unscored
@@ -101,20 +103,20 @@ def conclude(log: RunLog, run: Run, scorer: int, doc_ids: Sequence[str] | None, 
 
 
 def limits_of(run: Run) -> Limits:
-    """Cap and thinking budget of the run's bench, context of its server."""
+    """Token limits of a run: cap and thinking budget of its bench, context of its server."""
     think = (run.spec.get("generation") or {}).get("think_budget", 0)
     return Limits(int(run.spec.get("max_new_tokens", 0)), int(think), run.sampler.get("context"))
 
 
 def run_ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
-    """What limits did to a run's scored replies; None where one is not counted, or the limits are not known."""
+    """How token limits affected a run's scored replies; None if a count or the limits are unknown."""
     limits = limits_of(run)
     scored = [s for s in samples if s.verdict.correct is not None]
     seen = [s.sample.observed() for s in scored]
     counts = [o.tokens for o in seen]
     if not limits.cap or not counts or any(count is None for count in counts):
         return None
-    # the answer room is a ceiling only where every answer is counted apart from its reasoning
+    # The answer's share of the cap is a ceiling only if every answer is counted separately from its reasoning.
     uncounted = any(o.reasoning.strip() and o.reasoning_tokens is None for o in seen)
     split = not uncounted and any(o.reasoning_tokens for o in seen)
     tokens = [(o.content_tokens if split else o.tokens) or 0 for o in seen]
@@ -129,7 +131,7 @@ def run_ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
 
 
 def _parts(samples: Sequence[Scored]) -> dict[str, list[Verdict]]:
-    """Verdicts of each part; the part is what stands before "::" in a row's id. Imported rows may have none."""
+    """Verdicts by part, the text before "::" in a row's id. Imported rows may have no part."""
     parts: dict[str, list[Verdict]] = {}
     for scored in samples:
         part, mark, _ = scored.sample.doc_id.partition("::")
@@ -139,7 +141,7 @@ def _parts(samples: Sequence[Scored]) -> dict[str, list[Verdict]]:
 
 
 def _mean(groups: Sequence[Sequence[Verdict]], exclude: bool) -> tuple[float | None, float | None]:
-    """Mean of the groups' shares with its standard error; one group that has no share leaves the whole without."""
+    """Mean of the groups' shares with its standard error; (None, None) if a group has no share."""
     shares = [_share(group, exclude) for group in groups]
     known = [share for share in shares if share is not None]
     if len(known) != len(groups):

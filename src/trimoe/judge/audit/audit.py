@@ -16,8 +16,9 @@ from trimoe.bench.catalog import benches, find
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import BadInput, MissingPrerequisite, UsageError
 from trimoe.evaluate.log.marks import shown_marks, was_made_here
-from trimoe.evaluate.log.run_log import Run, RunLog, Scored
-from trimoe.evaluate.run import summarize
+from trimoe.evaluate.log.records import Run, Scored
+from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.log.summary import summarize
 from trimoe.io.publish import read_json
 from trimoe.judge.audit.check import Check
 from trimoe.judge.audit.pairs import pair_checks

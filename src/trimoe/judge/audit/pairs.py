@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from trimoe.evaluate.log.run_log import Scored
+from trimoe.evaluate.log.records import Scored
 from trimoe.judge.audit.check import Check
 from trimoe.judge.audit.rules import Rules, Thresholds
 from trimoe.judge.measures import looped, split_failures

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trimoe.evaluate.log.marks import Flag, Mark
-from trimoe.evaluate.log.run_log import Run, Scored
+from trimoe.evaluate.log.records import Run, Scored
 from trimoe.judge.audit.check import Check
 from trimoe.judge.audit.rules import Rules, Thresholds
 from trimoe.judge.measures import Measures

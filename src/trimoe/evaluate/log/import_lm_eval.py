@@ -1,8 +1,8 @@
-"""Takes samples that others recorded into a run log, and judges them with our extraction and scorers, offline.
+"""Imports samples recorded by lm-eval into a run log and judges them with trimoe's extraction and scorers, offline.
 
-Invariants: a recorded verdict never becomes ours; both are compared and every difference is named. Rows carry their own
-questions, so no data set is needed, except where a record has none (LiveCodeBench): then replies are kept unscored.
-Two rows of one document (lm-eval writes one per filter) count once, and must hold the same reply.
+Invariants: a recorded verdict is never adopted; it is compared with trimoe's, and every difference is reported. The
+records include their questions, so no data set is needed; replies of records without them (LiveCodeBench) stay
+unscored. Two rows of one document (lm-eval writes one per filter) count once and must hold the same reply.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +15,15 @@ from trimoe.bench.catalog import find
 from trimoe.bench.cause import Observed
 from trimoe.bench.row_sources import read_file
 from trimoe.errors import BenchError
-from trimoe.evaluate.log.run_log import UNCOUNTED, RunLog, Sample
-from trimoe.evaluate.run import RunSummary, summarize
+from trimoe.evaluate.log.records import UNCOUNTED, Sample
+from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.log.summary import RunSummary, summarize
 from trimoe.io.publish import sha256_file
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One sample as somebody else kept it. `verdict` is theirs, None when the record has none for our metric."""
+    """One recorded sample. `verdict` is the recorded one, None if there is none for the bench's metric."""
 
     doc_id: str
     reply: str
@@ -40,7 +41,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Difference:
-    """A sample whose recorded verdict is not ours; `reason` where the bench's spec knows it."""
+    """A sample whose recorded verdict differs from trimoe's; `reason` if the bench's spec lists one."""
 
     doc_id: str
     recorded: bool
@@ -51,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import: the run's summary, and how its verdicts stand to the recorded ones."""
+    """The result of an import: the run's summary and the comparison with the recorded verdicts."""
 
     summary: RunSummary
     metric: str
@@ -62,10 +63,10 @@ class Imported:
 def import_lm_eval(
     file: Path, bench_name: str, log_path: Path, *, name: str | None = None, data: Path | None = None
 ) -> Imported:
-    """Import lm-eval's samples file (JSON lines, gzipped or not), or the reference's own LiveCodeBench records.
+    """Import a samples file of lm-eval (JSON lines, optionally gzipped), or LiveCodeBench records of the reference.
 
-    The run is labelled `name` (default: the file's name up to its first dot). Importing the same file again changes
-    nothing. Raises `BenchError` for rows that are not of this form, `UsageError` for an unknown bench.
+    The run is labelled `name` (default: the file's name up to its first dot). Importing a file again changes nothing.
+    Raises `BenchError` for rows in another format, `UsageError` for an unknown bench.
     """
     bench = find([bench_name])[0]
     samples = read_samples(file, bench)
@@ -97,29 +98,33 @@ def read_samples(file: Path, bench: Bench) -> list[Recorded]:
     found: dict[str, Recorded] = {}
     for number, row in enumerate(read_file(file), 1):
         try:
-            sample = _own(row) if "completion" in row else _lm_eval(row, metric, wanted)
+            sample = _reference_row(row) if "completion" in row else _lm_eval_row(row, metric, wanted)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as exc:
             raise BenchError(
                 f"{file} row {number} is not a recorded sample",
                 expected="a row of lm-eval's samples file (doc_id, doc, resps)",
                 actual=f"{type(exc).__name__}: {exc}",
-                remedy="export it with --log_samples",
+                remedy="run lm-eval with --log_samples",
             ) from exc
         before = found.setdefault(sample.doc_id, sample)
         if before.reply != sample.reply:
-            raise BenchError(f"{file} holds two replies to document {sample.doc_id}", expected="one run per file")
+            raise BenchError(
+                f"{file} holds two different replies to document {sample.doc_id}",
+                expected="the samples of one run",
+                remedy="split the file by run",
+            )
         if before.verdict is None and sample.verdict is not None:
             found[sample.doc_id] = sample
     if not found:
-        raise BenchError(f"{file} holds no samples", expected="at least one row")
+        raise BenchError(f"{file} holds no samples", expected="at least one row", remedy="check the path")
     return list(found.values())
 
 
-def _lm_eval(row: Mapping[str, Any], metric: str, wanted: str) -> Recorded:
+def _lm_eval_row(row: Mapping[str, Any], metric: str, wanted: str) -> Recorded:
     first = row["resps"][0]
     reply = first if isinstance(first, str) else (first[0] if first else "")
     arguments = row.get("arguments", {}).get("gen_args_0", {})
-    ours = row.get("trimoe") or {}  # what our own export keeps beside lm-eval's columns
+    ours = row.get("trimoe") or {}  # written by `trimoe log export --format lm-eval`
     filtered = not wanted or row.get("filter") in (None, "none", wanted)
     verdict = bool(row[metric]) if filtered and metric in row else None
     return Recorded(
@@ -143,12 +148,12 @@ def _counted(tokens: Any) -> int:
 
 
 def _prompt(argument: Any) -> str | None:
-    """What was sent: lm-eval keeps the turns of a chat as JSON text in a list."""
+    """The prompt; lm-eval stores the turns of a chat as JSON text in a list."""
     return str(argument[0] if isinstance(argument, list) else argument) if argument else None
 
 
-def _own(row: Mapping[str, Any]) -> Recorded:
-    """A row of the reference's own runner; the statement is missing there or replaced by its hash."""
+def _reference_row(row: Mapping[str, Any]) -> Recorded:
+    """A row of the reference's own runner, where the question is missing or replaced by its hash."""
     return Recorded(
         str(row["task_id"]),
         str(row["completion"] or ""),
@@ -163,7 +168,7 @@ def _own(row: Mapping[str, Any]) -> Recorded:
 
 
 def _docs(samples: Sequence[Recorded], bench: Bench, data: Path | None) -> list[Doc | None]:
-    """Each sample's row: from the record, or from local files where the record has none."""
+    """Each sample's row of the bench: from the record, or from local files if the record has none."""
     here = bench.protocol is None or (data is not None and any(sample.doc is None for sample in samples))
     known = {doc.doc_id: doc for doc in bench.docs(data)} if here else {}
     return [_doc(sample, bench, known) for sample in samples]
@@ -176,8 +181,8 @@ def _doc(sample: Recorded, bench: Bench, known: Mapping[str, Doc]) -> Doc | None
         return bench.record(sample.doc_id, sample.doc)
     except (BenchError, KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise BenchError(
-            f"document {sample.doc_id} is no row of {bench.name}",
-            expected="the columns of that data set",
+            f"document {sample.doc_id} is not a row of {bench.name}",
+            expected="the columns of that bench's data set",
             actual=f"{type(exc).__name__}: {exc}",
             remedy="check --bench",
         ) from exc
@@ -196,7 +201,7 @@ def _observed(sample: Recorded) -> Observed:
 
 
 def _unscored(sample: Recorded, bench: Bench) -> Verdict:
-    reason = "the record has no tests: pass --data with the data set to score it"
+    reason = "the record has no tests; give --data with the data set to score it"
     return Verdict(None, "harness error", bench.extract(sample.reply), reason)
 
 
