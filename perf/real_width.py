@@ -25,7 +25,9 @@ from trimoe.quantize.ladder.file import ImatrixOptions, Ladder
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.plan.plan import size_of
-from trimoe.quantize.types.layout import blueprint_of_config, blueprint_of_gguf, shipped_config
+from trimoe.quantize.plan.shipped import shipped_config
+from trimoe.quantize.types.blueprint import blueprint_of_gguf
+from trimoe.quantize.types.config_blueprint import blueprint_of_config
 from trimoe.quantize.types.sizes import bytes_about
 from trimoe.quantize.types.tiers import find_tiers
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from trimoe.llamacpp.tools import LlamaCpp
-from trimoe.quantize.types.layout import Blueprint, blueprint_of_config, shipped_config
+from trimoe.quantize.plan.shipped import shipped_config
+from trimoe.quantize.types.blueprint import Blueprint
+from trimoe.quantize.types.config_blueprint import blueprint_of_config
 
 _DRY = re.compile(
     r"\[ *\d+/ *\d+\] (\S+) +- \[[^\]]*\], type = +(\S+), size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\S+)\))?"

@@ -22,7 +22,7 @@ from helpers.hand_made import (
 )
 from trimoe.errors import CheckpointError
 from trimoe.model import family as arch_module
-from trimoe.model.checkpoint import check_finite, open_checkpoint
+from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.family import all_archs, form, parse_arch
 
 

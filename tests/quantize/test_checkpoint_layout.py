@@ -18,7 +18,7 @@ from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 from trimoe.quantize.nvfp4.sizes import predict
 from trimoe.quantize.plan.checkpoint_layout import checkpoint_of_config
 from trimoe.quantize.plan.checkpoint_size import checkpoint_bytes
-from trimoe.quantize.types.layout import shipped_config
+from trimoe.quantize.plan.shipped import shipped_config
 from trimoe.quantize.types.vision import vision_of
 
 

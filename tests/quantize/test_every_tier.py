@@ -14,7 +14,7 @@ from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.plan.plan import size_of
-from trimoe.quantize.types.layout import Blueprint, blueprint_of_gguf
+from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
 from trimoe.quantize.types.sizes import bytes_about
 from trimoe.quantize.types.tensor_types import allows_quantization
 from trimoe.quantize.types.tiers import all_tiers

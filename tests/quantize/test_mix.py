@@ -175,7 +175,7 @@ def test_a_killed_measurement_goes_on(
 
 
 def space_of_base(base: Path) -> Space:
-    from trimoe.quantize.types.layout import blueprint_of_gguf
+    from trimoe.quantize.types.blueprint import blueprint_of_gguf
 
     return space_of(blueprint_of_gguf(open_gguf(base)), FEW, [], None)
 

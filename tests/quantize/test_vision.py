@@ -10,7 +10,7 @@ from trimoe.errors import CheckpointError
 from trimoe.io.publish import read_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
-from trimoe.quantize.types.layout import shipped_config
+from trimoe.quantize.plan.shipped import shipped_config
 from trimoe.quantize.types.vision import vision_of
 
 

@@ -101,7 +101,7 @@ def _require_smaller(base: Checkpoint, pruned: Path, config: dict[str, Any]) -> 
     scope: Any = config
     for key in base.config_scope:
         scope = scope.get(key) if isinstance(scope, dict) else None
-    count = scope.get(base.arch.config.num_experts) if isinstance(scope, dict) else None
+    count = scope.get(base.hf.config.num_experts) if isinstance(scope, dict) else None
     if type(count) is int and count > base.num_experts:
         raise UsageError(
             f"{pruned} has more experts than the original",
@@ -240,7 +240,7 @@ def _identity(base: Checkpoint, pruned: Path, index: Index | None, config: dict[
     scope: Any = config or {}
     for key in base.config_scope:
         scope = scope.get(key) if isinstance(scope, dict) else None
-    count = scope.get(base.arch.config.num_experts) if isinstance(scope, dict) else None
+    count = scope.get(base.hf.config.num_experts) if isinstance(scope, dict) else None
     try:
         fingerprint = open_checkpoint(pruned).fingerprint
     except CheckpointError:

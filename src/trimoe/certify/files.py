@@ -62,14 +62,14 @@ def check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | N
 
 
 def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
-    key = ".".join((*base.config_scope, base.arch.config.num_experts))
+    key = ".".join((*base.config_scope, base.hf.config.num_experts))
     kept = None if drop_map is None else kept_count(drop_map)
     counts: set[str] = set()
     want, have = copy.deepcopy(base.config), copy.deepcopy(pruned)
     scope = want
     for part in base.config_scope:
         scope = scope[part]
-    for name in (base.arch.config.num_experts, *base.arch.config.num_experts_also):
+    for name in (base.hf.config.num_experts, *base.hf.config.num_experts_also):
         if name in scope:
             scope[name] = kept
             counts.add(".".join((*base.config_scope, name)))

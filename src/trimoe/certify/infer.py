@@ -31,7 +31,8 @@ from trimoe.certify.tensors import (
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
 from trimoe.io.progress import Progress
-from trimoe.model.checkpoint import Checkpoint, ExpertTensor, open_checkpoint
+from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.experts import ExpertTensor
 from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
 
 

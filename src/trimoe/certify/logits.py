@@ -82,8 +82,8 @@ def check_logits(
     progress: Progress | None = None,
 ) -> LogitProof:
     """Load both models in fp32, one after the other, and compare their logits. Needs torch and transformers."""
-    if "router" not in base.arch.roles:
-        return LogitProof(not_run(f"family {base.arch.name} has no router role"))
+    if "router" not in base.hf.roles:
+        return LogitProof(not_run(f"family {base.family.name} has no router role"))
     loading: Check | None = None
     try:
         ids = _tokenize(base.path, prompts)

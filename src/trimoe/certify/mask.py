@@ -78,11 +78,11 @@ def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
         weight = _loaded_tensor(base, "router", layer, model)
         dropped = torch.zeros(base.num_experts, dtype=torch.bool)
         dropped[list(drop_map.drop[layer])] = True
-        selecting = [name for name, role in base.arch.roles.items() if role.selects]
+        selecting = [name for name, role in base.hf.roles.items() if role.selects]
         present = [name for name in selecting if base.role_name(name, layer) in base.index]
         terms = [_loaded_tensor(base, name, layer, model).detach() for name in present]
         routers[weight.data_ptr()] = _Router(
-            layer, base.arch.routing.score, dropped.to(weight.device), terms, [term.clone() for term in terms]
+            layer, base.hf.routing.score, dropped.to(weight.device), terms, [term.clone() for term in terms]
         )
 
     class RouterMask(TorchFunctionMode):  # type: ignore[misc, unused-ignore]

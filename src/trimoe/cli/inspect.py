@@ -26,7 +26,8 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
       trimoe inspect gemma-4-26B-A4B-it --json
       trimoe inspect gemma-4-26B-A4B-it-Q4_K_M.gguf
     """
-    from trimoe.model.checkpoint import check_finite, open_checkpoint
+    from trimoe.model.checkpoint import open_checkpoint
+    from trimoe.model.finite import check_finite
     from trimoe.model.gguf.file import find_gguf
     from trimoe.model.gguf.model import open_gguf_model
 
@@ -71,10 +72,10 @@ def describe(checkpoint: Any) -> dict[str, Any]:
     expert_bytes = sum(tensor.info.nbytes for tensor in checkpoint.expert_tensors.values())
     first = checkpoint.moe_layers[0]
     in_first = [t.info.nbytes for name, t in checkpoint.expert_tensors.items() if checkpoint.layer_of(name) == first]
-    per_expert = any(role.per_expert for role in checkpoint.arch.roles.values())
+    per_expert = any(role.per_expert for role in checkpoint.hf.roles.values())
     return {
         "path": str(checkpoint.path),
-        "family": checkpoint.arch.name,
+        "family": checkpoint.family.name,
         "layout": "one tensor per expert" if per_expert else "stacked experts",
         "prefix": checkpoint.prefix,
         "roles": sorted({tensor.role for tensor in checkpoint.expert_tensors.values()}),

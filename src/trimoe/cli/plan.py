@@ -10,7 +10,7 @@ from trimoe.errors import BadInput, UsageError
 
 if TYPE_CHECKING:
     from trimoe.quantize.plan.plan import Candidate, Memory, Serving
-    from trimoe.quantize.types.layout import Blueprint
+    from trimoe.quantize.types.blueprint import Blueprint
     from trimoe.quantize.types.sizes import Size
 
 
@@ -128,7 +128,8 @@ def load_blueprint(model: str) -> "Blueprint":
     from trimoe.io.publish import read_json
     from trimoe.model.gguf.file import find_gguf, open_gguf
     from trimoe.model.safetensors import read_index
-    from trimoe.quantize.types.layout import blueprint_of_config, blueprint_of_gguf
+    from trimoe.quantize.types.blueprint import blueprint_of_gguf
+    from trimoe.quantize.types.config_blueprint import blueprint_of_config
 
     path = Path(model)
     if path.exists():
@@ -147,7 +148,7 @@ def load_blueprint(model: str) -> "Blueprint":
 
 def named_config(name: str) -> dict[str, Any]:
     """A shipped configuration. Raises `BadInput`."""
-    from trimoe.quantize.types.layout import shipped_config, shipped_configs
+    from trimoe.quantize.plan.shipped import shipped_config, shipped_configs
 
     config = shipped_config(name)
     if config is None:

@@ -35,7 +35,7 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
     """The text of the original config.json with the digits of the expert count replaced, and quantization settings
     renumbered where they name experts."""
     raw = (checkpoint.path / "config.json").read_bytes()
-    keys = checkpoint.arch.config
+    keys = checkpoint.hf.config
     try:
         text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
     except UnicodeDecodeError as exc:

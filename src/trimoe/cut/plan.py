@@ -11,7 +11,8 @@ from math import prod
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError, MapError
-from trimoe.model.checkpoint import Checkpoint, ExpertTensor
+from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.experts import ExpertTensor
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo, nbytes_of
 
 DEFAULT_SHARD = 5_000_000_000

@@ -31,7 +31,7 @@ class ExpertNames:
     def __init__(self, checkpoint: Checkpoint, keeps: Keeps) -> None:
         self._checkpoint, self._keeps = checkpoint, keeps
         # A stack may have been named expert by expert all the same (its modules before it was fused).
-        tensors = {role.tensor for roles in checkpoint.arch.variants() for role in roles.values()}
+        tensors = {role.tensor for roles in checkpoint.hf.variants() for role in roles.values()}
         places = {t.partition("{E}")[0] for t in tensors if "{E}" in t}
         places |= {t[: t.index("experts.") + len("experts.")] for t in tensors if "experts." in t}
         inside = "|".join(sorted(re.escape(place).replace(r"\.", _DOT) for place in places))
@@ -73,8 +73,8 @@ class ExpertNames:
     def _layer(self, head: str, number: int) -> int:
         """The layer whose drops apply: a drafting block follows the last one with experts."""
         checkpoint = self._checkpoint
-        draft, plain = checkpoint.arch.draft_prefix, head.replace("\\", "")
-        own = draft is not None and draft not in checkpoint.arch.layer_prefixes
+        draft, plain = checkpoint.hf.draft_prefix, head.replace("\\", "")
+        own = draft is not None and draft not in checkpoint.hf.layer_prefixes
         if number >= checkpoint.num_layers or (own and draft and plain.endswith(draft.partition("layers.")[0])):
             return max(self._keeps)
         return number

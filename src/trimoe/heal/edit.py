@@ -103,12 +103,12 @@ def factor_edits(model: Checkpoint, method: str, alpha: float, on: str = "down")
 
 
 def _name(model: Checkpoint, method: str, layer: int, on: str) -> str:
-    arch, prefix = model.arch, model.prefix.replace("{L}", str(layer))
+    hf, prefix = model.hf, model.prefix.replace("{L}", str(layer))
     if method == "expert-scale":
-        if "per_expert_scale" not in arch.roles:
+        if "per_expert_scale" not in hf.roles:
             raise _without(model, "per_expert_scale", "shared-alpha or router")
         return model.role_name("per_expert_scale", layer)
-    suffix = arch.shared_gain if on == "gain" else arch.shared_down
+    suffix = hf.shared_gain if on == "gain" else hf.shared_down
     if suffix is None:
         what = "norm behind its shared FFN" if on == "gain" else "FFN that runs beside the experts"
         raise _without(model, what, "router" if on != "gain" else "--on down")
@@ -117,9 +117,9 @@ def _name(model: Checkpoint, method: str, layer: int, on: str) -> str:
 
 def _without(model: Checkpoint, what: str, instead: str) -> CheckpointError:
     return CheckpointError(
-        f"family {model.arch.name} has no {what}",
+        f"family {model.family.name} has no {what}",
         expected="a family that has one",
-        actual=model.arch.note or model.arch.name,
+        actual=model.family.note or model.family.name,
         remedy=f"use {instead}",
     )
 

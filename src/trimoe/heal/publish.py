@@ -62,8 +62,8 @@ def require_related(base: Checkpoint, pruned: Checkpoint) -> None:
     """Raise `CheckpointError` unless `pruned` can be a cut of `base`: same family, layers and untouched tensors."""
     mine = {n: (t.dtype, t.shape) for n, t in base.index.items() if n not in base.expert_tensors}
     other = {n: (t.dtype, t.shape) for n, t in pruned.index.items() if n not in pruned.expert_tensors}
-    if base.arch.name != pruned.arch.name or mine != other or pruned.num_experts > base.num_experts:
-        wrong = min((n for n in mine.keys() | other.keys() if mine.get(n) != other.get(n)), default=base.arch.name)
+    if base.family.name != pruned.family.name or mine != other or pruned.num_experts > base.num_experts:
+        wrong = min((n for n in mine.keys() | other.keys() if mine.get(n) != other.get(n)), default=base.family.name)
         raise CheckpointError(
             f"{pruned.path} is no cut of {base.path}",
             expected=f"{wrong}: {mine.get(wrong)}",

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from trimoe.errors import CheckpointError
-from trimoe.model.family import Role
+from trimoe.model.family.hf import Role
 from trimoe.model.safetensors import TensorInfo
 
 Index = dict[str, TensorInfo]

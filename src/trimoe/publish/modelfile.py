@@ -1,50 +1,19 @@
-"""Modelfiles for ollama: template, renderer, parser, stops and parameters of a family, as data in `modelfiles/`.
+"""Modelfiles for ollama, from section [[ollama]] of a family file: template, renderer, parser, stops and parameters.
 
-Invariants: the family is found from the GGUF's own header (architecture, and what its chat template holds), never from
-a name; exactly one must fit. The beginning-of-text token is in the template only if the file says that it is not added.
-Not guaranteed: texts are not trimmed, because ollama's templates cannot; a text with blank ends differs there from the
-checkpoint's own chat template.
+Invariants: the family follows from the GGUF's own header (architecture, and the texts in its chat template), never from
+a name; exactly one variant must fit. The beginning-of-text token is in the template only if the file says that it is
+not added. Not guaranteed: texts are not trimmed, because ollama's templates cannot; a text with surrounding white space
+is rendered differently from the checkpoint's own chat template.
 """
 
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from trimoe.errors import BadInput
+from trimoe.model.family.file import family_of
+from trimoe.model.family.serving import Ollama
 from trimoe.model.gguf.file import Gguf, open_gguf
 from trimoe.quantize.types.tiers import all_tiers
-
-FOLDER = "trimoe.publish"
-
-
-class Family(BaseModel):
-    """One file of `modelfiles/`. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    architecture: str
-    """`general.architecture` of the GGUF."""
-    chat_template_has: list[str] = []
-    """Texts that its chat template must hold."""
-    chat_template_lacks: list[str] = []
-    """Texts that it must not hold."""
-    template: str
-    """The file beside this one with ollama's template (Go text/template)."""
-    renderer: str | None = None
-    parser: str | None = None
-    stop: list[str] = Field(min_length=1)
-    parameters: dict[str, int | float] = {}
-
-    def fits(self, gguf: Gguf) -> bool:
-        """Whether a GGUF is of this family."""
-        text = str(gguf.get("tokenizer.chat_template") or "")
-        return (
-            gguf.get("general.architecture") == self.architecture
-            and all(word in text for word in self.chat_template_has)
-            and not any(word in text for word in self.chat_template_lacks)
-        )
 
 
 @dataclass(frozen=True)
@@ -57,56 +26,39 @@ class Modelfile:
     text: str
 
 
-def families() -> dict[str, Family]:
-    """All families by name. Raises `BadInput` for a broken file."""
-    found = {}
-    for file in sorted((resources.files(FOLDER) / "modelfiles").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".toml"):
-            try:
-                found[file.name.removesuffix(".toml")] = Family.model_validate(tomllib.loads(file.read_text("utf-8")))
-            except (ValidationError, tomllib.TOMLDecodeError) as exc:
-                raise BadInput(f"{file.name} is no family of Modelfiles", actual=str(exc)[:300]) from exc
-    return found
-
-
-def template(name: str) -> str:
-    """The text of a template."""
-    return (resources.files(FOLDER) / "modelfiles" / name).read_text("utf-8").removesuffix("\n")
-
-
-def family_of(gguf: Gguf) -> Family:
-    """The one family that fits. Raises `BadInput` for none and for several."""
-    fitting = {name: family for name, family in families().items() if family.fits(gguf)}
+def variant_of(gguf: Gguf) -> Ollama:
+    """The one variant that fits a GGUF: its architecture's family, and its chat template. Raises `BadInput`."""
+    architecture, chat_template = str(gguf.get("general.architecture")), str(gguf.get("tokenizer.chat_template") or "")
+    family = family_of(architecture)
+    known = family.ollama if family else ()
+    fitting = [variant for variant in known if variant.fits(chat_template)]
     if len(fitting) != 1:
         raise BadInput(
-            f"no single family of Modelfiles fits {gguf.path}",
-            expected=", ".join(families()),
-            actual=", ".join(fitting)
-            or f"architecture {gguf.get('general.architecture')}, "
-            f"chat template of {len(str(gguf.get('tokenizer.chat_template') or ''))} characters",
-            remedy="add a file to judge/publish/modelfiles",
+            f"no single Modelfile fits {gguf.path}",
+            expected=f"one of {', '.join(variant.name for variant in known)}" if known else "[[ollama]] in its family",
+            actual=", ".join(variant.name for variant in fitting)
+            or f"architecture {architecture}, chat template of {len(chat_template)} characters",
+            remedy="describe it in section [[ollama]] of the family's file (docs/howto/add-a-family.md)",
         )
-    return next(iter(fitting.values()))
+    return fitting[0]
 
 
 def modelfile(path: Path, tag: str) -> Modelfile:
     """The Modelfile of one GGUF; FROM names the file beside it."""
     gguf = open_gguf(path)
-    family = family_of(gguf)
-    text = template(family.template)
+    variant = variant_of(gguf)
+    text = variant.template
     if gguf.get("tokenizer.ggml.add_bos_token") is False:
         text = "<bos>" + text
-    parameters = dict(family.parameters)
-    trained = gguf.integer(f"{family.architecture}.context_length")
+    parameters = dict(variant.parameters)
+    trained = gguf.integer(f"{gguf.get('general.architecture')}.context_length")
     if trained is not None and "num_ctx" in parameters:
         parameters["num_ctx"] = min(int(parameters["num_ctx"]), trained)
-    if '"""' in text or any('"' in stop for stop in family.stop):
-        raise BadInput("a template with three quotes cannot stand in a Modelfile", actual=family.template)
     lines = [f"FROM ./{path.name}", f'TEMPLATE """{text}"""']
-    lines += [f"RENDERER {family.renderer}"] if family.renderer else []
-    lines += [f"PARSER {family.parser}"] if family.parser else []
+    lines += [f"RENDERER {variant.renderer}"] if variant.renderer else []
+    lines += [f"PARSER {variant.parser}"] if variant.parser else []
     lines += [f"PARAMETER {key} {value}" for key, value in parameters.items()]
-    lines += [f'PARAMETER stop "{stop}"' for stop in family.stop]
+    lines += [f'PARAMETER stop "{stop}"' for stop in variant.stop]
     return Modelfile(path, tag, f"Modelfile.{tag}", "\n".join(lines) + "\n")
 
 

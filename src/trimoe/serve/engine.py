@@ -22,11 +22,13 @@ from trimoe.errors import BadInput, MissingPrerequisite, Refused, TrimoeError, U
 from trimoe.io.publish import publish_file, read_json, sha256_file
 from trimoe.llamacpp.tools import cache_folder
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.family.file import family_of
+from trimoe.model.family.serving import Serving
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.model import open_gguf_model
 from trimoe.serve import process
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.wanted import Family, Wanted, family_of
+from trimoe.serve.wanted import Wanted
 
 Kind = Literal["gguf", "checkpoint", "url"]
 
@@ -39,7 +41,7 @@ class Target:
     name: str
     path: Path | None = None
     address: str = ""
-    family: Family | None = None
+    serving: Serving | None = None
 
     def fingerprint(self) -> str:
         """Content hash of the model: the one that runs are known by. Reads samples, of an unknown kind all."""
@@ -183,17 +185,23 @@ def find_target(model: str | Path) -> Target:
         return Target("url", text, address=text)
     path = Path(text).expanduser().absolute()
     if path.is_dir():
-        family = family_of(_model_type(path), chat_template(path))
-        return Target("checkpoint", path.resolve().name, path, family=family)
+        serving = serving_of(_model_type(path), chat_template(path))
+        return Target("checkpoint", path.resolve().name, path, serving=serving)
     if path.is_file() and path.suffix == ".gguf":
         file = open_gguf(path)
         template = str(file.get("tokenizer.chat_template") or "")
-        return Target("gguf", path.stem, path, family=family_of(str(file.get("general.architecture")), template))
+        return Target("gguf", path.stem, path, serving=serving_of(str(file.get("general.architecture")), template))
     raise BadInput(
         f"{text} cannot be served",
         expected="a checkpoint directory, a .gguf file, or an address (http://...)",
         actual="no such file" if not path.exists() else "another kind of file",
     )
+
+
+def serving_of(kind: str, template: str) -> Serving | None:
+    """What is known about serving models of this type (or GGUF architecture) with this chat template."""
+    family = family_of(kind)
+    return family.serving_for(template) if family else None
 
 
 def _model_type(path: Path) -> str:

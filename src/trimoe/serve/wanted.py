@@ -1,59 +1,18 @@
 """What a server is started with, before any engine's own words for it: thinking, budget, context, slots, cache type.
 
-Invariants: derived from the bench's spec and the model's family (families.toml), both data; an option given by the user
+Invariants: derived from the bench's spec and the model's family (section [[serving]]), both data; an option given by the user
 wins over both. Pure: nothing is started or read from a server here.
 """
 
-import tomllib
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import UsageError
+from trimoe.model.family.serving import Serving
 
 ANSWER_ROOM = 4096  # tokens an answer needs beside its thinking budget (protocol section 2)
 PROMPT_ROOM = 2048  # tokens left for a prompt where no bench says more
-
-
-class Family(BaseModel):
-    """How one family is told to think. None: it has no such switch.
-
-    `thinking` names the argument of the chat template; `vllm_parser` the reasoning parser of vLLM; `opens` and `closes`
-    are the texts around a thought. `template_has` and `template_lacks` tell families of one model type apart.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    model_types: tuple[str, ...]
-    thinking: str | None = None
-    vllm_parser: str | None = None
-    opens: str | None = None
-    closes: str | None = None
-    note: str = ""
-    template_has: tuple[str, ...] = ()
-    template_lacks: tuple[str, ...] = ()
-
-    def fits(self, template: str) -> bool:
-        """Whether a chat template is one of this family's."""
-        return all(text in template for text in self.template_has) and not any(
-            text in template for text in self.template_lacks
-        )
-
-
-def family_of(model_type: str, template: str) -> Family | None:
-    """The first family with this model type (or GGUF architecture) whose chat templates look like this one."""
-    return next((row for row in families() if model_type in row.model_types and row.fits(template)), None)
-
-
-@cache
-def families() -> tuple[Family, ...]:
-    """All families of families.toml, in its order."""
-    text = (resources.files("trimoe.serve") / "families.toml").read_text(encoding="utf-8")
-    return tuple(Family.model_validate({"name": name, **row}) for name, row in tomllib.loads(text).items())
 
 
 @dataclass(frozen=True)
@@ -128,6 +87,6 @@ def wanted_for(
     return chosen
 
 
-def template_arguments(family: Family | None, wanted: Wanted) -> dict[str, Any]:
+def template_arguments(serving: Serving | None, wanted: Wanted) -> dict[str, Any]:
     """Arguments of the chat template that switch thinking; empty where the family has no switch or is unknown."""
-    return {family.thinking: wanted.thinking} if family and family.thinking else {}
+    return {serving.thinking: wanted.thinking} if serving and serving.thinking else {}

@@ -126,17 +126,17 @@ class LayerModel:
 
     def _adapt_experts(self) -> None:
         """Experts that stand outside transformers' experts interface are fitted to it."""
-        arch = self.checkpoint.arch
+        hf = self.checkpoint.hf
         for layer in self.checkpoint.moe_layers:
             experts, router = self.experts(layer), self.router(layer)
             if not hasattr(experts, "has_gate"):
-                if arch.routing.weight_on != "input":
+                if hf.routing.weight_on != "input":
                     raise CheckpointError(
                         f"{type(experts).__name__} is outside transformers' experts interface",
-                        expected=f"an interface that family {arch.name} shares with the others",
+                        expected=f"an interface that family {self.checkpoint.family.name} shares with the others",
                         remedy="this version of transformers cannot be used to calibrate it",
                     )
-                adapt(experts, router.module, arch.roles["down"].shape == ("E", "I", "H"))
+                adapt(experts, router.module, hf.roles["down"].shape == ("E", "I", "H"))
 
     def _hop(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -263,11 +263,11 @@ class LayerModel:
 
     def router(self, layer: int) -> Router:
         """The router of a layer with experts."""
-        arch = self.checkpoint.arch
+        hf = self.checkpoint.hf
         owner = self._owner(self.checkpoint.role_name("router", layer))[0]
-        names = [self.checkpoint.role_name(name, layer) for name, role in arch.roles.items() if role.selects]
+        names = [self.checkpoint.role_name(name, layer) for name, role in hf.roles.items() if role.selects]
         owners = [self._owner(name) for name in names if name in self.checkpoint.index]
-        return Router(owner, arch.routing, [(module, attribute) for module, attribute in owners])
+        return Router(owner, hf.routing, [(module, attribute) for module, attribute in owners])
 
     def _owner(self, name: str) -> tuple[Any, str]:
         """The module and attribute that a checkpoint tensor is loaded into."""

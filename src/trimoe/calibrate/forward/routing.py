@@ -6,7 +6,7 @@ The family's data says what turns its logits into scores and what is added to th
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimoe.model.family import Routing
+from trimoe.model.family.hf import Routing
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from trimoe.errors import BadInput, CheckpointError, TrimoeError, UsageError
 if TYPE_CHECKING:
     from trimoe.model.checkpoint import Checkpoint
     from trimoe.quantize.plan.plan import Serving
-    from trimoe.quantize.types.layout import Blueprint
+    from trimoe.quantize.types.blueprint import Blueprint
 
 
 def open_headers(model: str, load: Any) -> "tuple[Checkpoint, bool] | None":

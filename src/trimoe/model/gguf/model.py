@@ -1,95 +1,28 @@
-"""A GGUF model as trimoe sees it: counts from the metadata, expert tensors by llama.cpp's names, a fingerprint.
+"""A GGUF model with experts: counts from the metadata, expert tensors by llama.cpp's names, a fingerprint.
 
-The names are data (archs_gguf/*.toml), validated on load, unknown keys refused; `standard.toml` describes the format
-and serves every architecture without a file of its own. Invariants: every tensor that by its name concerns experts is
-either cut or declared untouched, and each cut one has one entry per expert on its slowest axis.
+Invariants: every tensor whose name says that it concerns experts is either cut or declared untouched, and each cut one
+has one entry per expert on its slowest axis. The names come from the family file (section [gguf]) or are the standard
+ones of expert_names.toml.
 """
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib import resources
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from trimoe.errors import CheckpointError
-from trimoe.model.checkpoint import ExpertTensor, describe
+from trimoe.model.experts import ExpertTensor
+from trimoe.model.family.file import expert_names
+from trimoe.model.family.gguf import GgufNames
+from trimoe.model.identity import add_tensors, describe
 from trimoe.model.gguf.file import Gguf, open_gguf
-from trimoe.model.safetensors import TensorInfo, read_bytes
+from trimoe.model.safetensors import TensorInfo
 
-_SAMPLE = 64 << 10
-_SMALL = 1 << 20
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
 _OLD_LAYOUT = re.compile(r"ffn_(gate|up|down)\.\d+\.weight")
 _MAX_COUNT = 1 << 20
-
-
-class GgufArch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of expert tensors of some architectures: see archs_gguf/standard.toml for the meaning of each key."""
-
-    architectures: tuple[str, ...]
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    scope: tuple[str, ...] = ()
-    untouched: tuple[str, ...] = ()
-    refused: dict[str, str] = {}
-    refused_model: str | None = None
-
-    def __post_init__(self) -> None:
-        names = (*self.required, *self.optional, *self.untouched, *self.refused)
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{twice[0]} stands twice")
-        if self.scope and (loose := [n for n in names if not self.concerns_experts(n)]):
-            raise ValueError(f"{loose[0]} is outside of scope")
-
-    def concerns_experts(self, name: str) -> bool:
-        """Whether a tensor's name after blk.N. says that it belongs to experts or their router."""
-        return any(part in name for part in self.scope)
-
-
-def parse_gguf_arch(text: str, source: str, standard: GgufArch | None = None) -> GgufArch:
-    """A file of archs_gguf; keys it leaves out are those of `standard`. `CheckpointError` names the wrong key."""
-    try:
-        data = tomllib.loads(text)
-        if standard is not None:
-            inherited = msgspec.structs.asdict(standard)
-            del inherited["architectures"], inherited["untouched"]
-            if "required" in data:
-                inherited.pop("optional")
-            # What is untouched everywhere (shared experts) is so here too, unless this file cuts it.
-            own = (*data.get("required", ()), *data.get("optional", ()), *data.get("untouched", ()))
-            more = [name for name in standard.untouched if name not in own]
-            data = {**inherited, **data, "untouched": [*data.get("untouched", ()), *more]}
-            data["refused"] = {n: why for n, why in data["refused"].items() if n not in own}
-        return msgspec.convert(data, GgufArch)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, TypeError, AttributeError) as exc:
-        raise CheckpointError(
-            f"family file {source} is not valid",
-            expected="the keys of archs_gguf/standard.toml",
-            actual=str(exc)[:500],
-            remedy="correct the file",
-        ) from exc
-
-
-@cache
-def all_gguf_archs() -> dict[str, GgufArch]:
-    """The shipped files by architecture; "" is the standard."""
-    folder = resources.files("trimoe.model") / "archs_gguf"
-    standard = parse_gguf_arch((folder / "standard.toml").read_text(encoding="utf-8"), "standard.toml")
-    found = {"": standard}
-    for file in sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name):
-        if file.name == "standard.toml":
-            continue
-        arch = parse_gguf_arch(file.read_text(encoding="utf-8"), file.name, standard)
-        for name in arch.architectures:
-            if name in found:
-                raise CheckpointError(f"family file {file.name} names {name}, which another file has")
-            found[name] = arch
-    return found
 
 
 def expert_axis(info: TensorInfo) -> int | None:
@@ -103,7 +36,7 @@ class GgufModel:
 
     gguf: Gguf
     architecture: str
-    arch: GgufArch
+    names: GgufNames
     num_layers: int
     num_experts: int
     top_k: int
@@ -138,9 +71,9 @@ class GgufModel:
             rest = match[2] if match else name
             if _OLD_LAYOUT.fullmatch(rest):
                 raise self._stray(info, "one tensor per expert, which llama.cpp no longer loads: convert it again")
-            if not self.arch.concerns_experts(rest):
+            if not self.names.concerns_experts(rest):
                 continue
-            if match and rest in (*self.arch.required, *self.arch.optional):
+            if match and rest in (*self.names.required, *self.names.optional):
                 layer, axis = int(match[1]), expert_axis(info)
                 if layer >= self.num_layers or axis is None or info.shape[axis] != self.num_experts:
                     raise CheckpointError(
@@ -150,15 +83,15 @@ class GgufModel:
                         remedy="the file is damaged or of an unknown layout",
                     )
                 found[name] = ExpertTensor(rest, layer, info, axis)
-            elif rest in self.arch.refused:
-                raise self._stray(info, self.arch.refused[rest])
-            elif not match or rest not in self.arch.untouched:
+            elif rest in self.names.refused:
+                raise self._stray(info, self.names.refused[rest])
+            elif not match or rest not in self.names.untouched:
                 raise self._stray(info, "its name says that it belongs to experts, and it is not known here")
         for layer in sorted({tensor.layer for tensor in found.values()}):
-            if missing := [n for n in self.arch.required if f"blk.{layer}.{n}" not in found]:
+            if missing := [n for n in self.names.required if f"blk.{layer}.{n}" not in found]:
                 raise CheckpointError(
                     f"tensor blk.{layer}.{missing[0]} is missing",
-                    expected=f"{self.architecture}'s {', '.join(self.arch.required)}",
+                    expected=f"{self.architecture}'s {', '.join(self.names.required)}",
                     actual=f"layer {layer} has other expert tensors",
                     remedy="the file is incomplete",
                 )
@@ -175,7 +108,7 @@ class GgufModel:
             f"tensor {info.name} cannot be cut: {why}",
             expected=f"the expert tensors of {self.architecture}",
             actual=f"{info.dtype} {list(info.shape)}",
-            remedy="add it to a file in model/archs_gguf",
+            remedy="describe it in section [gguf] of the family's file (docs/howto/add-a-family.md)",
         )
 
     @cached_property
@@ -196,20 +129,12 @@ class GgufModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over metadata (but not how the file is split), names, types, shapes, all bytes of tensors up to 1 MiB
-        and three 64 KiB samples of each larger one. It identifies a file; it is no proof of integrity (certify is)."""
+        """sha256 over metadata (but not how the file is split) and the tensors as `identity.add_tensors` samples them."""
         digest = hashlib.sha256()
         for key in sorted(self.gguf.fields):
             if not key.startswith("split."):
                 digest.update(self.gguf.fields[key].raw)
-        for name in sorted(self.index):
-            info = self.index[name]
-            digest.update(f"{name}|{info.dtype}|{info.shape}|".encode())
-            if info.nbytes <= _SMALL:
-                digest.update(read_bytes(info))
-            else:
-                for offset in (0, (info.nbytes - _SAMPLE) // 2, info.nbytes - _SAMPLE):
-                    digest.update(read_bytes(info, offset, _SAMPLE))
+        add_tensors(digest, self.index)
         return digest.hexdigest()
 
 
@@ -225,7 +150,7 @@ def open_gguf_model(path: Path | str) -> GgufModel:
             actual=str(kind)[:100],
             remedy="give a model's GGUF file",
         )
-    arch = all_gguf_archs().get(architecture) or all_gguf_archs()[""]
+    names = expert_names(architecture)
     experts = _count(gguf, f"{architecture}.expert_count", required=False)
     if experts is None:
         raise CheckpointError(
@@ -234,8 +159,8 @@ def open_gguf_model(path: Path | str) -> GgufModel:
             actual="no such key, or 0",
             remedy="there is nothing to prune in it",
         )
-    if arch.refused_model:
-        raise CheckpointError(f"{architecture} models cannot be cut exactly: {arch.refused_model}", actual=str(path))
+    if names.refused_model:
+        raise CheckpointError(f"{architecture} models cannot be cut exactly: {names.refused_model}", actual=str(path))
     groups = gguf.integer(f"{architecture}.expert_group_count") or 1
     if groups > 1:
         raise CheckpointError(
@@ -254,7 +179,7 @@ def open_gguf_model(path: Path | str) -> GgufModel:
             expected=f"at most {experts}",
             actual=f"{architecture}.expert_used_count = {top_k}",
         )
-    model = GgufModel(gguf, architecture, arch, layers, experts, top_k)
+    model = GgufModel(gguf, architecture, names, layers, experts, top_k)
     _ = model.expert_tensors
     return model
 

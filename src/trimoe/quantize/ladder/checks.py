@@ -15,7 +15,8 @@ from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.importance import require_entries, require_fit
 from trimoe.quantize.ladder.job import plan_job
 from trimoe.quantize.ladder.sources import Sources, read_ranking
-from trimoe.quantize.types.layout import Blueprint, blueprint_of_config, blueprint_of_gguf
+from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
+from trimoe.quantize.types.config_blueprint import blueprint_of_config
 from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME, imatrix_bytes
 from trimoe.quantize.types.tensor_types import PLAIN
 from trimoe.quantize.types.tiers import Tier

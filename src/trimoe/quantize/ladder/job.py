@@ -29,7 +29,7 @@ from trimoe.quantize.ladder.dynamic import (
 )
 from trimoe.quantize.ladder.record import make, reuse, rewrite
 from trimoe.quantize.ladder.smoke import Smoke, smoke
-from trimoe.quantize.types.layout import Blueprint
+from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import Size, predict
 from trimoe.quantize.types.tensor_types import PLAIN, Request
 from trimoe.quantize.types.tiers import Tier

@@ -41,7 +41,7 @@ from trimoe.quantize.ladder.sources import (
     make_base,
     ranking_of,
 )
-from trimoe.quantize.types.layout import Blueprint
+from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import bytes_about
 from trimoe.quantize.types.tiers import Tier
 

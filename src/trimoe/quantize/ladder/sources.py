@@ -22,7 +22,7 @@ from trimoe.quantize.ladder.importance import Coverage, coverage, make_imatrix, 
 from trimoe.quantize.ladder.record import make, manifest_path, reuse
 from trimoe.quantize.ladder.smoke import Answers, Smoke, smoke
 from trimoe.quantize.ladder.text import calibration_text
-from trimoe.quantize.types.layout import Blueprint, blueprint_of_gguf
+from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
 from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME
 
 

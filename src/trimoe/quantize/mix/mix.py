@@ -39,7 +39,7 @@ from trimoe.quantize.ladder.sources import (
 from trimoe.quantize.mix.knapsack import Solution, solve
 from trimoe.quantize.mix.measure import Costs, measure_costs
 from trimoe.quantize.mix.options import TYPES, Group, groups_of, overrides_of_mix, tier_of
-from trimoe.quantize.types.layout import Blueprint
+from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import DATASET_NAME, bytes_about, predict
 from trimoe.quantize.types.tensor_types import TARGETS
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from trimoe.model.gguf.file import DEFAULT_ALIGNMENT
 from trimoe.model.gguf.format import nbytes_of, padded
-from trimoe.quantize.types.layout import Blueprint
+from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.tensor_types import (
     FILE_TYPES,
     NEEDS_IMATRIX,

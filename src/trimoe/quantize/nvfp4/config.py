@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from trimoe.errors import CheckpointError
 from trimoe.io.publish import read_json
 from trimoe.quantize.nvfp4.codes import BLOCK
@@ -24,7 +26,7 @@ def small_files(source: Path, plan: Plan) -> dict[str, bytes]:
     if plan.layout == "modelopt":
         files["hf_quant_config.json"] = _text(
             {
-                "producer": rules().producer.model_dump(),
+                "producer": to_builtins(rules().producer),
                 "quantization": {
                     "quant_algo": _ALGORITHM,
                     "kv_cache_quant_algo": None,
@@ -45,7 +47,7 @@ def _modelopt(plan: Plan) -> dict[str, Any]:
         "config_groups": {"group_0": group},
         "ignore": list(plan.ignored),
         "quant_algo": _ALGORITHM,
-        "producer": rules().producer.model_dump(),
+        "producer": to_builtins(rules().producer),
         "quant_method": "modelopt",
     }
 

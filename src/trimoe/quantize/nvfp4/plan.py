@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 
 from trimoe.cut.plan import DEFAULT_SHARD, shard_names
 from trimoe.errors import BadInput, CheckpointError, Refused, UsageError
-from trimoe.model.checkpoint import Checkpoint, ExpertTensor
-from trimoe.model.family import Role
+from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.experts import ExpertTensor
+from trimoe.model.family.hf import Role
 from trimoe.model.quant import method_of
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo, header_bytes, nbytes_of
 from trimoe.quantize.nvfp4.codes import BLOCK, FLOATS
@@ -125,7 +126,7 @@ def plan_nvfp4(checkpoint: Checkpoint, layout: str = "modelopt", max_shard: int 
 def matrices_of(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Matrix]:
     """The matrices that a source tensor is quantized as; none for what is copied."""
     tensor = checkpoint.expert_tensors.get(info.name)
-    if checkpoint.layer_of(info.name) is None or (tensor is None and not _is_linear(info)):
+    if checkpoint.layer_of(info.name) is None or (tensor is None and not _is_linear(info, checkpoint.family.nvfp4.keep)):
         return
     if tensor is None or (tensor.expert is not None and tensor.role in rules().matrices):
         yield _matrix(info.name.removesuffix(_WEIGHT), info)
@@ -147,8 +148,8 @@ def wildcards(ignored: set[str], quantized: set[str]) -> set[str]:
     return found
 
 
-def _is_linear(info: TensorInfo) -> bool:
-    kept = any(fnmatchcase(info.name, pattern) for pattern in rules().keep)
+def _is_linear(info: TensorInfo, keep: tuple[str, ...]) -> bool:
+    kept = any(fnmatchcase(info.name, pattern) for pattern in (*rules().keep, *keep))
     return len(info.shape) == 2 and info.name.endswith(_WEIGHT) and info.dtype in FLOATS and not kept
 
 
@@ -164,17 +165,16 @@ def _group(name: str) -> str:
 
 def _unstacked(checkpoint: Checkpoint, tensor: ExpertTensor) -> Iterator[Matrix]:
     """The experts' matrices of a stack, expert by expert."""
-    arch, info = checkpoint.arch, tensor.info
-    into = rules().unstack.get(arch.name)
+    info, into = tensor.info, checkpoint.family.nvfp4.unstack
     if into is None:
         raise Refused(
-            f"{arch.name} stores its experts in stacks that cannot be taken apart",
-            expected="a family of " + ", ".join(sorted(rules().unstack)),
+            f"family {checkpoint.family.name} stores its experts in stacks that NVFP4 cannot take apart",
+            expected="nvfp4.unstack in the family file: the layout that loaders expect",
             actual=f"tensor {info.name}",
-            remedy="make GGUF tiers of this model",
+            remedy="make GGUF tiers of this model, or add the key (docs/howto/add-a-family.md)",
         )
-    role, parts = arch.roles[tensor.role], rules().split[tensor.role]
-    targets = [arch.layouts[into][part] for part in parts]
+    role, parts = checkpoint.hf.roles[tensor.role], rules().split[tensor.role]
+    targets = [checkpoint.hf.layouts[into][part] for part in parts]
     prefix = info.name.removesuffix(role.tensor)
     transposed = _transposed(role, targets[0])
     _, outer, inner = info.shape
@@ -238,7 +238,7 @@ def _check(matrix: Matrix) -> None:
             f"{matrix.name} cannot be quantized to NVFP4",
             expected=f"rows of a multiple of {BLOCK} weights",
             actual=f"rows of {matrix.columns}",
-            remedy="name it in quantize/nvfp4/rules.toml under keep, or make GGUF tiers",
+            remedy="list it under nvfp4.keep in the family file, or make GGUF tiers",
         )
 
 
@@ -263,7 +263,7 @@ def _refuse_missing(checkpoint: Checkpoint, matrices: list[Matrix]) -> None:
             raise Refused(
                 f"expert tensor {name} would stay {tensor.info.dtype}",
                 expected="every expert in NVFP4",
-                actual=f"no rule for role {tensor.role} of family {checkpoint.arch.name}",
+                actual=f"no rule for role {tensor.role} of family {checkpoint.family.name}",
                 remedy="make GGUF tiers of this model",
             )
     if not any(checkpoint.expert_tensors.get(name) for name in planned):

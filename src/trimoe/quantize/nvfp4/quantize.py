@@ -42,7 +42,7 @@ from trimoe.quantize.nvfp4.codes import FLOATS, Quantized, global_scale, scale_2
 from trimoe.quantize.nvfp4.config import small_files
 from trimoe.quantize.nvfp4.matrices import in_order, largest_in, quantized
 from trimoe.quantize.nvfp4.plan import Entry, File, Matrix, Plan, plan_nvfp4
-from trimoe.quantize.nvfp4.rules import rules
+from trimoe.quantize.nvfp4.rules import rules, rules_hash
 from trimoe.quantize.nvfp4.sizes import size_of_plan
 
 KIND = "NVFP4 checkpoint"
@@ -83,7 +83,7 @@ def quantize_nvfp4(
         "tier": rules().tier,
         "layout": layout,
         "max_shard": max_shard,
-        "rules": sha256_json(rules().model_dump(mode="json")),
+        "rules": rules_hash(checkpoint.family),
     }
     if (found := _finished(out, inputs)) is not None:
         return found

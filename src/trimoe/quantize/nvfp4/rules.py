@@ -1,54 +1,54 @@
-"""nvfp4.toml: what NVFP4A16 quantizes and how the parts are called. Unknown keys are refused."""
+"""Rules of NVFP4A16 that hold for every family: what is quantized and how the parts are named, from rules.toml."""
 
-import tomllib
 from functools import cache
 from importlib import resources
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from msgspec import to_builtins
 
-from trimoe.errors import BadInput
+from trimoe.io.datafile import Data, convert, load, parse
+from trimoe.io.publish import sha256_json
+from trimoe.model.family.file import Family, shipped_families
 
 LAYOUTS = ("modelopt", "compressed-tensors")
 
 
-class Producer(BaseModel):
-    """Who loaders believe made the file."""
+class Producer(Data, frozen=True, kw_only=True):
+    """The producer that loaders find in the checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     version: str
 
 
-class Rules(BaseModel):
-    """See nvfp4.toml for the meaning of each key."""
+class Rules(Data, frozen=True, kw_only=True):
+    """See rules.toml for the meaning of each key. What differs by family is section [nvfp4] of the family file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     tier: str
     keep: tuple[str, ...]
     always_ignored: tuple[str, ...]
     shared: tuple[tuple[str, ...], ...]
     matrices: tuple[str, ...]
     split: dict[str, tuple[str, ...]]
-    unstack: dict[str, str]
     producer: Producer
 
 
 @cache
 def rules() -> Rules:
     """The shipped rules."""
-    return parse_rules(
-        (resources.files("trimoe.quantize.nvfp4") / "rules.toml").read_text(encoding="utf-8"), "rules.toml"
-    )
+    return load(Rules, resources.files("trimoe.quantize.nvfp4") / "rules.toml", "rules.toml")
 
 
 def parse_rules(text: str, source: str) -> Rules:
-    """Rules from TOML text. Raises `BadInput` naming the wrong key."""
-    try:
-        return Rules.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as exc:
-        raise BadInput(
-            f"rules {source} are not valid",
-            expected="the keys of quantize/nvfp4/rules.toml",
-            actual=str(exc)[:400],
-            remedy="correct the file",
-        ) from exc
+    """Rules from TOML text. Raises `BadInput` with the path of the wrong key."""
+    what = f"rules {source}"
+    return convert(parse(text, what, "toml"), Rules, what)
+
+
+def rules_hash(family: Family) -> str:
+    """Hash of everything that decides about the bytes: the rules, and the section [nvfp4] of the families.
+
+    Shipped families all count, so that checkpoints made by earlier versions are recognised as finished.
+    """
+    known = (*shipped_families(), family)
+    unstack = {one.name: one.nvfp4.unstack for one in known if one.nvfp4.unstack is not None}
+    extra = {"family_keep": list(family.nvfp4.keep)} if family.nvfp4.keep else {}
+    return sha256_json({**to_builtins(rules()), "unstack": unstack, **extra})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from trimoe.cut.plan import DEFAULT_SHARD
 from trimoe.errors import UsageError
 from trimoe.model.checkpoint import Checkpoint, bind
+from trimoe.model.family.recognise import Recognised
 from trimoe.model.safetensors import TensorInfo, nbytes_of
 from trimoe.quantize.nvfp4.plan import Plan, plan_nvfp4
 
@@ -73,9 +74,10 @@ def with_experts(checkpoint: Checkpoint, keep: int) -> Checkpoint:
         elif tensor.expert < keep:
             index[name] = info
     scope = dict(checkpoint.config)
-    key = checkpoint.arch.config.num_experts
+    key = checkpoint.hf.config.num_experts
     if checkpoint.config_scope:
         scope["text_config"] = {**scope["text_config"], key: keep}
     else:
         scope[key] = keep
-    return bind(checkpoint.path, scope, index, checkpoint.arch, checkpoint.prefix, checkpoint.quant)
+    found = Recognised(checkpoint.family, checkpoint.hf, checkpoint.prefix)
+    return bind(checkpoint.path, scope, index, found, checkpoint.quant)

@@ -11,13 +11,13 @@ from typing import Any
 
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import Checkpoint, bind
-from trimoe.model.family import detect
+from trimoe.model.family.recognise import recognise
 from trimoe.model.safetensors import TensorInfo, nbytes_of
-from trimoe.quantize.types.layout import Layout, dimension, layout_of, specs_of
+from trimoe.quantize.types.config_blueprint import Described, converted_tensors, describe_config
+from trimoe.quantize.types.vision import tower_tensors
 
 _FILE = Path("model.safetensors of config.json alone")  # never read
 _DTYPE = "BF16"
-_DEFAULTS = {"patch_size": 16, "position_embedding_size": 10240}  # Gemma4VisionConfig
 
 
 def checkpoint_of_config(name: str, config: dict[str, Any], *, output: bool | None = None) -> Checkpoint:
@@ -27,7 +27,8 @@ def checkpoint_of_config(name: str, config: dict[str, Any], *, output: bool | No
     holds an output matrix; None leaves that to tie_word_embeddings. Raises `CheckpointError` as
     `blueprint_of_config`, and for a tower that the layout does not know.
     """
-    layout, text = layout_of(name, config)
+    described = describe_config(name, config)
+    text = described.text
     if config.get("audio_config"):
         raise CheckpointError(
             f"{name} has an audio tower, for which there is no layout",
@@ -37,11 +38,11 @@ def checkpoint_of_config(name: str, config: dict[str, Any], *, output: bool | No
     stem = "model.language_model." if "text_config" in config else "model."
     vision = config.get("vision_config") or config.get("_vision_config")
     try:
-        shapes = dict(_text(layout, text, stem))
+        shapes = dict(_text(described, stem))
         if output if output is not None else not text.get("tie_word_embeddings", True):
-            shapes["lm_head.weight"] = (int(text["vocab_size"]), int(text["hidden_size"]))
+            shapes["lm_head.weight"] = (int(text["vocab_size"]), described.hidden)
         if isinstance(vision, dict):
-            shapes |= dict(_vision(name, layout, vision, int(text["hidden_size"])))
+            shapes |= dict(_vision(name, described, vision))
     except (KeyError, TypeError, IndexError, ValueError) as exc:
         raise CheckpointError(
             f"the configuration of {name} is incomplete",
@@ -53,43 +54,24 @@ def checkpoint_of_config(name: str, config: dict[str, Any], *, output: bool | No
         end = at + nbytes_of(_DTYPE, shape)
         index[tensor] = TensorInfo(tensor, _DTYPE, shape, _FILE, at, end)
         at = end
-    arch, prefix = detect(set(index), config)
-    return bind(Path(name), config, index, arch, prefix)
+    return bind(Path(name), config, index, recognise(set(index), config))
 
 
-def _text(layout: Layout, text: dict[str, Any], stem: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for spec, layer, shape in specs_of(layout, text):
+def _text(described: Described, stem: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for spec, layer, shape in converted_tensors(described):
         if spec.hf is not None:
             yield stem + ("" if layer is None else f"layers.{layer}.") + spec.hf, shape
 
 
-def _vision(
-    name: str, layout: Layout, vision: dict[str, Any], text_hidden: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    tower = layout.vision
-    if tower is None or any(vision.get(key, value) != value for key, value in tower.required.items()):
-        wanted = tower.required if tower else {}
+def _vision(name: str, described: Described, vision: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    tower = described.converted.vision
+    required = {} if tower is None else {"model_type": tower.model_type, **tower.required}
+    if tower is None or any(vision.get(key, value) != value for key, value in required.items()):
         raise CheckpointError(
             f"no layout for the vision tower of {name}",
-            expected=str(wanted),
-            actual=str({key: vision.get(key) for key in wanted}),
+            expected=str(required),
+            actual=str({key: vision.get(key) for key in required}),
             remedy="plan from the checkpoint's directory",
         )
-    heads, size = int(vision["num_attention_heads"]), int(vision["head_dim"])
-    patch, positions = (int(vision.get(key, default)) for key, default in _DEFAULTS.items())
-    sizes = {
-        "H": int(vision["hidden_size"]),
-        "F": int(vision["intermediate_size"]),
-        "D": size,
-        "Q": heads * size,
-        "K": int(vision.get("num_key_value_heads", heads)) * size,
-        "P": positions,
-        "C": 3 * patch * patch,
-        "T": text_hidden,
-    }
-    for spec in tower.outside:
-        if spec.only_if is None or vision.get(spec.only_if):
-            yield spec.hf, tuple(dimension(d, sizes) for d in spec.shape)
-    for number in range(int(vision["num_hidden_layers"])):
-        for spec in tower.layer:
-            yield spec.hf.replace("{L}", str(number)), tuple(dimension(d, sizes) for d in spec.shape)
+    for _, tensor, shape in tower_tensors(tower, vision, described.hidden):
+        yield tensor, shape

@@ -12,7 +12,7 @@ from math import ceil
 from trimoe.errors import UsageError
 from trimoe.model.gguf.format import NUMBERS, TYPES, nbytes_of
 from trimoe.quantize.ladder.dynamic import Ranking, normal, overrides_of
-from trimoe.quantize.types.layout import Blueprint, is_expert_tensor
+from trimoe.quantize.types.blueprint import Blueprint, is_expert_tensor
 from trimoe.quantize.types.sizes import Size, predict
 from trimoe.quantize.types.tiers import Tier
 

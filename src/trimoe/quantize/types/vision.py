@@ -1,22 +1,25 @@
-"""Size of a Gemma 4 vision tower as llama.cpp keeps it: an mmproj file beside the language model. Pure.
+"""Size of a vision tower as llama.cpp keeps it: an mmproj file beside the language model. Pure.
 
-From `vision_config` alone: matrices have 16 bits, vectors, the position table and the patch embedding 32 (llama.cpp's
-conversion/gemma.py and base.py). Not guaranteed: the metadata, of which some hundred bytes are estimated, and audio.
+Tensors and types come from section [converted.vision] of the family file. Not guaranteed: the metadata, of which some
+hundred bytes are estimated, and audio towers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from trimoe.errors import CheckpointError
+from trimoe.model.family.converted import VisionTensor, VisionTower
+from trimoe.model.family.file import families
+from trimoe.quantize.types.config_blueprint import dimension
 
 _METADATA, _ENTRY = 1500, 75  # bytes: all keys; name, shape, type and offset of one tensor (measured, rounded up)
-_DEFAULTS = {"patch_size": 16, "position_embedding_size": 10240}  # Gemma4VisionConfig
-_KNOWN = ("gemma4_vision",)
 
 
 @dataclass(frozen=True)
 class Vision:
-    """`weights` in the tower and its projection; `nbytes` of its tensors; `tensors` how many there are."""
+    """`weights` in the tower and its projection; `nbytes` of its tensors; `tensors` is their number."""
 
     weights: int
     nbytes: int
@@ -35,26 +38,49 @@ def vision_of(name: str, config: dict[str, Any]) -> Vision:
         raise CheckpointError(
             f"{name} has no vision tower", expected="vision_config in config.json", remedy="leave --vision out"
         )
-    if (kind := vision.get("model_type")) not in _KNOWN:
+    converted = [family.converted for family in families() if family.converted is not None]
+    towers = {one.vision.model_type: one.vision for one in converted if one.vision is not None}
+    if (tower := towers.get(str(vision.get("model_type")))) is None:
         raise CheckpointError(
-            f"no layout for the vision tower {kind} of {name}",
-            expected=", ".join(_KNOWN),
-            remedy="add its size by hand",
+            f"no layout for the vision tower {vision.get('model_type')} of {name}",
+            expected=", ".join(towers),
+            remedy="leave --vision out and add the size of the mmproj file yourself",
         )
     text = config.get("text_config") or config
     try:
-        hidden, width, layers = (int(vision[k]) for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-        heads, size = int(vision["num_attention_heads"]), int(vision["head_dim"])
-        kv = int(vision.get("num_key_value_heads", heads))
-        patch, positions = (int(vision.get(key, default)) for key, default in _DEFAULTS.items())
-        out = int(text["hidden_size"])
+        found = list(tower_tensors(tower, vision, int(text["hidden_size"])))
     except (KeyError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"the vision tower of {name} is incomplete",
-            expected="numbers of Gemma4VisionConfig",
+            expected=f"the numbers of a {tower.model_type} configuration",
             actual=f"{type(exc).__name__}: {exc}",
         ) from exc
-    matrices = layers * hidden * (2 * heads * size + 2 * kv * size + 3 * width) + hidden * out
-    vectors = layers * (4 * hidden + 2 * size) + (2 * hidden if vision.get("standardize") else 0)
-    wide = vectors + 2 * positions * hidden + hidden * 3 * patch * patch
-    return Vision(matrices + wide, 2 * matrices + 4 * wide, 13 * layers + 3 + 2 * bool(vision.get("standardize")))
+    nbytes = sum(prod(shape) * (4 if spec.f32 else 2) for spec, _, shape in found)
+    return Vision(sum(prod(shape) for _, _, shape in found), nbytes, len(found))
+
+
+def tower_tensors(
+    tower: VisionTower, vision: dict[str, Any], text_hidden: int
+) -> Iterator[tuple[VisionTensor, str, tuple[int, ...]]]:
+    """Every tensor of a tower with its Hugging Face name and its shape; `vision` is the vision_config.
+
+    Raises `KeyError`, `TypeError` or `ValueError` for an incomplete configuration.
+    """
+    settings = {**tower.defaults, **vision}
+    heads, size = int(settings["num_attention_heads"]), int(settings["head_dim"])
+    sizes = {
+        "H": int(settings["hidden_size"]),
+        "F": int(settings["intermediate_size"]),
+        "D": size,
+        "Q": heads * size,
+        "K": int(settings.get("num_key_value_heads", heads)) * size,
+        "P": int(settings["position_embedding_size"]),
+        "C": 3 * int(settings["patch_size"]) ** 2,
+        "T": text_hidden,
+    }
+    for spec in tower.outside:
+        if spec.only_if is None or vision.get(spec.only_if):
+            yield spec, spec.hf, tuple(dimension(d, sizes) for d in spec.shape)
+    for number in range(int(settings["num_hidden_layers"])):
+        for spec in tower.layer:
+            yield spec, spec.hf.replace("{L}", str(number)), tuple(dimension(d, sizes) for d in spec.shape)

@@ -36,7 +36,7 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     assert target.path is not None
     port, device = options.port or free_port(), options.device or "cpu"
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
-    switch = target.family.thinking if target.family else None
+    switch = target.serving.thinking if target.serving else None
     reasoning = ["--reasoning", "on" if wanted.thinking else "off"] if switch else []
     notes = [] if wanted.budget is None else [f"it has no thinking budget ({wanted.budget} was asked for)"]
     # /v1/models lists the hub's cache, and is a server error where there is none: an empty one of our own it is

@@ -29,18 +29,18 @@ def missing(options: Options) -> str | None:
 def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     """The command line of `vllm serve`."""
     port = options.port or free_port()
-    family, arguments = target.family, template_arguments(target.family, wanted)
-    parser = family.vllm_parser if family and wanted.thinking and wanted.reasoning_parser else None
+    serving, arguments = target.serving, template_arguments(target.serving, wanted)
+    parser = serving.vllm_parser if serving and wanted.thinking and wanted.reasoning_parser else None
     notes = []
     if wanted.thinking and wanted.reasoning_parser and parser is None:
         notes.append("no reasoning parser is known for this model: its thoughts stay in the content")
-    if family and family.note:
-        notes.append(f"{family.name}: {family.note}")
+    if serving and serving.note:
+        notes.append(f"{serving.name}: {serving.note}")
     cache = {None: [], "f16": [], "q8_0": ["--kv-cache-dtype", "fp8"]}.get(wanted.kv, [])
     body: dict[str, object] = {"chat_template_kwargs": arguments} if arguments else {}
     reasoning = ["--reasoning-parser", parser] if parser else []
-    if parser and wanted.budget is not None and family and family.opens:
-        config = {"reasoning_start_str": family.opens, "reasoning_end_str": family.closes}
+    if parser and wanted.budget is not None and serving and serving.opens:
+        config = {"reasoning_start_str": serving.opens, "reasoning_end_str": serving.closes}
         reasoning += ["--reasoning-config", json.dumps(config)]
         body["thinking_token_budget"] = wanted.budget
     context = wanted.context + PROMPT_ROOM if wanted.context == wanted.required_context else wanted.context

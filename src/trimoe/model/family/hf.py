@@ -1,0 +1,151 @@
+"""Section [hf]: tensors on the expert axis in Hugging Face checkpoints, and how the router uses them.
+
+Invariant: the scopes of a family are closed. A tensor inside one that is neither a role nor listed as untouched is
+refused, so an unknown companion (a scale, a packed weight) cannot pass a cut unsliced.
+"""
+
+import copy
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+
+from trimoe.io.datafile import Data
+
+_DIMENSION = re.compile(r"[1-9]\d*|\*|([1-9]\d*)?[EIH]")
+_NUMBER = re.compile(r"(?<![^.])(?:\d+|\{[LE]\})(?![^.])")
+
+
+def form(name: str) -> str:
+    """A tensor name with every number between dots (or `{L}`, `{E}`) replaced by #; equal for tensors of one role."""
+    return _NUMBER.sub("#", name)
+
+
+class Role(Data, frozen=True, kw_only=True):
+    """One tensor of a layer that is cut along the experts, or one per expert when `{E}` is in its name.
+
+    `shape` names the dimensions: E experts, I expert width, H hidden size, multiples of them, numbers, `*` unchecked.
+    The position of E is the axis that is cut; ["E", "H", "2I"] is a transposed stack.
+    """
+
+    tensor: str
+    shape: tuple[str, ...]
+    optional: bool = False
+    """May be absent (then for every expert of a layer)."""
+    selects: bool = False
+    """Added to the router's scores before the top-k, not to the weights."""
+
+    @property
+    def per_expert(self) -> bool:
+        """Whether there is one tensor per expert, renumbered when cut."""
+        return "{E}" in self.tensor
+
+    @property
+    def axis(self) -> int:
+        """Position of the expert axis in a stacked tensor."""
+        return 0 if self.per_expert else self.shape.index("E")
+
+    def __post_init__(self) -> None:
+        for text in self.shape:
+            if not _DIMENSION.fullmatch(text):
+                raise ValueError(f"dimension {text!r} is not E, I, H, a multiple such as 2I, a number, or *")
+        if self.shape.count("E") + self.tensor.count("{E}") != 1:
+            raise ValueError(f"{self.tensor} needs exactly one of E in shape and {{E}} in the name")
+
+
+class ConfigKeys(Data, frozen=True, kw_only=True):
+    """Names of keys in config.json, looked up in text_config first, then at the top level."""
+
+    num_layers: str
+    num_experts: str
+    top_k: str
+    hidden: str | None = None
+    expert_width: str | None = None
+    num_experts_also: tuple[str, ...] = ()
+    """Other names of the expert count, as other versions of transformers write it."""
+    groups: dict[str, int] = {}
+    """Keys that must be null or 1, because grouped routing cannot be cut exactly; each with the value that
+    transformers assumes where config.json lacks it."""
+
+
+class Routing(Data, frozen=True, kw_only=True):
+    """How the router turns logits into chosen experts and their weights."""
+
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """Turns logits into scores; the top-k of the scores (plus the roles with `selects`) are chosen."""
+    weight_on: Literal["output", "input"] = "output"
+    """What the weight multiplies: an expert's output, or the token before it enters the expert."""
+
+
+Roles = dict[str, Role]
+
+
+class HfTensors(Data, frozen=True, kw_only=True, dict=True):
+    """Section [hf] of a family file; families/gemma4.toml explains each key."""
+
+    layer_prefixes: tuple[str, ...]
+    draft_prefix: str | None = None
+    scopes: tuple[str, ...]
+    untouched: tuple[str, ...] = ()
+    dense_layer: str | None = None
+    shared_down: str | None = None
+    """Last matrix of the FFN that runs beside the experts for every token; None in families without one."""
+    shared_gain: str | None = None
+    """Gain of the norm directly after that FFN. The norm undoes any factor before it."""
+    config: ConfigKeys
+    routing: Routing = Routing()
+    roles: Roles = {}
+    layouts: dict[str, Roles] = {}
+
+    def __post_init__(self) -> None:
+        prefixes = (*self.layer_prefixes, *((self.draft_prefix,) if self.draft_prefix else ()))
+        if any(prefix.count("{L}") != 1 for prefix in prefixes):
+            raise ValueError("each of layer_prefixes and draft_prefix needs {L} once")
+        if common := sorted(self.roles.keys() & {name for roles in self.layouts.values() for name in roles}):
+            raise ValueError(f"role {common[0]} is both in [hf.roles] and in a layout")
+        if any(not any(not role.optional for role in roles.values()) for roles in self.layouts.values()):
+            raise ValueError("a layout needs a required tensor of its own, or it cannot be recognised")
+        for roles in self.variants():
+            loose = [r.tensor for r in roles.values() if not r.tensor.startswith(self.scopes)]
+            if loose or all(r.optional for r in roles.values()):
+                raise ValueError(f"roles must lie inside scopes and one must be required; outside: {loose}")
+
+    def variants(self) -> list[Roles]:
+        """The roles of each layout on disk: those of the layout itself and those common to all."""
+        of_layouts = {name for roles in self.layouts.values() for name in roles}
+        common = {name: role for name, role in self.roles.items() if name not in of_layouts}
+        return [{**roles, **common} for roles in self.layouts.values()] or [common]
+
+    def for_config(self, config: Mapping[str, Any]) -> "HfTensors":
+        """These tensors with `config.num_experts` set to the name that this config.json uses."""
+        scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
+        names = (self.config.num_experts, *self.config.num_experts_also)
+        name = next((n for scope in scopes for n in names if n in scope), names[0])
+        return self._with("config", msgspec.structs.replace(self.config, num_experts=name))
+
+    def recognise(self, forms: set[str]) -> tuple["HfTensors", str] | None:
+        """(these tensors with the roles of the layout in `forms`, the layer prefix); None if no layout matches.
+
+        `forms` are the `form` of every tensor name of a checkpoint.
+        """
+        for prefix in self.layer_prefixes:
+            for roles in self.variants():
+                if all(form(prefix + role.tensor) in forms for role in roles.values() if not role.optional):
+                    return self._with("roles", roles), prefix
+        return None
+
+    def _with(self, field: str, value: object) -> "HfTensors":
+        """A changed copy without the checks, which are about what a file says."""
+        changed = copy.copy(self)
+        msgspec.structs.force_setattr(changed, field, value)
+        return changed
+
+    @cached_property
+    def _untouched_forms(self) -> frozenset[str]:
+        return frozenset(map(form, self.untouched))
+
+    def stray(self, rest: str) -> bool:
+        """Whether a tensor's name after the layer prefix lies in a scope and is not declared untouched."""
+        return rest.startswith(self.scopes) and form(rest) not in self._untouched_forms
