@@ -22,9 +22,9 @@ from trimoe.bench.catalog import SUITES, benches
 from trimoe.bench.spec import BenchSpec
 from trimoe.choose.recipe import Floor, Outliers, Recipe, load_recipe, names
 from trimoe.cli.main import VERBS, cli
-from trimoe.model.family import all_archs
+from trimoe.model.family.file import families
+from trimoe.model.family.hf import HfTensors
 from trimoe.serve.engine import engines
-from trimoe.serve.wanted import families
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
 
@@ -59,7 +59,6 @@ ORDER = """
 # Folders of interchangeable peers get one line for all their files.
 PEERS = {
     "model/families": "Model families as data, one file each",
-    "model/archs_gguf": "Names of GGUF tensors of experts as data",
     "model/quants": "Quantization schemes as data, one file each",
     "model/tiny/checkpoint": "The bundled model: weights, tokenizer, config",
     "llamacpp/native": "The C++ program that computes logits with masked routers",
@@ -199,50 +198,58 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
 FAMILIES = """\
 # Model families
 
-A family is one file in `src/trimoe/model/families/` ([how to add one](../howto/add-a-family.md)). It is recognised by
-the names of a checkpoint's tensors; `model_type` only tells families with the same names apart. `trimoe inspect
-MODEL` says what was recognised. Listed is what a cut takes experts out of; everything else is copied byte for byte,
-and config.json changes in the count of experts alone. N is the layer, E an expert.
+A family is one file in `src/trimoe/model/families/` ([how to add one](../howto/add-a-family.md)). A checkpoint is
+recognised by its tensor names; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` shows
+what was recognised. The tables list the tensors that a cut takes experts out of. Everything else is copied byte for
+byte, and config.json changes in the expert count alone. N is the layer number, E the expert number.
 
-A checkpoint whose router chooses groups of experts first (`n_group` above 1: DeepSeek-V2, V3, R1) is refused by
-`trimoe prune`: with fewer experts the groups are others, and the cut model would not be the original minus experts.
+`trimoe prune` refuses a checkpoint whose router first chooses groups of experts (`n_group` above 1: DeepSeek-V2, V3,
+R1): with fewer experts the groups change, and the cut model would not be the original minus experts.
 
-Blocks for multi-token prediction are used by speculative decoding only, and transformers does not load them, so nothing
-is measured there. Their experts are counted by the same key of config.json; they are cut like those of the last layer.
+Only speculative decoding uses blocks for multi-token prediction, and transformers does not load them, so nothing is
+measured there. config.json counts their experts with the same key, so they are cut like those of the last layer.
 """
 
 
 def families_page() -> str:
     """What is cut in each family, from its file."""
     parts = [NOTE, FAMILIES]
-    for arch in all_archs():
-        prefixes = " or ".join(f"`{prefix.replace('{L}', 'N')}`" for prefix in arch.layer_prefixes)
-        score = "the sigmoid of each logit" if arch.routing.score == "sigmoid" else "softmax of the logits"
+    for family in families():
+        if family.hf is None:
+            continue
+        hf = family.hf
+        prefixes = " or ".join(f"`{prefix.replace('{L}', 'N')}`" for prefix in hf.layer_prefixes)
+        score = "the sigmoid of each logit" if hf.routing.score == "sigmoid" else "softmax of the logits"
         lines = [
-            f"Follows {', '.join(f'`{name}`' for name in arch.follows)}. Layers under {prefixes}; experts counted by "
-            f"`{arch.config.num_experts}`; scores are {score}"
-            + (", and scale the experts' input." if arch.routing.weight_on == "input" else "."),
+            f"Follows {', '.join(f'`{name}`' for name in family.follows)}. Layers under {prefixes}; experts counted by "
+            f"`{hf.config.num_experts}`; scores are {score}"
+            + (", and scale the experts' input." if hf.routing.weight_on == "input" else "."),
         ]
-        lines += [arch.note] if arch.note else []
-        lines += [f"Layers without experts are those with `{arch.dense_layer}`."] if arch.dense_layer else []
-        if arch.draft_prefix:
-            after = " after the last layer" if arch.draft_prefix in arch.layer_prefixes else ""
-            lines.append(f"Multi-token prediction under `{arch.draft_prefix.replace('{L}', 'N')}`{after}.")
-        parts.append(f"## {arch.name}\n\n" + " ".join(lines) + "\n")
-        rows = [(role, "", name) for name, role in arch.variants()[0].items() if name in arch.roles]
-        rows += [(role, layout, name) for layout, roles in arch.layouts.items() for name, role in roles.items()]
-        parts.append("| Cut | Tensor in the layer | Shape | |\n|---|---|---|---|")
-        for role, layout, name in rows:
-            shape = ", ".join(role.shape)
-            words = [f"layout {layout}"] if layout else []
-            words += [
-                w
-                for w, holds in (("may be absent", role.optional), ("takes part in the choice", role.selects))
-                if holds
-            ]
-            parts.append(f"| {name} | `{role.tensor.replace('{E}', 'E')}` | [{shape}] | {', '.join(words)} |")
-        parts.append("")
+        lines += [family.note] if family.note else []
+        lines += [f"Layers without experts are those with `{hf.dense_layer}`."] if hf.dense_layer else []
+        if hf.draft_prefix:
+            after = " after the last layer" if hf.draft_prefix in hf.layer_prefixes else ""
+            lines.append(f"Multi-token prediction under `{hf.draft_prefix.replace('{L}', 'N')}`{after}.")
+        parts += [f"## {family.name}\n\n" + " ".join(lines) + "\n", *_role_table(hf), ""]
+    others = [family for family in families() if family.hf is None]
+    parts.append("## Without a checkpoint layout\n\n| Family | What is known |\n|---|---|")
+    for family in others:
+        refused = family.gguf and family.gguf.refused_model
+        known = f"GGUF models are refused: {refused}" if refused else "how to serve it ([engines](engines.md))"
+        parts.append(f"| {family.name} | {known} |")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _role_table(hf: HfTensors) -> Iterator[str]:
+    rows = [(role, "", name) for name, role in hf.variants()[0].items() if name in hf.roles]
+    rows += [(role, layout, name) for layout, roles in hf.layouts.items() for name, role in roles.items()]
+    yield "| Cut | Tensor in the layer | Shape | |\n|---|---|---|---|"
+    for role, layout, name in rows:
+        words = [f"layout {layout}"] if layout else []
+        words += ["may be absent"] if role.optional else []
+        words += ["takes part in the choice"] if role.selects else []
+        shape = ", ".join(role.shape)
+        yield f"| {name} | `{role.tensor.replace('{E}', 'E')}` | [{shape}] | {', '.join(words)} |"
 
 
 def engines_page() -> str:
@@ -257,15 +264,17 @@ def engines_page() -> str:
         parts.append(f"\n## {engine.name}\n\n{engine.about}\n\n| Wanted | Given as |\n|---|---|")
         parts += [f"| {wanted} | {words} |" for wanted, words in engine.flags.items()]
     parts.append(
-        "\n## Families\n\nFrom `families.toml`; a family that is not here is served without a switch and without a "
-        "parser.\n\n| Family | model_type, or architecture of a GGUF file | Template argument | Parser of vLLM | Note "
+        "\n## Families\n\nFrom section `[[serving]]` of the family files. Where a family has several entries, the chat "
+        "template decides. A family without an entry is served without a switch and without a parser.\n\n"
+        "| Family | model_type, or architecture of a GGUF file | Template argument | Parser of vLLM | Note "
         "|\n|---|---|---|---|---|"
     )
     for family in families():
-        kinds = ", ".join(f"`{kind}`" for kind in family.model_types)
-        parts.append(
-            f"| {family.name} | {kinds} | {family.thinking or ''} | {family.vllm_parser or ''} | {family.note} |"
-        )
+        kinds = ", ".join(f"`{kind}`" for kind in dict.fromkeys((*family.model_types, *family.architectures)))
+        parts += [
+            f"| {one.name} | {kinds} | {one.thinking or ''} | {one.vllm_parser or ''} | {one.note} |"
+            for one in family.serving
+        ]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -1,6 +1,7 @@
 """The byte proof on other layouts and sizes, and the logit proof on a family with another kind of router."""
 
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,22 @@ from trimoe.certify.tensors import check_cut, check_tensors, check_untouched, ex
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
-from trimoe.model import family as arch
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.family.file import Family, extra_families, parse_family
+from trimoe.model.family.hf import ConfigKeys, HfTensors, Role
 from trimoe.model.safetensors import read_index
 
 FAMILY = """
 name = "qwen3_moe"
 model_types = ["qwen3_moe"]
+[hf]
 layer_prefixes = ["model.layers.{L}.mlp."]
 scopes = ["experts.", "gate."]
-[config]
+[hf.config]
 num_layers = "num_hidden_layers"
 num_experts = "num_local_experts"  # what transformers 5 saves; published files say num_experts
 top_k = "num_experts_per_tok"
-[roles]
+[hf.roles]
 gate = {tensor = "experts.{E}.gate_proj.weight", shape = ["*", "*"]}
 up = {tensor = "experts.{E}.up_proj.weight", shape = ["*", "*"]}
 down = {tensor = "experts.{E}.down_proj.weight", shape = ["*", "*"]}
@@ -35,13 +38,11 @@ router = {tensor = "gate.weight", shape = ["E", "*"]}
 
 
 @pytest.fixture
-def qwen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def qwen(tmp_path: Path) -> Iterator[Path]:
     """A random Qwen3-MoE: one tensor per expert on disk, and a router that is not a `Linear`."""
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    family = arch.parse_arch(FAMILY, "test")
-    monkeypatch.setattr(arch, "all_archs", lambda: (family,))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
@@ -65,7 +66,8 @@ def qwen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     model.save_pretrained(tmp_path / "qwen")
     write_tokenizer(tmp_path / "qwen")
-    return tmp_path / "qwen"
+    with extra_families(parse_family(FAMILY, "test")):
+        yield tmp_path / "qwen"
 
 
 def test_one_tensor_per_expert_and_a_custom_router(qwen: Path, tmp_path: Path) -> None:
@@ -112,15 +114,14 @@ def _hand_made(folder: Path, axis: int, rank: int = 3) -> Checkpoint:
     shape = [6 if i == axis else i + 2 for i in range(rank)]
     tensors: Tensors = {"layer.0.w": ("F32", tuple(shape), rng.normal(size=shape).astype("<f4").tobytes())}
     write_tensors(folder, tensors)
-    family = arch.Arch(
-        name="hand",
-        model_types=("hand",),
+    hf = HfTensors(
         layer_prefixes=("layer.{L}.",),
         scopes=("w",),
-        config=arch.ConfigKeys(num_layers="n", num_experts="e", top_k="k"),
-        roles={"w": arch.Role(tensor="w", shape=tuple("E" if i == axis else "*" for i in range(rank)))},
+        config=ConfigKeys(num_layers="n", num_experts="e", top_k="k"),
+        roles={"w": Role(tensor="w", shape=tuple("E" if i == axis else "*" for i in range(rank)))},
     )
-    return Checkpoint(folder, {}, read_index(folder), family, "layer.{L}.", 1, 6, 2)
+    family = Family(name="hand", model_types=("hand",), hf=hf)
+    return Checkpoint(folder, {}, read_index(folder), family, hf, "layer.{L}.", 1, 6, 2)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -151,8 +152,8 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_tensors(tmp_path / name, {"layer.0.w": ("U8", (6, 8 << 20), bytes(48 << 20))})
-    family = _hand_made(tmp_path / "hand", 0, rank=2).arch
-    base = Checkpoint(tmp_path / "a", {}, read_index(tmp_path / "a"), family, "layer.{L}.", 1, 6, 2)
+    made = _hand_made(tmp_path / "hand", 0, rank=2)
+    base = Checkpoint(tmp_path / "a", {}, read_index(tmp_path / "a"), made.family, made.hf, "layer.{L}.", 1, 6, 2)
     expected, index = expected_tensors(base, DropMap({0: ()}, 6)), read_index(tmp_path / "b")
     flip_byte(index["layer.0.w"], (48 << 20) - 1)
     tracemalloc.start()

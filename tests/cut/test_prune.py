@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.hand_made import (
-    TEST_ARCHS,
+    TEST_FAMILIES,
     Arrays,
     gemma_arrays,
     gemma_config,
@@ -31,8 +32,8 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, TrimoeError
 from trimoe.io import copying, hashing
 from trimoe.io import publish as artifact
-from trimoe.model import family as arch_module
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.family.file import extra_families
 from trimoe.model.safetensors import ITEM_BITS, read_bytes, read_index
 
 GEMMA_MAP = DropMap({0: (1, 4), 1: (0, 7)}, 8)
@@ -72,6 +73,12 @@ LAYOUTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _hand_made_families() -> Iterator[None]:
+    with extra_families(*TEST_FAMILIES):
+        yield
+
+
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -79,7 +86,6 @@ def test_cut_equals_numpy_slicing(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
     make, make_config, experts, layers = LAYOUTS[layout]
-    monkeypatch.setattr(arch_module, "all_archs", lambda: (*TEST_ARCHS, *_SHIPPED))
     count = data.draw(st.integers(0, experts - 2), "dropped")
     drop = {i: tuple(sorted(data.draw(st.permutations(range(experts)))[:count])) for i in layers}
     arrays = make(seed=data.draw(st.integers(0, 3)))
@@ -105,9 +111,6 @@ def test_cut_equals_numpy_slicing(
     assert result.num_experts == experts - count
     assert report.bytes_after == result.nbytes
     assert report.shards == len({info.file for info in index.values()})
-
-
-_SHIPPED = arch_module.all_archs()
 
 
 def test_config_is_edited_in_its_text(tmp_path: Path) -> None:
@@ -230,8 +233,7 @@ def test_a_map_made_for_this_model_fits(gemma: Path, tmp_path: Path) -> None:
     assert prune(gemma, made, tmp_path / "out").experts_after == 6
 
 
-def test_a_map_for_a_dense_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arch_module, "all_archs", lambda: TEST_ARCHS)
+def test_a_map_for_a_dense_layer(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "in", per_expert_arrays(), per_expert_config())
     with pytest.raises(MapError, match="layer 0, which has none"):
         prune(source, DropMap({0: (1,), 1: (1,), 2: (1,)}), tmp_path / "out")
@@ -240,8 +242,7 @@ def test_a_map_for_a_dense_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert prune(source, DropMap({0: (), 1: (1,), 2: (1,)}), tmp_path / "out").experts_after == 5
 
 
-def test_routing_in_groups_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arch_module, "all_archs", lambda: TEST_ARCHS)
+def test_routing_in_groups_is_refused(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "in", per_expert_arrays(), per_expert_config() | {"n_group": 2})
     with pytest.raises(CheckpointError, match=r"in groups \(n_group = 2\)"):
         prune(source, DropMap({1: (1,), 2: (1,)}), tmp_path / "out")

@@ -152,7 +152,7 @@ def test_nvfp4_is_scaled_by_its_one_scale(module: Callable, tmp_path: Path) -> N
 
 
 def test_what_cannot_be_scaled_is_refused(tmp_path: Path, family_checkpoint: Callable[[Made], Path]) -> None:
-    mixtral = open_checkpoint(family_checkpoint(next(m for m in MADE if m.arch == "mixtral")))
+    mixtral = open_checkpoint(family_checkpoint(next(m for m in MADE if m.family == "mixtral")))
     with pytest.raises(CheckpointError, match="no FFN that runs beside"):
         factor_edits(mixtral, "shared-alpha", 1.2)
     with pytest.raises(CheckpointError, match="no per_expert_scale"):
@@ -178,7 +178,7 @@ FAMILIES = (
     "glm4_moe",
     "llama4",
 )
-SHARED = [made for made in MADE if made.arch in FAMILIES and not made.quantized]
+SHARED = [made for made in MADE if made.family in FAMILIES and not made.quantized]
 
 
 @pytest.mark.parametrize("made", SHARED, ids=lambda m: m.name)
@@ -381,7 +381,7 @@ def test_parts_share_no_document() -> None:
 def test_a_stranger_is_no_cut(
     gemma: Path, cut: Path, family_checkpoint: Callable[[Made], Path], tmp_path: Path
 ) -> None:
-    other = family_checkpoint(next(m for m in MADE if m.arch == "olmoe"))
+    other = family_checkpoint(next(m for m in MADE if m.family == "olmoe"))
     result = CliRunner().invoke(
         command, [str(other), str(cut), "-o", str(tmp_path / "x"), "--method", "shared-alpha", "--unmeasured"]
     )

@@ -28,10 +28,10 @@ def _nothing(tensors: Tensors, settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """One checkpoint to make: a family of trimoe (`arch`), a class of transformers, its settings."""
+    """One checkpoint to make: a family of trimoe, a class of transformers, its settings."""
 
     name: str
-    arch: str
+    family: str
     model: str
     """Name of transformers' model class; the class of its settings follows from it."""
     settings: Settings

@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import quantized
 from helpers.hand_made import (
+    TEST_FAMILIES,
     gemma_arrays,
     gemma_config,
     per_expert_arrays,
@@ -39,7 +40,7 @@ from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import TrimoeError
-from trimoe.model import family as arch
+from trimoe.model.family.file import extra_families
 from trimoe.model.files import METADATA
 
 PATIENCE = 20  # seconds for one input, on a machine that does other things too
@@ -259,7 +260,6 @@ def main(count: int, seed: int) -> None:
     draw, results, slowest = random.Random(seed), Counter[str](), 0.0
     place = "/dev/shm" if Path("/dev/shm").is_dir() else None  # many small files: in memory where there is such a place
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        arch.all_archs = _with_test_families(arch.all_archs())
         cases, work = inputs(Path(folder) / "valid"), Path(folder) / "work"
         work.mkdir()
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -289,11 +289,6 @@ def main(count: int, seed: int) -> None:
     sys.stdout.write(json.dumps(report) + "\n")
 
 
-def _with_test_families(shipped: tuple[Any, ...]) -> Any:
-    from helpers.hand_made import TEST_ARCHS
-
-    return lambda: (*TEST_ARCHS, *shipped)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    with extra_families(*TEST_FAMILIES):
+        main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trimoe.model.family import Arch, parse_arch
+from trimoe.model.family.file import Family, parse_family
 from trimoe.model.safetensors import header_bytes
 
 Arrays = dict[str, np.ndarray]
@@ -14,14 +14,15 @@ _DTYPES = {"float32": "F32", "uint16": "BF16", "uint8": "U8"}  # uint16 arrays a
 
 # The forms that later families have on disk, all at once: one tensor per expert, a router with a bias and a correction
 # term, shared experts that no cut touches, a first layer without experts, another name of the count.
-PER_EXPERT = parse_arch(
+PER_EXPERT = parse_family(
     """
 name = "per_expert"
 model_types = ["per_expert"]
+[hf]
 layer_prefixes = ["model.layers.{L}."]
 scopes = ["mlp.experts.", "mlp.gate."]
 dense_layer = "mlp.gate_proj.weight"
-[config]
+[hf.config]
 num_layers = "num_hidden_layers"
 num_experts = "n_routed_experts"
 num_experts_also = ["num_local_experts"]
@@ -29,7 +30,7 @@ top_k = "num_experts_per_tok"
 hidden = "hidden_size"
 expert_width = "moe_intermediate_size"
 groups = {n_group = 1}
-[roles]
+[hf.roles]
 gate = {tensor = "mlp.experts.{E}.gate_proj.weight", shape = ["I", "H"]}
 up = {tensor = "mlp.experts.{E}.up_proj.weight", shape = ["I", "H"]}
 down = {tensor = "mlp.experts.{E}.down_proj.weight", shape = ["H", "I"]}
@@ -39,19 +40,20 @@ correction = {tensor = "mlp.gate.e_score_correction_bias", shape = ["E"], option
     "test",
 )
 # A stack whose expert axis is not the first, next to transposed stacks with biases.
-TRANSPOSED = parse_arch(
+TRANSPOSED = parse_family(
     """
 name = "transposed"
 model_types = ["transposed"]
+[hf]
 layer_prefixes = ["model.layers.{L}.mlp."]
 scopes = ["experts.", "router."]
-[config]
+[hf.config]
 num_layers = "num_hidden_layers"
 num_experts = "num_local_experts"
 top_k = "num_experts_per_tok"
 hidden = "hidden_size"
 expert_width = "intermediate_size"
-[roles]
+[hf.roles]
 gate_up = {tensor = "experts.gate_up_proj", shape = ["E", "H", "2I"]}
 gate_up_bias = {tensor = "experts.gate_up_proj_bias", shape = ["E", "2I"]}
 down = {tensor = "experts.down_proj", shape = ["E", "I", "H"]}
@@ -60,7 +62,7 @@ router_bias = {tensor = "router.bias", shape = ["E"]}
 """,
     "test",
 )
-TEST_ARCHS: tuple[Arch, ...] = (PER_EXPERT, TRANSPOSED)
+TEST_FAMILIES: tuple[Family, ...] = (PER_EXPERT, TRANSPOSED)
 
 
 def _random(rng: np.random.Generator, *shape: int, dtype: str = "uint16") -> np.ndarray:

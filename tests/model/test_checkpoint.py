@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from helpers.hand_made import (
     PER_EXPERT,
-    TEST_ARCHS,
+    TEST_FAMILIES,
     TRANSPOSED,
     gemma_arrays,
     gemma_config,
@@ -21,15 +22,17 @@ from helpers.hand_made import (
     write_checkpoint,
 )
 from trimoe.errors import CheckpointError
-from trimoe.model import family as arch_module
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.family import all_archs, form, parse_arch
+from trimoe.model.family.file import SHIPPED, extra_families, families, parse_family
+from trimoe.model.family.hf import form
+from trimoe.model.finite import check_finite
 
 
 @pytest.fixture
-def more_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layouts of later families, as data."""
-    monkeypatch.setattr(arch_module, "all_archs", lambda: TEST_ARCHS)
+def more_families() -> Iterator[None]:
+    """Layouts that no shipped family has."""
+    with extra_families(*TEST_FAMILIES):
+        yield
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
@@ -38,7 +41,7 @@ def test_gemma4_text_and_multimodal(tmp_path: Path, prefix: str) -> None:
     if "language" in prefix:
         config = {"model_type": "gemma4", "text_config": config, "num_experts": 99}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "m", gemma_arrays(prefix=prefix), config))
-    assert (checkpoint.arch.name, checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k) == (
+    assert (checkpoint.family.name, checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k) == (
         "gemma4",
         2,
         8,
@@ -55,12 +58,12 @@ def test_gemma4_text_and_multimodal(tmp_path: Path, prefix: str) -> None:
 @pytest.mark.usefixtures("more_families")
 def test_layouts_of_later_families_are_data(tmp_path: Path) -> None:
     one = open_checkpoint(write_checkpoint(tmp_path / "a", per_expert_arrays(), per_expert_config()))
-    assert one.arch is not PER_EXPERT
-    assert (one.arch.name, one.moe_layers, one.num_layers) == ("per_expert", (1, 2), 3)
+    assert one.hf is not PER_EXPERT.hf
+    assert (one.family.name, one.moe_layers, one.num_layers) == ("per_expert", (1, 2), 3)
     tensor = one.expert_tensors["model.layers.2.mlp.experts.4.down_proj.weight"]
     assert (tensor.role, tensor.layer, tensor.expert) == ("down", 2, 4)
     other = open_checkpoint(write_checkpoint(tmp_path / "b", transposed_arrays(), transposed_config()))
-    assert other.arch.name == TRANSPOSED.name
+    assert other.family.name == TRANSPOSED.name
     assert other.expert_tensors["model.layers.0.mlp.router.weight"].axis == 1
 
 
@@ -69,7 +72,7 @@ def test_the_count_by_another_name(tmp_path: Path) -> None:
     config = per_expert_config()
     config["num_local_experts"] = config.pop("n_routed_experts")
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "m", per_expert_arrays(), config))
-    assert checkpoint.arch.config.num_experts == "num_local_experts"
+    assert checkpoint.hf.config.num_experts == "num_local_experts"
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
@@ -182,9 +185,8 @@ def test_opening_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_shipped_families_are_valid_and_forms_are_general() -> None:
-    families = all_archs()
-    assert {"gemma4", "qwen3_moe", "gpt_oss", "llama4"} <= {a.name for a in families}
-    assert all(a.follows and a.name in a.model_types for a in families)
+    assert {"gemma4", "qwen3_moe", "gpt_oss", "llama4"} <= {family.name for family in families()}
+    assert all(family.follows and family.name in family.model_types for family in families() if family.hf)
     assert form("model.layers.{L}.mlp.experts.{E}.w1.weight") == form("model.layers.17.mlp.experts.3.w1.weight")
     assert form("model.layers.3.w1") != form("model.layers.x3.w1")
 
@@ -192,25 +194,28 @@ def test_shipped_families_are_valid_and_forms_are_general() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("[config]", "[config]\nhiden = 1"), "hiden"),
+        (("[hf.config]", "[hf.config]\nhiden = 1"), "hiden"),
         (('"experts.", "router."', '"router."'), "inside scopes"),
         (('shape = ["E", "2I", "H"]', 'shape = ["E", "2Q", "H"]'), "2Q"),
         (('shape = ["E", "2I", "H"]', 'shape = ["I", "H"]'), "exactly one of E"),
         (('"model.layers.{L}."', '"model.layers."'), "layer_prefixes"),
         (('name = "gemma4"', "name ="), "not valid"),
-        (('score = "softmax"', 'score = "tanh"'), "'tanh' - at `$.routing.score`"),
-        (('name = "gemma4"', 'name = "gemma4"\ndraft_prefix = "mtp."'), "draft_prefix needs {L}"),
-        (("[roles.router]", '[layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[roles.router]'), "inside scopes"),
-        (("[roles.router]", "[layouts.x]\n[roles.router]"), "a layout without a tensor of its own"),
+        (('score = "softmax"', 'score = "tanh"'), "hf.routing.score"),
+        (("\n[hf]\n", '\n[hf]\ndraft_prefix = "mtp."\n'), "draft_prefix needs {L}"),
         (
-            ("[roles.router]", '[layouts.x.router]\ntensor = "experts.x"\nshape = ["E"]\n[roles.router]'),
-            "stands in the roles of",
+            ("[hf.roles.router]", '[hf.layouts.x.other]\ntensor = "mlp.w"\nshape = ["E"]\n[hf.roles.router]'),
+            "inside scopes",
+        ),
+        (("[hf.roles.router]", "[hf.layouts.x]\n[hf.roles.router]"), "a layout needs a required tensor of its own"),
+        (
+            ("[hf.roles.router]", '[hf.layouts.x.router]\ntensor = "experts.x"\nshape = ["E"]\n[hf.roles.router]'),
+            "is both in [hf.roles] and in a layout",
         ),
     ],
 )
 def test_a_family_file_with_a_mistake(change: tuple[str, str], message: str) -> None:
-    text = (Path(arch_module.__file__).parent / "families" / "gemma4.toml").read_text()
+    text = (SHIPPED / "gemma4.toml").read_text()
     assert change[0] in text
-    with pytest.raises(CheckpointError, match=r"family file bad.toml is not valid") as caught:
-        parse_arch(text.replace(*change, 1), "bad.toml")
+    with pytest.raises(CheckpointError, match=r"family file bad\.toml") as caught:
+        parse_family(text.replace(*change, 1), "bad.toml")
     assert message in str(caught.value)

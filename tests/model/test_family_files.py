@@ -15,9 +15,10 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
-from trimoe.model import family as arch_module
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.family import all_archs, detect, form
+from trimoe.model.family.file import SHIPPED, extra_families, families, family_of, load_family, parse_family
+from trimoe.model.family.hf import form
+from trimoe.model.family.recognise import recognise
 from trimoe.model.safetensors import read_index
 
 Checkpoints = Callable[[Made], Path]
@@ -28,7 +29,7 @@ def test_inspect(made: Made, family_checkpoint: Checkpoints, capsys: pytest.Capt
     path = family_checkpoint(made)
     assert main(["inspect", str(path), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["family"], data["experts"], data["top_k"]) == (made.arch, EXPERTS, made.top_k)
+    assert (data["family"], data["experts"], data["top_k"]) == (made.family, EXPERTS, made.top_k)
     assert data["moe_layers"] == len(made.moe_layers)
     assert data["shards"] == made.shards
     assert data["cannot_cut"] is None
@@ -40,7 +41,7 @@ def test_inspect(made: Made, family_checkpoint: Checkpoints, capsys: pytest.Capt
             assert name in cut
     assert main(["inspect", str(path)]) == 0
     text = capsys.readouterr().out
-    assert f"family             {made.arch} (" in text
+    assert f"family             {made.family} (" in text
     assert ("drafting blocks" in text) == bool(data["draft_blocks"])
 
 
@@ -56,31 +57,70 @@ def test_inspect_says_why_a_model_cannot_be_cut(
 
 
 def test_every_family_has_a_checkpoint_here() -> None:
-    assert {arch.name for arch in all_archs()} == {made.arch for made in MADE}
-    layouts = {layout for arch in all_archs() for layout in arch.layouts}
+    with_tensors = {family.name: family.hf for family in families() if family.hf}
+    assert with_tensors.keys() == {made.family for made in MADE}
+    layouts = {layout for hf in with_tensors.values() for layout in hf.layouts}
     by_quantizers = {"unfused", "number_last", "moe_module"}  # tests/model/test_quant.py
     assert layouts == {"mxfp4", "transposed", "stacked", "per_expert"} | by_quantizers
 
 
+def test_each_kind_belongs_to_one_family() -> None:
+    """`model_type` tells apart families that share tensor names, so no two files may have one type or name."""
+    for values in ("model_types", "architectures"):
+        kinds = [kind for family in families() for kind in getattr(family, values)]
+        assert len(kinds) == len(set(kinds))
+        for family in families():
+            assert all(family_of(kind) is family for kind in getattr(family, values))
+    assert {f"{family.name}.toml" for family in families()} == {
+        file.name for file in SHIPPED.iterdir() if file.name.endswith(".toml")
+    }
+    assert family_of("a-model-of-tomorrow") is None
+
+
 def test_no_two_families_answer_to_one_checkpoint(family_checkpoint: Checkpoints) -> None:
-    """`model_type` tells apart families that share tensor names, so no type may be in two files."""
-    kinds = [kind for arch in all_archs() for kind in arch.model_types]
-    assert len(kinds) == len(set(kinds))
     for made in MADE:
         path = family_checkpoint(made)
         names, config = set(read_index(path)), json.loads((path / "config.json").read_text())
-        found = [arch.name for arch in all_archs() if arch.recognise({form(n) for n in names})]
-        assert made.arch in found
-        others = tuple(arch for arch in all_archs() if arch.name != made.arch)
+        forms = {form(name) for name in names}
+        assert made.family in [family.name for family in families() if family.hf and family.hf.recognise(forms)]
+        others = tuple(family for family in families() if family.name != made.family)
         with pytest.raises(CheckpointError, match=r"no experts that trimoe knows|dense model"):
-            detect(names, config, others)
+            recognise(names, config, others)
 
 
-def test_the_example_of_the_howto_is_enough_to_cut_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_family_precedes_the_shipped_one_of_its_kind(family_checkpoint: Checkpoints) -> None:
+    path = family_checkpoint(next(m for m in MADE if m.name == "mixtral"))
+    text = (SHIPPED / "mixtral.toml").read_text()
+    own = parse_family(text.replace('name = "mixtral"', 'name = "own"'), "own.toml")
+    other = parse_family(text.replace("w1.weight", "other.weight"), "other.toml")
+    with extra_families(own):
+        assert open_checkpoint(path).family is family_of("mixtral") is own
+    with extra_families(other):  # its tensors are not in the checkpoint
+        assert open_checkpoint(path).family.name == "mixtral"
+    assert family_of("mixtral") is not own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('architectures = ["x"]', ""), "needs model_types or architectures"),
+        (('architectures = ["x"]', 'architectures = ["x"]\n[nvfp4]\nunstack = "y"'), "nvfp4.unstack"),
+        (("", '[[ollama]]\ntemplate = "x.gotmpl"\nstop = ["s"]'), "the template x.gotmpl cannot be read"),
+        (("", '[[serving]]\nthinkin = "a"'), "did you mean `thinking`"),
+    ],
+)
+def test_a_family_file_with_a_wrong_section(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    text = 'name = "x"\narchitectures = ["x"]\n'
+    (tmp_path / "x.toml").write_text(text.replace(*change) if change[0] else text + change[1])
+    with pytest.raises(CheckpointError, match=r"family file x\.toml") as caught:
+        load_family(tmp_path / "x.toml")
+    assert message in str(caught.value)
+
+
+def test_the_example_of_the_howto_is_enough_to_cut_a_model(tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "howto" / "add-a-family.md"
     [text] = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
-    family = arch_module.parse_arch(text, "example_moe.toml")
-    monkeypatch.setattr(arch_module, "all_archs", lambda: (family,))
+    family = parse_family(text, "example_moe.toml")
     names = {"gate.e_score_correction_bias": "gate.bias", "layers.0.mlp.gate_proj": "layers.0.mlp.down_proj"}
     arrays = per_expert_arrays()
     for old in list(arrays):
@@ -91,11 +131,12 @@ def test_the_example_of_the_howto_is_enough_to_cut_a_model(tmp_path: Path, monke
     del config["n_routed_experts"]
     base = write_checkpoint(tmp_path / "base", arrays, config)
     drop = {1: (0, 4), 2: (3, 5)}
-    prune(base, DropMap(drop, 6), tmp_path / "out")
-    found = infer_map(base, tmp_path / "out")
-    assert found.exact
-    assert found.map is not None
-    assert found.map.drop == drop
+    with extra_families(family):
+        prune(base, DropMap(drop, 6), tmp_path / "out")
+        found = infer_map(base, tmp_path / "out")
+        assert found.exact
+        assert found.map is not None
+        assert found.map.drop == drop
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_experts"] == 4
     cut = read_index(tmp_path / "out")
     assert cut["model.layers.1.mlp.gate.bias"].shape == (4,)

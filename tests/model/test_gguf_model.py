@@ -6,7 +6,9 @@ import pytest
 
 from helpers.gguf_models import EXPERTS, LAYERS, write_model
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf.model import all_gguf_archs, open_gguf_model, parse_gguf_arch
+from trimoe.model.family.file import expert_names, families, parse_family
+from trimoe.model.family.gguf import standard_names
+from trimoe.model.gguf.model import open_gguf_model
 
 SCALES = ("ffn_down_exps.scale", "ffn_gate_exps.input_scale")
 
@@ -74,24 +76,41 @@ def test_the_fingerprint_tells_models_apart(tmp_path: Path) -> None:
     assert len(prints) == 4
 
 
-def test_every_shipped_file_of_names_is_valid() -> None:
-    archs = all_gguf_archs()
-    assert {"", "gemma4", "gpt-oss", "grovemoe", "deepseek4"} <= archs.keys()
-    for arch in archs.values():
-        assert arch.required
-        assert all(arch.concerns_experts(name) for name in (*arch.required, *arch.optional))
+def test_every_familys_names_are_valid() -> None:
+    refused = {family.name for family in families() if family.gguf and family.gguf.refused_model}
+    assert refused == {"grovemoe", "deepseek4"}
+    for names in (standard_names(), *(family.gguf.names() for family in families() if family.gguf)):
+        assert names.required
+        assert all(names.concerns_experts(name) for name in (*names.required, *names.optional))
+    assert expert_names("an-architecture-of-tomorrow") == standard_names()
+
+
+def test_a_section_gives_only_the_names_that_differ() -> None:
+    standard, gemma = standard_names(), expert_names("gemma4")
+    assert "ffn_gate_inp.scale" in gemma.untouched
+    assert set(standard.untouched) < set(gemma.untouched)
+    assert "ffn_gate_inp.bias" not in gemma.optional
+    text = '[gguf]\nrequired = ["ffn_down_exps.weight", "ffn_gate_tid2eid.weight"]'
+    section = parse_family(HEAD + text, "x.toml").gguf
+    assert section is not None
+    assert section.names().optional == ()
+    assert "ffn_gate_tid2eid.weight" not in section.names().refused
+
+
+HEAD = 'name = "x"\narchitectures = ["x"]\n'
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('architectures = ["x"]\nrequird = []', "requird"),
-        ('architectures = ["x"]\nuntouched = ["attn_q.weight"]', "outside of scope"),
-        ('architectures = ["x"]\noptional = ["ffn_up_exps.weight", "ffn_up_exps.weight"]', "stands twice"),
-        ("architectures = 3", "architectures"),
-        ("architectures = [", "not valid"),
+        ("[gguf]\nrequird = []", "did you mean `required`"),
+        ('[gguf]\nuntouched = ["attn_q.weight"]', "outside of scope"),
+        ('[gguf]\noptional = ["ffn_up_exps.weight", "ffn_up_exps.weight"]', "listed more than once"),
+        ("[gguf]\nrequired = 3", "gguf.required"),
+        ("[gguf", "not valid TOML"),
     ],
 )
-def test_a_wrong_file_of_names_is_refused(text: str, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        parse_gguf_arch(text, "x.toml", all_gguf_archs()[""])
+def test_a_wrong_section_is_refused(text: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=r"family file x\.toml") as caught:
+        parse_family(HEAD + text, "x.toml")
+    assert message in str(caught.value)

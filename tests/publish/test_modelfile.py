@@ -14,8 +14,10 @@ import pytest
 from trimoe.errors import BadInput
 from trimoe.llamacpp.tools import cache_folder
 from trimoe.model import tiny
+from trimoe.model.family.file import family_of
+from trimoe.model.family.serving import Ollama
 from trimoe.model.gguf.file import open_gguf
-from trimoe.publish.modelfile import families, family_of, modelfile, template, tier_of
+from trimoe.publish.modelfile import modelfile, tier_of, variant_of
 
 GEMMA = "vendor/llama.cpp/models/templates/google-gemma-4-31B-it.jinja"
 WEATHER = {
@@ -267,6 +269,12 @@ def expected(chat_template: str, cases: list[Any]) -> list[str]:
     return made
 
 
+def variant(name: str) -> Ollama:
+    family = family_of("gemma4")
+    assert family is not None
+    return next(one for one in family.ollama if one.name == name)
+
+
 def test_gemma_4_with_tools_and_thinking(tmp_path: Path) -> None:
     archives = sorted(cache_folder().glob("llama_cpp_python-*.tar.gz"))
     if not archives:
@@ -277,10 +285,10 @@ def test_gemma_4_with_tools_and_thinking(tmp_path: Path) -> None:
             pytest.skip(f"{archives[-1].name} holds no {GEMMA}")
         chat_template = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
     assert len(CASES) >= 20
-    assert families()["gemma4"].chat_template_has
-    assert all(word in chat_template for word in families()["gemma4"].chat_template_has)
+    assert variant("gemma4").template_has
+    assert all(word in chat_template for word in variant("gemma4").template_has)
     wanted = expected(chat_template, CASES)
-    for case, made, right in zip(CASES, render(template("gemma4.gotmpl"), CASES, tmp_path), wanted, strict=True):
+    for case, made, right in zip(CASES, render(variant("gemma4").template, CASES, tmp_path), wanted, strict=True):
         assert made == right, case
 
 
@@ -293,7 +301,7 @@ def test_the_bundled_models_turns(tmp_path: Path) -> None:
     ]
     chat_template = (tiny.path() / "chat_template.jinja").read_text()
     wanted = expected(chat_template, cases)
-    assert render(template("turns.gotmpl"), cases, tmp_path) == wanted
+    assert render(variant("gemma4-turns").template, cases, tmp_path) == wanted
 
 
 def test_a_modelfile_is_what_the_family_says(tiny_gguf: Path) -> None:
@@ -312,10 +320,10 @@ def test_a_modelfile_is_what_the_family_says(tiny_gguf: Path) -> None:
 
 
 def test_gemma_4s_own_family() -> None:
-    family = families()["gemma4"]
-    assert (family.renderer, family.parser, family.stop) == ("gemma4", "gemma4", ["<turn|>", "<|tool_response>"])
-    assert '"""' not in template(family.template)  # it stands between three quotes
-    assert family.parameters == {
+    made = variant("gemma4")
+    assert (made.renderer, made.parser, made.stop) == ("gemma4", "gemma4", ("<turn|>", "<|tool_response>"))
+    assert '"""' not in made.template  # it stands between three quotes
+    assert made.parameters == {
         "repeat_penalty": 1.15,
         "repeat_last_n": 256,
         "temperature": 0.6,
@@ -326,10 +334,10 @@ def test_gemma_4s_own_family() -> None:
 
 def test_one_family_must_fit(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf = open_gguf(tiny_gguf)
-    assert family_of(gguf).template == "turns.gotmpl"
+    assert variant_of(gguf).name == "gemma4-turns"
     monkeypatch.setattr(type(gguf), "get", lambda self, key, default=None: {"general.architecture": "other"}.get(key))
     with pytest.raises(BadInput, match=re.escape("architecture other")):
-        family_of(gguf)
+        variant_of(gguf)
 
 
 def test_tiers_in_names() -> None:

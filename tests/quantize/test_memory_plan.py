@@ -181,7 +181,6 @@ def test_configurations_that_mean_other_tensors_are_refused() -> None:
     assert shipped_config("unknown-model") is None
 
 
-
 def test_the_shipped_configuration_is_the_reference(shared: Path) -> None:
     import json
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -221,8 +222,8 @@ def test_every_family(family: Made, layout: str, tmp_path: Path) -> None:
     family = replace(family, settings=wide(family.settings))
     source = write_family(family, tmp_path / "source")
     checkpoint = open_checkpoint(source)
-    if family.arch == "gpt_oss":
-        with pytest.raises(Refused, match="cannot be taken apart"):
+    if family.family == "gpt_oss":
+        with pytest.raises(Refused, match="NVFP4 cannot take apart"):
             quantize_nvfp4(source, tmp_path / "out", layout=layout)
         return
     result = quantize_nvfp4(source, tmp_path / "out", layout=layout)
@@ -346,7 +347,7 @@ def test_an_expert_that_stayed_unquantized_is_never_published(tmp_path: Path, mo
     plan = plan_nvfp4(checkpoint)
     rules = nvfp4.rules()
     monkeypatch.setattr(
-        "trimoe.quantize.nvfp4.plan.rules", lambda: rules.model_copy(update={"split": {"down": ("down",)}})
+        "trimoe.quantize.nvfp4.plan.rules", lambda: msgspec.structs.replace(rules, split={"down": ("down",)})
     )
     with pytest.raises(Refused, match="would stay BF16"):
         plan_nvfp4(checkpoint)
@@ -385,7 +386,7 @@ def test_the_processor_is_described_for_older_loaders(tmp_path: Path) -> None:
 
 def test_rules_refuse_unknown_keys() -> None:
     """As every data file."""
-    with pytest.raises(BadInput, match="not valid"):
+    with pytest.raises(BadInput, match=r"(?s)rules mine\.toml.*surprise"):
         parse_rules('tier = "X"\nsurprise = 1', "mine.toml")
 
 

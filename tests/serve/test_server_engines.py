@@ -201,7 +201,8 @@ def test_models_of_one_type_are_told_apart_by_their_chat_template(name: str, tmp
     assert parser is None or after(plan, "--reasoning-parser") == parser
     switch = plan.body.get("chat_template_kwargs")
     assert switch == ({"thinking": True} if name == "deepseek_hybrid" else None)
-    assert any(note.startswith(f"{name}: ") for note in plan.notes)
+    label = {"deepseek_hybrid": "DeepSeek V3.1 and later", "deepseek_r1": "DeepSeek R1", "deepseek_chat": "DeepSeek V3"}
+    assert any(note.startswith(f"{label.get(name, 'DeepSeek without a chat template')}: ") for note in plan.notes)
 
 
 def test_ollama_has_no_flags(tiny_gguf: Path) -> None:

@@ -1,6 +1,6 @@
 """What a server is started with, before any engine's own words for it: thinking, budget, context, slots, cache type.
 
-Invariants: derived from the bench's spec and the model's family (section [[serving]]), both data; an option given by the user
+Invariants: derived from the bench's spec and the family's section [[serving]], both data; an option given by the user
 wins over both. Pure: nothing is started or read from a server here.
 """
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec import field
+
 from trimoe.io.datafile import Data
 
 
@@ -30,8 +32,8 @@ class VisionTower(Data, frozen=True, kw_only=True):
     """Section [converted.vision]. `required` and `defaults` are keys of vision_config."""
 
     model_type: str
-    required: dict[str, Any] = {}
-    defaults: dict[str, int] = {}
+    required: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, int] = field(default_factory=dict)
     outside: tuple[VisionTensor, ...]
     layer: tuple[VisionTensor, ...]
 
@@ -39,7 +41,7 @@ class VisionTower(Data, frozen=True, kw_only=True):
 class Converted(Data, frozen=True, kw_only=True):
     """Section [converted] of a family file."""
 
-    required: dict[str, Any] = {}
+    required: dict[str, Any] = field(default_factory=dict)
     attention: str = ""
     """Key of config.json that lists each layer's kind of attention; empty: full attention in every layer."""
     metadata_bytes: int

@@ -6,6 +6,8 @@ The standard names are in model/gguf/expert_names.toml and hold for every archit
 from functools import cache
 from importlib import resources
 
+from msgspec import field
+
 from trimoe.errors import CheckpointError
 from trimoe.io.datafile import Data, load
 
@@ -17,7 +19,7 @@ class GgufNames(Data, frozen=True, kw_only=True):
     optional: tuple[str, ...] = ()
     scope: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = field(default_factory=dict)
     refused_model: str | None = None
 
     def __post_init__(self) -> None:

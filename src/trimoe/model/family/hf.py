@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
+from msgspec import field
 
 from trimoe.io.datafile import Data
 
@@ -65,7 +66,7 @@ class ConfigKeys(Data, frozen=True, kw_only=True):
     expert_width: str | None = None
     num_experts_also: tuple[str, ...] = ()
     """Other names of the expert count, as other versions of transformers write it."""
-    groups: dict[str, int] = {}
+    groups: dict[str, int] = field(default_factory=dict)
     """Keys that must be null or 1, because grouped routing cannot be cut exactly; each with the value that
     transformers assumes where config.json lacks it."""
 
@@ -96,8 +97,8 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
     """Gain of the norm directly after that FFN. The norm undoes any factor before it."""
     config: ConfigKeys
     routing: Routing = Routing()
-    roles: Roles = {}
-    layouts: dict[str, Roles] = {}
+    roles: Roles = field(default_factory=dict)
+    layouts: dict[str, Roles] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prefixes = (*self.layer_prefixes, *((self.draft_prefix,) if self.draft_prefix else ()))
@@ -136,10 +137,10 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
                     return self._with("roles", roles), prefix
         return None
 
-    def _with(self, field: str, value: object) -> "HfTensors":
+    def _with(self, name: str, value: object) -> "HfTensors":
         """A changed copy without the checks, which are about what a file says."""
         changed = copy.copy(self)
-        msgspec.structs.force_setattr(changed, field, value)
+        msgspec.structs.force_setattr(changed, name, value)
         return changed
 
     @cached_property

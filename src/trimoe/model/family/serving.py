@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from trimoe.io.datafile import Data
 
@@ -52,7 +52,7 @@ class Ollama(ChatVariant, frozen=True, kw_only=True):
     renderer: str | None = None
     parser: str | None = None
     stop: Annotated[tuple[str, ...], Meta(min_length=1)]
-    parameters: dict[str, int | float] = {}
+    parameters: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if '"""' in self.template or any('"' in stop for stop in self.stop):

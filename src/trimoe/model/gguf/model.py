@@ -16,8 +16,8 @@ from trimoe.errors import CheckpointError
 from trimoe.model.experts import ExpertTensor
 from trimoe.model.family.file import expert_names
 from trimoe.model.family.gguf import GgufNames
-from trimoe.model.identity import add_tensors, describe
 from trimoe.model.gguf.file import Gguf, open_gguf
+from trimoe.model.identity import add_tensors, describe
 from trimoe.model.safetensors import TensorInfo
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
@@ -129,7 +129,7 @@ class GgufModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over metadata (but not how the file is split) and the tensors as `identity.add_tensors` samples them."""
+        """sha256 over metadata (without the keys of a split) and the tensors as `identity.add_tensors` samples them."""
         digest = hashlib.sha256()
         for key in sorted(self.gguf.fields):
             if not key.startswith("split."):

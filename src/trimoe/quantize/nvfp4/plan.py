@@ -126,7 +126,9 @@ def plan_nvfp4(checkpoint: Checkpoint, layout: str = "modelopt", max_shard: int 
 def matrices_of(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Matrix]:
     """The matrices that a source tensor is quantized as; none for what is copied."""
     tensor = checkpoint.expert_tensors.get(info.name)
-    if checkpoint.layer_of(info.name) is None or (tensor is None and not _is_linear(info, checkpoint.family.nvfp4.keep)):
+    if checkpoint.layer_of(info.name) is None or (
+        tensor is None and not _is_linear(info, checkpoint.family.nvfp4.keep)
+    ):
         return
     if tensor is None or (tensor.expert is not None and tensor.role in rules().matrices):
         yield _matrix(info.name.removesuffix(_WEIGHT), info)

@@ -65,7 +65,7 @@ def _cut(shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
 
 
 def blueprint_of_gguf(gguf: Gguf) -> Blueprint:
-    """A blueprint from the header of an unquantized GGUF file, exact for every architecture. Raises `CheckpointError`."""
+    """A blueprint from the header of an unquantized GGUF file, exact for every family. Raises `CheckpointError`."""
     facts, index = facts_of(gguf), gguf.index
     if quantized := sorted({info.dtype for info in index.values()} - {*PLAIN}):
         raise CheckpointError(
