@@ -5,11 +5,13 @@ import inspect
 import types
 import typing
 
-from pydantic import BaseModel
+from msgspec import NODEFAULT, to_builtins
+from msgspec.structs import FieldInfo, fields
 
 from trimoe.calibrate.text.calibration import CalibrationSet, shipped
 from trimoe.calibrate.text.records import Fields
 from trimoe.calibrate.text.sources import KINDS, BaseSource
+from trimoe.io.datafile import Data
 
 SET_PAGE = """\
 # The calibration set file
@@ -59,37 +61,36 @@ SET_METADATA = {
 def set_page() -> str:
     """The keys of a calibration set, and what of it ends up in the statistics."""
     parts = [SET_PAGE.format(shipped=", ".join(f"`{name}`" for name in shipped()))]
-    parts += [key_table(CalibrationSet), "\n## Every source\n", key_table(BaseSource, leave=("kind",))]
+    parts += [key_table(CalibrationSet), "\n## Every source\n", key_table(BaseSource)]
+    shared = {field.name: field for field in fields(BaseSource)}
     for model in KINDS:
-        kind = typing.get_args(model.model_fields["kind"].annotation)[0]
-        own = [name for name in model.model_fields if name not in BaseSource.model_fields]
-        changed = [
-            name
-            for name, field in BaseSource.model_fields.items()
-            if name != "kind" and model.model_fields[name].default != field.default
-        ]
+        own = [f.name for f in fields(model) if f.name not in shared or f.default != shared[f.name].default]
         about = inspect.cleandoc(model.__doc__ or "")
-        parts += [f"\n## `kind: {kind}`\n", about, "", key_table(model, keep=(*own, *changed))]
+        parts += [f"\n## `kind: {model.__struct_config__.tag}`\n", about, "", key_table(model, keep=tuple(own))]
     parts += ["\n## `fields`\n", f"{inspect.cleandoc(Fields.__doc__ or '')}\n", key_table(Fields)]
     parts += ["\n## What ends up in the statistics file\n", SET_KEPT, "| Key | What it holds |\n|---|---|"]
     parts += [f"| {key} | {text} |" for key, text in SET_METADATA.items()]
     return "\n".join(parts) + "\n"
 
 
-def key_table(model: type[BaseModel], leave: tuple[str, ...] = (), keep: tuple[str, ...] | None = None) -> str:
+def key_table(model: type[Data], keep: tuple[str, ...] | None = None) -> str:
     """A table of a model's keys with the docstrings under them."""
     meaning: dict[str, str] = {}
     for base in reversed(model.__mro__):
-        if issubclass(base, BaseModel) and base is not BaseModel:
+        if issubclass(base, Data) and base is not Data:
             meaning |= attribute_docs(base)
     lines = ["| Key | Value | Default | Meaning |", "|---|---|---|---|"]
-    for name, field in model.model_fields.items():
-        if name in leave or (keep is not None and name not in keep):
+    for field in fields(model):
+        if keep is not None and field.name not in keep:
             continue
-        default = field.get_default(call_default_factory=True)
-        shown = "required" if field.is_required() else as_yaml(default)
-        lines.append(f"| `{name}` | {value_of(field.annotation)} | {shown} | {meaning.get(name, '')} |")
+        shown = "required" if field.required else as_yaml(default_of(field))
+        lines.append(f"| `{field.name}` | {value_of(field.type)} | {shown} | {meaning.get(field.name, '')} |")
     return "\n".join(lines)
+
+
+def default_of(field: FieldInfo) -> object:
+    """A field's default value."""
+    return field.default if field.default_factory is NODEFAULT else field.default_factory()
 
 
 def attribute_docs(model: type) -> dict[str, str]:
@@ -133,5 +134,5 @@ def as_yaml(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, Fields):
-        return f"`{{{', '.join(f'{k}: {v}' for k, v in value.model_dump().items() if v is not None)}}}`"
+        return f"`{{{', '.join(f'{k}: {v}' for k, v in to_builtins(value).items() if v is not None)}}}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != {} else ""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trimoe.calibrate.text.grams import Hashes, grams, words
+from trimoe.calibrate.text.word_ngrams import Hashes, grams, words
 from trimoe.errors import Refused
 
 _GRAM = 8

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
 from trimoe.errors import CalibrationError
+from trimoe.io.datafile import Data
 
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text}."""
@@ -29,10 +28,9 @@ class Record:
     row: dict[str, Any]
 
 
-class Fields(BaseModel):
+class Fields(Data, frozen=True, kw_only=True):
     """Names of the columns: either `text`, or `prompt` with or without `completion`, or `messages`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     text: str | None = None
     """Column with plain text."""
     prompt: str | None = None
@@ -44,15 +42,13 @@ class Fields(BaseModel):
     messages: str | None = None
     """Column with a whole chat: a list of {role, content}."""
 
-    @model_validator(mode="after")
-    def _one_form(self) -> "Fields":
+    def __post_init__(self) -> None:
         if sum(v is not None for v in (self.text, self.prompt, self.messages)) != 1:
             raise ValueError("give exactly one of text, prompt, messages")
         if (self.completion or self.reply) and self.prompt is None:
             raise ValueError("completion and reply need prompt")
         if self.completion and self.reply:
             raise ValueError("give completion (rendered by the template) or reply (as it is), not both")
-        return self
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,8 +1,4 @@
-"""Where calibration text comes from: one small model per kind of source, told apart by `kind`."""
-
-from typing import Annotated
-
-from pydantic import Field
+"""Where calibration text comes from: one small type per kind of source, told apart by the key `kind`."""
 
 from trimoe.calibrate.text.sources.base import BaseSource, RawReply, SourceText
 from trimoe.calibrate.text.sources.dataset import DatasetSource
@@ -21,9 +17,6 @@ KINDS: tuple[type[BaseSource], ...] = (
 )
 """Every kind of source; the reference page is made from it."""
 
-Source = Annotated[
-    JsonlSource | TextSource | DatasetSource | PromptsSource | RunLogSource | LmEvalSource | TinySource,
-    Field(discriminator="kind"),
-]
+Source = JsonlSource | TextSource | DatasetSource | PromptsSource | RunLogSource | LmEvalSource | TinySource
 
 __all__ = ["KINDS", "BaseSource", "RawReply", "Source", "SourceText"]

@@ -11,15 +11,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
 
 from trimoe.calibrate.text.leaks import identify
 from trimoe.calibrate.text.multipl_e import refuse_row
 from trimoe.calibrate.text.records import Fields, Message, Record, column, messages_of, string
 from trimoe.errors import CalibrationError
+from trimoe.io.datafile import Data
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,12 @@ class SourceText:
         return "\n\n".join([*parts, self.reply.text] if self.reply else parts)
 
 
-class BaseSource(BaseModel):
-    """Keys of every source."""
+class BaseSource(Data, frozen=True, kw_only=True, tag_field="kind"):
+    """Keys of every source. Each kind is a subclass, told apart by the key `kind`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: str
     weight: Positive = 1.0
     """How many times each document counts."""
-    skip: Annotated[int, Field(ge=0, strict=True)] = 0
+    skip: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Pass over so many documents first; with `limit` it gives disjoint parts for separate runs."""
     limit: Count | None = None
     """Take at most this many documents."""
@@ -83,6 +82,11 @@ class BaseSource(BaseModel):
     """Measure only positions that predict this token, for example the end of the turn."""
     bench: str | None = None
     """The documents are items of this bench, used on purpose: their ids go into the statistics."""
+
+    @property
+    def kind(self) -> str:
+        """The value of the key `kind`."""
+        return str(self.__struct_config__.tag)
 
     def resolve(self, folder: Path) -> "BaseSource":
         """The same source with its paths made absolute against the set file's folder."""
@@ -156,7 +160,7 @@ class BaseSource(BaseModel):
         return self.chat(messages, record.where, reply=reply, item=item)
 
 
-class PathSource(BaseSource):
+class PathSource(BaseSource, frozen=True, kw_only=True):
     """A source that is a file or folder."""
 
     path: Path
@@ -164,7 +168,7 @@ class PathSource(BaseSource):
 
     def resolve(self, folder: Path) -> "PathSource":
         """See `BaseSource.resolve`."""
-        return self.model_copy(update={"path": folder / self.path})
+        return msgspec.structs.replace(self, path=folder / self.path)
 
     @property
     def label(self) -> str:

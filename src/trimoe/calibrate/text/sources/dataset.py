@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+import msgspec
 
 from trimoe.calibrate.text.multipl_e import refuse_name
 from trimoe.calibrate.text.records import Fields, Record
@@ -17,14 +17,13 @@ _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class DatasetSource(BaseSource):
+class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
     """A data set that `datasets` can read.
 
     `path`: a folder made by `save_to_disk`, or a folder of Parquet or JSONL files (as `hf download` makes it); read
     without a network. `id`: a data set of the hub at one commit, fetched once into the cache of `datasets`.
     """
 
-    kind: Literal["dataset"]
     path: Path | None = None
     """A local folder, relative to the set file."""
     id: str | None = None
@@ -37,11 +36,10 @@ class DatasetSource(BaseSource):
     """Which split."""
     fields: Fields = Fields(text="text")
     """Which columns make the document."""
-    only: Annotated[Only, Field(default_factory=dict, strict=True)]
+    only: Only = msgspec.field(default_factory=dict)
     """Take only records whose columns have these values."""
 
-    @model_validator(mode="after")
-    def _one_place(self) -> "DatasetSource":
+    def __post_init__(self) -> None:
         if (self.path is None) == (self.id is None):
             raise ValueError("give exactly one of path, id")
         if self.id is not None and not _ID.fullmatch(self.id):
@@ -52,11 +50,10 @@ class DatasetSource(BaseSource):
             )
         if self.path is not None and self.revision is not None:
             raise ValueError("revision belongs to id, not to path")
-        return self
 
     def resolve(self, folder: Path) -> "DatasetSource":
         """See `BaseSource.resolve`."""
-        return self if self.path is None else self.model_copy(update={"path": folder / self.path})
+        return self if self.path is None else msgspec.structs.replace(self, path=folder / self.path)
 
     @property
     def label(self) -> str:

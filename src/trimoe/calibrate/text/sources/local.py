@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+import msgspec
 
 from trimoe.calibrate.text.records import Fields, Record, checked, read_jsonl, read_text
 from trimoe.calibrate.text.sources.base import BaseSource, Count, PathSource, SourceText, user
@@ -16,13 +16,12 @@ def wanted(record: Record, only: Only) -> bool:
     return all(type(record.row.get(k)) is type(v) and record.row[k] == v for k, v in only.items())
 
 
-class JsonlSource(PathSource):
+class JsonlSource(PathSource, frozen=True, kw_only=True, tag="jsonl"):
     """JSON lines, plain or gzipped."""
 
-    kind: Literal["jsonl"]
     fields: Fields = Fields(text="text")
     """Which columns make the document."""
-    only: Annotated[Only, Field(default_factory=dict, strict=True)]
+    only: Only = msgspec.field(default_factory=dict)
     """Take only records whose columns have these values, for example `{passed: true}`."""
 
     def _items(self) -> Iterator[SourceText]:
@@ -31,24 +30,21 @@ class JsonlSource(PathSource):
                 yield self.from_record(record, self.fields)
 
 
-class TextSource(PathSource):
+class TextSource(PathSource, frozen=True, kw_only=True, tag="text"):
     """A plain text file as one document (it is cut into windows)."""
-
-    kind: Literal["text"]
 
     def _items(self) -> Iterator[SourceText]:
         yield self.plain(checked(read_text(self.path), f"text {self.path.name}"), self.path.name)
 
 
-class TinySource(BaseSource):
-    """Training items of the bundled model's tasks with their reference answers. Held-out items cannot be named."""
+class TinySource(BaseSource, frozen=True, kw_only=True, tag="tiny"):
+    """Training items of the bundled model's tasks with their reference answers. Held-out items cannot be drawn."""
 
-    kind: Literal["tiny"]
     domain: Literal["code", "math", "choice", "format", "text", "story"]
     """Which task."""
     count: Count
     """How many items are drawn."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Another seed draws other items."""
     answer: bool = True
     """`false`: only the prompt."""

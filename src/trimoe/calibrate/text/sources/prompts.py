@@ -6,25 +6,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import model_validator
+import msgspec
 
 from trimoe.calibrate.text.records import Fields, Message, Record, checked, messages_of, read_jsonl
 from trimoe.calibrate.text.sources.base import BaseSource, Count, RawReply, SourceText, user
 from trimoe.errors import CalibrationError
+from trimoe.io import datafile
 from trimoe.io.publish import canonical_json
 
 Builtin = Literal["math", "logic", "code", "science", "creative"]
 
 
-class PromptsSource(BaseSource):
+class PromptsSource(BaseSource, frozen=True, kw_only=True, tag="prompts"):
     """Prompts answered greedily by the model that is calibrated; prompt and answer together are the document.
 
     Generating needs the whole model in memory. `replies` takes answers from a file instead, which may come from
     anywhere: another machine, a quantized file, any server.
     """
 
-    kind: Literal["prompts"]
     builtin: Builtin | None = None
     """One of the shipped lists of eight prompts."""
     path: Path | None = None
@@ -38,18 +37,17 @@ class PromptsSource(BaseSource):
     replies: Path | None = None
     """JSON lines with `prompt` (or `messages`) and `reply`, relative to the set file."""
 
-    @model_validator(mode="after")
-    def _one_list(self) -> "PromptsSource":
+    def __post_init__(self) -> None:
         if (self.path is None) == (self.builtin is None):
             raise ValueError("give exactly one of builtin, path")
         if self.fields.text or self.fields.completion or self.fields.reply:
             raise ValueError("fields of prompts are prompt or messages: the model writes the reply")
-        return self
 
     def resolve(self, folder: Path) -> "PromptsSource":
         """See `BaseSource.resolve`."""
-        paths = {name: folder / p for name, p in (("path", self.path), ("replies", self.replies)) if p is not None}
-        return self.model_copy(update=paths)
+        return msgspec.structs.replace(
+            self, path=self.path and folder / self.path, replies=self.replies and folder / self.replies
+        )
 
     @property
     def label(self) -> str:
@@ -64,7 +62,7 @@ class PromptsSource(BaseSource):
     def _items(self) -> Iterator[SourceText]:
         given = read_replies(self.replies, self.new_tokens) if self.replies else None
         for text in self._prompts():
-            messages = [m for m in text.body if not isinstance(m, str)]  # always a chat: see _one_list
+            messages = [m for m in text.body if not isinstance(m, str)]  # always a chat: see __post_init__
             if messages[-1]["role"] == "assistant":
                 raise CalibrationError(
                     f"{text.where} ends with the assistant's turn",
@@ -95,9 +93,8 @@ class PromptsSource(BaseSource):
 @cache
 def builtin_prompts() -> dict[str, list[str]]:
     """The shipped prompts: class -> eight questions."""
-    text = (resources.files("trimoe.calibrate.text") / "prompts.yaml").read_text("utf-8")
-    loaded: dict[str, list[str]] = yaml.safe_load(text)
-    return loaded
+    file = resources.files("trimoe.calibrate.text") / "prompts.yaml"
+    return datafile.load(dict[str, list[str]], file, "the shipped prompts")
 
 
 def prompt_key(messages: list[Message]) -> bytes:

@@ -7,11 +7,12 @@ that a named other model got wrong weighs more. Not guaranteed: that a verdict i
 """
 
 import json
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import msgspec
 
 from trimoe.calibrate.text.leaks import identify
 from trimoe.calibrate.text.multipl_e import refuse_name, refuse_row
@@ -31,23 +32,27 @@ class Trace:
     record: Record
 
 
-class TraceSource(PathSource):
+class TraceSource(PathSource, frozen=True, kw_only=True):
     """What both kinds of traces share."""
 
     lost_weight: Positive = 3.0
     """Weight of an item that this model passes and the one named by `against` fails; every other item weighs 1."""
 
-    @abstractmethod
-    def _traces(self) -> Iterator[Trace]: ...
+    def _traces(self) -> Iterator[Trace]:
+        """Every judged reply of the source."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def _others(self) -> dict[str, bool | None] | None: ...
+    def _others(self) -> dict[str, bool | None] | None:
+        """Key of an item -> whether the model named by `against` passes it; None without `against`."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def _question(self, record: Record) -> list[Message]: ...
+    def _question(self, record: Record) -> list[Message]:
+        """The prompt."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def _reply(self, record: Record) -> RawReply: ...
+    def _reply(self, record: Record) -> RawReply:
+        """The raw reply."""
+        raise NotImplementedError
 
     def _items(self) -> Iterator[SourceText]:
         other = self._others()
@@ -75,10 +80,9 @@ class TraceSource(PathSource):
                 yield self.chat(question, trace.record.where, reply=reply, weight=weight, item=trace.item)
 
 
-class RunLogSource(TraceSource):
+class RunLogSource(TraceSource, frozen=True, kw_only=True, tag="run-log"):
     """Passing replies of one model from the JSON lines that `trimoe log export` writes."""
 
-    kind: Literal["run-log"]
     model: str
     """The run's name in the log (column `name`)."""
     benches: list[str] | None = None
@@ -143,10 +147,9 @@ class RunLogSource(TraceSource):
         return verdict
 
 
-class LmEvalSource(TraceSource):
+class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
     """Passing replies from a samples file of lm-evaluation-harness (`--log_samples`)."""
 
-    kind: Literal["lm-eval"]
     bench: str
     """Name of the bench, for the record of items used on purpose."""
     metric: str | None = None
@@ -161,7 +164,7 @@ class LmEvalSource(TraceSource):
     def resolve(self, folder: Path) -> "LmEvalSource":
         """See `BaseSource.resolve`."""
         against = folder / self.against if self.against else None
-        return self.model_copy(update={"path": folder / self.path, "against": against})
+        return msgspec.structs.replace(self, path=folder / self.path, against=against)
 
     def _traces(self) -> Iterator[Trace]:
         refuse_name(self.bench, f"source {self.label}")
