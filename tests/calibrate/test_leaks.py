@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.calibrate.text import multipl_e
-from trimoe.calibrate.text.word_ngrams import grams, words
 from trimoe.calibrate.text.leaks import BenchTexts, SetText, check, own_limit, read_benches
 from trimoe.calibrate.text.sources.prompts import builtin_prompts
+from trimoe.calibrate.text.word_ngrams import grams, words
 from trimoe.errors import BadInput, Refused
 
 
