@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.prune import prune_gguf
+from trimoe.cut.prune import prune
 from trimoe.llamacpp.tools import locate
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.imatrix import open_imatrix
@@ -95,7 +95,7 @@ def main() -> None:
             )
             predicted[keep, tier.name] = size.file_bytes
     drop = {layer: tuple(range(layer, layer + experts - options.keep)) for layer in range(2)}
-    prune_gguf(whole, DropMap(drop, experts), cut, imatrix=imatrix, imatrix_out=cut_imatrix)
+    prune(whole, DropMap(drop, experts), cut, imatrix=imatrix, imatrix_out=cut_imatrix)
     ladder = Ladder(tiers=tuple(names), smoke=None, imatrix=ImatrixOptions(chunks=4, context=512))
     wrong = 0
     print("| experts | tier | predicted | written | difference |\n|---|---|---|---|---|")

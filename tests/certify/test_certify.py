@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.certify_models import Tensors, edit_json, edit_tensors, flip_byte, write_gemma4
-from trimoe.certify import logits as certify_logits
+from trimoe.certify import loading
 from trimoe.certify.certificate import Certificate
 from trimoe.certify.certify import certify
 from trimoe.certify.infer import infer_map
@@ -29,7 +29,7 @@ DENSE = "model.layers.0.mlp.down_proj.weight"
 
 def test_a_true_cut_is_proven(gemma: Path, pruned: Path, drop_map: DropMap) -> None:
     certificate = certify(gemma, pruned, map=drop_map)
-    assert certificate.passed
+    assert certificate.proven
     assert certificate.status == "proven"
     assert [c.status for c in certificate.checks] == ["passed"] * 9
     assert certificate.max_logit_difference is not None
@@ -56,7 +56,7 @@ def test_bf16_in_shards_is_proven(tmp_path: Path, drop_map: DropMap) -> None:
     assert len(list(base.glob("*.safetensors"))) > 1
     prune(base, drop_map, tmp_path / "out", max_shard=40_000)
     certificate = certify(base, tmp_path / "out", map=drop_map)
-    assert certificate.passed, certificate.checks
+    assert certificate.proven, certificate.checks
 
 
 def _rows(tensors: Tensors, name: str) -> np.ndarray:
@@ -189,7 +189,7 @@ def test_tampering_is_refuted_and_located(kind: str, gemma: Path, pruned: Path, 
     damage(pruned)
     certificate = certify(gemma, pruned, map=drop_map)
     assert certificate.status == "refuted"
-    assert not certificate.passed
+    assert not certificate.proven
     found = certificate.check(check)
     assert found.status == "failed"
     assert any(place in str(finding) for finding in found.findings), [str(f) for f in found.findings]
@@ -237,13 +237,13 @@ def test_no_changed_byte_escapes(data: st.DataObject, gemma: Path, pruned: Path)
 def test_without_logits_it_is_incomplete(gemma: Path, pruned: Path) -> None:
     certificate = certify(gemma, pruned, logits=False)
     assert certificate.status == "incomplete"
-    assert not certificate.passed
+    assert not certificate.proven
     assert certificate.check("logits").detail == "logits not checked: switched off"
     assert certificate.max_logit_difference is None
 
 
 def test_without_torch_it_is_incomplete(gemma: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certify_logits, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     certificate = certify(gemma, pruned)
     assert certificate.status == "incomplete"
     assert "torch" in certificate.check("logits").detail
@@ -251,7 +251,7 @@ def test_without_torch_it_is_incomplete(gemma: Path, pruned: Path, monkeypatch: 
 
 
 def test_without_memory_it_is_incomplete(gemma: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certify_logits, "_free_memory", lambda device: 1000)
+    monkeypatch.setattr(loading, "_free_memory", lambda device: 1000)
     certificate = certify(gemma, pruned)
     assert certificate.status == "incomplete"
     assert "memory" in certificate.check("logits").detail
@@ -323,6 +323,23 @@ def test_the_tolerance_is_used(gemma: Path, pruned: Path) -> None:
     assert loose.status == "refuted"
 
 
+def test_a_tolerance_of_zero_means_exactly_equal(gemma: Path, tmp_path: Path) -> None:
+    """A cut that drops nothing runs the same sums, so it is proven; a change far below the default tolerance is not."""
+    prune(gemma, DropMap({0: (), 1: ()}, 8), tmp_path / "whole")
+    certificate = certify(gemma, tmp_path / "whole", tolerance=0)
+    assert certificate.proven
+    assert (certificate.tolerance, certificate.max_logit_difference) == (0.0, 0.0)
+
+    def nudge(tensors: Tensors) -> None:
+        _store(tensors, SCALE, np.nextafter(_rows(tensors, SCALE), np.float32(2)))
+
+    edit_tensors(tmp_path / "whole", nudge)
+    assert certify(gemma, tmp_path / "whole", keep_going=True).check("logits").status == "passed"
+    exact = certify(gemma, tmp_path / "whole", tolerance=0, keep_going=True)
+    assert exact.check("logits").status == "failed"
+    assert 0 < exact.max_logit_difference < 1e-4
+
+
 # ---------------------------------------------------------------- prompts, maps, bad input
 
 
@@ -336,7 +353,7 @@ def test_prompts_of_the_user(gemma: Path, pruned: Path, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
         certificate = certify(gemma, pruned, prompts=tmp_path / name)
-        assert certificate.passed
+        assert certificate.proven
         assert certificate.prompts is not None
         assert certificate.prompts.count == 2
         seen.add(certificate.prompts.sha256)
@@ -358,7 +375,7 @@ def test_the_recorded_map_is_used(gemma: Path, pruned: Path, drop_map: DropMap) 
 def test_without_a_record_the_map_is_inferred(gemma: Path, pruned: Path, drop_map: DropMap) -> None:
     (pruned / "expert_drop_metadata.json").unlink()
     certificate = certify(gemma, pruned)
-    assert certificate.passed
+    assert certificate.proven
     assert (certificate.map.source, certificate.map.sha256) == ("inferred", drop_map.content_hash)
 
 
@@ -394,8 +411,9 @@ def test_bad_input(gemma: Path, pruned: Path, tmp_path: Path) -> None:
             certify(gemma, pruned, map=DropMap(drop, 8))
     with pytest.raises(MapError):
         certify(gemma, pruned, map=DropMap({0: (1, 4), 1: (0, 7)}, 8, {"model": "f" * 64}))
-    with pytest.raises(UsageError):
-        certify(gemma, pruned, tolerance=0)
+    for tolerance in (-1e-9, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="tolerance"):
+            certify(gemma, pruned, tolerance=tolerance)
     with pytest.raises(BadInput):
         certify(gemma, pruned, logits=False, output=gemma / "config.json" / "certificate.json")
     (tmp_path / "bad.json").write_text('{"status": "proven"}')
@@ -404,7 +422,7 @@ def test_bad_input(gemma: Path, pruned: Path, tmp_path: Path) -> None:
 
 
 def test_a_refusal_replaces_an_old_proof(gemma: Path, pruned: Path) -> None:
-    assert certify(gemma, pruned).passed
+    assert certify(gemma, pruned).proven
     flip_byte(read_index(pruned)[DENSE], 0)
     certify(gemma, pruned)
     assert Certificate.load(pruned / "certificate.json").status == "refuted"
@@ -467,7 +485,7 @@ def test_a_certificate_replaces_certificates_only(gemma: Path, pruned: Path, tmp
     before = (pruned / "model.safetensors").read_bytes()
     (tmp_path / "map.json").write_text("mine")
     for place in (pruned / "model.safetensors", tmp_path / "map.json"):
-        with pytest.raises(BadInput, match="no certificate"):
+        with pytest.raises(BadInput, match="not a certificate"):
             certify(gemma, pruned, logits=False, output=place)
     assert (pruned / "model.safetensors").read_bytes() == before
     assert (tmp_path / "map.json").read_text() == "mine"

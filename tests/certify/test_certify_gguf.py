@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from helpers.gguf_models import EXPERTS, write_model
-from trimoe.certify.gguf.certify import certify_gguf
-from trimoe.certify.gguf.infer import infer_map_gguf
+from trimoe.certify.certify import certify
+from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.prune import prune_gguf
+from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
 from trimoe.model.gguf.file import GgufFile, read_gguf
 from trimoe.model.gguf.format import Field, header_bytes, scalar_field
@@ -28,9 +28,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(path, "gemma4", fused=True, extra=("ffn_down_exps.scale",))
 
 
+@pytest.fixture(autouse=True)
+def no_llamacpp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the byte checks run here, with or without a built llama.cpp."""
+    monkeypatch.setenv("TRIMOE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("TRIMOE_LLAMACPP", raising=False)
+
+
 @pytest.fixture
 def pruned(base: Path, tmp_path: Path) -> Path:
-    prune_gguf(base, MAP, tmp_path / "pruned.gguf")
+    prune(base, MAP, tmp_path / "pruned.gguf")
     return tmp_path / "pruned.gguf"
 
 
@@ -112,10 +120,10 @@ KEYS: dict[str, tuple[Edit, str]] = {
 
 
 def test_a_right_cut_passes_every_byte_check_and_is_incomplete_without_llamacpp(base: Path, pruned: Path) -> None:
-    certificate = certify_gguf(base, pruned)
+    certificate = certify(base, pruned)
     assert [certificate.check(name).status for name in BYTES] == ["passed"] * 6
     assert (certificate.status, certificate.map.source) == ("incomplete", "metadata")
-    assert "no llama.cpp was given" in certificate.check("logits").detail
+    assert "trimoe llamacpp install" in certificate.check("logits").detail
     assert json.loads((pruned.parent / "pruned.gguf.certificate.json").read_text())["status"] == "incomplete"
     assert list(certificate.pruned.files) == ["pruned.gguf"]
 
@@ -124,7 +132,7 @@ def test_a_right_cut_passes_every_byte_check_and_is_incomplete_without_llamacpp(
 def test_tampering_is_refuted_by_name(kind: str, base: Path, pruned: Path) -> None:
     edit, check, tensor, layer = TAMPERING[kind]
     rewrite(pruned, edit)
-    certificate = certify_gguf(base, pruned, map=MAP)
+    certificate = certify(base, pruned, map=MAP)
     assert certificate.status == "refuted"
     findings = certificate.check(check).findings
     assert any(f.tensor == tensor and f.layer == layer for f in findings), findings
@@ -135,37 +143,37 @@ def test_tampering_is_refuted_by_name(kind: str, base: Path, pruned: Path) -> No
 def test_changed_metadata_are_refuted(kind: str, base: Path, pruned: Path) -> None:
     edit, key = KEYS[kind]
     rewrite(pruned, edit)
-    certificate = certify_gguf(base, pruned, map=MAP)
+    certificate = certify(base, pruned, map=MAP)
     assert certificate.status == "refuted"
     assert any(key in finding.subject for finding in certificate.check("metadata").findings)
 
 
 def test_a_truncated_file_is_refuted(base: Path, pruned: Path) -> None:
     pruned.write_bytes(pruned.read_bytes()[:-4096])
-    certificate = certify_gguf(base, pruned, map=MAP)
+    certificate = certify(base, pruned, map=MAP)
     assert certificate.status == "refuted"
     assert "truncated" in certificate.check("readable").findings[0].subject
 
 
 def test_another_map_is_refuted(base: Path, pruned: Path) -> None:
     other = DropMap(MAP.drop | {1: (0, 6)}, EXPERTS)
-    certificate = certify_gguf(base, pruned, map=other)
+    certificate = certify(base, pruned, map=other)
     assert {certificate.check(name).status for name in ("map", "cut")} == {"failed"}
     with pytest.raises(MapError):
-        certify_gguf(base, pruned, map=DropMap({0: (1,), 1: (2,)}, EXPERTS))
+        certify(base, pruned, map=DropMap({0: (1,), 1: (2,)}, EXPERTS))
 
 
 def test_a_cut_without_a_record_is_inferred(base: Path, pruned: Path) -> None:
     (pruned.parent / "pruned.gguf.expert_drop_metadata.json").unlink()
-    certificate = certify_gguf(base, pruned)
+    certificate = certify(base, pruned)
     assert certificate.map.source == "inferred"
     assert certificate.map.sha256 == MAP.content_hash
     assert {certificate.check(name).status for name in BYTES} == {"passed"}
 
 
 def test_parts_are_certified_like_one_file(base: Path, tmp_path: Path) -> None:
-    prune_gguf(base, MAP, tmp_path / "parts", max_shard=300_000)
-    certificate = certify_gguf(base, tmp_path / "parts", map=MAP)
+    prune(base, MAP, tmp_path / "parts", max_shard=300_000)
+    certificate = certify(base, tmp_path / "parts", map=MAP)
     assert {certificate.check(name).status for name in BYTES} == {"passed"}
     assert len(certificate.pruned.files) > 2
     assert (tmp_path / "parts" / "certificate.json").exists()
@@ -173,29 +181,35 @@ def test_parts_are_certified_like_one_file(base: Path, tmp_path: Path) -> None:
 
 def test_a_reference_made_another_way_must_be_the_same_bytes(base: Path, pruned: Path, tmp_path: Path) -> None:
     reference = Path(shutil.copy(pruned, tmp_path / "reference.gguf"))
-    assert certify_gguf(base, pruned, reference=reference).check("reference").status == "passed"
+    assert certify(base, pruned, reference=reference).check("reference").status == "passed"
     rewrite(reference, _edit("blk.0.attn_norm.weight", lambda d: flip(d, 1)))
-    check = certify_gguf(base, pruned, reference=reference).check("reference")
+    check = certify(base, pruned, reference=reference).check("reference")
     assert check.status == "failed"
     assert check.findings[0].tensor == "blk.0.attn_norm.weight"
 
 
+def test_swapped_arguments_are_refused(base: Path, pruned: Path) -> None:
+    with pytest.raises(UsageError, match="more experts than the original"):
+        certify(pruned, base)
+    assert not base.with_name(f"{base.name}.certificate.json").exists()
+
+
 def test_wrong_requests(base: Path, pruned: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a GGUF model"):
-        certify_gguf(base, tmp_path / "absent")
+        certify(base, tmp_path / "absent")
     with pytest.raises(UsageError, match="tolerance"):
-        certify_gguf(base, pruned, tolerance=-1)
+        certify(base, pruned, tolerance=-1)
     with pytest.raises(BadInput, match="prompts"):
-        certify_gguf(base, pruned, prompts=tmp_path / "absent")
+        certify(base, pruned, prompts=tmp_path / "absent")
 
 
 def test_infer_map_finds_the_map_and_what_else_changed(base: Path, pruned: Path) -> None:
-    found = infer_map_gguf(base, pruned)
+    found = infer_map(base, pruned)
     assert found.exact
     assert found.map is not None
     assert found.map.drop == MAP.drop
     rewrite(pruned, _edit("blk.2.attn_q.weight", lambda d: flip(d, 5)))
-    found = infer_map_gguf(base, pruned)
+    found = infer_map(base, pruned)
     assert found.map is not None
     assert found.map.drop == MAP.drop
     assert [change.tensor for change in found.changes] == ["blk.2.attn_q.weight"]
@@ -203,6 +217,6 @@ def test_infer_map_finds_the_map_and_what_else_changed(base: Path, pruned: Path)
 
 def test_infer_map_says_when_there_is_no_map(base: Path, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.gguf", "gemma4", fused=True, extra=("ffn_down_exps.scale",), seed=5)
-    found = infer_map_gguf(base, other)
+    found = infer_map(base, other)
     assert found.map is None
     assert "none of the original's" in found.problems[0]

@@ -9,8 +9,10 @@ import pytest
 
 from helpers.certify_models import Tensors, edit_tensors, flip_byte, write_tensors, write_tokenizer
 from trimoe.certify.certify import certify
-from trimoe.certify.infer import infer_map, recover
-from trimoe.certify.tensors import check_cut, check_tensors, check_untouched, expected_tensors, first_difference
+from trimoe.certify.checkpoint import recover_experts
+from trimoe.certify.expected import expected_tensors
+from trimoe.certify.infer import infer_map
+from trimoe.certify.tensors import check_cut, check_tensors, check_untouched, first_difference
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
@@ -74,7 +76,7 @@ def test_one_tensor_per_expert_and_a_custom_router(qwen: Path, tmp_path: Path) -
     drop = DropMap({0: (0, 5), 1: (2, 3)}, 8)
     prune(qwen, drop, tmp_path / "out")
     certificate = certify(qwen, tmp_path / "out", map=drop)
-    assert certificate.passed, [str(f) for c in certificate.checks for f in c.findings] + [
+    assert certificate.proven, [str(f) for c in certificate.checks for f in c.findings] + [
         c.detail for c in certificate.checks
     ]
     assert certificate.check("logits").numbers["masked_share"] > 0.05
@@ -91,13 +93,14 @@ def test_one_tensor_per_expert_and_a_custom_router(qwen: Path, tmp_path: Path) -
 
 def test_a_family_whose_names_change_on_loading(qwen: Path, tmp_path: Path) -> None:
     """The router is found by its values when no parameter has its name."""
-    from trimoe.certify.logits import _loaded
-    from trimoe.certify.mask import CannotCheck, _loaded_tensor
+    from trimoe.certify.loading import loaded
+    from trimoe.certify.logit_proof import CannotCheck
+    from trimoe.certify.mask import _loaded_tensor
     from trimoe.model.checkpoint import open_checkpoint
 
     edit_tensors(qwen, lambda t: None)
     base = open_checkpoint(qwen)
-    with _loaded(qwen, "cpu", 0) as (model, _):
+    with loaded(qwen, "cpu", 0) as (model, _):
         wanted = dict(model.named_parameters())["model.layers.1.mlp.gate.weight"]
         parameters = list(model.parameters())
         model.named_parameters = lambda: [(f"renamed.{i}", p) for i, p in enumerate(parameters)]
@@ -138,14 +141,14 @@ def test_experts_on_any_axis(axis: int, tmp_path: Path) -> None:
     index, expected = read_index(tmp_path / "out"), expected_tensors(base, drop)
     assert check_tensors(expected, index).status == "passed"
     assert check_cut(expected, index).status == "passed"
-    assert recover(base, index).order == {0: kept}
+    assert recover_experts(base, index).order == {0: kept}
 
     moved = np.take(array, [0, 3, 2, 5], axis)
     write_tensors(tmp_path / "out", {"layer.0.w": ("F32", cut.shape, moved.tobytes())})
     index = read_index(tmp_path / "out")
     positions = {f.position for f in check_cut(expected, index).findings}
     assert positions == {1, 2}
-    assert recover(base, index).reordered == [0]
+    assert recover_experts(base, index).reordered == [0]
 
 
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
@@ -159,7 +162,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     tracemalloc.start()
     cut = check_cut(expected, index)
     untouched = check_untouched(expected, index)
-    recover(base, index)
+    recover_experts(base, index)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 13 << 20

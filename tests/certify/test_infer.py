@@ -35,7 +35,7 @@ def test_the_exact_map_is_recovered(gemma: Path, pruned: Path, drop_map: DropMap
     assert result.exact
     assert result.map is not None
     assert (result.map.drop, result.map.num_experts) == (drop_map.drop, 8)
-    assert certify(gemma, pruned, map=result.map).passed
+    assert certify(gemma, pruned, map=result.map).proven
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.certify_models import edit_json, flip_byte
 from helpers.families import EXPERTS, MADE, Made
-from trimoe.certify import logits as certify_logits
+from trimoe.certify import loading
 from trimoe.certify.certify import certify
 from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
@@ -202,7 +202,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     base = compressed("fp8")
     prune(base, DROP, tmp_path / "out")
-    real = certify_logits.find_spec
-    monkeypatch.setattr(certify_logits, "find_spec", lambda n: None if n == "compressed_tensors" else real(n))
+    real = loading.find_spec
+    monkeypatch.setattr(loading, "find_spec", lambda n: None if n == "compressed_tensors" else real(n))
     detail = certify(base, tmp_path / "out", map=DROP).check("logits").detail
     assert "needs compressed_tensors, not installed" in detail

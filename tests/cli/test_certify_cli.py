@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from helpers.certify_models import edit_json, flip_byte, write_gemma4
 from trimoe.choose.dropmap import DropMap
-from trimoe.cli.certify import certify, infer_map
+from trimoe.cli.certify import certify
+from trimoe.cli.infer_map import infer_map
 from trimoe.cut.prune import prune
 from trimoe.model.safetensors import read_index
 

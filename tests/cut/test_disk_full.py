@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.prune import prune as command
-from trimoe.cut import prune as prune_module
+from trimoe.cut import checkpoint as prune_module
 from trimoe.cut.prune import prune
 from trimoe.errors import MissingPrerequisite
 from trimoe.io import hashing

@@ -84,7 +84,7 @@ def test_a_cut_is_proven_and_its_map_recovered(
 ) -> None:
     base, pruned = family_checkpoint(made), cut(made)
     certificate = certify(base, pruned, prompts=prompts, output=tmp_path / "certificate.json")
-    assert certificate.passed, [(c.name, c.detail, [str(f) for f in c.findings]) for c in certificate.checks]
+    assert certificate.proven, [(c.name, c.detail, [str(f) for f in c.findings]) for c in certificate.checks]
     assert certificate.check("logits").numbers["masked_share"] > 0.1, "the mask was hardly needed"
     result = infer_map(base, pruned)
     assert result.exact

@@ -19,9 +19,9 @@ import pytest
 import xxhash
 
 from helpers.gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
-from trimoe.certify.gguf.certify import certify_gguf
+from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.prune import prune_gguf
+from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
 from trimoe.io import copying, hashing
 from trimoe.io import publish as artifact
@@ -61,7 +61,7 @@ def check_cut(before: Path, after: Path, drop_map: DropMap, arch: str) -> None:
 @pytest.mark.parametrize("dtype", IN_FILES)
 def test_every_quantization_type(dtype: str, tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf", dtype=dtype)
-    report = prune_gguf(before, MAP, tmp_path / "after.gguf")
+    report = prune(before, MAP, tmp_path / "after.gguf")
     check_cut(before, tmp_path / "after.gguf", MAP, "qwen3moe")
     assert (report.experts_before, report.experts_after, report.layers) == (EXPERTS, EXPERTS - 2, LAYERS)
     assert report.bytes_after == open_gguf(tmp_path / "after.gguf").nbytes < report.bytes_before
@@ -82,13 +82,13 @@ def test_every_quantization_type(dtype: str, tmp_path: Path) -> None:
 def test_every_kind_of_companion(arch: str, options: dict, tmp_path: Path) -> None:
     drop = {layer: ids for layer, ids in MAP.drop.items() if layer not in options.get("dense", ())}
     before = write_model(tmp_path / "before.gguf", arch, **options)
-    prune_gguf(before, DropMap(drop, EXPERTS), tmp_path / "after.gguf")
+    prune(before, DropMap(drop, EXPERTS), tmp_path / "after.gguf")
     check_cut(before, tmp_path / "after.gguf", DropMap(drop, EXPERTS), arch)
 
 
 def test_metadata_keep_their_bytes_and_order(tmp_path: Path) -> None:
     before = read_gguf(write_model(tmp_path / "before.gguf", metadata={"a.number": 7, "b.text": "ü"}))
-    prune_gguf(before.path, MAP, tmp_path / "after.gguf")
+    prune(before.path, MAP, tmp_path / "after.gguf")
     after = read_gguf(tmp_path / "after.gguf")
     assert list(after.fields) == list(before.fields)
     for key, field in before.fields.items():
@@ -102,7 +102,7 @@ def test_metadata_keep_their_bytes_and_order(tmp_path: Path) -> None:
 def test_same_input_same_bytes_and_a_record(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
     for name in ("a.gguf", "b.gguf"):
-        prune_gguf(before, MAP, tmp_path / name)
+        prune(before, MAP, tmp_path / name)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     names = {p.name for p in tmp_path.iterdir()} - {"before.gguf"}
     extras = {f"{n}.gguf{e}" for n in "ab" for e in ("", ".expert_drop_metadata.json", ".manifest.json")}
@@ -110,14 +110,14 @@ def test_same_input_same_bytes_and_a_record(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "a.gguf.expert_drop_metadata.json").read_text())
     assert record["per_layer_drop"] == {"0": [1, 4], "1": [0, 7], "2": [2, 3]}
     assert (record["base_model"], record["original_experts"], record["target_experts"]) == ("a small qwen3moe", 8, 6)
-    prune_gguf(tmp_path / "a.gguf", DropMap(dict.fromkeys(range(3), (5,)), 6), tmp_path / "c.gguf")
+    prune(tmp_path / "a.gguf", DropMap(dict.fromkeys(range(3), (5,)), 6), tmp_path / "c.gguf")
     again = json.loads((tmp_path / "c.gguf.expert_drop_metadata.json").read_text())
     assert again["previous"] == record
 
 
 def test_an_empty_map_changes_no_byte(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
-    prune_gguf(before, DropMap({0: (), 1: (), 2: ()}), tmp_path / "after.gguf")
+    prune(before, DropMap({0: (), 1: (), 2: ()}), tmp_path / "after.gguf")
     assert (tmp_path / "after.gguf").read_bytes() == before.read_bytes()
 
 
@@ -125,17 +125,17 @@ def test_split_models_in_every_direction(tmp_path: Path) -> None:
     """One file into parts of a size, parts into parts as they are, parts into one file: always the same tensors."""
     whole = write_model(tmp_path / "whole.gguf", dtype="Q2_K")
     empty = DropMap({0: (), 1: (), 2: ()})
-    prune_gguf(whole, empty, tmp_path / "parts", max_shard=400_000)
+    prune(whole, empty, tmp_path / "parts", max_shard=400_000)
     parts = sorted((tmp_path / "parts").glob("*.gguf"))
     assert [p.name for p in parts] == [f"whole-{i + 1:05d}-of-{len(parts):05d}.gguf" for i in range(len(parts))]
     assert len(parts) > 3
     # a single larger tensor has a file of its own
     sizes = [sum(info.nbytes for info in read_gguf(p).tensors.values()) for p in parts]
     assert all(size <= 400_000 or len(read_gguf(p).tensors) == 1 for size, p in zip(sizes, parts, strict=True))
-    prune_gguf(parts[2], MAP, tmp_path / "cut")  # any part names the model
+    prune(parts[2], MAP, tmp_path / "cut")  # any part names the model
     assert [p.name for p in sorted((tmp_path / "cut").glob("*.gguf"))] == [p.name for p in parts]
-    prune_gguf(parts[0], MAP, tmp_path / "cut.gguf")
-    prune_gguf(whole, MAP, tmp_path / "direct.gguf")
+    prune(parts[0], MAP, tmp_path / "cut.gguf")
+    prune(whole, MAP, tmp_path / "direct.gguf")
     assert (tmp_path / "cut.gguf").read_bytes() == (tmp_path / "direct.gguf").read_bytes()
     joined, direct = open_gguf(tmp_path / "cut" / parts[0].name), open_gguf(tmp_path / "direct.gguf")
     assert list(joined.index) == list(direct.index)
@@ -147,17 +147,17 @@ def test_split_models_in_every_direction(tmp_path: Path) -> None:
 
 def test_one_file_into_a_directory_keeps_its_name(tmp_path: Path) -> None:
     before = write_model(tmp_path / "model-Q4.gguf")
-    prune_gguf(before, MAP, tmp_path / "folder")
+    prune(before, MAP, tmp_path / "folder")
     check_cut(before, tmp_path / "folder" / "model-Q4.gguf", MAP, "qwen3moe")
-    assert certify_gguf(before, tmp_path / "folder").map.source == "metadata"
+    assert certify(before, tmp_path / "folder").map.source == "metadata"
 
 
 def test_a_record_of_another_file_is_not_carried_on(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
-    prune_gguf(before, MAP, tmp_path / "after.gguf")
+    prune(before, MAP, tmp_path / "after.gguf")
     (tmp_path / "after.gguf").write_bytes(before.read_bytes())
-    with pytest.raises(CheckpointError, match="does not describe how this model was cut"):
-        prune_gguf(tmp_path / "after.gguf", MAP, tmp_path / "again.gguf")
+    with pytest.raises(CheckpointError, match="does not describe how this model was pruned"):
+        prune(tmp_path / "after.gguf", MAP, tmp_path / "again.gguf")
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(os, method, full)
     for out in ("after.gguf", "parts"):
         with pytest.raises(MissingPrerequisite, match="disk became full"):
-            prune_gguf(before, MAP, tmp_path / out, imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / "o.gguf")
+            prune(before, MAP, tmp_path / out, imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / "o.gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
@@ -189,15 +189,15 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_map_that_does_not_fit_is_refused(drop: dict, message: str, tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
     with pytest.raises(MapError, match=message):
-        prune_gguf(before, DropMap(drop), tmp_path / "after.gguf")
+        prune(before, DropMap(drop), tmp_path / "after.gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["before.gguf"]
 
 
 def test_dense_layers_drop_nothing(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf", "glm4moe", dense=(0,))
     with pytest.raises(MapError, match="drops experts in layer 0, which has none"):
-        prune_gguf(before, DropMap({0: (1,), 1: (1,), 2: (1,)}), tmp_path / "after.gguf")
-    prune_gguf(before, DropMap({0: (), 1: (1,), 2: (6,)}), tmp_path / "after.gguf")
+        prune(before, DropMap({0: (1,), 1: (1,), 2: (1,)}), tmp_path / "after.gguf")
+    prune(before, DropMap({0: (), 1: (1,), 2: (6,)}), tmp_path / "after.gguf")
     check_cut(before, tmp_path / "after.gguf", DropMap({1: (1,), 2: (6,)}, EXPERTS), "glm4moe")
 
 
@@ -205,37 +205,37 @@ def test_dense_layers_drop_nothing(tmp_path: Path) -> None:
 def test_a_predicting_layer_follows_the_last_ordinary_one_unless_named(named: bool, tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf", "glm4moe", metadata={"glm4moe.nextn_predict_layers": 1})
     drop = {0: (1, 2), 1: (4, 5)} | ({2: (0, 7)} if named else {})
-    prune_gguf(before, DropMap(drop), tmp_path / "after.gguf")
+    prune(before, DropMap(drop), tmp_path / "after.gguf")
     check_cut(before, tmp_path / "after.gguf", DropMap({**drop, 2: drop.get(2, (4, 5))}, EXPERTS), "glm4moe")
-    checks = certify_gguf(before, tmp_path / "after.gguf", map=DropMap(drop)).checks
+    checks = certify(before, tmp_path / "after.gguf", map=DropMap(drop)).checks
     assert {check.status for check in checks if check.name not in ("loading", "logits")} == {"passed"}
 
 
 def test_impossible_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = write_model(tmp_path / "before.gguf")
     with pytest.raises(UsageError, match="--max-shard"):
-        prune_gguf(before, MAP, tmp_path / "after.gguf", max_shard=10**6)
+        prune(before, MAP, tmp_path / "after.gguf", max_shard=10**6)
     with pytest.raises(UsageError, match="belong together"):
-        prune_gguf(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.gguf")
+        prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.gguf")
     with pytest.raises(BadInput, match="exists already"):
-        prune_gguf(before, MAP, before)
+        prune(before, MAP, before)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(MissingPrerequisite, match="disk space"):
-        prune_gguf(before, MAP, tmp_path / "after.gguf")
+        prune(before, MAP, tmp_path / "after.gguf")
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
-    planned = prune_gguf(before, MAP, tmp_path / "after.gguf", dry_run=True)
+    planned = prune(before, MAP, tmp_path / "after.gguf", dry_run=True)
     assert [p.name for p in tmp_path.iterdir()] == ["before.gguf"]
-    done = prune_gguf(before, MAP, tmp_path / "after.gguf")
+    done = prune(before, MAP, tmp_path / "after.gguf")
     assert (planned.bytes_after, planned.shards) == (done.bytes_after, done.shards)
 
 
 def test_imatrix_is_cut_by_the_same_map(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
     entries = write_imatrix(tmp_path / "i.gguf", before)
-    prune_gguf(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / "o.gguf")
+    prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / "o.gguf")
     found = open_imatrix(tmp_path / "o.gguf")
     assert list(found.entries) == sorted(entries)
     for name, (sums, counts) in entries.items():
@@ -257,15 +257,15 @@ def test_a_late_interrupt_is_gone_on_from_with_its_imatrix(tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(artifact.os, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            prune_gguf(before, MAP, tmp_path / "after.gguf", **matrices)
+            prune(before, MAP, tmp_path / "after.gguf", **matrices)
     assert (tmp_path / "o.gguf").exists()
-    assert prune_gguf(before, MAP, tmp_path / "after.gguf", **matrices).bytes_resumed > 0
+    assert prune(before, MAP, tmp_path / "after.gguf", **matrices).bytes_resumed > 0
     (tmp_path / "after.gguf").unlink()
     with pytest.raises(BadInput, match="exists already"):
-        prune_gguf(before, MAP, tmp_path / "after.gguf", **matrices)
+        prune(before, MAP, tmp_path / "after.gguf", **matrices)
     for name in ("x.gguf", "x.gguf.manifest.json", "x.gguf.expert_drop_metadata.json"):
         with pytest.raises(UsageError, match="another file of this run"):
-            prune_gguf(before, MAP, tmp_path / "x.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / name)
+            prune(before, MAP, tmp_path / "x.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / name)
 
 
 def test_files_of_others_beside_the_output_stay(tmp_path: Path) -> None:
@@ -273,13 +273,13 @@ def test_files_of_others_beside_the_output_stay(tmp_path: Path) -> None:
     for name in ("after.gguf.manifest.json", "after.gguf.expert_drop_metadata.json"):
         for text in ("mine", '{"a": 1}'):
             (tmp_path / name).write_text(text)
-            with pytest.raises(BadInput, match="not of an earlier cut"):
-                prune_gguf(before, MAP, out)
+            with pytest.raises(BadInput, match="not from an earlier prune"):
+                prune(before, MAP, out)
             assert (tmp_path / name).read_text() == text
         (tmp_path / name).unlink()
-    prune_gguf(before, MAP, out)
+    prune(before, MAP, out)
     out.unlink()
-    prune_gguf(before, MAP, out)  # what the first one wrote is replaced
+    prune(before, MAP, out)  # what the first one wrote is replaced
 
 
 def test_dat_imatrix_is_cut_too(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_dat_imatrix_is_cut_too(tmp_path: Path) -> None:
     head = struct.pack("<ii", 1, len(name)) + name
     tail = struct.pack("<ii", 9, 1) + b"x"
     (tmp_path / "i.dat").write_bytes(head + struct.pack("<ii", 5, values.size) + values.tobytes() + tail)
-    prune_gguf(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.dat", imatrix_out=tmp_path / "o.dat")
+    prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.dat", imatrix_out=tmp_path / "o.dat")
     kept = np.delete(values, [0, 7], axis=0)
     assert (tmp_path / "o.dat").read_bytes() == head + struct.pack("<ii", 5, kept.size) + kept.tobytes() + tail
 
@@ -300,9 +300,7 @@ def test_an_imatrix_of_another_model_is_refused_before_anything_is_written(tmp_p
     write_imatrix(tmp_path / "j.gguf", write_model(tmp_path / "third.gguf", layers=4))
     for imatrix, message in (("i.gguf", "does not fit the model"), ("j.gguf", "which the model does not have")):
         with pytest.raises(CheckpointError, match=message):
-            prune_gguf(
-                before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / imatrix, imatrix_out=tmp_path / "o.gguf"
-            )
+            prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / imatrix, imatrix_out=tmp_path / "o.gguf")
     assert not {"after.gguf", "o"} & {p.name for p in tmp_path.iterdir()}
 
 
@@ -312,17 +310,17 @@ from pathlib import Path
 from trimoe.choose.dropmap import DropMap
 from trimoe.io import copying
 from trimoe.io import hashing
-from trimoe.cut.gguf.prune import prune_gguf
+from trimoe.cut.prune import prune
 base, out = map(Path, sys.argv[1:3])
 print("start", flush=True)
-prune_gguf(base, DropMap({i: (1, 4) for i in range(3)}, 8), out)
+prune(base, DropMap({i: (1, 4) for i in range(3)}, 8), out)
 """
 
 
 def test_kills_leave_nothing_under_the_final_name(tmp_path: Path) -> None:
     """SIGKILL at random moments; the rerun takes over the leftover and ends with the undisturbed run's bytes."""
     base, drop = write_model(tmp_path / "base.gguf", dtype="F32"), DropMap(dict.fromkeys(range(3), (1, 4)), 8)
-    prune_gguf(base, drop, tmp_path / "want.gguf")
+    prune(base, drop, tmp_path / "want.gguf")
     want, rng, killed = (tmp_path / "want.gguf").read_bytes(), random.Random(0), 0
     out = tmp_path / "out.gguf"
     for _ in range(8):
@@ -337,7 +335,7 @@ def test_kills_leave_nothing_under_the_final_name(tmp_path: Path) -> None:
         assert not out.exists() or out.read_bytes() == want
         out.unlink(missing_ok=True)
     assert killed
-    prune_gguf(base, drop, out)
+    prune(base, drop, out)
     assert out.read_bytes() == want
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".partial")]
 
@@ -372,11 +370,11 @@ def test_an_interrupted_cut_goes_on(name: str, small_marks: None, tmp_path: Path
     before = write_model(tmp_path / "before.gguf", dtype="F16")
     options = {} if name.endswith(".gguf") else {"max_shard": 3_000_000}
     (tmp_path / "want").mkdir()
-    prune_gguf(before, MAP, tmp_path / "want" / name, **options)
+    prune(before, MAP, tmp_path / "want" / name, **options)
     with pytest.raises(KeyboardInterrupt):
-        prune_gguf(before, MAP, tmp_path / name, progress=stop_after(150), jobs=1, **options)
+        prune(before, MAP, tmp_path / name, progress=stop_after(150), jobs=1, **options)
     assert not (tmp_path / name).exists()
-    report = prune_gguf(before, MAP, tmp_path / name, **options)
+    report = prune(before, MAP, tmp_path / name, **options)
     assert 500_000 < report.bytes_resumed < report.bytes_after
     assert not list(tmp_path.glob(".*"))
     found, want = files_of(tmp_path / name), files_of(tmp_path / "want" / name)
@@ -386,16 +384,16 @@ def test_an_interrupted_cut_goes_on(name: str, small_marks: None, tmp_path: Path
 def test_a_leftover_of_another_map_is_not_continued(small_marks: None, tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf", dtype="F16")
     with pytest.raises(KeyboardInterrupt):
-        prune_gguf(before, MAP, tmp_path / "out.gguf", progress=stop_after(150), jobs=1)
+        prune(before, MAP, tmp_path / "out.gguf", progress=stop_after(150), jobs=1)
     other = DropMap({0: (0,), 1: (1,), 2: (2,)}, EXPERTS)
-    assert prune_gguf(before, other, tmp_path / "out.gguf").bytes_resumed == 0
+    assert prune(before, other, tmp_path / "out.gguf").bytes_resumed == 0
     check_cut(before, tmp_path / "out.gguf", other, "qwen3moe")
 
 
 def test_hashes_are_of_what_was_written_and_read_back(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
-    prune_gguf(before, MAP, tmp_path / "a.gguf", verify=True)
-    prune_gguf(before, MAP, tmp_path / "b.gguf", hashed=False)
+    prune(before, MAP, tmp_path / "a.gguf", verify=True)
+    prune(before, MAP, tmp_path / "b.gguf", hashed=False)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     manifest = json.loads((tmp_path / "a.gguf.manifest.json").read_text())
     digest = xxhash.xxh3_128_hexdigest((tmp_path / "a.gguf").read_bytes())

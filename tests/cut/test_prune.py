@@ -184,7 +184,7 @@ def test_same_input_same_bytes(gemma: Path, tmp_path: Path) -> None:
 def test_shards_as_in_the_source(tmp_path: Path) -> None:
     arrays = gemma_arrays()
     source = write_checkpoint(tmp_path / "in", arrays, gemma_config(), [0] * 5 + [1] * (len(arrays) - 5))
-    report = prune(source, GEMMA_MAP, tmp_path / "out", max_shard=None)
+    report = prune(source, GEMMA_MAP, tmp_path / "out", max_shard="source")
     assert report.shards == 2
     before, after = read_index(source), read_index(tmp_path / "out")
     assert all(before[name].file.name == after[name].file.name for name in arrays)

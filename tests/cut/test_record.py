@@ -16,8 +16,8 @@ from trimoe.certify.infer import infer_map
 from trimoe.choose.combine import compose
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
+from trimoe.cut.history import make_record, map_from, original, steps
 from trimoe.cut.prune import prune
-from trimoe.cut.record import make_record, map_from, original, steps
 from trimoe.errors import MapError
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.files import METADATA
@@ -144,7 +144,7 @@ def test_records_that_cannot_be_true(chain: tuple[Path, Path, Path], edit: objec
     edit_json(twice / METADATA, edit)
     finding = certify(base, twice, logits=False).check("map").findings[0]
     assert message in finding.subject
-    with pytest.raises(MapError, match="does not describe how this model was cut"):
+    with pytest.raises(MapError, match="does not describe how this model was pruned"):
         prune(twice, DropMap({0: (0,), 1: (0,)}, 5), twice.parent / "thrice")
     assert not (twice.parent / "thrice").exists()
 
@@ -152,5 +152,5 @@ def test_records_that_cannot_be_true(chain: tuple[Path, Path, Path], edit: objec
 def test_the_record_of_another_model_is_not_taken_over(chain: tuple[Path, Path, Path]) -> None:
     base, once, _ = chain
     shutil.copyfile(once / METADATA, base / METADATA)
-    with pytest.raises(MapError, match="does not describe how this model was cut"):
+    with pytest.raises(MapError, match="does not describe how this model was pruned"):
         prune(base, FIRST, base.parent / "out", dry_run=True)

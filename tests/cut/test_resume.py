@@ -168,7 +168,7 @@ def test_the_leftover_counts_as_space(source: Path, tmp_path: Path, monkeypatch:
     held = artifact.partial_bytes(tmp_path / "out")
     assert held > 10_000
     asked = []
-    monkeypatch.setattr("trimoe.cut.prune.require_space", lambda path, needed: asked.append(needed))
+    monkeypatch.setattr("trimoe.cut.checkpoint.require_space", lambda path, needed: asked.append(needed))
     prune(source, MAP, tmp_path / "out")
     prune(source, MAP, tmp_path / "other")
     assert asked[1] - asked[0] == held
@@ -186,7 +186,7 @@ def test_the_manifest_says_what_was_written(source: Path, tmp_path: Path) -> Non
 
 
 def test_verify_finds_what_the_disk_changed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimoe.cut import prune as module
+    from trimoe.cut import checkpoint as module
 
     real = module.write_shards
 
@@ -206,15 +206,15 @@ def test_verify_finds_what_the_disk_changed(source: Path, tmp_path: Path, monkey
 def test_a_source_that_changes_after_it_was_opened(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trimoe.cut import prune as module
+    from trimoe.cut import checkpoint as module
 
-    real = module._verify
+    real = module._verify_headers
 
     def late(folder: Path, shards: list) -> None:
         os.utime(next(source.glob("*.safetensors")))
         real(folder, shards)
 
-    monkeypatch.setattr(module, "_verify", late)
+    monkeypatch.setattr(module, "_verify_headers", late)
     with pytest.raises(CheckpointError, match="modified while it was cut"):
         prune(source, MAP, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]

@@ -33,8 +33,8 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, Refused, UsageError
 from trimoe.heal.edit import Edit, decode, encode, factor_edits, scaled, scaling
 from trimoe.heal.measure import Plan, alphas_of, heal
-from trimoe.heal.publish import Healing, gate, publish
 from trimoe.heal.router import Steps
+from trimoe.heal.write import Healing, gate, publish
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes, read_index
 
@@ -401,7 +401,7 @@ def test_large_tensors_are_streamed(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(header_bytes({"w": ("BF16", (size // 2,))}, {}) + bytes(size))
     info: TensorInfo = read_index(tmp_path)["w"]
-    from trimoe.heal.publish import _append
+    from trimoe.heal.write import _append
     from trimoe.io.copying import Copier
 
     tracemalloc.start()
@@ -421,7 +421,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dataclasses import replace
-from trimoe.heal.publish import Healing, publish
+from trimoe.heal.write import Healing, publish
 from trimoe.heal.edit import factor_edits
 from trimoe.model.checkpoint import open_checkpoint
 base, cut, out, number = *map(Path, sys.argv[1:4]), int(sys.argv[4])

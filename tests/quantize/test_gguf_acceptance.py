@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from trimoe.certify.gguf.certify import certify_gguf
-from trimoe.certify.gguf.infer import infer_map_gguf
+from trimoe.certify.certify import certify
+from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.prune import prune_gguf
 from trimoe.cut.prune import prune
-from trimoe.llamacpp.masked import MaskedLogits
 from trimoe.llamacpp.tools import LlamaCpp, run_converter
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.gguf.file import open_gguf
@@ -70,7 +68,7 @@ def assert_same_tensors(a: Path, b: Path) -> None:
 def test_cutting_and_quantizing_commute(kind: str, llamacpp: LlamaCpp, files: Path, drop_map: DropMap) -> None:
     whole = quantize(llamacpp, files / "whole.gguf", files / f"whole-{kind}.gguf", kind)
     want = quantize(llamacpp, files / "pruned.gguf", files / f"want-{kind}.gguf", kind)
-    prune_gguf(whole, drop_map, files / f"cut-{kind}.gguf")
+    prune(whole, drop_map, files / f"cut-{kind}.gguf")
     assert_same_tensors(want, files / f"cut-{kind}.gguf")
 
 
@@ -104,7 +102,7 @@ def test_they_commute_with_an_imatrix_cut_alike(
 ) -> None:
     whole = quantize(llamacpp, files / "whole.gguf", files / f"whole-i-{kind}.gguf", kind, imatrix)
     cut, matrix = files / f"cut-i-{kind}.gguf", files / f"imatrix-{kind}.gguf"
-    prune_gguf(whole, drop_map, cut, imatrix=imatrix, imatrix_out=matrix)
+    prune(whole, drop_map, cut, imatrix=imatrix, imatrix_out=matrix)
     want = quantize(llamacpp, files / "pruned.gguf", files / f"want-i-{kind}.gguf", kind, matrix)
     assert_same_tensors(want, cut)
 
@@ -126,10 +124,10 @@ def test_the_dat_format_leads_to_the_same_file(
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert dat.exists(), answer.stderr[-2000:]
-    prune_gguf(files / "whole.gguf", drop_map, files / "x.gguf", imatrix=dat, imatrix_out=files / "cut.dat")
+    prune(files / "whole.gguf", drop_map, files / "x.gguf", imatrix=dat, imatrix_out=files / "cut.dat")
     assert open_imatrix(files / "cut.dat").legacy
     whole = quantize(llamacpp, files / "whole.gguf", files / "whole-dat.gguf", "Q2_K", dat)
-    prune_gguf(whole, drop_map, files / "cut-dat.gguf")
+    prune(whole, drop_map, files / "cut-dat.gguf")
     want = quantize(llamacpp, files / "pruned.gguf", files / "want-dat.gguf", "Q2_K", files / "cut.dat")
     assert_same_tensors(want, files / "cut-dat.gguf")
 
@@ -139,8 +137,8 @@ def test_the_certificate_is_proven_bit_for_bit(
     kind: str, llamacpp: LlamaCpp, files: Path, drop_map: DropMap, tmp_path: Path
 ) -> None:
     whole = quantize(llamacpp, files / "whole.gguf", tmp_path / "whole.gguf", kind)
-    prune_gguf(whole, drop_map, tmp_path / "cut.gguf")
-    certificate = certify_gguf(whole, tmp_path / "cut.gguf", map=drop_map, run=MaskedLogits(llamacpp))
+    prune(whole, drop_map, tmp_path / "cut.gguf")
+    certificate = certify(whole, tmp_path / "cut.gguf", map=drop_map)
     assert certificate.status == "proven", certificate.checks
     assert certificate.max_logit_difference == 0
     numbers = certificate.check("logits").numbers
@@ -155,16 +153,14 @@ def test_behaviour_finds_what_the_bytes_are_not_asked_for(
     llamacpp: LlamaCpp, files: Path, drop_map: DropMap, tmp_path: Path
 ) -> None:
     """Two kept experts swapped in one tensor: the logits alone, with the byte line's verdict ignored, refute it."""
-    prune_gguf(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
+    prune(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
     info = open_gguf_model(tmp_path / "cut.gguf").index["blk.1.ffn_down_exps.weight"]
     size = info.nbytes // info.shape[0]
     rows = [read_bytes(info, e * size, size) for e in range(info.shape[0])]
     with info.file.open("r+b") as handle:
         handle.seek(info.start)
         handle.write(b"".join(rows[::-1]))
-    certificate = certify_gguf(
-        files / "whole.gguf", tmp_path / "cut.gguf", map=drop_map, run=MaskedLogits(llamacpp), keep_going=True
-    )
+    certificate = certify(files / "whole.gguf", tmp_path / "cut.gguf", map=drop_map, keep_going=True)
     assert certificate.check("loading").status == "passed"
     assert certificate.check("logits").status == "failed"
     assert certificate.max_logit_difference is not None
@@ -174,13 +170,11 @@ def test_behaviour_finds_what_the_bytes_are_not_asked_for(
 def test_a_model_that_does_not_load_is_refuted(
     llamacpp: LlamaCpp, files: Path, drop_map: DropMap, tmp_path: Path
 ) -> None:
-    prune_gguf(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
+    prune(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
     data = (tmp_path / "cut.gguf").read_bytes()
     assert data.count(b"token_embd.weight") == 1
     (tmp_path / "cut.gguf").write_bytes(data.replace(b"token_embd.weight", b"token_embd.wrong!"))
-    certificate = certify_gguf(
-        files / "whole.gguf", tmp_path / "cut.gguf", map=drop_map, run=MaskedLogits(llamacpp), keep_going=True
-    )
+    certificate = certify(files / "whole.gguf", tmp_path / "cut.gguf", map=drop_map, keep_going=True)
     assert certificate.check("loading").status == "failed"
     assert "token_embd" in certificate.check("loading").findings[0].actual
 
@@ -189,8 +183,8 @@ def test_split_output_is_what_llamacpp_joins(
     llamacpp: LlamaCpp, files: Path, drop_map: DropMap, tmp_path: Path
 ) -> None:
     """llama-gguf-split merges our parts into our single file, and splits it into parts that we cut alike."""
-    prune_gguf(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
-    prune_gguf(files / "whole.gguf", drop_map, tmp_path / "parts", max_shard=2_000_000)
+    prune(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
+    prune(files / "whole.gguf", drop_map, tmp_path / "parts", max_shard=2_000_000)
     split = llamacpp.program("llama-gguf-split")
     first = sorted((tmp_path / "parts").glob("*.gguf"))[0]
     subprocess.run([split, "--merge", first, tmp_path / "merged.gguf"], check=True, capture_output=True)
@@ -198,13 +192,13 @@ def test_split_output_is_what_llamacpp_joins(
     (tmp_path / "theirs").mkdir()
     command = [split, "--split", "--split-max-size", "2M", files / "whole.gguf", tmp_path / "theirs" / "whole"]
     subprocess.run(command, check=True, capture_output=True)
-    prune_gguf(sorted((tmp_path / "theirs").glob("*.gguf"))[0], drop_map, tmp_path / "again.gguf")
+    prune(sorted((tmp_path / "theirs").glob("*.gguf"))[0], drop_map, tmp_path / "again.gguf")
     assert_same_tensors(tmp_path / "cut.gguf", tmp_path / "again.gguf")
 
 
 def test_the_map_of_a_quantized_prune_is_recovered(files: Path, drop_map: DropMap, tmp_path: Path) -> None:
-    prune_gguf(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
-    found = infer_map_gguf(files / "whole.gguf", tmp_path / "cut.gguf")
+    prune(files / "whole.gguf", drop_map, tmp_path / "cut.gguf")
+    found = infer_map(files / "whole.gguf", tmp_path / "cut.gguf")
     assert found.exact
     assert found.map is not None
     assert found.map.drop == drop_map.drop

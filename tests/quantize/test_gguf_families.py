@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from helpers import families
-from trimoe.certify.gguf.certify import certify_gguf
-from trimoe.certify.gguf.infer import infer_map_gguf
+from trimoe.certify.certify import certify
+from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.prune import prune_gguf
 from trimoe.cut.prune import prune
-from trimoe.llamacpp.masked import MaskedLogits
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.gguf.file import open_gguf
@@ -104,17 +102,17 @@ def test_every_family_is_cut_exactly(made: Path, llamacpp: LlamaCpp, tmp_path: P
 def defects(family: Path, out: Path, llamacpp: LlamaCpp) -> list[str]:
     """What is not as it should be about cutting whole.gguf of a family."""
     whole, pruned, drop_map = family / "whole.gguf", family / "pruned.gguf", DropMap.load(family / "map.json")
-    prune_gguf(whole, drop_map, out)
+    prune(whole, drop_map, out)
     cut, want = open_gguf(out).index, open_gguf(pruned).index
     found = [f"{name} is missing or extra" for name in cut.keys() ^ want.keys()]
     for name in cut.keys() & want.keys():
         ours, theirs = cut[name], want[name]
         if (ours.dtype, ours.shape, read_bytes(ours)) != (theirs.dtype, theirs.shape, read_bytes(theirs)):
             found.append(f"{name} is not what converting the cut checkpoint gives")
-    certificate = certify_gguf(whole, out, map=drop_map, reference=pruned, run=MaskedLogits(llamacpp))
+    certificate = certify(whole, out, map=drop_map, reference=pruned)
     if (certificate.status, certificate.max_logit_difference) != ("proven", 0):
         found += [f"{check.name}: {check.detail} {check.findings}" for check in certificate.checks]
-    inferred = infer_map_gguf(whole, out)
+    inferred = infer_map(whole, out)
     layers = open_gguf_model(whole).moe_layers
     if not inferred.exact or inferred.map is None or set(inferred.map.drop) != set(layers):
         found.append(f"infer-map: {inferred.problems} {inferred.changes}")

@@ -1,30 +1,29 @@
-"""The certificate: what was checked, what was found, and what it is bound to. Pure data, deterministic JSON.
+"""The certificate: which checks ran, what they found, and which models it is bound to. Deterministic JSON.
 
 Invariants: a certificate is `proven` only if every check ran and passed; one failed check makes it `refuted`; a check
 that could not run makes it `incomplete`, never a pass. No times, paths or machine names: the same two models and the
 same map give the same certificate. It is bound to the exact files by their sha256 (`pruned.files`).
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
 
-from trimoe.errors import BadInput
-from trimoe.io.publish import read_json, write_json
+from trimoe.errors import BadInput, TrimoeError
+from trimoe.io.datafile import Data, convert, read
+from trimoe.io.publish import write_json
 
 CERTIFICATE = "certificate.json"
 MAX_FINDINGS = 20
 
 Outcome = Literal["passed", "failed", "not_run"]
 Status = Literal["proven", "refuted", "incomplete"]
+MapSource = Literal["given", "metadata", "inferred", "unknown"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Finding(_Record):
+class Finding(Data, frozen=True, kw_only=True):
     """One place where the pruned model is not what it should be. `offset` is a byte offset inside the tensor."""
 
     subject: str
@@ -38,13 +37,23 @@ class Finding(_Record):
     """Expert id in the original model that belongs at this position."""
     offset: int | None = None
 
+    @classmethod
+    def of(cls, error: TrimoeError) -> "Finding":
+        """An error about the pruned model, as a finding."""
+        return cls(subject=error.subject, expected=error.expected, actual=error.actual)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        return data
+
     def __str__(self) -> str:
         facts = [f"{label} {text}" for label, text in (("expected", self.expected), ("found", self.actual)) if text]
         return self.subject + (": " + ", ".join(facts) if facts else "")
 
 
-class Check(_Record):
-    """One part of the proof. `findings` holds the first ones, `findings_total` counts all."""
+class Check(Data, frozen=True, kw_only=True):
+    """One part of the proof. `findings` holds the first `MAX_FINDINGS`, `findings_total` counts all."""
 
     name: str
     claim: str
@@ -53,33 +62,33 @@ class Check(_Record):
     detail: str
     findings: tuple[Finding, ...] = ()
     findings_total: int = 0
-    numbers: dict[str, int | float] = Field(default_factory=dict)
+    numbers: dict[str, int | float] = msgspec.field(default_factory=dict)
 
 
-class ModelIdentity(_Record):
+class ModelIdentity(Data, frozen=True, kw_only=True):
     """Which model. `files` (name -> sha256) is filled for the pruned model: exactly these files were checked."""
 
     fingerprint: str | None
     num_experts: int | None
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class MapIdentity(_Record):
-    """Which experts were dropped, and how we know: the given map, the model's own metadata, or inference."""
+class MapIdentity(Data, frozen=True, kw_only=True):
+    """Which experts were dropped, and where the map came from: the caller, the model's own metadata, or inference."""
 
     sha256: str | None
-    source: Literal["given", "metadata", "inferred", "unknown"]
+    source: MapSource
 
 
-class PromptIdentity(_Record):
-    """The prompts of the logit check."""
+class PromptIdentity(Data, frozen=True, kw_only=True):
+    """The prompts of the logit check: sha256 of their token ids, and their number."""
 
     sha256: str
     count: int
     tokens: int
 
 
-class Certificate(_Record):
+class Certificate(Data, frozen=True, kw_only=True):
     """The verdict over all checks."""
 
     version: Literal[1] = 1
@@ -94,20 +103,26 @@ class Certificate(_Record):
     tools: dict[str, str]
 
     @property
-    def passed(self) -> bool:
-        """True only for a complete proof."""
+    def proven(self) -> bool:
+        """True only for a complete proof: every check ran and passed."""
         return self.status == "proven"
 
     def check(self, name: str) -> Check:
         """The check called `name`; `KeyError` if there is none."""
         return {c.name: c for c in self.checks}[name]
 
-    def save(self, path: Path) -> None:
-        """Publish as JSON, replacing an older certificate (a stale proof must not outlive a new verdict) and no other
-        file."""
+    def as_dict(self) -> dict[str, Any]:
+        """The content of certificate.json."""
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        return data
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Publish as JSON. Replaces an older certificate (an outdated proof must not outlive a new verdict) and no
+        other file. Raises `BadInput`."""
+        path = Path(path)
         require_replaceable(path)
         try:
-            write_json(path, self.model_dump(mode="json"), overwrite=True)
+            write_json(path, self.as_dict(), overwrite=True)
         except OSError as exc:
             raise BadInput(
                 f"certificate {path} cannot be written",
@@ -117,24 +132,32 @@ class Certificate(_Record):
             ) from exc
 
     @classmethod
-    def load(cls, path: Path) -> "Certificate":
-        """Read a certificate; raises `BadInput` for anything else."""
-        data: Any = read_json(path, "certificate")
-        try:
-            return cls.model_validate(data)
-        except ValidationError as exc:
-            raise BadInput(f"{path} is not a certificate", actual=str(exc)[:300]) from exc
+    def load(cls, path: str | os.PathLike[str]) -> "Certificate":
+        """Read a certificate. Raises `BadInput` for anything else."""
+        what = f"certificate {path}"
+        remedy = "give a file that `trimoe certify` wrote"
+        return convert(read(Path(path), what, format="json", remedy=remedy), cls, what, remedy=remedy)
+
+    def __repr__(self) -> str:
+        passed = sum(check.status == "passed" for check in self.checks)
+        experts = f"{self.pruned.num_experts} of {self.base.num_experts} experts"
+        return f"<Certificate {self.status}: {passed} of {len(self.checks)} checks passed, {experts}>"
+
+
+def certificate_path(pruned: Path) -> Path:
+    """The default place: certificate.json in a directory, PRUNED.gguf.certificate.json beside a file."""
+    return pruned / CERTIFICATE if pruned.is_dir() else pruned.with_name(f"{pruned.name}.{CERTIFICATE}")
 
 
 def require_replaceable(path: Path) -> None:
-    """`BadInput` if there is a file at `path` that is no certificate."""
+    """Raise `BadInput` if there is a file at `path` that is not a certificate."""
     if not path.exists():
         return
     try:
         Certificate.load(path)
     except BadInput as exc:
         raise BadInput(
-            f"{path} exists and is no certificate",
+            f"{path} exists and is not a certificate",
             expected="a new name, or an older certificate",
             remedy="choose another --output",
         ) from exc
@@ -161,6 +184,11 @@ def make_check(
         findings_total=len(found),
         numbers=numbers or {},
     )
+
+
+def with_numbers(check: Check, numbers: dict[str, int | float]) -> Check:
+    """The check with more numbers."""
+    return msgspec.structs.replace(check, numbers={**check.numbers, **numbers})
 
 
 def verdict(checks: list[Check]) -> Status:

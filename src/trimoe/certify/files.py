@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.certify.certificate import CERTIFICATE, Check, Finding, make_check
+from trimoe.certify.expected import fit_map, kept_count
 from trimoe.certify.settings import changed_patterns, in_original_numbers, without_dropped
-from trimoe.certify.tensors import fit_map
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.record import map_from, read_record, steps
+from trimoe.cut.history import map_from, read_record, steps
 from trimoe.cut.renumber import FILES, SETTINGS
 from trimoe.errors import BadInput, CheckpointError, MapError
 from trimoe.io.publish import MANIFEST, each_key_once, parse_json, read_json, sha256_file
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.files import METADATA, WEIGHTS, other_files
+from trimoe.model.files import INDEX, METADATA, WEIGHTS, other_files
 from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo, read_header
 
-INDEX = "model.safetensors.index.json"
 _OURS = {METADATA, CERTIFICATE, MANIFEST, "config.json", "README.numbers.json"}
 _CARDS = ("readme", "license", "notice", "use_policy")  # of no suffix, or of a text
 _DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
@@ -41,11 +40,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{directory}/config.json is not a JSON object", expected="a Hugging Face config.json")
     return config
-
-
-def kept_count(drop_map: DropMap) -> int:
-    """Experts per layer after the cut (`drop_map.num_experts` must be known)."""
-    return len(drop_map.keep(min(drop_map.drop)))
 
 
 def check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from trimoe.certify.certificate import Check, Finding, make_check
-from trimoe.heal.record import changed_tensors
+from trimoe.heal.manifest import changed_tensors
 from trimoe.model.safetensors import TensorInfo
 
 _BLOCK = 4 << 20

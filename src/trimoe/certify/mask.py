@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from trimoe.certify.logit_proof import CannotCheck
 from trimoe.choose.dropmap import DropMap
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import read_array
-
-
-class CannotCheck(Exception):
-    """Internal: why the logit check has no result. Becomes a check that was not run, never a pass."""
 
 
 @dataclass

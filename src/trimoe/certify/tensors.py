@@ -1,103 +1,23 @@
-"""Byte proof of a cut: what every tensor of the pruned model must be, and where it is not. Torch-free, streamed.
+"""Byte proof of a cut: where the tensors of the pruned model are not what they must be. Torch-free, streamed.
 
-Invariants: memory is three 4 MiB buffers whatever the model's size. The layout of the expected tensors is derived here
-from the family's data and the map alone, on purpose not with the code that made the cut: a mistake there must not
-confirm itself.
+Invariants: memory is three 4 MiB buffers whatever the model's size. A tensor that could not be compared is a finding,
+because it has not been proven equal.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from trimoe.certify.certificate import Check, Finding, make_check
-from trimoe.choose.dropmap import DropMap
-from trimoe.errors import CheckpointError, MapError
+from trimoe.certify.expected import Expected, Index, row_layout
+from trimoe.errors import CheckpointError
 from trimoe.io.progress import Progress
-from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo
 
-Index = dict[str, TensorInfo]
 BLOCK = 4 << 20
 _NOT_COMPARED = "tensor {} could not be compared"
 _ROWS_NAMED = 3  # differing rows of one tensor that are described one by one
-
-
-@dataclass(frozen=True)
-class Expected:
-    """One tensor that the pruned model must have. `kept` is None for an untouched tensor."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: TensorInfo
-    layer: int | None = None
-    axis: int = 0
-    kept: tuple[int, ...] | None = None
-    expert: int | None = None
-    position: int | None = None
-    block: int | None = None
-    """The decoder layer that the tensor lies in, whether it is cut or not; None outside of them."""
-
-    @property
-    def cut(self) -> bool:
-        """Whether the tensor carries the expert axis."""
-        return self.layer is not None
-
-    @property
-    def where(self) -> int | None:
-        """The layer to name in a finding. For a cut drafting block it is the one whose drops apply."""
-        return self.layer if self.block is None else self.block
-
-
-def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
-    """`drop_map` over exactly the layers that have experts. Raises `MapError` if it cannot cut `base`.
-
-    Layers without experts may be absent from a map or drop nothing.
-    """
-    layers = base.moe_layers
-    if wrong := [i for i, ids in drop_map.drop.items() if ids and i < base.num_layers and i not in layers]:
-        raise MapError(
-            f"the map drops experts in layer {wrong[0]}, which has none",
-            expected=f"layers {', '.join(map(str, layers))}",
-            actual=f"also {wrong}",
-            remedy="use the map of this model",
-        )
-    fitted = {layer: drop_map.drop[layer] for layer in sorted(drop_map.drop) if layer in layers}
-    dense = [layer for layer in range(base.num_layers) if layer not in layers]
-    common = next(iter(fitted.values()), ())
-    others = {i: ids for i, ids in drop_map.drop.items() if i not in layers and i not in dense}
-    complete = {**fitted, **others, **dict.fromkeys(dense, common)}
-    metadata = drop_map.metadata
-    fingerprint = base.fingerprint if metadata.get("model") else None
-    DropMap(complete, drop_map.num_experts, metadata).validate(
-        base.num_layers, base.num_experts, base.top_k, fingerprint
-    )
-    return DropMap(fitted, base.num_experts, metadata)
-
-
-def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]:
-    """Every tensor of the pruned model by name: untouched, stacked and cut, or one expert's under its new number."""
-    expected: dict[str, Expected] = {}
-    for info in base.index.values():
-        tensor = base.expert_tensors.get(info.name)
-        if tensor is None:
-            expected[info.name] = Expected(info.name, info.dtype, info.shape, info, block=base.layer_of(info.name))
-            continue
-        kept = tuple(drop_map.keep(tensor.layer, base.num_experts))
-        if tensor.expert is None:
-            shape = (*info.shape[: tensor.axis], len(kept), *info.shape[tensor.axis + 1 :])
-            expected[info.name] = Expected(info.name, info.dtype, shape, info, tensor.layer, tensor.axis, kept)
-        elif tensor.expert in kept:
-            position = kept.index(tensor.expert)
-            name = tensor.renamed(position)
-            expected[name] = Expected(
-                name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position
-            )
-    return expected
 
 
 def check_tensors(
@@ -248,18 +168,6 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
             )
         )
     return findings
-
-
-def row_layout(info: TensorInfo, axis: int) -> tuple[int, int]:
-    """(outer, row bytes): an expert's slice is `outer` pieces of `row` bytes. Raises if a row is not whole bytes."""
-    outer, rows = prod(info.shape[:axis]), prod(info.shape[: axis + 1])
-    if info.nbytes % max(rows, 1):
-        raise CheckpointError(
-            f"tensor {info.name} packs several experts into one byte",
-            actual=f"{info.dtype} {list(info.shape)}",
-            remedy="this layout cannot be cut or compared by rows",
-        )
-    return outer, info.nbytes // max(rows, 1)
 
 
 def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int]]:

@@ -1,13 +1,11 @@
-"""`trimoe certify` and `trimoe infer-map`: parse, call, print."""
+"""`trimoe certify`: parse, call, print."""
 
 from pathlib import Path
 
 import click
 
 from trimoe.certify.certificate import CERTIFICATE, Certificate, Check
-from trimoe.certify.files import kept_count
 from trimoe.cli.parts.common import emit, json_option, progress
-from trimoe.errors import MissingPrerequisite, UsageError
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 
@@ -63,15 +61,9 @@ def certify(
       trimoe certify gemma-4-26B-A4B-it pruned-98e --no-logits --json
       trimoe certify base-Q4_K_M.gguf pruned-Q4_K_M.gguf --map map.json
     """
+    from trimoe.certify.certificate import certificate_path
     from trimoe.certify.certify import certify as run
-    from trimoe.model.gguf.file import find_gguf
 
-    if find_gguf(base) is not None:
-        return _certify_gguf(
-            base, pruned, map_file, prompts, tolerance, not no_logits, keep_going, reference, llamacpp, output, as_json
-        )
-    if reference is not None or llamacpp is not None:
-        raise UsageError("--reference and --llamacpp are for GGUF models", actual=f"{base} is none")
     with progress("certify") as report:
         certificate = run(
             base,
@@ -81,58 +73,16 @@ def certify(
             tolerance=tolerance,
             logits=not no_logits,
             keep_going=keep_going,
+            reference=reference,
+            llamacpp=llamacpp,
             device=device,
             output=output,
             progress=report,
         )
-    where = output or pruned / CERTIFICATE
-    data = {**certificate.model_dump(mode="json"), "certificate": str(where)}
-    emit(data, f"{certificate_text(certificate)}\nwrote {where}", as_json)
-    return 0 if certificate.passed else 1
-
-
-def _certify_gguf(
-    base: Path,
-    pruned: Path,
-    map_file: Path | None,
-    prompts: Path | None,
-    tolerance: float,
-    logits: bool,
-    keep_going: bool,
-    reference: Path | None,
-    llamacpp: Path | None,
-    output: Path | None,
-    as_json: bool,
-) -> int:
-    from trimoe.certify.gguf.certify import certificate_path, certify_gguf
-    from trimoe.llamacpp.masked import MaskedLogits
-    from trimoe.llamacpp.tools import locate
-
-    run, cannot_run = None, ""
-    if logits:
-        try:
-            run = MaskedLogits(locate(llamacpp))
-        except MissingPrerequisite as exc:
-            cannot_run = f"{exc.subject} ({exc.remedy})"
-    with progress("certify") as report:
-        certificate = certify_gguf(
-            base,
-            pruned,
-            map=map_file,
-            reference=reference,
-            run=run,
-            cannot_run=cannot_run,
-            prompts=prompts,
-            tolerance=tolerance,
-            logits=logits,
-            keep_going=keep_going,
-            output=output,
-            progress=report,
-        )
     where = output or certificate_path(pruned)
-    data = {**certificate.model_dump(mode="json"), "certificate": str(where)}
-    emit(data, f"{certificate_text(certificate)}\nwrote {where}", as_json)
-    return 0 if certificate.passed else 1
+    text = f"{certificate_text(certificate)}\nwrote {where}"
+    emit({**certificate.as_dict(), "certificate": str(where)}, text, as_json)
+    return 0 if certificate.proven else 1
 
 
 def certificate_text(certificate: Certificate) -> str:
@@ -154,59 +104,4 @@ def _check_lines(check: Check) -> list[str]:
     return lines
 
 
-@click.command(name="infer-map")
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("pruned", type=click.Path(path_type=Path))
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The drop map to write.")
-@json_option
-def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
-    """Recover the drop map of a pruned model; list other changes.
-
-    \b
-    Exit codes: 0 map written and nothing but experts differs; 1 a finding: something else was changed
-    too (the map is written), or no map leads from BASE to PRUNED (nothing is written); 3 bad input.
-
-    \b
-    Examples:
-      trimoe infer-map gemma-4-26B-A4B-it someones-98e -o map.json
-      trimoe infer-map base-Q6_K.gguf someones-Q6_K.gguf -o map.json
-      trimoe certify gemma-4-26B-A4B-it someones-98e --map map.json
-    """
-    from trimoe.certify.gguf.infer import infer_map_gguf
-    from trimoe.certify.infer import infer_map as run
-    from trimoe.io.publish import require_absent
-    from trimoe.model.gguf.file import find_gguf
-
-    require_absent(output)
-    with progress("infer-map") as report:
-        infer = infer_map_gguf if find_gguf(base) is not None else run
-        result = infer(base, pruned, progress=report)
-    if result.map is not None:
-        result.map.save(output)
-    data = {
-        "map": str(output) if result.map is not None else None,
-        "map_sha256": result.map.content_hash if result.map is not None else None,
-        "exact": result.exact,
-        "problems": result.problems,
-        "changes": [finding.model_dump(mode="json") for finding in result.changes],
-        "scaled": result.scaled,
-    }
-    lines = [f"no map: {problem}" for problem in result.problems]
-    if result.map is not None:
-        layers = result.map.drop
-        kept = kept_count(result.map)
-        lines.append(f"{len(layers)} layers, {result.map.num_experts} -> {kept} experts; wrote {output}")
-        lines += [
-            f"also changed: {finding}{_factor(result.scaled.get(finding.tensor or ''))}" for finding in result.changes
-        ]
-        if result.exact:
-            lines.append("nothing but experts was changed")
-    emit(data, "\n".join(lines), as_json)
-    return 0 if result.exact else 1
-
-
-def _factor(alpha: float | None) -> str:
-    return "" if alpha is None else f" (the original times {alpha:.4g})"
-
-
-COMMANDS = [certify, infer_map]
+COMMANDS = [certify]

@@ -83,7 +83,7 @@ def heal(
       trimoe heal MODEL PRUNED -o HEALED --method expert-scale --alpha 1.2 --set set.yaml --held-out other.yaml
       trimoe heal MODEL-NVFP4 PRUNED-NVFP4 -o HEALED --method shared-alpha --alpha 1.2 --unmeasured
     """
-    from trimoe.heal import publish as healing_of
+    from trimoe.heal import write as healing_of
     from trimoe.io.publish import require_absent
     from trimoe.model.checkpoint import open_checkpoint
 
@@ -125,7 +125,7 @@ def heal(
 
 def _unmeasured(before: Any, after: Any, method: str, alpha: str, on: str) -> Any:
     from trimoe.heal.edit import factor_edits
-    from trimoe.heal.publish import Healing
+    from trimoe.heal.write import Healing
 
     try:
         factor = float(alpha)

@@ -44,7 +44,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("prune", "Remove the experts that MAP drops from MODEL"),
     "heal": Verb("heal", "Adjust PRUNED beyond expert removal to recover quality"),
     "certify": Verb("certify", "Prove that PRUNED is BASE minus the dropped experts"),
-    "infer-map": Verb("certify", "Recover the drop map of a pruned model; list other changes"),
+    "infer-map": Verb("infer_map", "Recover the drop map of a pruned model; list other changes"),
     "llamacpp": Verb("llamacpp", "Build llama.cpp, or show which programs are used"),
     "quantize": Verb("quantize", "Quantize MODEL to GGUF tiers or to NVFP4A16"),
     "plan": Verb("plan", "Predict file sizes and memory before quantizing"),

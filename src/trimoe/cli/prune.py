@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from trimoe.cli.parts.common import emit, json_option, parse_size, progress, show_size
-from trimoe.cut.plan import DEFAULT_SHARD
-from trimoe.errors import Interrupted, UsageError
+from trimoe.errors import Interrupted
 
 
 @click.command()
@@ -75,51 +75,23 @@ def prune(
       trimoe prune base-Q4_K_M.gguf map.json -o pruned-Q4_K_M.gguf
       trimoe prune base-Q4_K_M.gguf map.json -o pruned.gguf --imatrix imatrix.gguf --imatrix-out imatrix-pruned.gguf
     """
-    from trimoe.choose.dropmap import DropMap
-    from trimoe.model.gguf.file import find_gguf
+    from trimoe.cut.prune import prune as run
 
-    if verify and no_hash:
-        raise UsageError("--verify compares hashes, and --no-hash makes none", expected="one of them")
-    as_source = max_shard is not None and max_shard.strip().lower() == "source"
-    limit = None if max_shard is None or as_source else parse_size(max_shard, "--max-shard 5GB")
-    gguf = find_gguf(model)
-    if gguf is None and (imatrix is not None or imatrix_out is not None):
-        raise UsageError("--imatrix is for GGUF models", actual=f"{model} is none")
-    drop_map = DropMap.load(map_file)
     with progress("prune") as update, resumable(out):
-        if gguf is not None:
-            from trimoe.cut.gguf.prune import prune_gguf
-
-            report = prune_gguf(
-                gguf,
-                drop_map,
-                out,
-                max_shard=limit,
-                imatrix=imatrix,
-                imatrix_out=imatrix_out,
-                dry_run=dry_run,
-                sync=sync,
-                verify=verify,
-                hashed=not no_hash,
-                jobs=jobs,
-                progress=update,
-            )
-        else:
-            from trimoe.cut.prune import prune as cut
-
-            size = limit if as_source or limit is not None else DEFAULT_SHARD
-            report = cut(
-                model,
-                drop_map,
-                out,
-                max_shard=size,
-                dry_run=dry_run,
-                sync=sync,
-                verify=verify,
-                hashed=not no_hash,
-                jobs=jobs,
-                progress=update,
-            )
+        report = run(
+            model,
+            map_file,
+            out,
+            max_shard=shard_limit(max_shard),
+            imatrix=imatrix,
+            imatrix_out=imatrix_out,
+            dry_run=dry_run,
+            sync=sync,
+            verify=verify,
+            hashed=not no_hash,
+            jobs=jobs,
+            progress=update,
+        )
     verb = "would keep" if dry_run else "kept"
     text = (
         f"{out}: {verb} {report.experts_after} of {report.experts_before} experts in {report.layers} layers; "
@@ -134,7 +106,14 @@ def prune(
         text += (
             f"\ncopied by {', '.join(report.copied_by)}; prove it with: trimoe certify {model} {out} --map {map_file}"
         )
-    emit(report.as_json(), text, as_json)
+    emit(report.as_dict(), text, as_json)
+
+
+def shard_limit(text: str | None) -> int | Literal["source"] | None:
+    """The value of --max-shard: bytes, "source", or None if the option is not given."""
+    if text is None:
+        return None
+    return "source" if text.strip().lower() == "source" else parse_size(text, "--max-shard 5GB")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import json
 import re
 from typing import Any
 
-from trimoe.cut.renumber import FILES, SETTINGS, ExpertNames, Keeps, renumbered
+from trimoe.cut.plan import Keeps
+from trimoe.cut.renumber import FILES, SETTINGS, ExpertNames, renumbered
 from trimoe.errors import CheckpointError
 from trimoe.io.publish import read_json
 from trimoe.model.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ Invariants: a plan is a function of the checkpoint and the map alone; within a f
 largest first, so that each is aligned whatever a cut did to the lengths before it (loaders map files into memory).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,9 +13,12 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.experts import ExpertTensor
-from trimoe.model.safetensors import ITEM_BITS, TensorInfo, nbytes_of
+from trimoe.model.safetensors import ITEM_BITS, TensorInfo, header_bytes, nbytes_of, read_header
 
-DEFAULT_SHARD = 5_000_000_000
+DEFAULT_SHARD = 5_000_000_000  # bytes of tensors per file, as Hugging Face does
+
+Keeps = dict[int, tuple[int, ...]]
+"""Kept expert ids, ascending, of each layer with experts."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,24 @@ class Shard:
         return sum(piece.nbytes for piece in self.pieces)
 
 
-def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> list[Piece]:
-    """Every output tensor in source order. Raises `MapError` when the map does not fit the checkpoint."""
+@dataclass(frozen=True)
+class CutPlan:
+    """What a map makes of a checkpoint: the kept expert ids of each layer, and every output tensor in source order."""
+
+    keeps: Keeps
+    pieces: tuple[Piece, ...]
+
+    @property
+    def kept(self) -> int:
+        """Experts per layer after the cut."""
+        return len(next(iter(self.keeps.values())))
+
+
+def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> CutPlan:
+    """Check `drop_map` against the checkpoint and plan every output tensor.
+
+    Raises `MapError` if the map does not fit, `CheckpointError` if the model cannot be cut exactly.
+    """
     keeps = _validated_keeps(checkpoint, drop_map)
     pieces = []
     for info in checkpoint.index.values():
@@ -86,11 +105,11 @@ def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> list[Piece]:
         elif tensor.expert in keeps[tensor.layer]:
             position = keeps[tensor.layer].index(tensor.expert)
             pieces.append(Piece(tensor.renamed(position), info.shape, info))
-    return pieces
+    return CutPlan(keeps, tuple(pieces))
 
 
-def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
-    """Kept ids per layer with experts, after every check a map can fail."""
+def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> Keeps:
+    """The kept ids of each layer with experts, after all checks of the map."""
     if reason := checkpoint.cannot_cut:
         raise CheckpointError(
             "this model cannot be pruned exactly",
@@ -129,7 +148,7 @@ def _cut_stack(info: TensorInfo, tensor: ExpertTensor, keep: tuple[int, ...]) ->
     return Piece(info.name, shape, info, tensor.axis, None if whole else keep)
 
 
-def plan_shards(pieces: list[Piece], max_shard: int | None = DEFAULT_SHARD) -> list[Shard]:
+def plan_shards(pieces: Sequence[Piece], max_shard: int | None = DEFAULT_SHARD) -> list[Shard]:
     """Output files: filled in source order up to `max_shard` bytes of tensors, or as in the source (None)."""
     groups: list[list[Piece]] = []
     size = 0
@@ -156,3 +175,9 @@ def shard_names(count: int) -> list[str]:
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def shard_header(shard: Shard) -> bytes:
+    """The header of an output file. Its metadata are those of the first tensor's source file."""
+    metadata = {"format": "pt", **read_header(shard.pieces[0].source.file)[1]}
+    return header_bytes({piece.name: (piece.dtype, piece.shape) for piece in shard.pieces}, metadata)

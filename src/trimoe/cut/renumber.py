@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+from trimoe.cut.plan import Keeps
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import Checkpoint
 
-Keeps = dict[int, tuple[int, ...]]
 SETTINGS = ("quantization_config", "compression_config")
 """Keys of config.json that hold quantization settings."""
 FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")

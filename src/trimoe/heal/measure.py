@@ -15,8 +15,8 @@ from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.calibrate.text.windows import Windows
 from trimoe.errors import UsageError
 from trimoe.heal.edit import Edit, factor_edits
-from trimoe.heal.publish import Healing, require_related
 from trimoe.heal.router import Steps, recalibrate
+from trimoe.heal.write import Healing, require_related
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
 

@@ -241,6 +241,11 @@ def _same(path: Path, fd: int) -> bool:
         return False
 
 
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of an artifact is: `trimoe.json` in a directory, `NAME.manifest.json` beside a file."""
+    return path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
+
+
 def write_manifest(
     path: Path,
     kind: str,
@@ -256,12 +261,11 @@ def write_manifest(
     `files` are sizes and hashes of what was written, `facts` what else was found out while making it.
     No timestamp: the same inputs give the same manifest, the file system knows when.
     """
-    target = path / MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
     identity = sha256_json({"kind": kind, "inputs": inputs})
     body = {"kind": kind, "identity": identity, "inputs": inputs, "tool": f"trimoe {__version__}"}
     body |= {} if files is None else {"files": files}
     body |= {} if facts is None else {"facts": facts}
-    write_json(target, body, overwrite=True, sync=sync)
+    write_json(manifest_path(path), body, overwrite=True, sync=sync)
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = False, sync: bool = True) -> None:

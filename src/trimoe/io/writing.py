@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
+from typing import Any
 
 import xxhash
 
@@ -49,6 +50,11 @@ class Written:
     def resumed(self) -> int:
         """Bytes that were kept of an earlier run."""
         return sum(self.verified.values())
+
+    def hashes(self, folder: Path) -> dict[str, Any] | None:
+        """Size and hash of each file for the manifest; None if the kernel copied, which hashes nothing."""
+        sizes = {name: (folder / name).stat().st_size for name in self.digests}
+        return {name: {"bytes": sizes[name], "xxh3_128": self.digests[name]} for name in sorted(sizes)} or None
 
 
 class Journal:

@@ -15,7 +15,7 @@ PROGRAM = "trimoe-masked-logits"
 
 
 class MaskedLogits:
-    """The runner that `certify_gguf` wants. Raises `MissingPrerequisite` if this llama.cpp was not built by trimoe."""
+    """Computes masked logits for certify. Raises `MissingPrerequisite` if this llama.cpp was not built by trimoe."""
 
     def __init__(self, tools: LlamaCpp, threads: int = 1) -> None:
         self.program = tools.program(PROGRAM)

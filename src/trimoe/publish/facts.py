@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from trimoe.cut.record import read_record
+from trimoe.cut.history import read_record
 from trimoe.errors import BadInput, Refused
 from trimoe.io.publish import MANIFEST, read_json
 from trimoe.judge.gather import gather

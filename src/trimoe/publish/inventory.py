@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, Refused
-from trimoe.heal.record import HEALED
+from trimoe.heal.manifest import HEALED
 from trimoe.io.publish import MANIFEST, read_json
 
 WEIGHTS = (".gguf", ".safetensors")

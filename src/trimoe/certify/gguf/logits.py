@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trimoe.certify.certificate import Check, Finding, PromptIdentity, make_check
-from trimoe.certify.logits import LogitProof
-from trimoe.certify.mask import CannotCheck
+from trimoe.certify.certificate import Check, Finding, PromptIdentity, make_check, with_numbers
+from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, LogitSettings
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import BadInput
@@ -23,10 +22,10 @@ from trimoe.io.publish import sha256_json
 from trimoe.model.gguf.file import Gguf
 from trimoe.model.gguf.model import GgufModel
 
-LOADING = "llama.cpp loads it"
-LOGITS = (
-    "on every position of every prompt and of the original's greedy continuation llama.cpp's logits equal the "
-    "original's with the dropped experts' router logits at -inf"
+CLAIMS = LogitClaims(
+    loading="llama.cpp loads it",
+    logits="on every position of every prompt and of the original's greedy continuation llama.cpp's logits equal the "
+    "original's with the dropped experts' router logits at -inf",
 )
 GENERATE = 8  # tokens that the masked original adds to each prompt
 TOP = 10  # tokens whose log-probabilities are compared
@@ -43,38 +42,28 @@ class MaskedRun(Protocol):
         ...
 
 
-def not_run_gguf(reason: str) -> list[Check]:
-    """The two checks of this module, not run."""
-    return [
-        make_check("loading", LOADING, f"loading not checked: {reason}", not_run=True),
-        make_check("logits", LOGITS, f"logits not checked: {reason}", not_run=True),
-    ]
-
-
 def check_logits_gguf(
     base: GgufModel,
     cut: Gguf,
     drop_map: DropMap,
-    prompts: list[Conversation],
+    settings: LogitSettings,
     run: MaskedRun,
-    tolerance: float,
     progress: Progress | None = None,
 ) -> LogitProof:
     """Run the masked original, then the pruned model on its tokens, and compare."""
     loading: Check | None = None
     with tempfile.TemporaryDirectory(prefix="trimoe-certify-") as folder:
         try:
-            first, original = _run_original(base, drop_map, prompts, run, Path(folder), progress)
+            first, original = _run_original(base, drop_map, settings.prompts, run, Path(folder), progress)
             loading, record = _run_pruned(cut, original, run, Path(folder), progress)
             if record is None:
-                return LogitProof([loading, not_run_gguf("the pruned model does not load")[1]])
-            check, worst = _compare(first, Path(folder) / "pruned", original, record, tolerance)
+                return CLAIMS.not_run("the pruned model does not load", loading)
+            check, worst = _compare(first, Path(folder) / "pruned", original, record, settings.tolerance)
         except CannotCheck as exc:
-            return LogitProof([loading or not_run_gguf(str(exc))[0], not_run_gguf(str(exc))[1]])
-    numbers = {**check.numbers, **_routing(base, drop_map, original)}
+            return CLAIMS.not_run(str(exc), loading)
     tokens = original["tokens"]
     identity = PromptIdentity(sha256=sha256_json(tokens), count=len(tokens), tokens=sum(map(len, tokens)))
-    return LogitProof([loading, check.model_copy(update={"numbers": numbers})], worst, identity)
+    return LogitProof([loading, with_numbers(check, _routing(base, drop_map, original))], worst, identity)
 
 
 def _run_original(
@@ -117,8 +106,8 @@ def _run_pruned(
         record = run(cut.path, {"tokens": original["tokens"]}, out, progress)
     except BadInput as exc:
         finding = Finding(subject="llama.cpp cannot run the pruned model", actual=exc.actual or exc.subject)
-        return make_check("loading", LOADING, "it does not load", [finding]), None
-    return make_check("loading", LOADING, "it loads and runs"), record
+        return make_check("loading", CLAIMS.loading, "it does not load", [finding]), None
+    return make_check("loading", CLAIMS.loading, "it loads and runs"), record
 
 
 def _compare(
@@ -127,7 +116,7 @@ def _compare(
     vocabulary = int(original["vocabulary"])
     if record["vocabulary"] != vocabulary:
         finding = Finding(subject="the vocabularies differ", expected=str(vocabulary), actual=str(record["vocabulary"]))
-        return make_check("logits", LOGITS, "not comparable", [finding]), None
+        return make_check("logits", CLAIMS.logits, "not comparable", [finding]), None
     worst, where, probability, same, positions = 0.0, "", 0.0, 0, 0
     findings: list[Finding] = []
     for number, tokens in enumerate(original["tokens"]):
@@ -169,7 +158,7 @@ def _compare(
         "positions": positions,
         "argmax_equal": same,
     }
-    return make_check("logits", LOGITS, detail, findings, numbers=numbers), worst if positions else None
+    return make_check("logits", CLAIMS.logits, detail, findings, numbers=numbers), worst if positions else None
 
 
 def _log_probability_difference(want: np.ndarray, have: np.ndarray) -> float:

@@ -6,8 +6,8 @@ Derived from the map and the names of experts alone, not with the code that cuts
 from pathlib import Path
 
 from trimoe.certify.certificate import Check, Finding, make_check
-from trimoe.certify.files import kept_count
-from trimoe.certify.tensors import Expected, check_tensors, check_untouched, fit_map
+from trimoe.certify.expected import Expected, fit_map, kept_count
+from trimoe.certify.tensors import check_tensors, check_untouched
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError
 from trimoe.io.progress import Progress

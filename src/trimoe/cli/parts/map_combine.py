@@ -112,7 +112,7 @@ def recorded(pruned: Path, undo: int, out: Path, as_json: bool) -> None:
       trimoe map recorded pruned-twice -o now.json
       trimoe map recorded pruned-twice --undo 1 -o before.json
     """
-    from trimoe.cut.record import original, read_record
+    from trimoe.cut.history import original, read_record
     from trimoe.io.publish import require_absent
 
     require_absent(out)

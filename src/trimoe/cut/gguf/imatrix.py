@@ -9,20 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.plan import keeps_of
+from trimoe.cut.plan import Keeps
 from trimoe.errors import CheckpointError
 from trimoe.io.publish import publish_file
 from trimoe.model.gguf.imatrix import COUNTS, SUMS, Entry, Imatrix, write_dat_imatrix, write_gguf_imatrix
 from trimoe.model.gguf.model import GgufModel
 
 
-def cut_imatrix(model: GgufModel, imatrix: Imatrix, drop_map: DropMap, out: Path | None) -> None:
+def cut_imatrix(model: GgufModel, imatrix: Imatrix, keeps: Keeps, out: Path | None) -> None:
     """Write the imatrix of the cut model to `out` in the format it came in; with None check only.
 
-    Raises `CheckpointError` if an entry does not fit the model, `MapError` if the map does not.
+    `keeps` are the kept experts of each layer. Raises `CheckpointError` if an entry does not fit the model.
     """
-    keeps = keeps_of(model, drop_map)
     kept = {name: _kept(model, entry, keeps) for name, entry in imatrix.entries.items()}
     if out is None:
         return
@@ -47,7 +45,7 @@ def cut_imatrix(model: GgufModel, imatrix: Imatrix, drop_map: DropMap, out: Path
         write_gguf_imatrix(place, file.version, file.fields.values(), file.alignment, shapes, arrays())
 
 
-def _kept(model: GgufModel, entry: Entry, keeps: dict[int, tuple[int, ...]]) -> tuple[int, ...] | None:
+def _kept(model: GgufModel, entry: Entry, keeps: Keeps) -> tuple[int, ...] | None:
     """The matrices of an entry that stay: ids, or None for all."""
     info = model.index.get(entry.name)
     if info is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut.plan import Keeps
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.gguf.file import split_name
 from trimoe.model.gguf.format import INTEGERS, Field, nbytes_of, padded, scalar_field
@@ -111,15 +112,31 @@ def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
     return DropMap(dict(sorted({**drop, **dict.fromkeys(dense, ())}.items())), model.num_experts, drop_map.metadata)
 
 
-def keeps_of(model: GgufModel, drop_map: DropMap) -> dict[int, tuple[int, ...]]:
-    """Kept ids per layer with experts. Raises `MapError` if the map does not fit."""
+@dataclass(frozen=True)
+class GgufPlan:
+    """What a map makes of a model: the map over all its layers, the kept expert ids of each layer, the output files."""
+
+    drop_map: DropMap
+    keeps: Keeps
+    parts: tuple[GgufPart, ...]
+
+    @property
+    def kept(self) -> int:
+        """Experts per layer after the cut."""
+        return len(next(iter(self.keeps.values())))
+
+
+def plan_gguf(model: GgufModel, drop_map: DropMap, stem: str, layout: Layout) -> GgufPlan:
+    """Check `drop_map` against the model and plan every output file. `stem` is the beginning of the parts' names.
+
+    Raises `MapError` if the map does not fit, `CheckpointError` if a tensor cannot be cut exactly.
+    """
     complete = complete_map(model, drop_map)
-    return {layer: tuple(complete.keep(layer)) for layer in model.moe_layers}
+    keeps = {layer: tuple(complete.keep(layer)) for layer in model.moe_layers}
+    return GgufPlan(complete, keeps, tuple(_parts(model, keeps, stem, layout)))
 
 
-def plan_gguf(model: GgufModel, drop_map: DropMap, stem: str, layout: Layout) -> list[GgufPart]:
-    """Every output file. `stem` is the beginning of the parts' names. Raises `MapError` or `CheckpointError`."""
-    keeps = keeps_of(model, drop_map)
+def _parts(model: GgufModel, keeps: Keeps, stem: str, layout: Layout) -> list[GgufPart]:
     kept = len(next(iter(keeps.values())))
     pieces = [[_piece(model, info, keeps) for info in file.tensors.values()] for file in model.gguf.files]
     fields = [[_counted(model, f, kept) for f in file.fields.values()] for file in model.gguf.files]
@@ -147,7 +164,7 @@ def plan_gguf(model: GgufModel, drop_map: DropMap, stem: str, layout: Layout) ->
     ]
 
 
-def _piece(model: GgufModel, info: TensorInfo, keeps: dict[int, tuple[int, ...]]) -> GgufPiece:
+def _piece(model: GgufModel, info: TensorInfo, keeps: Keeps) -> GgufPiece:
     tensor = model.expert_tensors.get(info.name)
     experts = model.num_experts
     if tensor is None or len(keeps[tensor.layer]) == experts:

@@ -1,8 +1,7 @@
 """Bytes of a checkpoint's weight files as `trimoe prune` writes them, before it does. Reads headers only."""
 
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.plan import Shard, plan_cut, plan_shards
-from trimoe.cut.prune import shard_header
+from trimoe.cut.plan import Shard, plan_cut, plan_shards, shard_header
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import header_bytes
 
@@ -17,7 +16,7 @@ def checkpoint_bytes(checkpoint: Checkpoint, keep: int) -> int:
         return sum(file.stat().st_size for file in files)
     dropped = tuple(range(keep, checkpoint.num_experts))
     drop_map = DropMap(dict.fromkeys(range(checkpoint.num_layers), dropped), checkpoint.num_experts)
-    shards = plan_shards(plan_cut(checkpoint, drop_map))
+    shards = plan_shards(plan_cut(checkpoint, drop_map).pieces)
     return sum(len(_header(shard)) + sum(piece.nbytes for piece in shard.pieces) for shard in shards)
 
 

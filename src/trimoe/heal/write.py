@@ -17,7 +17,7 @@ import xxhash
 
 from trimoe.errors import CheckpointError, Refused
 from trimoe.heal.edit import Edit
-from trimoe.heal.record import HEALED, previous_heals
+from trimoe.heal.manifest import HEALED, previous_heals
 from trimoe.io.copying import Copier
 from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_dir, require_absent, require_space, write_manifest
