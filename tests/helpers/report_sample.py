@@ -1,4 +1,4 @@
-"""A realistic page: simulated right-or-wrong answers, summed up by the project's own statistics."""
+"""A realistic report page: simulated answers, summarized by the project's own statistics."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from trimoe.report.data import (
 
 DOMAINS = ("code", "math", "choice", "format", "text", "story")
 BASE_SHARES = (0.955, 0.93, 0.985, 0.99, 0.965, 0.94)
-# method -> (mean share of answers lost per domain, seed of its map, how much the map follows contribution)
+# method -> (share of answers lost per domain, how closely its map follows contribution, note)
 METHODS = {
     "v5-coder": (
         (0.012, 0.055, 0.02, 0.015, 0.03, 0.04),

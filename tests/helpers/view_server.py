@@ -1,4 +1,4 @@
-"""A viewer on a port of its own, logs for it, and hostile texts; used by the tests of the viewer and the report."""
+"""A running viewer, logs for it, and hostile texts, for tests of the viewer and the report."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CAUSES: dict[str, Any] = {
     "?": "harness error",
 }
 
-# Every one sets window.pwned, asks another host, or opens a dialog if it is ever read as markup, script or address.
+# Each sets window.pwned, contacts another host, or opens a dialog if it is interpreted as markup, script or address.
 PAYLOADS = (
     "<script>window.pwned=1</script>",
     "</pre><script>window.pwned=1</script>",
@@ -77,7 +77,7 @@ def put(
     model: str = "",
     **sampler: Any,
 ) -> None:
-    """A run whose row i was right (1) or missed by a cause; `texts` stand in every field of a row."""
+    """Write a run. `answers[i]` is 1 (correct) or a key of `CAUSES`; `texts[i]` fills every text field of row i."""
     with RunLog(path) as log:
         run = log.start(name, bench, {"name": bench, **(spec or {})}, model or f"hash of {name}", sampler, {})
         rows = []
@@ -101,7 +101,7 @@ def put(
 
 
 def fail(path: Path, name: str, doc: str, position: int, text: str, bench: str = "b") -> None:
-    """A row of a run that got no reply."""
+    """Add a row without a reply to a run."""
     with RunLog(path) as log:
         run = next(run for run in log.runs() if (run.name, run.bench) == (name, bench))
         sample = Sample(doc, position, text, "", "", -1, -1, error="timeout")
@@ -118,11 +118,11 @@ class Site:
     catalog: Catalog
 
     def id(self, name: str, bench: str | None = None) -> str:
-        """The address of a run."""
+        """The id of a run in addresses."""
         return next(s.id for s in self.catalog.all() if s.run.name == name and bench in (None, s.run.bench))
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
-        """(status, headers in lower case, body)."""
+        """(status, headers with lower-case names, body)."""
         request = urllib.request.Request(self.url + path.lstrip("/"), method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -131,7 +131,7 @@ class Site:
             return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read().decode()
 
     def json(self, path: str) -> Any:
-        """A JSON answer."""
+        """A JSON response."""
         return json.loads(self.get(path)[2])
 
 
@@ -159,7 +159,7 @@ def running(*logs: Path) -> Iterator[Site]:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A headless Chromium; skips the test where there is none."""
+    """A headless Chromium; skips the test if it is not installed."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("Chromium is not installed (make toolchains)")
@@ -174,7 +174,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Watched:
-    """A page that notes whatever a hostile text could have done: dialogs, errors, requests to elsewhere."""
+    """A page that records what a hostile text could cause: dialogs, errors, requests to other hosts."""
 
     def __init__(self, context: Any, home: str) -> None:
         self.page, self.home = context.new_page(), home
@@ -189,7 +189,7 @@ class Watched:
             self.seen.append(f"asked {request.url}")
 
     def open(self, url: str) -> None:
-        """Open a page and look for what must not have happened."""
+        """Open a page and record anything that must not happen."""
         self.page.goto(url)
         state = self.page.evaluate(f"[window.pwned, {_COUNT.format(_FOREIGN)}, {_COUNT.format(_HANDLERS)}]")
         if state != [None, 0, 0]:

@@ -1,4 +1,4 @@
-"""The report page: loads nothing, escapes everything, repeats its bytes, shows only what the data say."""
+"""The demo's report page: no external resources, all text escaped, reproducible bytes, no invented numbers."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def data() -> PageData:
 
 @pytest.fixture(scope="module")
 def small() -> tuple[PageData, str]:
-    """Two methods and few questions, for tests that draw often."""
+    """Two methods and few questions, for tests that render often."""
     data = sample(methods=("v5-coder", "random-0"), n=30)
     return data, page.render_page(data)
 
@@ -89,7 +89,7 @@ def outline(html: str) -> Outline:
     return Outline(html)
 
 
-def test_the_page_loads_nothing(html: str, outline: Outline) -> None:
+def test_the_page_has_no_external_resources(html: str, outline: Outline) -> None:
     links = [a[key] for _, a, _ in outline.tags for key in ("src", "href", "xlink:href", "srcset", "data") if key in a]
     assert all(link in ("data:,", None) or str(link).startswith("#") for link in links)
     assert "http" not in html
@@ -164,7 +164,7 @@ def test_same_data_same_bytes_in_another_process(data: PageData, html: str, tmp_
         "from helpers.report_sample import sample; from trimoe.report.page import write_page, render_png;"
         "write_page(sample(), pathlib.Path('a.html')); render_png(sample(), pathlib.Path('a.png'))"
     )
-    paths = [str(Path(__file__).parents[1]), str(Path(page.__file__).parents[3])]
+    paths = [str(Path(__file__).parents[1]), str(Path(page.__file__).parents[2])]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "0"}
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
@@ -190,7 +190,7 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def test_every_number_shown_comes_from_the_data(data: PageData, html: str, outline: Outline) -> None:
-    """Shown numbers are the data's, as they are, in percent or in megabytes, or one of the few derived ones."""
+    """Every number on the page is in the data (as it is, in percent or in megabytes) or one of a few derived ones."""
     raw = set(numbers(replace(data, contribution=tuple((0.0,) * 32 for _ in range(4)))))
     derived = {float(data.model.dropped), len(data.methods), len(data.domains), 3.0}  # three random draws
     shares = {m.overall.correct / m.overall.n for m in (data.base, *data.methods)}
@@ -213,7 +213,7 @@ def test_every_number_shown_comes_from_the_data(data: PageData, html: str, outli
     shown = re.findall(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w.])|(?<![\w.-])\d+(?:\.\d+)?(?=\.\s)", prose)
     assert len(shown) > 500
     assert sorted(set(shown) - allowed) == []
-    # In the charts: the values at the right edge, and round places on the axes.
+    # In the charts: the values at the right edge, and round tick values.
     drawn = [t for svg in charts(html) for t in svg if re.fullmatch(r"[+−]?\d+(\.\d+)?", t)]
     assert len(drawn) > 100
     assert {t.strip("+−") for t in drawn if "." in t} <= allowed
@@ -240,7 +240,7 @@ def charts(html: str) -> list[list[str]]:
         lambda d: replace(d, timings=(("prune", 12.34),)),
     ],
 )
-def test_a_change_of_the_data_is_seen(small: tuple[PageData, str], change: Any) -> None:
+def test_a_change_of_the_data_changes_the_page(small: tuple[PageData, str], change: Any) -> None:
     data, html = small
     assert page.render_page(change(data)) != html
 
@@ -366,12 +366,12 @@ def test_a_lead_is_claimed_only_when_tested_and_clear(data: PageData) -> None:
     lead = plain(words.support(replace(untested, duels=duels))[0])
     assert "clearly ahead of v4, but cannot be told apart from reap and frequency" in lead
     assert "ahead of reap by 1.0 points (95 % interval −1.0 to +3.0)" in lead
-    adjusted = replace(ahead, p_holm=0.2)  # Holm takes the claim back
+    adjusted = replace(ahead, p_holm=0.2)  # Holm's adjustment removes the claim
     lead = words.support(replace(untested, duels=tuple(replace(d, difference=adjusted) for d in duels)))[0]
     assert "clearly" not in lead
 
 
-def test_a_random_choice_that_wins_is_said_to_win(data: PageData) -> None:
+def test_a_random_choice_can_win(data: PageData) -> None:
     lucky = replace(data.methods[-1], overall=replace(data.methods[-1].overall, correct=715))
     changed = replace(data, methods=(*data.methods[:-1], lucky), duels=())
     assert f"{lucky.name} kept the most" in words.verdict(changed)

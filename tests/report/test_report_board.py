@@ -1,4 +1,4 @@
-"""The report over run logs: its numbers, its claims, what it refuses, and that it stands alone."""
+"""The report over run logs: its numbers, its claims, its refusals, and that it is self-contained."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_every_row_of_the_comparison_is_on_the_page(log: Path) -> None:
             assert words.probability(change.p_holm) in cells
 
 
-def test_it_claims_what_the_test_shows_and_nothing_of_refused_runs(log: Path) -> None:
+def test_it_claims_what_the_test_shows_and_ignores_refused_runs(log: Path) -> None:
     board = make_board([log], "base", "")
     assert {(line.row.name, line.row.bench) for line in board.claims("worse")} == {("worse", "math"), ("worse", "code")}
     assert {line.row.name for line in board.claims("not shown")} == {"same"}
@@ -53,7 +53,7 @@ def test_it_claims_what_the_test_shows_and_nothing_of_refused_runs(log: Path) ->
     assert "is refused by the audit" in html
 
 
-def test_runs_under_other_conditions_stand_apart(log: Path) -> None:
+def test_runs_under_other_conditions_have_separate_groups(log: Path) -> None:
     groups = [(g.bench, g.settings, [line.row.name for line in g.lines]) for g in make_board([log], "base", "").groups]
     assert groups == [
         ("math", "engine not recorded", ["base", "same", "worse", "silent"]),
@@ -65,7 +65,7 @@ def test_runs_under_other_conditions_stand_apart(log: Path) -> None:
     assert other.lines[0].change is None
 
 
-def test_it_stands_alone_and_repeats(log: Path) -> None:
+def test_it_is_self_contained_and_reproducible(log: Path) -> None:
     board = make_board([log], "base", "")
     html = render_board(board)
     assert html == render_board(make_board([log], "base", ""))
@@ -110,8 +110,8 @@ def test_a_ladder_and_heatmaps_come_with_their_inputs(log: Path, tmp_path: Path)
     assert html.count('class="heat"') == 2
 
 
-def test_many_losses_are_told_model_by_model(tmp_path: Path) -> None:
-    """Above six comparisons a sentence names each model once, with its largest difference."""
+def test_many_losses_are_summed_up_per_model(tmp_path: Path) -> None:
+    """Above six comparisons, a sentence names each model once, with its largest difference."""
     log = tmp_path / "runs.db"
     replies = [f"Six times seven and {i} more is {42 + i}: {i} is added to the product at the end." for i in range(100)]
     for i in range(4):
@@ -124,4 +124,4 @@ def test_many_losses_are_told_model_by_model(tmp_path: Path) -> None:
     lead = render_board(board).partition("</h1>")[2].partition("<ul")[0]
     assert "A loss is shown for bad on 4 benches, largest −60.0 points (b3) and worse on 4 benches" in lead
     assert "No difference is shown in 8 more comparisons" in lead
-    assert "no proof of equality" in lead
+    assert "does not prove equality" in lead

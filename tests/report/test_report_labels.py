@@ -1,4 +1,4 @@
-"""Names beside points: inside the drawing, off each other, and always at the same place."""
+"""Labels beside points: inside the drawing, without overlap, deterministic."""
 
 from itertools import combinations
 
@@ -26,7 +26,7 @@ def apart(one: Box, two: Box) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(POINTS)
-def test_names_stay_near_their_points_and_are_placed_the_same_again(points: list[tuple[int, int]]) -> None:
+def test_labels_stay_near_their_points_and_are_deterministic(points: list[tuple[int, int]]) -> None:
     boxes = placed(points)
     assert boxes == placed(points)
     for (x, y), (left, bottom, right, top) in zip(points, boxes, strict=True):
@@ -34,13 +34,13 @@ def test_names_stay_near_their_points_and_are_placed_the_same_again(points: list
         assert -16 <= bottom - y <= 16 or -16 <= top - y <= 16 or bottom <= y <= top
 
 
-def test_a_name_leaves_the_edge_the_line_and_the_other_names() -> None:
+def test_labels_avoid_the_edge_and_each_other() -> None:
     boxes = placed([(200, 150), (220, 150), (240, 150), (398, 298), (1, 1)])
     assert all(apart(one, two) for one, two in combinations(boxes, 2))
     assert all(left >= 0 and bottom >= 0 and right <= 400 and top <= 300 for left, bottom, right, top in boxes)
 
 
-def test_a_lone_point_has_its_name_to_the_upper_right() -> None:
+def test_a_single_point_has_its_label_to_the_upper_right() -> None:
     field = Field(400, 300)
     field.mark(100, 100, 8)
     left, bottom = field.place(100, 100, 30, 11)

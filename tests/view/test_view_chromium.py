@@ -55,7 +55,7 @@ def hostile_log(path: Path) -> None:
 
 @pytest.mark.parametrize("policy", [False, True], ids=["policy off", "policy on"])
 def test_hostile_texts_do_nothing(browser: Any, tmp_path: Path, policy: bool) -> None:
-    """Escaping alone must hold, so the browser is told to ignore our content policy; with it fewer pages do."""
+    """Escaping alone must suffice, so one run bypasses the content security policy; with it, fewer pages are tested."""
     log = tmp_path / "<img src=x onerror=window.pwned=1>.db"
     hostile_log(log)
     with running(log) as site:
@@ -97,7 +97,7 @@ def test_hostile_texts_do_nothing(browser: Any, tmp_path: Path, policy: bool) ->
 
 
 def test_a_payload_is_seen_where_nothing_escapes_it(browser: Any, tmp_path: Path) -> None:
-    """The watcher of the test above can fail."""
+    """Checks that the watcher of the test above can fail."""
     page = tmp_path / "page.html"
     page.write_text(f"<pre>{PAYLOADS[0]}{PAYLOADS[3]}</pre>")
     context = browser.new_context()
@@ -163,7 +163,7 @@ def test_keys(page: Any, site: Site) -> None:
     assert page.locator("li.row").first.locator("mark").text_content() == "says 11"
     page.keyboard.press("?")
     assert page.locator("#keys").is_visible()
-    page.keyboard.press("g")  # nothing moves below the list of keys
+    page.keyboard.press("g")  # keys do nothing behind the dialog
     page.keyboard.press("Escape")
     assert not page.locator("#keys").is_visible()
     page.keyboard.press("g")
@@ -217,7 +217,7 @@ def test_light_and_dark(browser: Any, site: Site) -> None:
     light = back(page)
     assert dark != light
     page.reload()
-    assert back(page) == light  # the choice stays
+    assert back(page) == light  # the choice is stored
     page.keyboard.press("t")
     assert back(page) == dark
     context.close()

@@ -1,4 +1,4 @@
-"""Texts in pieces, addresses, and what the server answers and refuses."""
+"""Text pieces, addresses, and the server's responses and refusals."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from helpers.view_server import PAYLOADS, Site, fail, put, running
+from trimoe.bench.cause import Cause
 from trimoe.evaluate.log import schema as log_schema
 from trimoe.evaluate.log.marks import shown_marks
 from trimoe.evaluate.log.records import Result
@@ -25,7 +27,7 @@ from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.text import safe
 from trimoe.view.browse import Wanted, around, paged
-from trimoe.view.pages import plain, sample_link
+from trimoe.view.pages import MEANINGS, plain, sample_link
 from trimoe.view.textdiff import MOST, excerpt, hits, marked
 
 TEXTS = st.text(alphabet=st.sampled_from("ab \n<é\u202e"), max_size=60) | st.text(max_size=40)
@@ -96,6 +98,11 @@ def test_pages_and_neighbours() -> None:
     assert around(["a", "b"], "z") == (None, "a", None)
 
 
+def test_every_cause_has_a_meaning(site: Site) -> None:
+    assert MEANINGS.keys() == set(get_args(Cause))
+    assert f'title="{MEANINGS["empty"]}"' in site.get(f"run/{site.id('base')}")[2]
+
+
 def test_hidden_characters_are_shown() -> None:
     assert plain("a\u202eb\x00\x1b[0m\n\t€") == "a⟨202E⟩b⟨0000⟩⟨001B⟩[0m\n\t€"
 
@@ -112,7 +119,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield started
 
 
-def test_every_answer_carries_the_policy_and_no_page_needs_more(site: Site) -> None:
+def test_every_response_has_the_policy_and_no_page_needs_more(site: Site) -> None:
     run, cut = site.id("base"), site.id("cut")
     pages = ("", f"run/{run}", f"run/{run}/sample/d1", f"diff/{run}/{cut}", f"diff/{run}/{cut}/sample/d1", "nothing")
     for path in (
@@ -133,7 +140,7 @@ def test_every_answer_carries_the_policy_and_no_page_needs_more(site: Site) -> N
             assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son[a-z]+=|javascript:|https?://", body), path
 
 
-def test_strangers_are_refused(site: Site) -> None:
+def test_foreign_hosts_methods_and_paths_are_refused(site: Site) -> None:
     for host in ("evil.invalid", "evil.invalid:80", "127.0.0.1.evil.invalid", "localhost.evil.invalid", "0.0.0.0", ""):
         assert site.get("", Host=host)[0] == 400
         assert site.get("api/runs", Host=host)[0] == 400
@@ -185,7 +192,7 @@ def test_runs_under_other_conditions_have_no_difference(site: Site) -> None:
     assert "engine None against vllm" in apart
 
 
-def test_what_was_switched_off_stands_beside_the_score(tmp_path: Path) -> None:
+def test_caveats_are_shown_beside_the_score(tmp_path: Path) -> None:
     log = tmp_path / "runs.db"
     put(log, "clean", "1w")
     put(log, "loose", "1w?")
@@ -201,7 +208,7 @@ def test_what_was_switched_off_stands_beside_the_score(tmp_path: Path) -> None:
         clean, loose = site.id("clean"), site.id("loose")
         for page in ("", f"run/{loose}", f"diff/{clean}/{loose}"):
             assert site.get(page)[2].count(text) == 1, page
-        assert "what was switched off" not in site.get(f"run/{clean}")[2]
+        assert "caveats of this score" not in site.get(f"run/{clean}")[2]
 
 
 def test_the_audit_of_a_run_is_that_of_the_command(site: Site) -> None:
@@ -209,7 +216,11 @@ def test_the_audit_of_a_run_is_that_of_the_command(site: Site) -> None:
         shown = site.catalog.get(site.id(name))
         (wanted,) = audit(shown.log.path, name=name)
         flags = [flag for flag in wanted.flags if flag != "CLEAN"]
-        assert site.json(f"api/audit/{shown.id}") == {"verdict": wanted.verdict, "flags": flags}
+        assert site.json(f"api/audit/{shown.id}") == {
+            "verdict": wanted.verdict,
+            "flags": flags,
+            "why": [f"{check.flag}: {check.text}" for check in wanted.checks if check.flag in flags],
+        }
         status, _, body = site.get(f"run/{shown.id}/audit")
         assert status == 200
         listed = re.findall(r"<li>\s*<span class=\"tag k-\w+\">([^<]+)</span>\s*<b>([^<]+)</b>", body)
@@ -247,7 +258,7 @@ def test_an_audit_leaves_an_older_log_as_it_is(tmp_path: Path) -> None:
 
 def test_a_failed_row_shows_its_fault(site: Site) -> None:
     body = site.get(f"run/{site.id('cut')}/sample/late")[2]
-    assert "No reply came: timeout" in body
+    assert "No reply: timeout" in body
     assert "timeout: the server slept" in body
     assert "1.50 s" in body
 

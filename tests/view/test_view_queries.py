@@ -1,4 +1,4 @@
-"""What the viewer reads: the numbers of the comparison, older and newer logs, and nothing written."""
+"""Queries of the viewer: numbers equal those of the comparison, older and newer logs work, nothing is written."""
 
 import hashlib
 import random
@@ -98,7 +98,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
 
 
 def first_schema(path: Path) -> None:
-    """A log as the first trimoe wrote it."""
+    """A log with the first schema."""
     put(path, "base", "1we", asked=3)
     newest = {"attempts", "failures", "results"}
     with sqlite3.connect(path) as db:

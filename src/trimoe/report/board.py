@@ -1,7 +1,7 @@
-"""What a report over run logs shows: the comparison and the audit of the same runs, put together. Plain typed data.
+"""Content of a report over run logs: the comparison and the audit of the same runs, as plain typed data.
 
-Invariants: every row of the comparison has the audit of its own run beside it; numbers come from `compare` and `audit`
-and are not changed here; runs under other conditions stand in groups of their own.
+Invariants: every row of the comparison is paired with the audit of its own run; numbers come from `compare` and `audit`
+unchanged; runs under different conditions are in separate groups.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Claim = Literal["worse", "better", "not shown"]
 
 @dataclass(frozen=True)
 class Line:
-    """One model on one bench. `change` is None for the base and where there is nothing to compare with."""
+    """One model on one bench. `change` is None for the base, and if there is no base to compare with."""
 
     row: Row
     audit: RunAudit
@@ -31,7 +31,7 @@ class Line:
 
     @property
     def claim(self) -> Claim | None:
-        """What the paired test says, adjusted for the table; None without a test."""
+        """Result of the paired test, adjusted for the number of rows; None without a test."""
         if self.change is None:
             return None
         if not words.clear(self.change):
@@ -41,18 +41,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one bench under the same conditions; `settings` says which, where there are several groups."""
+    """Runs of one bench under the same conditions. `settings` names them if the bench has several groups."""
 
     bench: str
     settings: str
     lines: tuple[Line, ...]
     base: Line | None
-    """The line that the others are compared with; None where the base was not run under these conditions."""
+    """The line that the others are compared with; None if the base was not run under these conditions."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """Everything on the page but its figures."""
+    """Everything on the page except its figures."""
 
     title: str
     base: str
@@ -62,25 +62,25 @@ class Board:
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """All lines in the order of the page."""
+        """All lines in page order."""
         return tuple(line for group in self.groups for line in group.lines)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every model once."""
+        """Names of all models, without duplicates."""
         return tuple(dict.fromkeys(line.row.name for line in self.lines))
 
     @property
     def benches(self) -> tuple[str, ...]:
-        """Every bench once."""
+        """Names of all benches, without duplicates."""
         return tuple(dict.fromkeys(group.bench for group in self.groups))
 
     def verdicts(self, verdict: str) -> tuple[Line, ...]:
-        """Lines whose audit came to this verdict."""
+        """Lines whose audit has this verdict."""
         return tuple(line for line in self.lines if line.audit.verdict == verdict)
 
     def claims(self, claim: Claim) -> tuple[Line, ...]:
-        """Lines whose paired test says this; nothing is claimed of a run that the audit refuses, or of its base."""
+        """Lines with this test result. Runs that the audit refuses, or whose base it refuses, are excluded."""
         sound = [group for group in self.groups if group.base is not None and not _refused(group.base)]
         return tuple(line for group in sound for line in group.lines if line.claim == claim and not _refused(line))
 
@@ -90,7 +90,7 @@ def _refused(line: Line) -> bool:
 
 
 def make_board(logs: Sequence[Path], base: str | None, title: str) -> Board:
-    """Compare and audit the runs of some logs. Raises what they raise."""
+    """Compare and audit the runs of some logs. Raises the errors of `compare` and `audit`."""
     comparison = compare(list(logs), base=base, side_by_side=True)
     audits = _audits(logs, {(row.name, row.bench) for row in comparison.rows})
     groups = []
@@ -109,7 +109,7 @@ def _title(board: Board) -> str:
 
 
 def _audits(logs: Sequence[Path], wanted: set[tuple[str, str]]) -> dict[tuple[str, str], RunAudit]:
-    """(name, bench) as the comparison calls them -> audit."""
+    """(name, bench), as named by the comparison -> audit."""
     found: dict[tuple[str, str], RunAudit] = {}
     for path in logs:
         for one in audit(path):
@@ -121,7 +121,7 @@ def _audits(logs: Sequence[Path], wanted: set[tuple[str, str]]) -> dict[tuple[st
         raise RunLogError(
             f"the run {name} on {bench} was not audited",
             expected="every run of the report",
-            remedy="run the report again; the log changed meanwhile",
+            remedy="run the report again; the log changed while it was read",
         )
     return found
 
@@ -134,7 +134,7 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
 
 
 def _settings(comparison: Comparison, bench: str, column: int) -> str:
-    """Empty where the bench has one group."""
+    """Empty if the bench has a single group."""
     columns = {row.column for row in comparison.rows if row.bench == bench}
     return tables.settings_of(comparison, column, columns) if len(columns) > 1 else ""
 

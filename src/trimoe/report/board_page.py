@@ -1,7 +1,7 @@
-"""The report page over run logs: a `Board` in, one HTML document out that opens without a network.
+"""HTML report over run logs: renders a `Board` as one self-contained document.
 
-Invariants: nothing is loaded from anywhere and there is no script; every text is escaped; the same data give the same
-bytes. Charts are figures of `plots` and `ladder_plot`.
+Invariants: no external resources and no scripts; all text is escaped; the same data give the same bytes. Charts come
+from `plots` and `ladder_plot`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ MARK = '<meta name="generator" content="trimoe">'
 def render_board(
     board: Board, ladders: Mapping[str, Sequence[Point]] | None = None, panels: Sequence[Panel] = ()
 ) -> str:
-    """The whole page as HTML. `ladders` are points per bench, `panels` heatmaps. Raises `MissingPrerequisite` without
+    """The page as HTML. `ladders` maps benches to points, `panels` are heatmaps. Raises `MissingPrerequisite` without
     matplotlib."""
     ladders = ladders or {}
     with canvas.drawing():
@@ -58,13 +58,13 @@ def render_board(
 
 
 def write_board(html: str, path: Path) -> None:
-    """To a file, by rename. An older report is replaced, a file of another origin is not (`BadInput`)."""
+    """Write the page by rename. An older report is replaced; any other existing file raises `BadInput`."""
     if path.exists():
         with path.open("rb") as there:
             ours = MARK.encode() in there.read(2000)
         if not ours:
             raise BadInput(
-                f"{path} exists and is no report of trimoe",
+                f"{path} exists and is not a trimoe report",
                 expected="a new name, or an older report",
                 remedy="choose another -o",
             )
@@ -73,7 +73,7 @@ def write_board(html: str, path: Path) -> None:
 
 
 def _sentences(board: Board) -> list[str]:
-    """What the numbers say and what they do not, one sentence per kind."""
+    """The summary: losses, gains, comparisons without a shown difference, refused runs; one sentence each."""
     out = []
     for claim, text in _CLAIMS:
         if found := board.claims(claim):
@@ -86,21 +86,27 @@ def _sentences(board: Board) -> list[str]:
             low, high = words.percent(min(effects)), words.percent(max(effects))
             span = f"{low} points" if low == high else f"{low} to {high} points, depending on the row,"
             sees = (
-                f" That is no proof of equality: even a single test at 5 %, before Holm's adjustment, finds true "
-                f"differences of {span} only 8 times in 10."
+                f" This does not prove equality: even a single test at 5 %, before Holm's adjustment, detects true "
+                f"differences of {span} with a probability of only 80 %."
             )
         if len(silent) <= EACH:
             out.append(f"No difference is shown for {words.listed([_named(line) for line in silent])}.{sees}")
         else:
-            out.append(f"No difference is shown in {len(silent)} more comparisons, see the table.{sees}")
+            out.append(f"No difference is shown in {len(silent)} more comparisons; see the table.{sees}")
     if refused := board.verdicts("refused"):
-        what = "one run is" if len(refused) == 1 else f"{len(refused)} runs are"
-        out.append(f"Nothing is said of what the audit refuses: {what} refused, and so is every difference to one.")
-    return out or ["No two runs of these logs can be compared: they share no bench, or not their conditions."]
+        what = (
+            "one run; this summary ignores it"
+            if len(refused) == 1
+            else f"{len(refused)} runs; this summary ignores them"
+        )
+        out.append(f"The audit refuses {what}, and all differences from a refused base.")
+    return out or [
+        "No two runs in these logs can be compared: they share no bench, or were made under different conditions."
+    ]
 
 
 def _claimed(lines: Sequence[Line]) -> list[str]:
-    """Each model and bench with its difference; of many, each model once with its largest."""
+    """Each model and bench with its difference. Above `EACH` lines, each model once with its largest difference."""
     if len(lines) <= EACH:
         return [f"{_named(line)} ({_points(line)} points)" for line in lines]
     found = []
@@ -146,7 +152,7 @@ def _scores(group: Group, number: int) -> Drawing:
 
 
 def _forest(board: Board, group: Group, number: int) -> Drawing | None:
-    """Paired differences; all benches share one axis. None where nothing is paired."""
+    """Paired differences; all benches share one axis. None without a paired difference."""
     if not any(line.change for line in group.lines):
         return None
     every = [dot for other in board.groups for dot in _differences(other)]
@@ -173,7 +179,7 @@ def _differences(group: Group) -> list[plots.Dot]:
 
 
 def _ladder(bench: str, points: Sequence[Point], number: int) -> tuple[Drawing, Drawing]:
-    """For a desk and for a phone: scaled down, the wide one could not be read."""
+    """A wide and a narrow drawing: scaled down to a phone, the wide one would be unreadable."""
     narrow = ladder_figure(bench, points, 360, 460)
     return (
         _drawn(ladder_figure(bench, points), f"ladder-{number}", bench),
@@ -195,6 +201,6 @@ def _drawn(figure: object, name: str, title: str) -> Drawing:
 
 
 def _by_size(points: Sequence[Point]) -> list[tuple[Point, bool]]:
-    """Files largest first, measured before published, with whether each is on the front of its kind."""
+    """Files, measured before published and largest first, each with whether it is on its kind's Pareto front."""
     fronts = {id(p) for kind in ("measured", "published") for p in front([p for p in points if p.kind == kind])}
     return [(p, id(p) in fronts) for p in sorted(points, key=lambda p: (p.kind, -p.size))]

@@ -1,7 +1,7 @@
-"""How a figure looks and how it leaves: fixed style, theme colours, SVG for a page, PNG for a README.
+"""Style and output of figures: theme colours, SVG for pages, PNG for the README.
 
-Invariants: same figure, same bytes (fixed salt, no dates, no machine fonts, not the user's own style). The SVG takes
-every colour from CSS variables of the page (`--ink`, `--accent`, ..., the light value as fallback), so one drawing
+Invariants: the same figure gives the same bytes (fixed salt, no dates, no system fonts, no user style). The SVG takes
+every colour from CSS variables of the page (`--ink`, `--accent`, ..., with the light value as fallback), so one drawing
 serves light and dark mode. Not guaranteed: equal bytes across versions of matplotlib.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS = 72  # one SVG unit is one CSS pixel when matplotlib draws at 72 dots per inch
-LABEL = 18  # characters of a name in a chart; the tables have the whole one
+LABEL = 18  # characters of a name in a chart; tables show the full name
 
 # Token -> colour in light mode. The blue and the vermilion of Okabe and Ito, darkened for contrast on white.
 COLOURS = {
@@ -30,15 +30,15 @@ COLOURS = {
     "accent": "#0b62a8",
     "mark": "#b8430a",
 }
-# Series of a chart, as tokens `hue-0` and on.
+# Colours of chart series, as tokens `hue-0`, `hue-1`, ...
 HUES = ("#0b62a9", "#b8430b", "#00795a", "#7a4fa3", "#8a6d00", "#a8326e")
-# Contribution from low to high in ten steps of one hue; dark mode turns the order of lightness around.
+# Contribution from low to high in ten steps of one hue; dark mode reverses the lightness.
 HEAT = ("#eef3f8", "#dde8f2", "#c9dcec", "#b0cde4", "#94bbda", "#76a6cd", "#5a90be", "#427aad", "#2c6397", "#1a4c7d")
 EMPTY = "#e4e4e3"
 
 
 def require_matplotlib() -> None:
-    """Raises `MissingPrerequisite` naming the extra when matplotlib is not installed."""
+    """Raises `MissingPrerequisite`, which names the extra, if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as exc:
@@ -52,7 +52,7 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The look of all charts, restored afterwards. Figures must be made and saved inside."""
+    """Context with the style of all charts; restores the settings. Create and save figures inside it."""
     require_matplotlib()
     from matplotlib import rc_context, rcParamsDefault
 
@@ -72,7 +72,7 @@ def drawing() -> Iterator[None]:
     )
     settings: dict[str, Any] = {
         **{key: value for key, value in rcParamsDefault.items() if key.startswith(fixed)},  # not the user's own style
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same measures on every machine
+        "font.family": "DejaVu Sans",  # ships with matplotlib: the same metrics on every machine
         "font.size": 12.5,
         "text.parse_math": False,
         "text.color": COLOURS["ink"],
@@ -87,7 +87,7 @@ def drawing() -> Iterator[None]:
 
 
 def clean(text: str, limit: int = LABEL) -> str:
-    """One printable line of at most `limit` characters: control characters are not allowed in SVG."""
+    """One printable line of at most `limit` characters; SVG does not allow control characters."""
     line = "".join(c if c.isprintable() else " " for c in text).strip()
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
@@ -100,7 +100,7 @@ def to_svg(figure: "Figure", name: str) -> str:
     )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip()
-    # matplotlib's own style sheet would apply to the whole page; the page sets its two rules for figures only.
+    # matplotlib's style sheet would apply to the whole page; the page sets its two rules for figures only.
     svg = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]*)"', svg)
     if box is None:
@@ -114,7 +114,7 @@ def to_svg(figure: "Figure", name: str) -> str:
 
 
 def to_png(figure: "Figure", path: Path, *, scale: float = 2.0) -> None:
-    """The figure as a PNG of `scale` times its size, on a white background, in at most 192 colours to stay small."""
+    """Write a PNG at `scale` times the figure's size, on white; at most 192 colours keep the file small."""
     from PIL import Image  # comes with matplotlib
 
     buffer = BytesIO()
@@ -130,7 +130,7 @@ _TOKENS[EMPTY] = "empty"
 
 
 def _tag(tag: str, name: str) -> str:
-    """One tag of a figure: names of its own where several figures share a page, colours and fonts from the page."""
+    """One tag of a figure with ids prefixed by `name`, and colours and fonts left to the page."""
     tag = re.sub(r'\s+id="(?!p[0-9a-f]{10}"|m[0-9a-f]{10}"|drop-|halo-)[^"]*"', "", tag)
     tag = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', tag)
     tag = re.sub(r'(href="|url\()#', rf"\1#{name}-", tag)

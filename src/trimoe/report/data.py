@@ -1,8 +1,8 @@
-"""What a report page shows, as plain typed data. No input or output, no third-party types.
+"""Content of the demo's report page, as plain typed data without input, output or third-party types.
 
-Invariants, checked when `PageData` is made: every method is scored on every domain, in the order of `domains`; maps and
-contributions have the model's shape. All accuracies, differences and bounds are shares in [-1, 1]; the page shows
-percent and points. Not guaranteed: that the numbers are right; the page adds none of its own beyond plain arithmetic.
+Invariants, checked when `PageData` is created: every method is scored on every domain, in the order of `domains`; maps
+and contributions have the model's shape. All accuracies, differences and bounds are shares in [-1, 1]; the page shows
+percent and points. Not guaranteed: that the numbers are correct; the page only adds plain arithmetic.
 """
 
 from collections.abc import Sequence
@@ -41,16 +41,16 @@ class Score:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right answers; None when nothing was scored."""
+        """Share of right answers; None if nothing was scored."""
         return self.correct / self.n if self.n else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A method minus what it is compared with, on the same items.
+    """A method minus its reference, on the same items.
 
-    `lost` items were right before and are wrong now, `gained` the reverse; `p` is the exact McNemar test, `p_holm`
-    the same adjusted over the table, None where a single test was made.
+    `lost` items were right before and are wrong now, `gained` the reverse. `p` is the exact McNemar test; `p_holm` is p
+    adjusted over the table, None for a single test.
     """
 
     points: float
@@ -75,7 +75,7 @@ class CheckLine:
 
 @dataclass(frozen=True)
 class CertificateSummary:
-    """What was proven about one cut; `status` is proven, refuted or incomplete."""
+    """Certificate of one cut; `status` is proven, refuted or incomplete."""
 
     status: str
     max_logit_difference: float | None
@@ -87,10 +87,10 @@ class CertificateSummary:
 
 @dataclass(frozen=True)
 class Method:
-    """The base or one way of choosing. `scores` and `differences` have one entry per domain.
+    """The base, or one method of choosing experts. `scores` and `differences` have one entry per domain.
 
-    The base has neither differences nor a map nor a certificate. `control` marks a choice that looks at nothing
-    (random): the verdict measures the others by it. `dropped` holds the dropped expert ids of each layer.
+    The base has no differences, map or certificate. `control` marks a choice that uses no statistics (random), against
+    which the others are judged. `dropped` holds the dropped expert ids of each layer.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Method:
 
     @property
     def mean(self) -> float | None:
-        """Mean of the accuracies of the domains: every domain counts the same, whatever its number of items."""
+        """Mean accuracy over domains; every domain has equal weight, whatever its number of items."""
         shares = [s.accuracy for s in self.scores if s.accuracy is not None]
         return sum(shares) / len(shares) if shares else None
 
@@ -123,7 +123,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """What the statistics were measured on. `tokens` has (class, tokens) pairs."""
+    """Text on which the statistics were measured. `tokens` has (class, tokens) pairs."""
 
     set_hash: str
     tokens: tuple[tuple[str, int], ...]
@@ -133,7 +133,7 @@ class CalibrationFacts:
 @dataclass(frozen=True)
 class PageData:
     """Everything on the page. `contribution` is [layer][expert], non-negative, in any unit; `focus` names the domain
-    that the calibration set targets, or nothing."""
+    that the calibration set targets; empty if none."""
 
     title: str
     model: ModelFacts
@@ -149,7 +149,7 @@ class PageData:
     commands: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     timings: tuple[tuple[str, float], ...] = field(default=())
-    """Wall time of each step in seconds. Leave it out where the bytes of the page must repeat."""
+    """Wall time of each step in seconds. Omit it if the page must be reproducible byte for byte."""
 
     def __post_init__(self) -> None:
         names = [self.base.name, *(m.name for m in self.methods)]
@@ -170,24 +170,24 @@ class PageData:
 
     @property
     def best(self) -> tuple[Method, ...]:
-        """The methods with the highest accuracy over all items: one, or several when they tie."""
+        """The methods with the highest accuracy over all items; several if they tie."""
         ranked = self.ranked
         return tuple(m for m in ranked if (m.overall.accuracy or 0.0) == (ranked[0].overall.accuracy or 0.0))
 
     @property
     def ranked(self) -> tuple[Method, ...]:
-        """Methods by accuracy over all items, best first; ties in the order given."""
+        """Methods by accuracy over all items, best first; ties keep their order."""
         return tuple(sorted(self.methods, key=lambda m: -(m.overall.accuracy or 0.0)))
 
 
 def agreement(one: Layers, two: Layers) -> float:
-    """Jaccard index of two maps: cells dropped by both over cells dropped by either. 1 when neither drops any."""
+    """Jaccard index of two maps: experts dropped by both over experts dropped by either. 1 if neither drops any."""
     first, second = ({(i, e) for i, layer in enumerate(m) for e in layer} for m in (one, two))
     return len(first & second) / len(first | second) if first | second else 1.0
 
 
 def chance_agreement(layers: Sequence[Sequence[int]], experts: int) -> float:
-    """The Jaccard index that two maps of this size reach by pure chance, from the expected overlap of each layer."""
+    """The Jaccard index that two random maps of this size reach, from the expected overlap per layer."""
     size = sum(len(layer) for layer in layers)
     both = sum(len(layer) ** 2 / experts for layer in layers)
     return both / (2 * size - both) if size else 1.0

@@ -1,7 +1,7 @@
-"""Heatmaps of expert statistics: one matrix [layer, expert] per class, as a self-contained page or a picture.
+"""Heatmaps of expert statistics: one matrix [layer, expert] per class, as a self-contained page or a PNG.
 
-Plain data in; nothing here knows where it comes from. Invariants: the page loads nothing from anywhere; the same data
-give the same bytes.
+The input is plain data from any source. Invariants: the page has no external resources; the same data give the same
+bytes.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from trimoe.report import canvas, plots
 
 @dataclass(frozen=True)
 class Panel:
-    """One heatmap: `values` [layers, experts]; what is not finite is drawn grey."""
+    """One heatmap: `values` [layers, experts]; non-finite values are drawn grey."""
 
     title: str
     values: Sequence[Sequence[float]]
 
 
 def write_heatmap(path: Path, title: str, facts: Sequence[str], panels: Sequence[Panel]) -> None:
-    """Write `path` as its name says: .html or .png. Raises `UsageError` for another, `MissingPrerequisite` without
-    matplotlib, `BadInput` if the file exists."""
+    """Write `path` as .html or .png. Raises `UsageError` for another suffix, `MissingPrerequisite` without matplotlib,
+    `BadInput` if the file exists."""
     if path.suffix not in (".html", ".png"):
         raise UsageError(
             f"a heatmap cannot be written as {path.name}",
@@ -60,7 +60,7 @@ def _page(title: str, facts: Sequence[str], panels: Sequence[Panel]) -> str:
 
 
 def _picture(path: Path, title: str, panels: Sequence[Panel]) -> None:
-    """All panels one below the other."""
+    """All panels, one below the other."""
     from matplotlib.figure import Figure
 
     layers, experts = len(panels[0].values), len(panels[0].values[0])

@@ -1,7 +1,7 @@
-"""Names beside the points of a chart, placed where they cover the least.
+"""Placement of labels beside the points of a chart, with the least overlap.
 
-Greedy, in the order given: each name takes the place around its point, from eight near and eight further ones, that
-covers the fewest marks, lines and names so far. The same points give the same places.
+Greedy, in the order given: each label takes the position around its point, among eight near and eight further ones,
+that covers the fewest marks, lines and earlier labels. Deterministic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _COST = {"name": 6.0, "mark": 4.0, "line": 1.0, "edge": 40.0}
 
 @dataclass
 class Field:
-    """The drawing area in pixels and what is on it already."""
+    """The drawing area in pixels and the marks, lines and labels already on it."""
 
     width: float
     height: float
@@ -27,17 +27,17 @@ class Field:
     dots: list[tuple[float, float]] = field(default_factory=list)
 
     def mark(self, x: float, y: float, size: float) -> None:
-        """A mark of `size` pixels around a point."""
+        """Add a mark of `size` pixels around a point."""
         self.marks.append((x - size / 2, y - size / 2, x + size / 2, y + size / 2))
 
     def line(self, points: Sequence[tuple[float, float]]) -> None:
-        """A line through points."""
+        """Add a line through points."""
         for (x, y), (x2, y2) in pairwise(points):
             steps = max(1, ceil(hypot(x2 - x, y2 - y) / 2))
             self.dots += [(x + (x2 - x) * i / steps, y + (y2 - y) * i / steps) for i in range(steps + 1)]
 
     def place(self, x: float, y: float, width: float, height: float) -> tuple[float, float]:
-        """Where the left lower corner of a name of a point goes; what it covers counts for later names."""
+        """Place a label of a point and return its lower left corner; later labels avoid it."""
         box = min(_around(x, y, width, height), key=self._cost)
         self.names.append(box)
         return box[0], box[1]
@@ -64,7 +64,7 @@ def _around(x: float, y: float, width: float, height: float) -> Iterator[Box]:
 
 
 def _overlap(one: Box, two: Box) -> float:
-    """Square root of the common area: two names that touch at a corner cost little."""
+    """Square root of the common area, so that labels that touch at a corner cost little."""
     across = min(one[2], two[2]) - max(one[0], two[0])
     up = min(one[3], two[3]) - max(one[1], two[1])
     return float((across * up) ** 0.5) if across > 0 and up > 0 else 0.0

@@ -1,7 +1,7 @@
-"""The ladder as a picture: score over gigabytes. Measured files are filled with their intervals and joined; published
-numbers are hollow, unjoined by solid lines, and named so in the legend.
+"""Chart of a ladder: score over file size in gigabytes.
 
-Invariants: the same points give the same bytes; nothing is loaded from anywhere.
+Measured files have filled marks with intervals, joined by solid lines. Published numbers have hollow marks and dotted
+lines, and the legend says so. Invariant: the same points give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def write_ladder_plot(path: Path, bench: str, points: Sequence[Point]) -> None:
 
 
 def ladder_figure(bench: str, points: Sequence[Point], width: int = 880, height: int = 520) -> "Figure":
-    """The picture as a figure of so many pixels, higher for a long legend; to be made and saved inside
+    """The chart as a figure; `width` and `height` in pixels, taller for a long legend. Create and save it inside
     `canvas.drawing()`."""
     from matplotlib.figure import Figure
 
@@ -68,7 +68,7 @@ def ladder_figure(bench: str, points: Sequence[Point], width: int = 880, height:
     axes.spines[["left", "bottom"]].set_color(canvas.COLOURS["line"])
     axes.margins(x=0.08, y=0.12)
     figure.legend(frameon=False, loc="outside lower left", fontsize=11, ncols=1 if narrow else 2)
-    figure.draw_without_rendering()  # where the axes lie is known only then
+    figure.draw_without_rendering()  # positions of the axes are known only after drawing
     _name(axes, series)
     return figure
 
@@ -98,7 +98,7 @@ def _series(axes: "Axes", mine: Sequence[Point], hue: str, mark: str, letters: i
 
 
 def _name(axes: "Axes", series: Sequence[tuple[Sequence[Point], str]]) -> None:
-    """Every point's tier beside it, bold on the front of its kind."""
+    """Label every point with its tier, in bold if it is on its kind's Pareto front."""
     fronts = {
         id(p)
         for kind in ("measured", "published")

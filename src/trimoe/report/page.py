@@ -1,7 +1,7 @@
-"""The report page: `PageData` in, one HTML document out that opens without a network.
+"""HTML report of the demo: renders `PageData` as one self-contained document.
 
-Invariants: nothing is loaded from anywhere (style and figures are inline, no scripts at all); every text of the data is
-escaped; the same data give the same bytes. Charts are figures of `plots`, sentences come from `words`.
+Invariants: no external resources and no scripts (style and figures are inline); all text is escaped; the same data give
+the same bytes. Charts come from `plots`, sentences from `words`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ DOMAIN_AXIS = (0.0, 100.0)
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure ready for the page: `name` prefixes all its ids."""
+    """A figure for the page; `name` prefixes all its ids."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ class Likeness:
 
 
 def render_page(data: PageData) -> str:
-    """The whole page as HTML. Raises `MissingPrerequisite` when matplotlib is not installed."""
+    """The page as HTML. Raises `MissingPrerequisite` if matplotlib is not installed."""
     with canvas.drawing():
         figures = {
             "accuracy": _accuracy(data, None, "overall-accuracy"),
@@ -70,14 +70,14 @@ def render_page(data: PageData) -> str:
 
 
 def write_page(data: PageData, path: Path) -> None:
-    """`render_page` to a file, replacing an older one by rename."""
+    """Write `render_page` to a file by rename, replacing an older one."""
     html = render_page(data)
     with publish_file(path, overwrite=True) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
 def render_png(data: PageData, path: Path) -> None:
-    """The summary picture, for a README: accuracy of every method over all items, and the map of the best one."""
+    """Write the README's picture: accuracy of every method over all items, and the map of the best method."""
     with canvas.drawing():
         figure = _summary(data)
         with publish_file(path, overwrite=True) as temporary:
@@ -85,7 +85,7 @@ def render_png(data: PageData, path: Path) -> None:
 
 
 def removed(contribution: tuple[tuple[float, ...], ...], dropped: Layers) -> float | None:
-    """The share of measured contribution that a map removes: the mean over layers of each layer's share."""
+    """Share of measured contribution that a map removes, averaged over layers; None if nothing was measured."""
     shares = []
     for row, experts in zip(contribution, dropped, strict=True):
         total = sum(v for v in row if isfinite(v))

@@ -1,7 +1,7 @@
-"""Charts as matplotlib figures: dots with intervals, and heatmaps. Reusable: nothing here knows what a report is.
+"""Charts as matplotlib figures: dots with intervals, and heatmaps.
 
-Figures are made and saved inside `canvas.drawing()`, and written by `canvas.to_svg` and `canvas.to_png`. Invariants:
-text from outside is never read as markup or mathematics; marks differ in shape as well as colour.
+Create and save figures inside `canvas.drawing()`; write them with `canvas.to_svg` and `canvas.to_png`. Invariants:
+input text is never interpreted as markup or mathematics; marks differ in shape as well as colour.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MARKERS: dict[Kind, str] = {"base": "D", "best": "o", "method": "o", "control": 
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of a dot chart: a value with its interval. `value` None draws only the name."""
+    """One row of a dot chart: a value with its interval. If `value` is None, only the name is drawn."""
 
     label: str
     value: float | None
@@ -35,7 +35,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells crossed out on a heatmap, as (row, column), under a name that becomes an SVG group."""
+    """Cells to cross out on a heatmap, as (row, column). `name` becomes an SVG group."""
 
     name: str
     cells: tuple[tuple[int, int], ...]
@@ -44,7 +44,7 @@ class Cells:
 def limits(
     dots: Sequence[Dot], *, step: float = 10.0, within: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """The axis that holds all intervals, in whole steps; charts side by side share one so that they compare."""
+    """Axis limits that contain all intervals, in whole steps. Charts side by side share one axis."""
     drawn = [d for d in dots if d.value is not None]
     low = min((d.low for d in drawn), default=0.0)
     high = max((d.high for d in drawn), default=step)
@@ -63,7 +63,7 @@ def dot_chart(
     width: int = 440,
     signed: bool = False,
 ) -> "Figure":
-    """Values with their intervals, one row each from top to bottom, all on one axis.
+    """Chart of values with their intervals, one row each, from top to bottom.
 
     `reference` draws a dashed line; `signed` prints + and − on the axis. Width in pixels; the height follows the rows.
     """
@@ -97,7 +97,7 @@ def draw_dots(
     reference: float | None = None,
     signed: bool = False,
 ) -> None:
-    """The rows of `dot_chart` on given axes."""
+    """Draw the rows of `dot_chart` on given axes."""
     for side in axes.spines.values():
         side.set_visible(False)
     axes.set_xlim(axis[0], axis[1])
@@ -151,10 +151,10 @@ def heatmap(
     column_label: str = "expert",
     width: int = 1000,
 ) -> "Figure":
-    """A matrix [rows, columns] in ten shades, every row scaled to its own largest value; crosses on top.
+    """Heatmap of a matrix [rows, columns] in ten shades, with crosses on top. Each row is scaled to its largest value.
 
-    A value that is not finite is drawn grey. Each entry of `crossed` becomes an SVG group `drop-K` (K its place), so
-    that a page shows one at a time; a PNG shows them all.
+    Non-finite values are drawn grey. Each entry of `crossed` becomes an SVG group `drop-K` (K: its index), so that a
+    page can show one at a time; a PNG shows all of them.
     """
     from matplotlib.figure import Figure
 
@@ -174,7 +174,7 @@ def heatmap(
 def draw_heatmap(
     axes: "Axes", values: Sequence[Sequence[float]], crossed: Sequence[Cells] = (), *, cell: tuple[float, float]
 ) -> None:
-    """The matrix of `heatmap` on given axes; `cell` is the size of one in pixels, for square crosses."""
+    """Draw the matrix of `heatmap` on given axes. `cell`: width and height of a cell in pixels, for square crosses."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
@@ -203,7 +203,7 @@ def draw_heatmap(
             continue
         outline = Outline(strokes, [Outline.MOVETO, Outline.LINETO] * (len(strokes) // 2))
         wide = min(2.2, max(0.9, arm / 3))
-        # A halo in the colour of the page keeps the cross readable on every shade.
+        # A halo in the page's colour keeps the cross readable on every shade.
         for colour, extra, role in ((COLOURS["card"], 2.2, "halo"), (COLOURS["mark"], 0.0, "drop")):
             axes.add_patch(
                 PathPatch(
@@ -225,14 +225,14 @@ def draw_heatmap(
 
 
 def shades(row: Sequence[float]) -> list[int | None]:
-    """Steps 0..9 of one row of a heatmap, by the share of the row's largest finite value; None where not finite."""
+    """Shades 0..9 of one row of a heatmap, relative to the row's largest finite value; None for non-finite values."""
     largest = max((v for v in row if isfinite(v)), default=0.0)
     scale = 10 / largest if largest > 0 else 0.0
     return [min(9, max(0, int(v * scale))) if isfinite(v) else None for v in row]
 
 
 def _ticks(begin: float, end: float) -> list[float]:
-    """At most six round places on an axis, zero among them when it is inside."""
+    """At most six round tick values on an axis, zero included if it is inside."""
     for step in (1, 2, 5, 10, 20, 25, 50, 100):
         ticks = [float(step * i) for i in range(ceil(begin / step), floor(end / step) + 1)]
         if len(ticks) <= 6:

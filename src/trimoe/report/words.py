@@ -1,7 +1,8 @@
-"""Numbers and verdicts in words. Pure; every sentence is arithmetic on the page's data, and claims no more.
+"""Formatted numbers and the sentences of the report.
 
-The verdict names the method with the highest accuracy over all items. It says that this method beats another only if
-a paired test of the two is part of the data and its interval leaves zero out.
+Invariants: every sentence follows from the page's data by arithmetic. The verdict names the method with the highest
+accuracy over all items; it claims that this method beats another only if a paired test of the two is in the data and
+its interval excludes zero.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ NONE = "–"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """94.2 for 0.942; the unit stands beside it."""
+    """94.2 for 0.942; the caller adds the unit."""
     return NONE if share is None else f"{_round(100 * share, digits):.{digits}f}"
 
 
@@ -58,7 +59,7 @@ def count(value: int) -> str:
 
 
 def size(value: int) -> str:
-    """Bytes in the unit that leaves one to three digits before the point; powers of ten, as file managers count."""
+    """A size with one to three digits before the point, in decimal units (1 kB = 1000 bytes)."""
     amount = float(value)
     for unit in ("bytes", "kB", "MB"):
         if amount < 999.95:
@@ -68,7 +69,7 @@ def size(value: int) -> str:
 
 
 def clear(difference: Difference | None) -> bool:
-    """Whether the interval leaves zero out and the test, adjusted where it was, stays below 5 %."""
+    """Whether the interval excludes zero and p, adjusted if available, is below 5 %."""
     if difference is None:
         return False
     p = difference.p if difference.p_holm is None else difference.p_holm
@@ -81,7 +82,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def verdict(data: PageData) -> str:
-    """The first sentence of the page: which method won and what it cost, with interval and number of items."""
+    """The first sentence of the page: the best method and its cost, with interval and number of items."""
     best, base = data.best, data.base
     right = (
         f"{percent(best[0].overall.accuracy)} % right, against {percent(base.overall.accuracy)} % for the full model"
@@ -98,30 +99,30 @@ def verdict(data: PageData) -> str:
 
 
 def support(data: PageData) -> list[str]:
-    """The sentences below it: what chance would have cost, whether the lead over others is real, the focus domain."""
+    """The sentences below the verdict: the lead over other methods, random choices, the focus domain."""
     best = data.best[0]
     return [_unbroken(s) for s in (_lead(data, best), _controls(data), _focus(data, best)) if s]
 
 
 def caveats(data: PageData) -> list[str]:
-    """What the numbers cannot say, derived from the data, after the ones given with it."""
+    """Caveats: those given with the data, then those derived from it."""
     found = list(data.caveats)
     smallest = min(s.n for m in (data.base, *data.methods) for s in m.scores)
     widest = max(s.high - s.low for m in data.methods for s in m.scores)
     found.append(
         f"With {smallest} questions in the smallest domain, a 95 % interval is up to {percent(widest, 0)} points wide. "
-        "Read a difference smaller than its interval as a draw."
+        "Treat a difference whose interval includes zero as a tie."
     )
     if len(data.methods) > 1:
         found.append(
-            f"The best of {len(data.methods)} methods was picked after looking at these same questions, so its lead is "
-            "likely a little flattered."
+            f"The best of {len(data.methods)} methods was selected on these same questions, so its lead is probably "
+            "slightly overestimated."
         )
     return [_unbroken(c) for c in found]
 
 
 def proof(data: PageData) -> str:
-    """One sentence about all certificates."""
+    """One sentence that sums up all certificates."""
     found = [m.certificate for m in data.methods if m.certificate is not None]
     proven = [c for c in found if c.status == "proven"]
     if not found:
@@ -131,13 +132,13 @@ def proof(data: PageData) -> str:
     worst = worst_difference(found)
     return (
         f"All {len(proven)} cuts are proven exact: every remaining weight is the original's byte for byte, and the "
-        f"smaller model answers like the original with the dropped experts switched off (largest logit difference "
+        f"pruned model answers like the original with the dropped experts switched off (largest logit difference "
         f"{scientific(worst)}, allowed {scientific(max(c.tolerance for c in found))})."
     )
 
 
 def worst_difference(found: Sequence[CertificateSummary]) -> float | None:
-    """The largest logit difference of several certificates; None when none measured it."""
+    """The largest logit difference of several certificates; None if none measured it."""
     return max((c.max_logit_difference for c in found if c.max_logit_difference is not None), default=None)
 
 
@@ -194,15 +195,15 @@ def _focus(data: PageData, best: Method) -> str:
         return ""
     first = max(data.methods, key=lambda m: m.scores[place].accuracy or 0.0)
     there = first.scores[place].accuracy or 0.0
-    other = f" Best there is {first.name} with {percent(there)} %." if there > own else ""
+    other = f" The best method in this domain is {first.name} with {percent(there)} %." if there > own else ""
     return (
         f"In {data.focus}, which the calibration set targets, {best.name} answers {percent(own)} % right: "
-        f"{points(change.points)} points against the full model ({interval(change)}).{other}"
+        f"{points(change.points)} points relative to the full model ({interval(change)}).{other}"
     )
 
 
 def _unbroken(sentence: str) -> str:
-    """A number and its percent sign stay on one line."""
+    """Keep each number and its percent sign on one line."""
     return sentence.replace(" %", "\u00a0%")
 
 

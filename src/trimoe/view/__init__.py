@@ -1,1 +1,1 @@
-"""The viewer: a local web page over run logs. Queries, pages and the app are apart; nothing here writes a log."""
+"""The viewer: a local website over run logs; it never writes to a log."""

@@ -1,8 +1,8 @@
-"""The viewer as a web application: addresses to pages, and what keeps strangers out. Needs the extra `view`.
+"""The viewer as a web application: routes, pages and access control. Needs the extra `view`.
 
-Invariants: only GET and HEAD; a request whose Host is not the loopback's is refused (a page elsewhere cannot read logs
-by pointing its own name here); nothing but our own files may be loaded, and no script can come from a text.
-Not guaranteed: protection from other users of this machine, who can reach its loopback too.
+Invariants: only GET and HEAD; requests whose Host is not the loopback interface are refused, so that another website
+cannot read logs by DNS rebinding; pages load only the viewer's own files and no script can come from a log.
+Not guaranteed: protection from other users of this machine, who can reach its loopback interface.
 """
 
 from collections.abc import Callable
@@ -37,13 +37,13 @@ HEADERS = {
 
 
 class Guarded:
-    """Adds the headers above to every response."""
+    """Middleware that adds `HEADERS` to every response."""
 
     def __init__(self, app: "ASGIApp") -> None:
         self.app = app
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """One request."""
+        """Handle one request."""
 
         async def with_headers(message: "Message") -> None:
             if message["type"] == "http.response.start":
@@ -85,7 +85,7 @@ def make_app(catalog: Catalog) -> "Starlette":
 
 
 class Site:
-    """Every page: find what it shows, hand it to its template."""
+    """Request handlers: each finds its data and renders a template."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -116,7 +116,7 @@ class Site:
         )
 
     def now(self, request: "Request") -> "Response":
-        """Where every run stands, for pages that are open."""
+        """Progress and score of every run as JSON, polled by open pages."""
         from starlette.responses import JSONResponse
 
         return JSONResponse({"runs": [_status(shown) for shown in self.catalog.all()]})
@@ -137,22 +137,23 @@ class Site:
         shown = self._shown(request.path_params["run"])
         made = audit_of(shown)
         if made is None:
-            return self._missing("The log does not have this run any more.")
+            return self._missing("The log no longer contains this run.")
         checks = sorted(made.checks, key=lambda check: _LEVELS.index(check.level))
         return self.page("audit.html.jinja", shown=shown, audit=made, checks=checks)
 
     def verdict(self, request: "Request") -> "Response":
-        """The audit in two words, for a page that is open."""
+        """Verdict and flags of an audit as JSON, with the reason for each flag."""
         from starlette.responses import JSONResponse
 
         made = audit_of(self._shown(request.path_params["run"]))
         if made is None:
-            return self._missing("The log does not have this run any more.")
+            return self._missing("The log no longer contains this run.")
         flags = [flag for flag in made.flags if flag != "CLEAN"]
-        return JSONResponse({"verdict": made.verdict, "flags": flags})
+        why = [f"{check.flag}: {check.text}" for check in made.checks if check.flag in flags]
+        return JSONResponse({"verdict": made.verdict, "flags": flags, "why": why})
 
     def sample(self, request: "Request") -> "Response":
-        """One sample with all its texts, and what the other runs made of it."""
+        """One sample with all its texts, and the same sample in other runs."""
         shown, doc = self._shown(request.path_params["run"]), _doc(request)
         wanted = _wanted(request)
         with shown.log.reader() as reader:
@@ -177,18 +178,18 @@ class Site:
         )
 
     def raw(self, request: "Request") -> "Response":
-        """The whole reply as it came, as text."""
+        """The raw server reply as text."""
         from starlette.responses import PlainTextResponse
 
         shown, doc = self._shown(request.path_params["run"]), _doc(request)
         with shown.log.reader() as reader:
             stored = queries.raw(reader, shown.run.run_id, doc)
-        return self._missing("No raw reply was kept.") if stored is None else PlainTextResponse(stored)
+        return self._missing("No raw reply was stored.") if stored is None else PlainTextResponse(stored)
 
     # ------------------------------------------------------------ two runs
 
     def pick(self, request: "Request") -> "Response":
-        """From the two runs that a form names to their comparison."""
+        """Redirect from the form with two runs to their comparison."""
         from starlette.responses import RedirectResponse
 
         names = request.query_params.getlist("run")
@@ -197,7 +198,7 @@ class Site:
                 "message.html.jinja",
                 400,
                 title="Choose two runs",
-                text=f"A comparison is of two runs; {len(names)} were chosen.",
+                text=f"A comparison needs two runs; {len(names)} were chosen.",
             )
         before, after = (self._shown(name) for name in names)
         return RedirectResponse(f"/diff/{before.id}/{after.id}", status_code=303)
@@ -250,20 +251,20 @@ class Site:
             change=change,
         )
 
-    # ------------------------------------------------------------ what is not there
+    # ------------------------------------------------------------ errors
 
     def missing(self, request: "Request", error: Exception) -> "Response":
-        """Nothing at this address."""
+        """404: nothing at this address."""
         return self._missing(str(getattr(error, "detail", "")))
 
     def failed(self, request: "Request", error: Exception) -> "Response":
-        """A log that cannot be read any more, with the remedy."""
+        """500: a log that can no longer be read, with the remedy."""
         return self.page("message.html.jinja", 500, title="The log cannot be read", text=str(error))
 
     def _missing(self, text: str) -> "Response":
         return self.page("message.html.jinja", 404, title="Not found", text=text)
 
-    # ------------------------------------------------------------ finding
+    # ------------------------------------------------------------ lookup
 
     def _shown(self, run_id: str) -> Shown:
         from starlette.exceptions import HTTPException
@@ -271,7 +272,7 @@ class Site:
         shown = self.catalog.get(run_id)
         if shown is None:
             raise HTTPException(
-                404, "No run has this address. Its log may have moved, or was not given to trimoe view."
+                404, "No run has this address. Its log may have been moved, or was not passed to trimoe view."
             )
         return shown
 
@@ -285,7 +286,7 @@ class Site:
         return chosen(shown.samples, wanted.causes, _found(shown, wanted))
 
     def _items(self, both: Pair, wanted: Wanted) -> list[Any]:
-        """What the search leaves, all kinds of change."""
+        """Items that match the search, of every kind of change."""
         items = side_by_side(both.before.samples, both.after.samples)
         if not wanted.q:
             return items
@@ -294,7 +295,7 @@ class Site:
 
 
 def _found(shown: Shown, wanted: Wanted) -> set[str] | None:
-    """Ids that the search found, in ids too; None without a search."""
+    """Ids of samples that match the search, ids included; None without a search."""
     if not wanted.q:
         return None
     with shown.log.reader() as reader:
@@ -318,7 +319,7 @@ def _described(shown: Shown) -> str:
 
 
 def _status(shown: Shown) -> dict[str, Any]:
-    """What an open page keeps up to date; texts only."""
+    """The texts that an open page keeps up to date."""
     return {
         "id": shown.id,
         "n": len(shown.samples),

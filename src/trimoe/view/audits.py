@@ -1,7 +1,7 @@
-"""The audit of a run, for its page: the checks of `trimoe audit`, without writing to the log.
+"""Audit of a run for its page: the checks of `trimoe audit`, without writing to the log.
 
-A log of an older trimoe would have to be migrated first: a copy of it is, in a temporary directory.
-Invariants: the checks, thresholds and verdict are the audit's own; a run is audited again when it has changed.
+A log with an older schema is copied to a temporary directory and migrated there. Invariants: checks, thresholds and
+verdict are those of the audit; a run that changed is audited again.
 """
 
 import sqlite3
@@ -19,8 +19,8 @@ from trimoe.view.catalog import Shown
 
 @lru_cache(maxsize=64)  # half a second for thousands of long replies; a run that changed is another object
 def audit_of(shown: Shown) -> RunAudit | None:
-    """The audit of a run; None if the log does not have it any more. `RunLogError` if it cannot be read, or an older
-    one cannot be copied."""
+    """The audit of a run; None if the log no longer contains it. Raises `RunLogError` if the log cannot be read, or an
+    older one cannot be copied."""
     wanted = AuditOptions(name=shown.run.name, bench=shown.run.bench)
     try:
         with closing(open_readonly(shown.log.path)) as log:
@@ -29,7 +29,7 @@ def audit_of(shown: Shown) -> RunAudit | None:
         raise RunLogError(
             f"{shown.log.path} could not be audited",
             actual=str(exc),
-            remedy="look at the disk and its room, or run trimoe audit",
+            remedy="check the free disk space, or run trimoe audit",
         ) from exc
     return next((one for one in made if one.run == shown.run.identity), None)
 

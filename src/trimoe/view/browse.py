@@ -1,6 +1,6 @@
-"""Which samples a page lists, in which order. Pure: verdicts in, ids out.
+"""Selection and order of the samples that a page lists, as pure functions.
 
-Invariants: every sample of both runs is in exactly one kind of change; what flipped stands first.
+Invariants: every sample of two runs has exactly one kind of change; flipped samples come first.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,15 +23,15 @@ CHANGES: tuple[Change, ...] = (
     "only after",
     "both right",
 )
-MISSED = "missed"  # stands for all causes of scored misses
+MISSED = "missed"  # matches every scored miss, whatever its cause
 
 PAGE = 50
-LONGEST = 500  # characters of a search
+LONGEST = 500  # characters of a search text
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a list shows. `causes` are causes, or kinds of change in a comparison; empty: all of them."""
+    """Filter of a list. `causes` are causes, or kinds of change in a comparison; empty means all."""
 
     causes: tuple[str, ...] = ()
     q: str = ""
@@ -40,7 +40,7 @@ class Wanted:
 
     @staticmethod
     def of(query: Mapping[str, str], causes: Sequence[str]) -> "Wanted":
-        """From a query string; whatever makes no sense there is left out."""
+        """From a query string; invalid values are ignored."""
         where: Field = "all"
         for known in ("prompt", "reply", "reasoning"):
             if query.get("in") == known:
@@ -50,7 +50,7 @@ class Wanted:
         return Wanted(tuple(causes), query.get("q", "").strip()[:LONGEST], where, max(1, page))
 
     def link(self, **changed: object) -> str:
-        """The query string of this list with some of it changed, empty or starting with `?`."""
+        """The query string of this list with some values changed; empty, or starting with `?`."""
         now = {"cause": self.causes, "q": self.q, "in": self.field, "page": self.page} | changed
         pairs = [("cause", c) for c in _several(now["cause"])]
         pairs += [("q", str(now["q"]))] if now["q"] else []
@@ -65,7 +65,7 @@ def _several(causes: object) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """One page of a list. `number` counts from 1; `first` is the place of its first item in the whole."""
+    """One page of a list. `number` counts from 1; `first` is the index of its first item in the whole list."""
 
     items: Sequence[T]
     number: int
@@ -75,7 +75,7 @@ class Page(Generic[T]):
 
 
 def paged(items: Sequence[T], number: int, size: int = PAGE) -> Page[T]:
-    """The page of that number; the last one where there are fewer."""
+    """The page with that number, or the last page if there are fewer."""
     pages = max(1, -(-len(items) // size))
     number = min(max(1, number), pages)
     first = (number - 1) * size
@@ -83,7 +83,7 @@ def paged(items: Sequence[T], number: int, size: int = PAGE) -> Page[T]:
 
 
 def chosen(samples: Sequence[Scored], causes: Collection[str], found: Collection[str] | None) -> list[Scored]:
-    """Samples of some causes that a search found (None: no search)."""
+    """Samples with one of the causes that match the search (`found` None: no search)."""
     return [
         s
         for s in samples
@@ -94,7 +94,7 @@ def chosen(samples: Sequence[Scored], causes: Collection[str], found: Collection
 
 @dataclass(frozen=True)
 class Item:
-    """One sample in two runs; a side is None where that run has no such sample."""
+    """One sample in two runs; a side is None if that run lacks the sample."""
 
     doc_id: str
     change: Change
@@ -103,7 +103,7 @@ class Item:
 
 
 def side_by_side(before: Sequence[Scored], after: Sequence[Scored]) -> list[Item]:
-    """Every sample of either run: flips first (lost, then gained), within a kind in the bench's order."""
+    """Every sample of either run: flips first (lost, then gained), then in the bench's order."""
     was = {s.sample.doc_id: s for s in before}
     now = {s.sample.doc_id: s for s in after}
     items = [Item(doc, _change(was.get(doc), now.get(doc)), was.get(doc), now.get(doc)) for doc in {**was, **now}]
@@ -129,7 +129,7 @@ def _position(item: Item) -> int:
 
 
 def around(docs: Sequence[str], doc_id: str) -> tuple[str | None, str | None, int | None]:
-    """(the one before, the one after, place) of a sample in a list; all None where it is not in it."""
+    """(previous id, next id, index) of a sample in a list. Without it: (None, the first id, None)."""
     try:
         place = docs.index(doc_id)
     except ValueError:

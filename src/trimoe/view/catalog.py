@@ -1,7 +1,7 @@
-"""All runs of all logs, with their scores; read again when a log changes.
+"""All runs of all logs with their scores, reread when a log changes.
 
-Invariants: scores and intervals are those of `trimoe compare`, from the same functions; a run's id is a hash of its
-log's place, its identity and its name, so links survive a restart. Safe to be used from several threads.
+Invariants: scores and intervals come from the functions of `trimoe compare`; a run's id is a hash of its log's path,
+its identity and its name, so links survive a restart. Thread-safe.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from trimoe.judge.runs import differences
 from trimoe.view import queries
 from trimoe.view.source import LogFile, Stamp
 
-LIVE_SECONDS = 90  # a run that stored nothing for so long has stopped
+LIVE_SECONDS = 90  # a run that stored nothing for this long counts as stopped
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One run as pages show it. `samples` have no texts; `asked` is how many rows were asked for, if the log says."""
+    """One run as shown on pages. `samples` carry no texts; `asked` is the number of requested rows, if the log says."""
 
     id: str
     log: LogFile
@@ -39,37 +39,37 @@ class Shown:
     newest: str | None
     events: tuple[queries.Event, ...]
     marks: tuple[str, ...] = ()
-    """What a reader must know of how it was made."""
+    """Caveats of the score: checks switched off, guards ignored, rows left out."""
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """Name, bench, model and settings."""
         return self.facts.run
 
     @cached_property
     def read(self) -> Read:
-        """As the comparison wants it."""
+        """Input of the comparison."""
         return Read(self.run, self.samples, score_of(self.run, self.samples)[0], self.marks)
 
     @cached_property
     def row(self) -> Row:
-        """Score, interval and causes, over the rows that were scored."""
+        """Score, interval and causes over the scored rows."""
         return own_row(self.read, True)
 
     @cached_property
     def causes(self) -> dict[str, int]:
-        """Samples per cause, most first, `correct` before all."""
+        """Samples per cause, `correct` first, then most frequent first."""
         counts = Counter[str](s.verdict.cause for s in self.samples)
         return dict(sorted(counts.items(), key=lambda item: (item[0] != "correct", -item[1], item[0])))
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """doc_id -> its place in `samples`."""
+        """doc_id -> index in `samples`."""
         return {s.sample.doc_id: i for i, s in enumerate(self.samples)}
 
     @property
     def state(self) -> str:
-        """complete, running, paused or stopped; empty where the log does not say how many rows were asked for."""
+        """complete, running, paused or stopped; empty if the log does not say how many rows were requested."""
         if self.asked is None:
             return ""
         if len(self.samples) >= self.asked:
@@ -81,7 +81,7 @@ class Shown:
 
 
 class Catalog:
-    """The runs of some logs. `RunLogError` at once for a log that cannot be shown."""
+    """The runs of some logs. Raises `RunLogError` at once for a log that cannot be shown."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.logs = [LogFile(path) for path in dict.fromkeys(path.resolve() for path in paths)]
@@ -90,12 +90,12 @@ class Catalog:
         self.all()
 
     def all(self) -> list[Shown]:
-        """Every run as it is now."""
+        """The current state of every run."""
         with self._lock:
             return [shown for log in self.logs for shown in self._of(log)]
 
     def get(self, run_id: str) -> Shown | None:
-        """One run as it is now."""
+        """The current state of one run, or None."""
         return next((shown for shown in self.all() if shown.id == run_id), None)
 
     def _of(self, log: LogFile) -> list[Shown]:
@@ -126,8 +126,8 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs of one bench, item by item. `row` has the paired difference of `after` minus `before`; without one when
-    `apart` names settings that keep the two out of one column."""
+    """Two runs of one bench, item by item. `row` has the paired difference `after` minus `before`, unless `apart` names
+    settings that make the two incomparable."""
 
     before: Shown
     after: Shown
@@ -135,9 +135,9 @@ class Pair:
     apart: tuple[str, ...]
 
 
-@lru_cache(maxsize=64)  # the bootstrap takes a fifth of a second; a run that changed is another object
+@lru_cache(maxsize=64)  # the bootstrap takes 0.2 s; a changed run is a new object
 def pair(before: Shown, after: Shown) -> Pair:
-    """Two runs side by side, with the paired test where they may be compared."""
+    """Two runs side by side, with the paired test if they are comparable."""
     if before.run.bench != after.run.bench:
         return Pair(before, after, after.row, (f"bench {before.run.bench} against {after.run.bench}",))
     apart = tuple(f"{what}: {', '.join(found)}" for what, found in differences(before.run, after.run))
@@ -151,7 +151,7 @@ def _marks(happened: Sequence[queries.Event], rows: int) -> tuple[str, ...]:
 
 
 def _asked(happened: Sequence[queries.Event]) -> int | None:
-    """How many rows the last evaluation asked for; of an import, how many it took in."""
+    """Number of rows that the last evaluation requested, or that an import added."""
     for event in reversed(happened):
         wanted: Any = event.detail.get("of" if event.kind in ("asking", "generating") else "samples")
         if event.kind in ("asking", "generating", "imported") and isinstance(wanted, int):

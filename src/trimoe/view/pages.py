@@ -1,7 +1,7 @@
-"""Pages as HTML: typed rows in, escaped text out. Nothing here asks a log or knows of HTTP.
+"""Templates of the viewer and the functions they use; independent of logs and HTTP.
 
-Invariants: every text goes through the template's escaping; characters that hide or reorder text are shown by their
-number; no page holds a script or a style of its own, so the strict content policy holds.
+Invariants: all text is escaped by the templates; characters that hide or reorder text are shown as code points; no page
+contains inline scripts or styles, as the content security policy requires.
 """
 
 import unicodedata
@@ -16,14 +16,14 @@ from trimoe.judge.text import safe
 from trimoe.report import words
 from trimoe.view.textdiff import Piece, excerpt, hits
 
-LONGEST = 400_000  # characters of a text on a page; the rest is one click away
+LONGEST = 400_000  # characters of a text on a page; the raw reply has the rest
 _SHOWN = {"\n", "\t"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _GOOD_JOINERS = {"\u200d", "\u00ad"}  # joined emoji, soft hyphens
 
 
 def environment() -> Environment:
-    """Templates with what they need; one per app."""
+    """The template environment; one per app."""
     made = Environment(
         loader=PackageLoader("trimoe.view"),
         autoescape=True,
@@ -37,6 +37,7 @@ def environment() -> Environment:
         "pieces": pieces,
         "sample_link": sample_link,
         "kind_of": kind_of,
+        "meaning": MEANINGS.get,
         "bar": bar,
         "interval_bar": interval_bar,
         "short": short,
@@ -52,12 +53,12 @@ def environment() -> Environment:
 
 
 def line(text: str, limit: int = 160) -> str:
-    """A name in one line."""
+    """A text on one line, shortened to `limit` characters."""
     return safe(text, limit)
 
 
 def plain(text: str) -> str:
-    """A text with hidden characters made visible and a bound on its length."""
+    """A text with hidden characters made visible, cut at `LONGEST` characters."""
     cut = text if len(text) <= LONGEST else text[:LONGEST]
     if cut.isascii() and cut.isprintable():
         return cut
@@ -75,12 +76,12 @@ def _number(c: str) -> str:
 
 
 def pieces(parts: list[Piece]) -> list[Piece]:
-    """Pieces of a text as `plain` shows them."""
+    """`plain` applied to the pieces of a text."""
     return [(plain(text), mark) for text, mark in parts]
 
 
 def sample_link(base: str, doc_id: str, query: str = "") -> str:
-    """The address of a sample below `base`; ids that a browser would take for a path go into the query."""
+    """The address of a sample below `base`. Ids that a browser would treat as a path go into the query."""
     if doc_id in ("", ".", ".."):
         more = "&" + query[1:] if query else ""
         return f"{base}/sample/?doc={quote(doc_id, safe='')}{more}"
@@ -88,7 +89,7 @@ def sample_link(base: str, doc_id: str, query: str = "") -> str:
 
 
 def kind_of(cause: str) -> str:
-    """The class of a cause: its colour."""
+    """The CSS class (colour) of a cause."""
     if cause == "correct":
         return "right"
     if cause in ("harness error",):
@@ -98,10 +99,27 @@ def kind_of(cause: str) -> str:
 
 _ODD = {"empty", "reasoning-only", "loop"}
 
+MEANINGS: dict[str, str] = {
+    "correct": "the answer is right",
+    "wrong": "an answer in the expected form, but not the right one",
+    "empty": "no text in the content or the reasoning",
+    "reasoning-only": "no content, and no right answer in the reasoning",
+    "truncated": "cut at a limit; the tokens were not counted",
+    "truncated (cap)": "cut at the largest allowed number of tokens",
+    "truncated (slot)": "prompt and reply filled the server's context",
+    "truncated (budget)": "thinking left too few tokens for the answer",
+    "loop": "the text repeats itself",
+    "extraction failed": "no answer in the expected form",
+    "code error": "the code failed: it raised, crashed or did not compile",
+    "code timeout": "the code exceeded its time limit",
+    "harness error": "lost or not scorable; not counted as wrong",
+}
+"""What each cause means; shown when the pointer rests on it."""
+
 
 @dataclass(frozen=True)
 class Slice:
-    """A stretch of a bar, in hundredths of its width."""
+    """A segment of a bar; `x` and `width` in percent of the bar."""
 
     x: float
     width: float
@@ -110,7 +128,7 @@ class Slice:
 
 
 def bar(causes: dict[str, int]) -> list[Slice]:
-    """Causes as stretches of a bar, in their order."""
+    """Causes as segments of a bar, in order."""
     total = sum(causes.values()) or 1
     out, x = [], 0.0
     for cause, count in causes.items():
@@ -121,32 +139,32 @@ def bar(causes: dict[str, int]) -> list[Slice]:
 
 
 def interval_bar(low: float, high: float, value: float | None) -> dict[str, float]:
-    """Numbers of a small drawing 100 wide: an interval and a point in it, shares."""
+    """Coordinates of an interval and its point in a drawing 100 units wide; the inputs are shares."""
     return {"x": round(100 * low, 2), "width": round(100 * (high - low), 2), "at": round(100 * (value or 0.0), 2)}
 
 
 def short(value: Any, limit: int = 120) -> str:
-    """A setting in one line."""
+    """A setting on one line."""
     return safe(str(value), limit)
 
 
 def clock(stored: str | None) -> str:
-    """A stored time without its fractions: 2026-11-25 13:07:05."""
+    """A stored time without fractions of a second: 2026-11-25 13:07:05."""
     return "" if not stored else safe(stored[:19].replace("T", " "), 19)
 
 
 def score(row: Row) -> str:
-    """The share of right answers among the scored ones, in percent."""
+    """Right answers among the scored ones, in percent."""
     accuracy = row.score.accuracy
     return "not scored" if accuracy is None else f"{words.percent(accuracy)} %"
 
 
 def interval(row: Row) -> str:
-    """Its 95 % interval."""
+    """The 95 % interval of the score, in percent."""
     return "" if not row.score.n else f"{words.percent(row.score.low)} to {words.percent(row.score.high)}"
 
 
 def progress(there: int, asked: int | None) -> str:
-    """How many samples there are, of how many."""
+    """Number of stored samples, and of requested ones if different."""
     of = "" if asked is None or asked == there else f" of {words.count(asked)}"
     return f"{words.count(there)}{of}"

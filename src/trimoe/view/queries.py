@@ -1,7 +1,7 @@
-"""What the viewer asks of a run log: small read-only queries, one run at a time.
+"""Read-only queries of the viewer, one run at a time.
 
-Invariants: verdicts are those that were stored last; rows without a reply (failures) stand among the samples, unscored.
-Texts are only read for the rows that a page shows, or for a search.
+Invariants: the verdict of a sample is the one stored last; rows without a reply (failures) are listed among the
+samples, unscored. Texts are read only for the rows that a page shows, and for searches.
 """
 
 import json
@@ -25,7 +25,7 @@ _VERDICT = """LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id 
 
 @dataclass(frozen=True)
 class Facts:
-    """A run of a log with what is not part of its identity. Times as stored (UTC)."""
+    """A run with the settings outside its identity. Times as stored (UTC)."""
 
     run: Run
     settings: dict[str, Any]
@@ -34,7 +34,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run."""
+    """One event of a run."""
 
     created: str
     kind: str
@@ -43,7 +43,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Brief:
-    """One line of a list. `tokens` None: nobody counted."""
+    """One line of a list. `tokens` is None if they were not counted."""
 
     doc_id: str
     reply: str
@@ -85,7 +85,7 @@ def verdicts(r: Reader, run_id: int) -> list[Scored]:
 
 
 def newest(r: Reader, run_id: int) -> str | None:
-    """When the run's last sample was stored."""
+    """Time at which the run's last sample was stored."""
     row = r.db.execute(
         "SELECT created FROM samples WHERE rowid = (SELECT max(rowid) FROM samples WHERE run_id = ?)", (run_id,)
     ).fetchone()
@@ -93,13 +93,13 @@ def newest(r: Reader, run_id: int) -> str | None:
 
 
 def events(r: Reader, run_id: int) -> list[Event]:
-    """What happened to a run, oldest first."""
+    """Events of a run, oldest first."""
     rows = r.db.execute("SELECT created, kind, detail FROM events WHERE run_id = ? ORDER BY id", (run_id,))
     return [Event(created, kind, _json(detail)) for created, kind, detail in rows]
 
 
 def left_out(r: Reader, run_id: int) -> int:
-    """Rows that a stored score leaves out; 0 if there is none, or none that does."""
+    """Number of rows that a stored score leaves out; 0 without such a score."""
     if not r.has("results"):
         return 0
     row = r.db.execute("SELECT max(errors) FROM results WHERE run_id = ? AND score IS NOT NULL", (run_id,)).fetchone()
@@ -151,7 +151,7 @@ def whole(r: Reader, run_id: int, doc_id: str) -> Scored | None:
 
 
 def attempts(r: Reader, run_id: int, doc_id: str) -> list[Attempt]:
-    """Every request for a sample, in the order they were stored."""
+    """Every request for a sample, in stored order."""
     if not r.has("attempts"):
         return []
     rows = r.db.execute(
@@ -162,7 +162,7 @@ def attempts(r: Reader, run_id: int, doc_id: str) -> list[Attempt]:
 
 
 def raw(r: Reader, run_id: int, doc_id: str) -> bytes | None:
-    """The whole reply as the server sent it; None where none was kept. A damaged one is shown as it is stored."""
+    """The raw server reply; None if none was stored. A damaged one is returned as stored."""
     for table in ("samples", "failures"):
         if "raw" in r.columns[table]:
             row = r.db.execute(f"SELECT raw FROM {table} WHERE run_id = ? AND doc_id = ?", (run_id, doc_id)).fetchone()
@@ -175,7 +175,7 @@ def raw(r: Reader, run_id: int, doc_id: str) -> bytes | None:
 
 
 def holding(r: Reader, run_id: int, needle: str, field: Field) -> set[str]:
-    """Ids of the samples that hold a text, whatever its case, in any script."""
+    """Ids of the samples that contain a text; case-insensitive in any script."""
     wanted = needle.casefold()
     names = ("prompt", "reply", "reasoning") if field == "all" else (field,)
     rows = r.db.execute(f"SELECT s.doc_id, {r.sample_columns(*names)} FROM samples s WHERE s.run_id = ?", (run_id,))

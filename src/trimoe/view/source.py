@@ -1,7 +1,7 @@
-"""A run log as the viewer sees it: opened read-only for each question, never migrated, watched for changes.
+"""Read-only access to a run log: opened for each query, never migrated, watched for changes.
 
-Invariants: no statement here can write; what an older schema lacks is answered with the default that its migration
-would have given. Not guaranteed: a consistent picture over several questions while another process writes.
+Invariants: no statement can write; columns that an older schema lacks have the default that a migration would give.
+Not guaranteed: a consistent view over several queries while another process writes.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from trimoe.evaluate.log.schema import open_readonly
 Stamp = tuple[tuple[int, int], ...]
 
 TABLES = ("runs", "names", "samples", "scores", "events", "attempts", "failures", "results")
-# what a column that came later holds in logs from before it
+# default of each column that an older schema lacks
 LATER = {
     "reasoning": "''",
     "reasoning_field": "''",
@@ -31,7 +31,7 @@ _RACY = 0.5  # seconds: a file that changed just now may change again without a 
 
 @dataclass(frozen=True)
 class Reader:
-    """An open connection with the columns that its tables have."""
+    """An open connection and the columns of its tables."""
 
     db: sqlite3.Connection
     columns: Mapping[str, frozenset[str]]
@@ -41,7 +41,7 @@ class Reader:
         return bool(self.columns[table])
 
     def sample_columns(self, *names: str) -> str:
-        """SQL for columns of `samples s`; those that the schema lacks as their defaults."""
+        """SQL for columns of `samples s`, with defaults for those that the schema lacks."""
         there = self.columns["samples"]
         return ", ".join(f"s.{name}" if name in there else f"{LATER[name]} AS {name}" for name in names)
 
@@ -54,7 +54,7 @@ class LogFile:
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
-        """Open for one question. `RunLogError` if it cannot be read any more."""
+        """Open for one query. Raises `RunLogError` if the log can no longer be read."""
         with closing(open_readonly(self.path)) as db:
             db.text_factory = _text
             columns = {
@@ -63,7 +63,7 @@ class LogFile:
             yield Reader(db, columns)
 
     def stamp(self) -> Stamp | None:
-        """(time, size) of the file and of its write-ahead log; None while they are too fresh to be relied on."""
+        """(time, size) of the file and of its write-ahead log; None if they changed too recently to be reliable."""
         seen = []
         for path in (self.path, self.path.with_name(self.path.name + "-wal")):
             try:
@@ -77,5 +77,5 @@ class LogFile:
 
 
 def _text(stored: bytes) -> str:
-    """Text as it is; a damaged one is shown with marks instead of not at all."""
+    """Decoded text; invalid bytes become replacement characters."""
     return stored.decode("utf-8", "replace")

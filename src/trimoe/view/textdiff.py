@@ -1,7 +1,7 @@
-"""Texts in pieces: what differs between two of them, and where a search hit lies. Pure; pieces are plain text.
+"""Texts split into pieces: differences between two texts, and search hits.
 
-Invariants: the pieces of one side put together are that side's text. Not guaranteed: the smallest difference; texts too
-long for a word-by-word one are compared by lines, and what is too long for that shows only its common ends.
+Invariant: the joined pieces of a side equal its text. Not guaranteed: the smallest difference. Texts too long for a
+word diff are compared by lines; texts too long for that show only their common ends.
 """
 
 import re
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 Piece = tuple[str, bool]
-"""A stretch of text, and whether it is marked (differs, or was searched for)."""
+"""A piece of text, and whether it is marked (differs, or is a search hit)."""
 
 MOST = 1500  # words or lines on either side: the matcher's time grows with their product
 _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-_ALIKE = 0.3  # below this share of common words marking every difference helps nobody
+_ALIKE = 0.3  # with a smaller share of common words, marking every difference is useless
 
 
 def marked(one: str, two: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts in pieces, marked where they differ."""
+    """Both texts as pieces, marked where they differ."""
     if one == two or not one or not two:
         return [(one, False)] if one else [], [(two, False)] if two else []
     head, tail = _common_ends(one, two)
@@ -38,7 +38,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _common_ends(one: str, two: str) -> tuple[int, int]:
-    """Characters that both begin with, and that both end with, cut at the borders of words."""
+    """Lengths of the common beginning and end, cut at word boundaries."""
     shorter = min(len(one), len(two))
     head = next((i for i in range(shorter) if one[i] != two[i]), shorter)
     while head and head < max(len(one), len(two)) and one[head - 1].isalnum():
@@ -63,7 +63,7 @@ def _matched(a: Sequence[str], b: Sequence[str]) -> tuple[list[Piece], list[Piec
 
 
 def _tidy(pieces: Sequence[Piece]) -> list[Piece]:
-    """Without empty pieces; neighbours of one kind as one."""
+    """Drop empty pieces and join neighbours of one kind."""
     out: list[Piece] = []
     for text, differs in pieces:
         if not text:
@@ -76,7 +76,7 @@ def _tidy(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def hits(text: str, needle: str) -> list[Piece]:
-    """The text in pieces, marked where it holds the needle, whatever its case."""
+    """The text as pieces, with case-insensitive hits of the needle marked."""
     if not needle:
         return [(text, False)] if text else []
     pieces: list[Piece] = []
@@ -88,7 +88,7 @@ def hits(text: str, needle: str) -> list[Piece]:
 
 
 def excerpt(text: str, needle: str, width: int) -> str:
-    """At most `width` characters of a text in one line, around the first hit if it has one."""
+    """At most `width` characters of a text on one line, around the first hit if there is one."""
     match = re.search(re.escape(needle), text, re.IGNORECASE) if needle else None
     start = max(0, match.start() - width // 3) if match else 0
     if start and (space := text.find(" ", start, match.start() if match else start)) >= 0:

@@ -1,4 +1,4 @@
-// Before the first paint: the mode that was chosen here, or the system's.
+// Applied before the first paint: the stored mode, or the system's.
 "use strict";
 {
   const kept = localStorage.getItem("theme");

@@ -1,5 +1,5 @@
-// Keys, the choice of two runs, light and dark, and numbers of runs that are still being made.
-// Only textContent and attributes are written: no text of a log is ever read as markup.
+// Keys, selection of two runs, light and dark mode, and updates of runs in progress.
+// Only textContent and attributes are written, so text from a log is never interpreted as markup.
 "use strict";
 
 const one = (selector) => document.querySelector(selector);
@@ -38,7 +38,7 @@ rows.forEach((row, place) => {
     at = place;
     row.classList.add("selected");
   });
-  // the whole line is a link; the text in it can still be selected
+  // the whole line is a link, but its text can be selected
   row.addEventListener("click", (event) => {
     if (event.target.closest("a, label, input, button") || String(getSelection())) return;
     row.querySelector("a.main").click();
@@ -58,10 +58,10 @@ function picked() {
   dock.classList.toggle("ready", chosen.length === 2);
   dock.querySelector("button").disabled = chosen.length !== 2;
   one("#picked").textContent =
-    chosen.length === 0 ? "Choose two runs to compare them item by item."
-    : chosen.length === 1 ? "One run is chosen; choose another of the same bench."
-    : chosen.length === 2 ? "Two runs are chosen."
-    : `${chosen.length} runs are chosen; a comparison is of two.`;
+    chosen.length === 0 ? "Select two runs of a bench to compare them item by item."
+    : chosen.length === 1 ? "One run is selected; select another of the same bench."
+    : chosen.length === 2 ? "Two runs are selected."
+    : `${chosen.length} runs are selected; a comparison needs two.`;
 }
 
 boxes.forEach((box) => box.addEventListener("change", picked));
@@ -98,7 +98,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (help.open && event.key !== "?") return;
-  // a text that is scrolled by the arrows keeps them
+  // in a scrollable text, arrow keys scroll
   if (event.key.startsWith("Arrow") && event.target.closest("pre")) return;
   const act = Object.hasOwn(KEYS, event.key) ? KEYS[event.key] : null;
   if (act) {
@@ -110,23 +110,24 @@ document.addEventListener("keydown", (event) => {
 one("#theme").addEventListener("click", switchTheme);
 one("#help").addEventListener("click", KEYS["?"]);
 
-// ---------------------------------------------------------------- the audit, which takes longer than the page
+// ---------------------------------------------------------------- the audit, which takes longer than the page itself
 
 async function audit(link) {
   try {
     const answer = await fetch(link.dataset.audit);
-    if (!answer.ok) return; // the link stays, and its page says what is wrong
-    const { verdict, flags } = await answer.json();
+    if (!answer.ok) return; // the link stays; its page shows the error
+    const { verdict, flags, why } = await answer.json();
     link.textContent = flags.length ? `${verdict}: ${flags.join(", ")}` : verdict;
+    link.title = why.join("\n");
     link.dataset.verdict = verdict;
   } catch {
-    // the viewer was ended meanwhile
+    // the viewer was stopped
   }
 }
 
 all("[data-audit]").forEach(audit);
 
-// ---------------------------------------------------------------- runs that are being made
+// ---------------------------------------------------------------- runs in progress
 
 const polled = one("[data-poll]");
 
@@ -162,11 +163,11 @@ async function poll() {
       const more = whole ? whole.n - Number(polled.dataset.n) : 0;
       if (more > 0) news(`${more} new sample${more === 1 ? "" : "s"}: show`, location.href);
       if (!whole && !one("input[type=search]").value && known.length < runs.length) {
-        news(`${runs.length - known.length} new: show`, "/");
+        news(`${runs.length - known.length} new run${runs.length - known.length === 1 ? "" : "s"}: show`, "/");
       }
     }
   } catch {
-    wait = 10000; // the viewer was ended, or a log is away for a moment
+    wait = 10000; // the viewer was stopped, or a log is temporarily unreadable
   }
   setTimeout(poll, wait);
 }
