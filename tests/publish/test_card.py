@@ -17,9 +17,10 @@ from trimoe.io.publish import write_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.generate import SAMPLER
 from trimoe.model.tiny import path as bundled
-from trimoe.publish.card import Wish, card
+from trimoe.publish.card import compose
 from trimoe.publish.facts import licence_of, read_artifact
 from trimoe.publish.numbers import QUERIES, Sources, ask_again
+from trimoe.publish.sections import CardSettings
 
 REPLY = "The reply number {} walks over the list once and keeps the largest of the sums that it has seen so far."
 
@@ -88,10 +89,10 @@ def test_every_number_of_the_card_is_a_query_with_the_same_answer(log: Path, fol
 
 def test_engines_have_tables_of_their_own(log: Path, folder: Path) -> None:
     found = read_artifact(folder)
-    text, _ = card(
+    text, _ = compose(
         found,
         Sources([log], "base", ["pruned", "gguf"], found.facts),
-        Wish("t", "org/base", "me/small", {"license": "gemma"}),
+        CardSettings("t", "org/base", "me/small", {"license": "gemma"}),
     )
     scores = text.split("## Scores")[1].split("<!--")[0]
     vllm, llamacpp = scores.split("Measured with ")[1:]
@@ -154,12 +155,12 @@ def test_refusals(log: Path, folder: Path, tmp_path: Path) -> None:
     put(log, "broken", "w" * 40, engine="vllm")
     found = read_artifact(folder)
     with pytest.raises(Refused, match="audit refuses"):
-        card(
+        compose(
             found,
             Sources([log], "base", ["broken"], found.facts),
-            Wish("t", "org/base", "me/small", {"license": "gemma"}),
+            CardSettings("t", "org/base", "me/small", {"license": "gemma"}),
         )
-    with pytest.raises(BadInput, match="holds no weights"):
+    with pytest.raises(BadInput, match="has no weight files"):
         read_artifact(base)
 
 
@@ -207,10 +208,10 @@ def test_hostile_names_stay_text(tmp_path: Path, folder: Path) -> None:
     put(tmp_path / "evil.db", "base", "1" * 40)
     put(tmp_path / "evil.db", evil, "1" * 39 + "w")
     found = read_artifact(folder)
-    text, _ = card(
+    text, _ = compose(
         found,
         Sources([tmp_path / "evil.db"], "base", [evil], found.facts),
-        Wish(evil, "org/base", "me/small", {"license": "gemma"}),
+        CardSettings(evil, "org/base", "me/small", {"license": "gemma"}),
     )
     assert "<img" not in text
     assert "\x1b" not in text
@@ -219,8 +220,10 @@ def test_hostile_names_stay_text(tmp_path: Path, folder: Path) -> None:
 
 def test_what_was_done_after_the_cut_is_not_called_a_cut(log: Path, folder: Path) -> None:
     found = read_artifact(folder)
-    text, _ = card(
-        found, Sources([log], "base", ["pruned"], found.facts), Wish("t", "org/base", "me/small", {"license": "gemma"})
+    text, _ = compose(
+        found,
+        Sources([log], "base", ["pruned"], found.facts),
+        CardSettings("t", "org/base", "me/small", {"license": "gemma"}),
     )
     assert "unchanged to the byte" not in text
     assert "Nothing was trained" not in text
@@ -252,10 +255,10 @@ def test_the_recipe_in_the_card_of_a_real_prune_makes_the_same_map(tmp_path: Pat
     put(tmp_path / "r.db", "base", "1" * 40)
     put(tmp_path / "r.db", "pruned", "1" * 39 + "w")
     found = read_artifact(tmp_path / "pruned")
-    text, _ = card(
+    text, _ = compose(
         found,
         Sources([tmp_path / "r.db"], "base", ["pruned"], found.facts),
-        Wish("t", "org/base", "me/small", {"license": "gemma"}),
+        CardSettings("t", "org/base", "me/small", {"license": "gemma"}),
     )
     assert "unchanged to the byte" in text
     recipe = text.split("```toml\n")[1].split("```")[0]

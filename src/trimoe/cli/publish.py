@@ -1,41 +1,43 @@
-"""`trimoe publish`: a folder to the hub, or Modelfiles and tags for ollama."""
+"""`trimoe publish`: uploads a folder to the hub, or writes Modelfiles and pushes tags to ollama."""
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from trimoe.cli.parts.common import emit, json_option, progress, require_extra, show_size
-from trimoe.errors import UsageError
 
 if TYPE_CHECKING:
-    from trimoe.publish.hub import Plan
-
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+    from trimoe.publish.publish import Tags, Upload
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--to", "target", type=click.Choice(["hub", "ollama"]), required=True, help="Where it goes.")
+@click.option("--to", "target", type=click.Choice(["hub", "ollama"]), required=True, help="Where to publish.")
 @click.option("--repo", metavar="ORG/NAME", help="The repository on the hub, or the model's name for ollama.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done with every file, and do nothing.")
-@click.option("--force", is_flag=True, help="Replace a README on the hub that was not put there from FOLDER.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done with every file; send nothing.")
+@click.option("--force", is_flag=True, help="Replace a README on the hub that was not uploaded from FOLDER.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @json_option
 def publish(
-    folder: Path, target: str, repo: str | None, dry_run: bool, force: bool, private: bool, as_json: bool
+    folder: Path,
+    target: Literal["hub", "ollama"],
+    repo: str | None,
+    dry_run: bool,
+    force: bool,
+    private: bool,
+    as_json: bool,
 ) -> None:
     """Publish a model to the hub or to ollama.
 
     FOLDER is a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
-    To the hub: sends what the hub does not have by hash; a rerun after a kill sends the rest. What the manifests mark
-    as not publishable (a healing that made it worse, files that failed or had no check, a refused audit) is refused
-    with exit code 5. The login is HF_TOKEN or `hf auth login`; no option takes a token.
+    To the hub: files that the hub already has, by hash, are not sent again, so a rerun after a kill sends the rest.
+    A folder that its manifests mark as not publishable (healing that did not help, files that failed or lack a check,
+    a refused audit) is refused with exit code 5. The login is HF_TOKEN or `hf auth login`; no option takes a token.
 
-    To ollama: writes Modelfile.TIER beside every NAME-TIER.gguf; with --repo each is then created, pushed, verified and
-    removed again, one by one. The tag is the tier, latest is Q4_K_M.
+    To ollama: writes Modelfile.TIER beside every NAME-TIER.gguf. With --repo, each tag is created, pushed, verified
+    and removed locally, one at a time. The tag is the tier; `latest` is Q4_K_M.
 
     \b
     Examples:
@@ -44,68 +46,38 @@ def publish(
       trimoe publish ggufs --to ollama
       trimoe publish ggufs --to ollama --repo me/gemma-98e
     """
-    if repo is not None and not NAME.fullmatch(repo):
-        raise UsageError(f"--repo {repo!r} is no name on the hub", expected="ORG/NAME")
     if target == "hub":
-        _to_hub(folder, repo, dry_run, force, private, as_json)
-    elif force or private:
-        raise UsageError("--force and --private are for the hub", remedy="leave them out")
-    else:
-        _to_ollama(folder, repo, dry_run, as_json)
+        require_extra("hub", "publish --to hub")
+    from trimoe.publish.publish import Upload
+    from trimoe.publish.publish import publish as run
+
+    with progress("publish") as report:
+        done = run(folder, target, repo=repo, dry_run=dry_run, force=force, private=private, progress=report)
+    emit(done.as_dict(), _uploaded(done) if isinstance(done, Upload) else _pushed(folder, done), as_json)
 
 
-def _to_hub(folder: Path, repo: str | None, dry_run: bool, force: bool, private: bool, as_json: bool) -> None:
-    from trimoe.publish import hub
-
-    if repo is None:
-        raise UsageError("--to hub needs --repo", expected="ORG/NAME")
-    require_extra("hub", "publish --to hub")
-    with progress("publish") as tell:
-        made = hub.plan(folder, repo, force=force, dry_run=dry_run, progress=tell)
-        address = None if dry_run else hub.publish(made, private=private, progress=tell)
-    sent = sum(step.file.size for step in made.uploads)
-    body = {
-        "repo": repo,
-        "endpoint": made.endpoint or None,
-        "repo_exists": made.exists,
-        "dry_run": dry_run,
-        "bytes_to_send": sent,
-        "files": [step.as_dict() for step in made.steps],
-        "url": address,
-    }
-    end = f"nothing was sent; {show_size(sent)} would be" if dry_run else f"{show_size(sent)} sent: {address}"
-    if made.exists is None:
-        end += "\nthe hub was not reached: what it has already is not known"
-    emit(body, "\n".join([*_lines(made), end]), as_json)
+def _uploaded(done: "Upload") -> str:
+    steps = done.plan.steps
+    wide = max(len(step.file.name) for step in steps)
+    lines = [
+        f"{step.action:<9}  {step.file.name:<{wide}}  {show_size(step.file.size):>8}  {step.reason}" for step in steps
+    ]
+    size = show_size(done.nbytes)
+    lines.append(f"dry run: {size} would be sent" if done.url is None else f"{size} sent: {done.url}")
+    if done.plan.exists is None:
+        lines.append("the hub could not be reached, so files that it already has are counted as well")
+    return "\n".join(lines)
 
 
-def _to_ollama(folder: Path, repo: str | None, dry_run: bool, as_json: bool) -> None:
-    from trimoe.publish import ollama
-
-    if repo is not None and not dry_run:
-        ollama.require_ollama()
-    with progress("publish") as tell:
-        pushes = ollama.plan(folder, repo, progress=tell)
-        if not dry_run:
-            ollama.write(folder, pushes)
-            if repo is not None:
-                ollama.push(folder, repo, pushes, progress=tell)
+def _pushed(folder: Path, done: "Tags") -> str:
+    actions = {"same": "pushed before", "push": "would be pushed" if done.dry_run else "pushed"}
     lines = [
         f"{push.made.name}  from {push.made.gguf.name}  tag {push.tag}: "
-        + ("only written" if repo is None else "pushed before" if push.action == "same" else "push")
-        for push in pushes
+        + ("Modelfile only" if done.repo is None else actions[push.action])
+        for push in done.pushes
     ]
-    body = {"repo": repo, "dry_run": dry_run, "tags": [push.as_dict() for push in pushes]}
-    end = "nothing was written or pushed" if dry_run else f"Modelfiles are in {folder}"
-    emit(body, "\n".join([*lines, end]), as_json)
-
-
-def _lines(made: "Plan") -> list[str]:
-    wide = max(len(step.file.name) for step in made.steps)
-    return [
-        f"{step.action:<9}  {step.file.name:<{wide}}  {show_size(step.file.size):>8}  {step.reason}"
-        for step in made.steps
-    ]
+    lines.append("dry run: nothing was written or pushed" if done.dry_run else f"Modelfiles are in {folder}")
+    return "\n".join(lines)
 
 
 COMMANDS = [publish]

@@ -1,1 +1,1 @@
-"""Publishing: what of a folder goes out, what must not, and the ways to the hub and to ollama."""
+"""Artifacts and run logs -> model cards, uploads to the hub, and tags for ollama."""

@@ -1,6 +1,6 @@
-"""What an artifact says of itself, for its card: a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
+"""Facts for the card of an artifact: a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
-Invariants: only what manifests, records and file sizes say; nothing is guessed. Text from files is data.
+Invariants: facts come from manifests, records and file sizes only; none is guessed. Text from files is data.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,11 @@ Kind = Literal["pruned", "gguf", "nvfp4"]
 
 @dataclass(frozen=True)
 class Artifact:
-    """`files` are weight files with their bytes, largest first; `facts` the numbers a card may print; `recipe` the
-    recipe as it was resolved, `map_metadata` what else the map says of its making, `made` the manifest's kind."""
+    """An artifact and what a card may say about it.
+
+    `files` are the weight files with their bytes, largest first; `facts` are the numbers a card may print; `recipe` is
+    the resolved recipe, `map_metadata` the other metadata of the drop map, and `made` the manifest's kind.
+    """
 
     path: Path
     kind: Kind
@@ -36,18 +39,18 @@ class Artifact:
 
     @property
     def only_cut(self) -> bool:
-        """Whether the manifest says that experts were cut out and nothing else was done."""
+        """Whether, by the manifest, experts were removed and nothing else was done."""
         return self.kind == "pruned" and self.made == "pruned checkpoint"
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Raises `BadInput` for a folder without weights."""
+    """Read the facts of a folder. Raises `BadInput` if it has no weights."""
     if not path.is_dir():
         raise BadInput(f"{path} is not a folder", expected="a checkpoint or a folder of GGUF files")
     found = sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")], key=lambda f: (-f.stat().st_size, f.name))
     files = tuple((f.name, f.stat().st_size) for f in found)
     if not files:
-        raise BadInput(f"{path} holds no weights", expected="*.safetensors or *.gguf files")
+        raise BadInput(f"{path} has no weight files", expected="*.safetensors or *.gguf files")
     gguf = all(name.endswith(".gguf") for name, _ in files)
     config = {} if gguf else read_json(path / "config.json", "config")
     quantized = isinstance(config.get("quantization_config"), dict)
@@ -79,9 +82,9 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def require_own_runs(artifact: Artifact, logs: Sequence[Path], names: Sequence[str]) -> None:
-    """`Refused` when none of the runs was made with the card's checkpoint; others may stand beside its own.
+    """Raise `Refused` if none of the runs evaluated the card's checkpoint; runs of other models may be among them.
 
-    Known of runs of a checkpoint in this process alone; servers hash what they serve in ways of their own.
+    Only runs of a checkpoint in this process can be told apart: servers hash what they serve in other ways.
     """
     if artifact.kind != "pruned":
         return
@@ -89,7 +92,7 @@ def require_own_runs(artifact: Artifact, logs: Sequence[Path], names: Sequence[s
     own = open_checkpoint(artifact.path).fingerprint
     if runs and all(run.sampler.get("engine") == SAMPLER["engine"] and run.model != own for run in runs):
         raise Refused(
-            f"no run is of {artifact.path}",
+            f"no run evaluated {artifact.path}",
             actual=", ".join(sorted({run.model[:16] for run in runs})),
             expected=f"fingerprint {own[:16]}",
             remedy="name the run of this checkpoint",
@@ -97,12 +100,12 @@ def require_own_runs(artifact: Artifact, logs: Sequence[Path], names: Sequence[s
 
 
 def front_matter(text: str, path: Path) -> tuple[dict[str, Any], str]:
-    """(metadata, body) of a README with YAML front matter; ({}, text) without. `BadInput` for bad YAML names `path`."""
+    """(metadata, body) of a README; ({}, text) without YAML front matter. Raises `BadInput` naming `path`."""
     if not text.startswith("---\n"):
         return {}, text
     head, mark, body = text[4:].partition("\n---\n")
     if not mark:
-        raise BadInput(f"{path}: the front matter does not end", expected="a line ---")
+        raise BadInput(f"{path}: the front matter has no end", expected="a line ---")
     try:
         data = yaml.safe_load(head) or {}
     except yaml.YAMLError as exc:
@@ -113,7 +116,7 @@ def front_matter(text: str, path: Path) -> tuple[dict[str, Any], str]:
 
 
 def licence_of(base: Path | None) -> dict[str, Any]:
-    """license, license_name and license_link of a base checkpoint's own README, if it has one."""
+    """license, license_name and license_link from the README of a base checkpoint, if it has one."""
     readme = base / "README.md" if base else None
     if readme is None or not readme.exists():
         return {}

@@ -1,10 +1,10 @@
-"""A folder to a repository on the Hugging Face hub, through huggingface_hub.
+"""Uploads of a folder to a Hugging Face repository, through huggingface_hub.
 
-Invariants: a file that the hub has with the same hash is not sent again, so a rerun after a kill sends the rest; every
-weight file is a commit of its own, small files follow in one, README.md is in the last. A README on the hub that this
-folder did not put there is kept unless forced. At the end the hub is asked again and must have every file by its hash.
-The token comes from huggingface_hub (environment or login); it is in no message, record or argument.
-Not guaranteed: that other people's commits in between are noticed; files on the hub that the folder lacks stay.
+Invariants: a file that the hub has with the same hash is not sent again, so a rerun after a kill sends the rest. Each
+weight file is one commit; the small files follow in one more, README.md among them. A README on the hub that was not
+uploaded from this folder is kept unless forced. At the end the hub must have every file with the local hash. The token
+comes from huggingface_hub (environment or login) and is in no message, record or argument.
+Not guaranteed: that commits of others in between are noticed. Files that only the hub has stay there.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from trimoe.publish.inventory import (
 )
 
 README = "README.md"
-AGAIN = "run the same command again: what arrived is not sent again"
+AGAIN = "run the same command again; files that arrived are not sent again"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done with one file: `upload`, `same` (the hub has it), `keep` (the hub's is not ours), `leave out`."""
+    """One file and its `action`: upload, same (the hub has it), keep (the hub's README stays), or leave out."""
 
     file: LocalFile
     action: str
@@ -43,7 +43,7 @@ class Step:
     digest: Digest | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """For `--json`."""
         return {
             "file": self.file.name,
             "bytes": self.file.size,
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """`exists` says whether the repository is there; None when the hub could not be asked (dry run only)."""
+    """The steps of an upload. `exists`: whether the repository does; None if the hub was not reached (dry run)."""
 
     folder: Path
     repo: str
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def uploads(self) -> list[Step]:
-        """Steps that send something."""
+        """The steps that send a file."""
         return [step for step in self.steps if step.action == "upload"]
 
 
@@ -78,16 +78,16 @@ def token() -> str | None:
 
 
 def plan(folder: Path, repo: str, *, force: bool = False, dry_run: bool = False, progress: Progress) -> Plan:
-    """Everything that can be refused, then what is to do. Raises `Refused`, `BadInput`, `MissingPrerequisite`."""
+    """Refuse what cannot be published, then list the steps. Raises `Refused`, `BadInput`, `MissingPrerequisite`."""
     files = inventory(folder)
     require_publishable(folder)
     secret = token()
     require_no_secret(files, secret)
     if not dry_run and secret is None:
         raise MissingPrerequisite(
-            "no login for the hub",
+            "not logged in to the hub",
             expected="HF_TOKEN in the environment, or `hf auth login`",
-            remedy="log in, or look with --dry-run",
+            remedy="log in, or preview with --dry-run",
         )
     endpoint, there = _remote(repo, required=not dry_run)
     sent, recorded = _record(folder, repo, endpoint), recorded_sha256(folder)
@@ -104,7 +104,7 @@ def plan(folder: Path, repo: str, *, force: bool = False, dry_run: bool = False,
                 f"{file.path} is not the file that was checked",
                 expected=f"sha256 {recorded[file.name]}",
                 actual=f"sha256 {made.sha256}",
-                remedy="make the ladder again",
+                remedy="run `trimoe quantize` again",
             )
         steps.append(_step(file, made, (there or {}).get(file.name), sent.get(file.name), force, there is None))
     return Plan(folder, repo, endpoint, None if there is None and endpoint == "" else there is not None, tuple(steps))
@@ -116,18 +116,18 @@ def _step(
     if remote is None:
         return Step(file, "upload", "new repository" if new else "new file", made)
     if made.sha256 == remote.get("sha256") or made.blob == remote.get("blob"):
-        return Step(file, "same", "the hub has these bytes", made)
+        return Step(file, "same", "the hub has the same bytes", made)
     if file.name == README and remote.get("blob") != sent:
         if not force:
             return Step(
-                file, "keep", "the README on the hub was not put there from this folder; --force replaces it", made
+                file, "keep", "the README on the hub was not uploaded from this folder; --force replaces it", made
             )
         return Step(file, "upload", "replaces a README of another origin (--force)", made)
-    return Step(file, "upload", "other bytes than on the hub", made)
+    return Step(file, "upload", "differs from the file on the hub", made)
 
 
-def publish(made: Plan, *, private: bool = False, progress: Progress) -> str:
-    """Carry a plan out; returns the repository's address. A rerun after any failure goes on where it ended."""
+def upload(made: Plan, *, private: bool = False, progress: Progress) -> str:
+    """Carry out a plan and return the repository's URL. A rerun after a failure sends the rest."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -157,7 +157,7 @@ def _verify(made: Plan, there: dict[str, dict[str, str]]) -> None:
             remote = there.get(step.file.name, {})
             if step.digest.sha256 != remote.get("sha256") and step.digest.blob != remote.get("blob"):
                 raise BadInput(
-                    f"the hub does not have {step.file.name} as it is here",
+                    f"{step.file.name} on the hub differs from the local file",
                     expected=f"sha256 {step.digest.sha256}",
                     actual=str(remote or "no such file"),
                     remedy="run the same command again",
@@ -165,7 +165,7 @@ def _verify(made: Plan, there: dict[str, dict[str, str]]) -> None:
 
 
 def _remote(repo: str, *, required: bool) -> tuple[str, dict[str, dict[str, str]] | None]:
-    """(endpoint, files of the repository or None if there is none). ("", None): not reached, only if not required."""
+    """(endpoint, files of the repository or None if there is none); ("", None) if not reached and not `required`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -175,7 +175,7 @@ def _remote(repo: str, *, required: bool) -> tuple[str, dict[str, dict[str, str]
             try:
                 return str(api.endpoint), _tree(api, repo)
             except RepositoryNotFoundError as exc:
-                # Without a login the hub answers 401 to whatever it does not show, also to what does not exist.
+                # Without a login the hub answers 401 for private and for missing repositories alike.
                 if exc.response.status_code == 401 and required:
                     raise
                 return str(api.endpoint), None
@@ -196,7 +196,7 @@ def _tree(api: Any, repo: str) -> dict[str, dict[str, str]]:
 
 @contextlib.contextmanager
 def _readable(repo: str) -> Iterator[None]:
-    """Failures of the hub or the way to it as errors of ours, without the token."""
+    """Turn failures of the hub and of the network into trimoe errors, without the token."""
     # HTTPError comes from whichever client this version of huggingface_hub uses (httpx, httpx2)
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
@@ -209,30 +209,32 @@ def _readable(repo: str) -> Iterator[None]:
     except HfHubHTTPError as exc:
         if exc.response.status_code in (401, 403):
             raise _login(repo, exc) from None
-        raise MissingPrerequisite(f"the hub did not take it: {repo}", actual=_clean(exc), remedy=AGAIN) from None
+        raise MissingPrerequisite(
+            f"the hub did not accept the upload to {repo}", actual=_clean(exc), remedy=AGAIN
+        ) from None
     except ValueError as exc:  # the hub's check of the card's front matter; malformed answers
         raise BadInput(
-            f"the hub refuses what was sent to {repo}",
+            f"the hub rejected the files for {repo}",
             actual=_clean(exc),
-            remedy="see the message; for a card, the front matter of README.md",
+            remedy="correct what the message names, for a card the front matter of README.md",
         ) from None
     except (HTTPError, OSError, RuntimeError) as exc:
         raise MissingPrerequisite(
-            "the hub was not reached, or the connection broke", actual=_clean(exc), remedy=AGAIN
+            "the hub could not be reached, or the connection broke", actual=_clean(exc), remedy=AGAIN
         ) from None
 
 
 def _login(repo: str, exc: Exception) -> MissingPrerequisite:
     return MissingPrerequisite(
-        f"the hub refuses access to {repo}",
+        f"the hub denied access to {repo}",
         actual=_clean(exc),
         expected="a login with write permission",
-        remedy="set HF_TOKEN or run `hf auth login`; check the name",
+        remedy="set HF_TOKEN or run `hf auth login`, and check the repository's name",
     )
 
 
 def _clean(exc: BaseException) -> str:
-    """The text of a failure and of its cause, without the token."""
+    """The message of a failure and of its cause, without the token."""
     text = " / ".join(str(e) for e in (exc, exc.__cause__) if e and str(e))
     secret = token()
     return (text.replace(secret, "***") if secret else text)[:600]
@@ -243,9 +245,9 @@ def _record_path(folder: Path, repo: str) -> Path:
 
 
 def _record(folder: Path, repo: str, endpoint: str) -> dict[str, str]:
-    """File -> git blob id of what was sent to this repository from this folder."""
+    """git blob id by file name, of everything sent to this repository from this folder."""
     path = _record_path(folder, repo)
-    data = read_json(path, "record of what was published") if path.exists() else {}
+    data = read_json(path, "upload record") if path.exists() else {}
     found = data.get("sent") if isinstance(data, dict) and data.get("endpoint") == endpoint else None
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 

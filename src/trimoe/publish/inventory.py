@@ -1,8 +1,8 @@
-"""What of a folder goes to a repository, and what forbids it: read from the files and manifests alone.
+"""Files of a folder to publish, and the reasons not to publish it, from the files and manifests alone.
 
-Invariants: only files of kinds that a model repository holds are taken, all others are named with the reason; a link
-out of the folder, and a text file that holds the login token, stop everything. A folder that its own manifests call not
-publishable is refused, and no option overrides that. Not guaranteed: that a number is right; `trimoe audit` says that.
+Invariants: only file types of a model repository are taken; every other file is named with the reason. A link out of
+the folder, or a text file with the login token in it, stops everything. A folder that its own manifests mark as not
+publishable is refused, and no option overrides that. Not guaranteed: that a score is right; `trimoe audit` checks that.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ NUMBERS = "README.numbers.json"
 NUMBERS_END = ".numbers.json"
 RECORDS = ".trimoe-publish"
 BLOCK = 1 << 20
-TEXT_LIMIT = 4 << 20  # bytes; a larger file is no hand-written text
+TEXT_LIMIT = 4 << 20  # bytes; a larger file is not hand-written text
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """`name` is the path inside the repository; `reason` why it is left out, empty if it goes out."""
+    """`name` is the path inside the repository; `reason` says why it is left out, empty if it is published."""
 
     name: str
     path: Path
@@ -52,14 +52,14 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Digest:
-    """What a hub says of a file: sha256 of its bytes (large files), git's blob id (all others)."""
+    """The two ids by which a hub knows a file: sha256 of its bytes (large files) and git's blob id (all others)."""
 
     sha256: str
     blob: str
 
 
 def inventory(folder: Path) -> list[LocalFile]:
-    """All files of a folder, weights first, README.md last. `BadInput` for no weights and for links out of it."""
+    """All files of a folder: weights first, README.md last. Raises `BadInput` without weights or for a link outside."""
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder", expected="a checkpoint or a folder of GGUF files")
     found = []
@@ -75,19 +75,19 @@ def inventory(folder: Path) -> list[LocalFile]:
         if path.is_file() and not name.startswith(f"{RECORDS}/"):
             found.append(LocalFile(name, path, path.stat().st_size, _reason(name)))
     if not any(f.name.endswith(WEIGHTS) and not f.reason for f in found):
-        raise BadInput(f"{folder} holds no weights", expected="*.safetensors or *.gguf files")
+        raise BadInput(f"{folder} has no weight files", expected="*.safetensors or *.gguf files")
     return sorted(found, key=lambda f: (f.name == "README.md", not f.name.endswith(WEIGHTS), f.name))
 
 
 def _reason(name: str) -> str:
     base = name.rpartition("/")[2]
     if base.endswith(NUMBERS_END):
-        return "queries behind a card; they name files of this machine"
+        return "queries behind the card; they contain local paths"
     if base in NAMES or base.startswith("Modelfile"):
         return ""
     if any(part.startswith(".") for part in name.split("/")):
         return "hidden: unfinished or private"
-    return "" if base.endswith(KINDS) else "not a kind of file that a model repository holds"
+    return "" if base.endswith(KINDS) else "not a file type of a model repository"
 
 
 def digest(path: Path, size: int, report: Callable[[int], None] = lambda done: None) -> Digest:
@@ -105,14 +105,14 @@ def digest(path: Path, size: int, report: Callable[[int], None] = lambda done: N
 
 
 def require_publishable(folder: Path) -> None:
-    """Raise `Refused` (exit 5) for what the folder's own manifests call not publishable, with every reason."""
+    """Raise `Refused` with every reason for which the folder's own manifests mark it as not publishable."""
     reasons = [*_healed(folder), *_ladder(folder), *_card(folder)]
     if reasons:
         raise Refused(
             f"{folder} is not publishable",
-            expected="manifests without a mark against it",
+            expected="manifests that report no failed or missing check",
             actual="; ".join(reasons),
-            remedy="make it anew until the check passes; no option overrides this",
+            remedy="make it again so that the checks pass; no option overrides this",
         )
 
 
@@ -123,12 +123,12 @@ def _healed(folder: Path) -> Iterator[str]:
     heal = (manifest.get("facts") or {}).get("heal") or {}
     for step in [*(heal.get("earlier") or []), heal]:
         if step.get("publishable") is not True:
-            reasons = ", ".join(map(str, step.get("reasons") or [])) or "its record does not say that it is"
-            yield f"healing by {step.get('method', 'an unknown method')} made it no better: {reasons}"
+            reasons = ", ".join(map(str, step.get("reasons") or [])) or "its record does not say why"
+            yield f"healing by {step.get('method', 'an unknown method')} did not improve it: {reasons}"
 
 
 def _ladder(folder: Path) -> Iterator[str]:
-    """A file that failed, was not checked, or was changed since (by size; its hash is compared when it is sent)."""
+    """Files that failed or lack their check, or have another size since. Hashes are compared when files are sent."""
     rows = _read(folder / "ladder.json").get("files") or []
     for row in rows:
         smoke = row.get("smoke") or {}
@@ -143,7 +143,7 @@ def _ladder(folder: Path) -> Iterator[str]:
 
 
 def _card(folder: Path) -> Iterator[str]:
-    """Audit verdicts that the card was written with."""
+    """Refused audit verdicts among the numbers of the card."""
     for one in _read(folder / NUMBERS).get("numbers") or []:
         arguments = one.get("arguments") or {}
         if one.get("query") == "audit" and arguments.get("what") == "verdict" and one.get("text") == "refused":
@@ -151,18 +151,18 @@ def _card(folder: Path) -> Iterator[str]:
 
 
 def require_no_secret(files: list[LocalFile], secret: str | None) -> None:
-    """Raise `Refused` when a text file that would go out holds the login token."""
+    """Raise `Refused` if a text file to publish contains the login token."""
     for file in files if secret else []:
         if not file.reason and file.size <= TEXT_LIMIT and str(secret).encode() in file.path.read_bytes():
             raise Refused(
-                f"{file.path} holds the login token",
-                expected="no secret in a file that is published",
+                f"{file.path} contains the login token",
+                expected="no secret in a published file",
                 remedy="remove it from the file, and revoke the token",
             )
 
 
 def recorded_sha256(folder: Path) -> dict[str, str]:
-    """File -> sha256, where a manifest of this program says it."""
+    """sha256 by file name, as far as ladder.json records it."""
     rows = _read(folder / "ladder.json").get("files") or []
     return {str(row["file"]): str(row["sha256"]) for row in rows if "file" in row and "sha256" in row}
 

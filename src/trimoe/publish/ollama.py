@@ -1,9 +1,9 @@
-"""A folder of GGUF files to ollama: a Modelfile per tier, then create, push, verify, remove, one by one.
+"""Tags for ollama from a folder of GGUF files: one Modelfile per tier, then create, push, verify, remove.
 
-Invariants: a tag is the tier, `latest` is Q4_K_M; a tag counts as pushed only when ollama's own output says "success"
-and names the model's address, and only then is it recorded and the local copy removed; a tag recorded for the same
-bytes and Modelfile is skipped. Modelfiles that a user changed are not overwritten. Not guaranteed: what other people
-push to the same name; ollama has no list of tags to ask.
+Invariants: a tag is the tier, and `latest` is Q4_K_M. A tag counts as pushed only if ollama prints "success" and the
+model's address; only then is it recorded and the local copy removed. A tag recorded for the same bytes and Modelfile is
+skipped. Modelfiles that a user changed are not overwritten. Not guaranteed: that nobody else pushes to the same name,
+because ollama cannot list tags.
 """
 
 import re
@@ -25,7 +25,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 @dataclass(frozen=True)
 class Push:
-    """One tag. `action` is `push`, or `same` where the record says that these bytes were pushed."""
+    """One tag. `action` is `push`, or `same` if the record says that these bytes were pushed before."""
 
     made: Modelfile
     tag: str
@@ -33,12 +33,12 @@ class Push:
     action: str
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """For `--json`."""
         return {"tag": self.tag, "file": self.made.gguf.name, "modelfile": self.made.name, "action": self.action}
 
 
 def plan(folder: Path, repo: str | None, *, progress: Progress) -> list[Push]:
-    """Tags in the order of their push: by size, `latest` at the end. Raises `Refused` as for the hub, `BadInput`."""
+    """Tags in push order: by size, `latest` at the end. Raises `Refused` as for the hub, and `BadInput`."""
     require_publishable(folder)
     made, pushes = modelfiles(folder), []
     recorded = _record(folder, repo) if repo else {}
@@ -52,7 +52,7 @@ def plan(folder: Path, repo: str | None, *, progress: Progress) -> list[Push]:
 
 
 def write(folder: Path, pushes: list[Push]) -> None:
-    """The Modelfiles, beside their files."""
+    """Write the Modelfiles beside their GGUF files."""
     for made in {push.made.name: push.made for push in pushes}.values():
         with publish_file(folder / made.name, overwrite=True) as temporary:
             temporary.write_text(made.text, encoding="utf-8")
@@ -67,26 +67,29 @@ def _require_ours(folder: Path, made: Modelfile) -> None:
         known = read_json(record, "record of Modelfiles").get(made.name) if record.exists() else None
         if text != made.text.encode() and sha256_bytes(text) != known:
             raise BadInput(
-                f"{path} was not written by this program, or was changed since",
-                expected="our own text",
-                remedy="move it away, or push it by hand: ollama create -f",
+                f"{path} was not written by trimoe, or was changed since",
+                expected="the Modelfile as trimoe wrote it",
+                remedy="move it away, or create the model from it with `ollama create -f`",
             )
 
 
 def require_ollama() -> str:
-    """The program. Raises `MissingPrerequisite`."""
+    """Path of the program ollama. Raises `MissingPrerequisite`."""
     found = shutil.which("ollama")
     if found is None:
         raise MissingPrerequisite(
             "pushing needs the program ollama",
             expected="ollama on PATH",
-            remedy="https://ollama.com/download; Modelfiles need no --repo",
+            remedy="install it from https://ollama.com/download, or leave out --repo to write Modelfiles only",
         )
     return found
 
 
 def push(folder: Path, repo: str, pushes: list[Push], *, progress: Progress) -> None:
-    """Create, push, verify, remove; serial. A rerun goes on after the last tag that arrived. Raises `Refused`."""
+    """Create, push, verify and remove each tag in turn. A rerun resumes after the last confirmed tag.
+
+    Raises `Refused` if ollama does not confirm a push, `MissingPrerequisite` if a command fails.
+    """
     program = require_ollama()
     todo = [one for one in pushes if one.action == "push"]
     for number, one in enumerate(todo):
@@ -103,7 +106,7 @@ def push(folder: Path, repo: str, pushes: list[Push], *, progress: Progress) -> 
             )
         recorded = _record(folder, repo) | {one.tag: one.identity}
         write_json(_record_path(folder, repo), {"pushed": recorded}, overwrite=True)
-        _run([program, "rm", name], folder)  # its blobs go with the last name that uses them
+        _run([program, "rm", name], folder)  # ollama deletes the blobs with the last name that uses them
 
 
 def _run(command: list[str], folder: Path) -> str:
@@ -122,7 +125,7 @@ def _run(command: list[str], folder: Path) -> str:
         raise MissingPrerequisite(
             f"ollama {command[1]} {command[2]} failed",
             actual=said[-400:].strip(),
-            remedy="see `ollama serve`; a push needs your key at ollama.com",
+            remedy="start `ollama serve`; to push, add your public key at ollama.com",
         )
     return said
 
