@@ -87,19 +87,21 @@ async def serve() -> None:
 def ours(url: str, requests: int, concurrency: int, folder: Path) -> dict[str, Any]:
     """Ask, store, judge; the log is verified afterwards."""
     from trimoe.bench.bench import Bench, Doc, exact, whole_reply
-    from trimoe.evaluate.asking import Job, ask_missing, sampler_of
-    from trimoe.evaluate.client import Patience
+    from trimoe.evaluate.intake import Job
     from trimoe.evaluate.log.run_log import RunLog
+    from trimoe.evaluate.loop import answer_missing
+    from trimoe.evaluate.patience import Patience
+    from trimoe.evaluate.server import Server
     from trimoe.serve.probe import connect
 
     docs = [Doc(str(i), PROMPT.format(i), REPLY, {"answer": REPLY}) for i in range(requests)]
     score = exact(lambda answer, check: bool(answer == check["answer"]))
     bench = Bench("zero", 1, requests, 256, lambda _rows, _data: docs, whole_reply, score)
-    endpoint = connect(url)
+    server = Server(connect(url), Patience(concurrency))
     with RunLog(folder / "runs.db") as log:
-        run = log.start("zero", bench.name, bench.spec(docs), "zero", sampler_of(bench, endpoint), {})
+        run = log.start("zero", bench.name, bench.spec(docs), "zero", server.sampler(bench), {})
         begin = time.perf_counter()
-        ask_missing(log, Job(bench, docs, run), {d.doc_id for d in docs}, endpoint, Patience(concurrency))
+        answer_missing(log, Job(bench, docs, run), {d.doc_id for d in docs}, server)
         seconds = time.perf_counter() - begin
         samples = log.samples(run)
         assert log.verify() == []

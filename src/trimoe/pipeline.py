@@ -24,8 +24,8 @@ from trimoe.choose.recipe import load_recipe
 from trimoe.choose.select import make_map
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused
+from trimoe.evaluate.evaluate import evaluate
 from trimoe.evaluate.guards import NAMES
-from trimoe.evaluate.run import evaluate
 from trimoe.io.progress import Progress
 from trimoe.io.publish import MANIFEST, publish_file, read_json
 from trimoe.judge.compare import compare
@@ -112,8 +112,8 @@ def run_story(
             # what a bad choice of experts does to a model is the story's point: shown with its mark, not paused
             evaluate(
                 path,
-                list(benches),
-                story.log,
+                bench=list(benches),
+                log=story.log,
                 name=name,
                 limit=limit,
                 ignore_guards=NAMES,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.bench.bench import Doc
@@ -80,6 +80,7 @@ def test_short_pieces_repeated_at_the_end(tail: str, looping: bool) -> None:
     assert tail_loop("Some text before it. " + tail) == looping
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.integers(2, 40), st.integers(8, 20))
 def test_every_piece_said_eight_times_is_found(before: str, length: int, times: int) -> None:
     piece = ("ab" + prose(6, seed=length))[:length]
@@ -170,6 +171,7 @@ FOUND = st.sampled_from(["wrong", "empty", "extraction failed", "code error", "c
 LIMITS = st.builds(Limits, st.just(16384), st.sampled_from([0, 12288]), st.none() | st.integers(1024, 32768))
 
 
+@settings(deadline=None)
 @given(FOUND, SEEN, LIMITS)
 def test_a_verdict_is_never_changed_by_its_cause(found: Cause, seen: Observed, limits: Limits) -> None:
     assert attribute(True, "correct", seen, limits) == "correct"
@@ -177,6 +179,7 @@ def test_a_verdict_is_never_changed_by_its_cause(found: Cause, seen: Observed, l
     assert attribute(False, found, seen, limits) not in ("correct", "harness error")
 
 
+@settings(deadline=None)
 @given(FOUND, SEEN, LIMITS)
 def test_what_was_said_decides_between_empty_and_the_rest(found: Cause, seen: Observed, limits: Limits) -> None:
     cause = attribute(False, found, seen, limits)
@@ -192,6 +195,7 @@ def test_what_was_said_decides_between_empty_and_the_rest(found: Cause, seen: Ob
         assert loops(seen.content) or loops(seen.reasoning)
 
 
+@settings(deadline=None)
 @given(SEEN, LIMITS)
 def test_a_ceiling_needs_counted_tokens(seen: Observed, limits: Limits) -> None:
     cut = ceiling(seen, limits)
@@ -231,6 +235,7 @@ def test_an_unexplained_pile_up() -> None:
     assert run([*[1500] * 8, 2048, 2040]) == ("CLEAN", "none", 0)  # not twice the others
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20000), st.booleans()), max_size=40), st.booleans())
 def test_the_tax_is_bounded_by_the_misses(rows: list[tuple[int, bool]], split: bool) -> None:
     tokens, correct = [n for n, _ in rows], [ok for _, ok in rows]
@@ -295,7 +300,7 @@ def test_eval_and_audit_say_the_same_of_limits(tmp_path: Path) -> None:
 
     from trimoe.bench.bench import Verdict
     from trimoe.cli.audit import audit
-    from trimoe.cli.eval import _results
+    from trimoe.cli.parts.scores import scores_text
     from trimoe.evaluate.log.records import Sample
     from trimoe.evaluate.log.run_log import RunLog
     from trimoe.evaluate.log.summary import summarize
@@ -318,7 +323,7 @@ def test_eval_and_audit_say_the_same_of_limits(tmp_path: Path) -> None:
         summary = summarize(log, run)
     assert summary.ceilings is not None
     assert (summary.ceilings["verdict"], summary.ceilings["capped"], summary.ceilings["tax_pp"]) == ("CAPPED", 3, 5.0)
-    assert "CAPPED at cap: 3 replies, at most 5.0 points" in _results([summary])
+    assert "3 replies hit the limit (cap), which costs at most 5.0 points of the score" in scores_text([summary])
     assert (
         "limits: CAPPED at cap, costs at most 5.00 points" in CliRunner().invoke(audit, [str(tmp_path / "r.db")]).stdout
     )

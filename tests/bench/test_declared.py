@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.bench.catalog import benches, find
 from trimoe.bench.declared import open_bench
-from trimoe.cli.eval import eval_, rescore_
+from trimoe.cli.eval import eval_
 from trimoe.cli.main import main
+from trimoe.cli.rescore import rescore_
 from trimoe.errors import BenchError, MissingPrerequisite, TrimoeError
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.model.tiny import path as bundled
@@ -155,6 +156,7 @@ def test_a_pattern_whose_group_is_empty_finds_nothing(tmp_path: Path) -> None:
     assert bench.extract("Team: . Team: b. Team: ") == "b"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_reply_is_read(reply: str) -> None:
     found = find(["gsm8k-100"])[0].extract(reply)

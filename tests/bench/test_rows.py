@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from helpers.evaluation import run_model
 from trimoe.bench.benches import gpqa_diamond
 from trimoe.bench.catalog import find
 from trimoe.bench.row_sources import iter_rows, read_file
@@ -17,7 +18,6 @@ from trimoe.bench.rows import choose, few_shot, render
 from trimoe.bench.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
 from trimoe.cli.eval import eval_
 from trimoe.errors import BenchError, MissingPrerequisite
-from trimoe.evaluate.run import evaluate
 from trimoe.model import tiny
 
 PIN = "0" * 40
@@ -276,7 +276,7 @@ def test_withheld_statements_are_scored_but_not_asked(shared: Path, tmp_path: Pa
     docs = find(["aime-2024"])[0].docs(shared / "benchmarks")
     assert {doc.doc_id for doc in docs} == {f"2024-{paper}-{n}" for paper in ("I", "II") for n in range(1, 16)}
     with pytest.raises(BenchError, match="30 of 30 rows hold no question"):
-        evaluate(tiny.path(), ["aime-2024"], tmp_path / "runs.db", data=shared / "benchmarks")
+        run_model(tiny.path(), ["aime-2024"], tmp_path / "runs.db", data=shared / "benchmarks")
 
 
 def test_dry_run_of_all_benches(shared: Path) -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from helpers.evaluation import rescored, run_model
 from trimoe.cli.eval import eval_
 from trimoe.cli.log import log_group
 from trimoe.errors import BadInput, CheckpointError, Refused, RunLogError, UsageError
 from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.run import evaluate as evaluate_guarded
-from trimoe.evaluate.run import rescore
 from trimoe.model.generate import Generator
 from trimoe.model.tiny.tasks import generate
 from trimoe.sandbox import UNSAFE, engines
@@ -28,11 +27,11 @@ from trimoe.sandbox.pool import Worker, WorkerLost
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from trimoe.evaluate.run import evaluate
-evaluate(sys.argv[1], ["tiny-story", "tiny-choice"], sys.argv[2], limit=30, name="m", batch_size=4,
+from trimoe.evaluate.evaluate import evaluate
+evaluate(sys.argv[1], bench=["tiny-story", "tiny-choice"], log=sys.argv[2], limit=30, name="m", batch_size=4,
          ignore_guards=["zero", "short", "length", "empty", "marker"])
 """
-evaluate = partial(evaluate_guarded, ignore_guards=NAMES)  # a random model answers nonsense
+evaluate = partial(run_model, ignore_guards=NAMES)  # a random model answers nonsense
 
 
 def contents(path: Path) -> list[tuple[object, ...]]:
@@ -86,7 +85,7 @@ def test_summary_log_and_repeat(model_dir: Path, tmp_path: Path, monkeypatch: py
     before = contents(path)
     monkeypatch.setattr(Generator, "__init__", lambda *_: pytest.fail("a complete run loads no model"))
     assert evaluate(model_dir, ["tiny-format", "tiny-code"], path, limit=5, name="m") == first
-    assert rescore(path) == first
+    assert rescored(path) == first
     assert contents(path) == before
     with RunLog(path, create=False) as log:
         assert log.verify() == []
@@ -161,7 +160,7 @@ def test_how_code_is_run_is_recorded(model_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     evaluate(model_dir, ["tiny-code"], path, limit=1, sandbox=UNSAFE)
     evaluate(model_dir, ["tiny-code"], path, limit=2)
-    rescore(path)
+    rescored(path)
     events = sqlite3.connect(path).execute("SELECT kind, detail FROM events ORDER BY id").fetchall()
     recorded = [
         json.loads(detail)["sandbox"]["engine"] for kind, detail in events if kind in ("generating", "rescoring")

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from helpers.evaluation import run_endpoint
 from helpers.fault_server import BREAKS, MODEL, SHAPES, STATUS, FaultServer
 from trimoe.bench.bench import Doc, Verdict
 from trimoe.bench.catalog import find
 from trimoe.cli.eval import eval_
 from trimoe.cli.parts.live import cells
 from trimoe.errors import Refused, RunLogError
-from trimoe.evaluate.asking import Tally
-from trimoe.evaluate.client import Patience
 from trimoe.evaluate.log.records import Sample, Scored
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.run import RunSummary, evaluate_endpoint
+from trimoe.evaluate.log.summary import RunSummary
+from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.tally import Tally
 from trimoe.serve.probe import connect
 
 BENCH = "tiny-choice"
@@ -40,9 +41,7 @@ def server(count: int, faults: Sequence[Sequence[str]] = (), delay: float = 0.0)
 
 def run(at: FaultServer, log: Path, count: int, patience: Patience = QUICK, ignore: Sequence[str] = OFF) -> RunSummary:
     endpoint = connect(at.url)
-    (summary,) = evaluate_endpoint(
-        endpoint, [BENCH], log, limit=count, name="m", patience=patience, ignore_guards=ignore
-    )
+    (summary,) = run_endpoint(endpoint, [BENCH], log, limit=count, name="m", patience=patience, ignore_guards=ignore)
     return summary
 
 
@@ -220,9 +219,7 @@ def test_errors_can_be_left_out_in_so_many_words(tmp_path: Path) -> None:
     log = tmp_path / "runs.db"
     with server(4, [["401"]]) as at:
         assert run(at, log, 4).score is None
-        (summary,) = evaluate_endpoint(
-            connect(at.url), [BENCH], log, limit=4, name="m", patience=QUICK, exclude_errors=True
-        )
+        (summary,) = run_endpoint(connect(at.url), [BENCH], log, limit=4, name="m", patience=QUICK, exclude_errors=True)
     assert (summary.score, summary.errors, summary.n) == (1.0, 1, 4)
     assert "1 unscored rows left out" in summary.marks
     assert "no preflight" in summary.marks

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from test_faults import BENCH, QUICK, docs, run, server, stored
 
+from helpers.evaluation import run_endpoint, run_model
 from helpers.fault_server import FaultServer
 from trimoe.bench.bench import Verdict
 from trimoe.bench.catalog import benches
@@ -13,7 +14,6 @@ from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate.guards import NAMES, Tripped, Watch, guards_of
 from trimoe.evaluate.log.records import Sample, Scored
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.run import evaluate, evaluate_endpoint
 from trimoe.serve.probe import connect
 
 LONG = "a reply of some length, long enough that nobody takes it for one that was cut off"
@@ -155,7 +155,7 @@ def test_a_dead_server_is_not_asked_for_every_row(tmp_path: Path) -> None:
 
 def test_an_unknown_guard_cannot_be_ignored(tmp_path: Path) -> None:
     with server(1) as at, pytest.raises(UsageError, match="no guard is named emtpy"):
-        evaluate_endpoint(connect(at.url), [BENCH], tmp_path / "r.db", patience=QUICK, ignore_guards=["emtpy"])
+        run_endpoint(connect(at.url), [BENCH], tmp_path / "r.db", patience=QUICK, ignore_guards=["emtpy"])
 
 
 def test_runs_in_this_process_have_the_same_guards(model_dir: Path, tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_runs_in_this_process_have_the_same_guards(model_dir: Path, tmp_path: Pa
     log, limit = tmp_path / "runs.db", 44
     for _ in range(2):
         with pytest.raises(Refused, match=r"(?s)guard 'zero'.*none of 2[0-3].*--ignore-guard zero"):
-            evaluate(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4)
+            run_model(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4)
         assert len(stored(log)) in (20, 24)
-    (summary,) = evaluate(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4, ignore_guards=NAMES)
+    (summary,) = run_model(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4, ignore_guards=NAMES)
     assert (summary.n, summary.correct) == (limit, 0)
     assert "guard zero ignored" in summary.marks
     with pytest.raises(Refused, match="guard 'zero'"):  # complete, and still not believed without the word
-        evaluate(model_dir, ["tiny-math"], log, name="m", limit=limit)
+        run_model(model_dir, ["tiny-math"], log, name="m", limit=limit)
     with RunLog(log, create=False) as opened:
         (one,) = opened.runs()
         kinds = [kind for kind, _ in opened.events(one)]

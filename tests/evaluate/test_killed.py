@@ -20,10 +20,10 @@ BENCHES = ("tiny-choice", "tiny-math", "tiny-format", "tiny-text", "tiny-story")
 ROWS, KILLS = 500, 25
 SCRIPT = """
 import sys
-from trimoe.evaluate.client import Patience
+from trimoe.evaluate.patience import Patience
 from trimoe.serve.probe import connect
-from trimoe.evaluate.run import evaluate_endpoint
-evaluate_endpoint(connect(sys.argv[1]), sys.argv[3].split(","), sys.argv[2], name="m", patience=Patience(8))
+from trimoe.evaluate.evaluate import evaluate
+evaluate(connect(sys.argv[1]), bench=sys.argv[3], log=sys.argv[2], name="m", patience=Patience(8), preflight=False)
 """
 
 

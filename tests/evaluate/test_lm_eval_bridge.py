@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from trimoe.errors import Refused, UsageError
-from trimoe.evaluate.lm_eval_bridge import PREFIX, evaluate_lm_eval
+from trimoe.evaluate.lm_eval_model import PREFIX
+from trimoe.evaluate.lm_eval_tasks import evaluate_lm_eval
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.serve.endpoint import Endpoint
 
@@ -199,7 +200,7 @@ def test_an_answer_in_the_reasoning_counts_and_is_zero_for_lm_eval(tasks: Path, 
 
 
 def test_failed_rows_give_no_score_and_only_they_are_asked_again(tasks: Path, tmp_path: Path) -> None:
-    from trimoe.evaluate.client import Patience
+    from trimoe.evaluate.patience import Patience
 
     hurried = Patience(concurrency=2, timeout_s=20, deadline_s=20, retries=0)
     with answering(lambda i: None if i in (3, 7) else f"it is {2 * i}") as server:
@@ -236,7 +237,7 @@ def test_a_task_that_asks_its_rows_more_than_once_is_refused_before_it_is_asked(
     )
     (tasks / "twice.yaml").write_text(text)
     with answering(some_wrong) as server:
-        with pytest.raises(UsageError, match="twice asks every row 2 times"):
+        with pytest.raises(UsageError, match="twice requests every row 2 times"):
             evaluate_lm_eval(endpoint_of(server), ["sums", "twice"], tmp_path / "log.db", include=tasks)
         assert [body for body in server.asked if "Question: " in body["messages"][-1]["content"]] == []
 

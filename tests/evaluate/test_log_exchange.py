@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from test_faults import BENCH, OFF, QUICK, READ, docs, run, server
 
+from helpers.evaluation import rescored, run_endpoint
 from helpers.fault_server import FaultServer
 from trimoe.bench.bench import Verdict
 from trimoe.cli.log import log_group
@@ -18,7 +19,6 @@ from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.merge import merge_logs
 from trimoe.evaluate.log.records import Arrived, Attempt, Sample
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.run import evaluate_endpoint, rescore
 from trimoe.serve.probe import connect
 
 OLD = Path(__file__).parent / "data" / "log_before_servers.sql"
@@ -147,7 +147,7 @@ def test_export_on_the_command_line(tmp_path: Path) -> None:
 
 
 def half(path: Path, at: FaultServer, count: int, name: str = "m") -> None:
-    evaluate_endpoint(connect(at.url), [BENCH], path, limit=count, name=name, patience=QUICK, ignore_guards=OFF)
+    run_endpoint(connect(at.url), [BENCH], path, limit=count, name=name, patience=QUICK, ignore_guards=OFF)
 
 
 def test_merging_makes_one_run_of_its_parts(tmp_path: Path) -> None:
@@ -221,14 +221,14 @@ def test_an_old_log_merges_with_a_new_one(tmp_path: Path) -> None:
 
 def test_a_result_that_no_verdict_backs_is_found_and_rescoring_mends_it(tmp_path: Path) -> None:
     path = evaluated(tmp_path / "r.db")
-    before = rescore(path)
+    before = rescored(path)
     db = sqlite3.connect(path)
     db.execute("UPDATE results SET correct = 1")
     db.commit()
     db.close()
     with RunLog(path, create=False) as log:
         assert any("rescore" in fault for fault in log.verify())
-    assert rescore(path) == before
+    assert rescored(path) == before
     with RunLog(path, create=False) as log:
         assert log.verify() == []
         (one,) = log.runs()

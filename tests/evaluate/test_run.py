@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from helpers.evaluation import rescored, run_model
 from trimoe.bench.bench import Doc, Verdict
 from trimoe.bench.catalog import find
 from trimoe.evaluate.guards import NAMES
+from trimoe.evaluate.intake import cut_at_stops
 from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.records import UNCOUNTED, Sample
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.run import cut_at_stops, evaluate, rescore, summarize
-from trimoe.model.generate import Generator, Reply
+from trimoe.evaluate.log.summary import summarize
+from trimoe.model.generate import Generator
 
 
 @pytest.mark.parametrize(
@@ -26,8 +28,10 @@ from trimoe.model.generate import Generator, Reply
 )
 def test_a_reply_ends_before_its_first_stop_text(text: str, kept: str, finish: str) -> None:
     stops = find(["gsm8k-100"])[0].stops
-    assert cut_at_stops(Reply(text, "length", 3, 9), stops) == Reply(kept, finish, 3, 9)
-    assert cut_at_stops(Reply(text, "length", 3, 9), ()) == Reply(text, "length", 3, 9)
+    whole = Sample("0", 0, "q", text, "length", 3, 9)
+    assert cut_at_stops(whole, stops) == Sample("0", 0, "q", kept, finish, 3, 9)
+    assert cut_at_stops(whole, ()) == whole
+    assert cut_at_stops(whole, stops, "beyond a stop").marks == (() if kept == text else ("beyond a stop",))
 
 
 def test_earlier_turns_are_rendered_by_the_chat_template(model_dir: Path) -> None:
@@ -45,11 +49,11 @@ def test_what_is_logged_of_a_conversation() -> None:
 
 def test_a_smoke_variant_is_a_run_of_its_own(model_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
-    (small,) = evaluate(model_dir, ["tiny-story:smoke"], path, name="m", ignore_guards=NAMES)
-    (whole,) = evaluate(model_dir, ["tiny-story"], path, name="m", limit=3, ignore_guards=NAMES)
+    (small,) = run_model(model_dir, ["tiny-story:smoke"], path, name="m", ignore_guards=NAMES)
+    (whole,) = run_model(model_dir, ["tiny-story"], path, name="m", limit=3, ignore_guards=NAMES)
     assert (small.bench, small.n, whole.bench) == ("tiny-story:smoke", 10, "tiny-story")
     assert small.run_id != whole.run_id
-    assert {r.bench for r in rescore(path)} == {"tiny-story:smoke", "tiny-story"}
+    assert {r.bench for r in rescored(path)} == {"tiny-story:smoke", "tiny-story"}
 
 
 def test_a_bench_in_parts_is_the_mean_of_its_parts(tmp_path: Path) -> None:
@@ -79,8 +83,8 @@ def test_imported_runs_stay_as_they_are_without_data(tmp_path: Path, shared: Pat
     done = import_lm_eval(file, "gsm8k-100", path)
     assert (done.compared, done.differences, done.summary.score) == (1, (), 1.0)
     assert import_lm_eval(file, "gsm8k-100", path).summary == done.summary
-    assert rescore(path) == [done.summary]
-    (again,) = rescore(path, shared / "benchmarks")
+    assert rescored(path) == [done.summary]
+    (again,) = rescored(path, shared / "benchmarks")
     assert (again.n, again.correct) == (1, 1)
     row["exact_match"] = 0.0
     file.write_text(json.dumps({**row, "filter": "flexible-extract"}) + "\n")

@@ -124,11 +124,11 @@ def test_traces_hold_right_replies_of_the_base_alone(path: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_the_suggestion_is_accepted_and_changes_the_map(tmp_path: Path) -> None:
     """Base and a random prune of the bundled model, evaluated; the lost items name experts; the map takes them back."""
+    from helpers.evaluation import run_model
     from trimoe.calibrate.engine import calibrate
     from trimoe.choose.recipe import load_recipe
     from trimoe.choose.select import make_map
     from trimoe.cut.prune import prune
-    from trimoe.evaluate.run import evaluate
     from trimoe.model import tiny
 
     log, where = tmp_path / "runs.db", tmp_path / "map.json"
@@ -139,7 +139,7 @@ def test_the_suggestion_is_accepted_and_changes_the_map(tmp_path: Path) -> None:
     made.save(where)
     prune(tiny.path(), made, tmp_path / "pruned")
     for name, model in (("base", tiny.path()), ("pruned", tmp_path / "pruned")):
-        evaluate(model, ["tiny-code"], log, name=name, limit=24)
+        run_model(model, ["tiny-code"], log, name=name, limit=24)
     keep, after = tmp_path / "keep.txt", tmp_path / "after.json"
     assert (
         main(

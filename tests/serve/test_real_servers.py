@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from helpers.evaluation import run_endpoint, run_model
 from trimoe.evaluate.log.records import Sample
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.preflight import check
-from trimoe.evaluate.run import evaluate, evaluate_endpoint
 from trimoe.model.tiny import path as bundled
 from trimoe.serve import open_server
 from trimoe.serve.engines.transformers import PACKAGES
@@ -41,7 +41,7 @@ def read(log_path: Path, name: str) -> Seen:
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Inside:
     """All six bundled benches, in fp32, inside this process."""
     log = tmp_path_factory.mktemp("inside") / "log.db"
-    evaluate(bundled(), BENCHES, log, name="inside")
+    run_model(bundled(), BENCHES, log, name="inside")
     return Inside(log, read(log, "inside"))
 
 
@@ -50,7 +50,7 @@ def through(target: Path, log: Path, limit: int | None, **options: Any) -> Seen:
         report = check(endpoint, None, max_new_tokens=64)
         assert report.warnings == []
         # the same weights in another process: verdicts must not depend on the way, so guards would only hide a fault
-        evaluate_endpoint(report.endpoint, BENCHES, log, name="served", limit=limit)
+        run_endpoint(report.endpoint, BENCHES, log, name="served", limit=limit)
     return read(log, "served")
 
 

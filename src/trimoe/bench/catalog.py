@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from trimoe.bench.bench import Bench
+from trimoe.bench.bench import SMOKE, Bench
 from trimoe.bench.cause import Cause as Cause
 from trimoe.bench.declared import declared_bench, open_bench
 from trimoe.bench.spec import load_spec
@@ -68,6 +68,31 @@ def find(names: "Sequence[str | Bench]") -> list[Bench]:
             )
         found.setdefault(bench.name, bench)
     return list(found.values())
+
+
+def chosen_benches(
+    bench: "str | Bench | Sequence[str | Bench] | None", suite: str | None = None, *, smoke: bool = False
+) -> list[Bench]:
+    """The benches of a name, of names separated by commas, of a list, or of a suite.
+
+    `smoke` takes the variant with a few rows of each. Raises `UsageError` unless exactly one of `bench` and `suite` is
+    given, and for unknown names.
+    """
+    if (bench is None) == (suite is None):
+        raise UsageError(
+            "name the benches",
+            expected="--bench or --suite, one of them",
+            actual="neither" if bench is None else "both",
+            remedy="for example --suite tiny",
+        )
+    if suite is not None and suite not in SUITES:
+        raise UsageError(f"unknown suite {suite}", expected=", ".join(SUITES), remedy="correct --suite")
+    names: Sequence[str | Bench] = SUITES[suite] if suite else [bench] if isinstance(bench, Bench) else bench or ()
+    if isinstance(names, str):
+        names = [part.strip() for part in names.split(",") if part.strip()]
+    if smoke:
+        names = [n if isinstance(n, Bench) or SMOKE in n.split(":") else f"{n}:{SMOKE}" for n in names]
+    return find(names)
 
 
 def _is_file(name: str) -> bool:

@@ -1,15 +1,14 @@
-"""Asks a chat-completions server: bounded concurrency, retries of what may pass, a deadline for each sample.
+"""Client of a chat-completions server: bounded concurrency, retries of transient faults, a deadline per sample.
 
-Invariants: a valid reply is never asked for again; a fault ends as a failed sample with its attempts and the raw bytes,
-never as an empty answer. A reply that came over a new connection is accepted only after the server has said that it is
-still the one the run began with, because a server restarted with other settings needs a new connection.
-Not guaranteed: a proxy that keeps its connections while it changes the server behind them is not noticed, except by the
-build that replies name.
+Invariants: a valid reply is never requested again. A fault becomes a failed sample with its attempts and the raw bytes,
+never an empty answer. A reply over a new connection is accepted only after the server's self-description still matches
+the beginning of the run, because a server that was restarted with other settings needs a new connection.
+Not guaranteed: a proxy that keeps connections open while it exchanges the server behind them is noticed only if replies
+name another build.
 """
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,39 +20,24 @@ from typing import Any
 import aiohttp
 
 from trimoe.evaluate.answer import Answer, Fault, read_answer
+from trimoe.evaluate.answerer import ServerChanged
 from trimoe.evaluate.log.records import UNCOUNTED, Arrived, Attempt, Sample
 from trimoe.evaluate.log.schema import now
+from trimoe.evaluate.patience import Patience
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.probe import Facts, headers, read_facts
 
-_WEAK_IDS = ("ollama",)  # draws its ids from a thousand: only an equal id with an equal reply is a copy
+_WEAK_IDS = ("ollama",)  # draws ids from a thousand: only an equal id with an equal reply counts as a copy
 _OVERFLOW = ("exceed_context_size", "context length", "context size", "maximum context", "context_length_exceeded")
-_TOKENIZERS = {"llamacpp": "content", "vllm": "prompt"}  # engine -> what its /tokenize calls the text
+_TOKENIZERS = {"llamacpp": "content", "vllm": "prompt"}  # engine -> field of its /tokenize that holds the text
 _COUNTING = aiohttp.ClientTimeout(total=30)
-_PROBES = 5  # attempts to learn who a server is
-_SHOWN = 300  # characters of an error page kept as detail; the page itself is kept raw
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Operational limits, no part of a run's identity. Seconds; `timeout_s` is of one attempt, `deadline_s` of all."""
-
-    concurrency: int = 2
-    timeout_s: float = 1800.0
-    deadline_s: float = 5400.0
-    retries: int = 8
-    backoff_s: float = 1.0
-    backoff_most_s: float = 60.0
-
-    def pause(self, attempt: int, wanted: float | None) -> float:
-        """Seconds before attempt number `attempt` + 1: exponential with full jitter, or more if the server wants it."""
-        most = min(self.backoff_most_s, self.backoff_s * 2.0**attempt)
-        return max(wanted or 0.0, random.uniform(most / 2, most))
+_PROBES = 5  # attempts to read the server's self-description
+_SHOWN = 300  # characters of an error page kept as detail; the whole page is kept raw
 
 
 @dataclass(frozen=True)
 class Question:
-    """One sample to ask for: where it stands in its bench, what a log keeps of it, and the request's own part."""
+    """One row to request: its position in the bench, the prompt as logged, and the body of the request."""
 
     doc_id: str
     position: int
@@ -62,17 +46,13 @@ class Question:
 
     @property
     def cap(self) -> int:
-        """Most tokens of the reply."""
+        """Upper limit of reply tokens."""
         return int(self.body["max_tokens"])
-
-
-class ServerChanged(Exception):
-    """The server is not the one the run began with; `detail` says in what."""
 
 
 @dataclass
 class _Seen:
-    """Replies by id, to find copies."""
+    """Replies by id, to detect copies."""
 
     weak: bool
     by_id: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -83,21 +63,21 @@ class _Seen:
         mark = hash(raw)
         before = self.by_id.setdefault(answer.reply_id, (question.doc_id, mark))
         if before[0] != question.doc_id and (not self.weak or before[1] == mark):
-            raise Fault("duplicate id", f"id {answer.reply_id} was the reply to {before[0]}", status=200, raw=raw)
+            raise Fault("duplicate id", f"id {answer.reply_id} was already used for {before[0]}", status=200, raw=raw)
 
 
 class Client:
-    """Use as an async context manager; `ask` may be called from as many tasks as wanted."""
+    """Use as an async context manager. `ask` may be called from any number of tasks."""
 
     def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
         self._endpoint, self._patience = endpoint, patience
         self._url = f"{endpoint.url}/chat/completions"
-        # transformers serve names the revision behind the id
+        # `transformers serve` appends the revision to the id
         self._names = (endpoint.model, f"{endpoint.model}@main")
         self._slots = asyncio.Semaphore(patience.concurrency)
         self._seen = _Seen(endpoint.engine in _WEAK_IDS)
         self._probing = asyncio.Lock()
-        self._probed = 0.0  # when the last successful probe began
+        self._probed = 0.0  # start of the last successful probe
         self._first: Facts | None = None
         self._build = ""
         self._session: aiohttp.ClientSession | None = None
@@ -120,7 +100,7 @@ class Client:
             await self._session.close()
 
     async def ask(self, question: Question) -> Arrived:
-        """The reply to one question, or its failure. Raises `ServerChanged` only."""
+        """The reply to one question, or its failure. Raises only `ServerChanged`."""
         async with self._slots:
             return await self._ask(question)
 
@@ -172,10 +152,10 @@ class Client:
         return answer, raw
 
     async def _counted_apart(self, sample: Sample) -> Sample:
-        """The sample with its reasoning's tokens, by the server's own tokenizer where it does not report them.
+        """The sample with its reasoning tokens, counted by the server's tokenizer if the reply does not report them.
 
-        The content is counted again (special tokens and all) and taken from the whole, so the figure is right within
-        the protocol's 16 tokens. A server that cannot be asked leaves it unknown.
+        The content is tokenized again and subtracted from the total, which is accurate to the protocol's 16 tokens.
+        The count stays unknown if the server cannot tokenize.
         """
         page = _TOKENIZERS.get(self._endpoint.engine)
         known = sample.reasoning_tokens != UNCOUNTED or sample.reply_tokens == UNCOUNTED
@@ -198,9 +178,9 @@ class Client:
         return Arrived(sample, tuple(attempts), fault.raw, fault.detail)
 
     async def _require_same(self, connected: float, build: str) -> None:
-        """Ask the server who it is when the reply came over a connection younger than the last time it was asked."""
+        """Probe the server if the reply came over a connection opened after the last probe."""
         if build and self._build and build != self._build:
-            raise ServerChanged(f"replies name build {build}, before it was {self._build}")
+            raise ServerChanged(f"replies name build {build}, earlier ones {self._build}")
         self._build = self._build or build
         if connected <= self._probed and self._first is not None:
             return
@@ -210,16 +190,16 @@ class Client:
             await self.probe()
 
     async def probe(self) -> Facts:
-        """What the server says of itself; `ServerChanged` when it is not what it said first."""
+        """The server's self-description. `ServerChanged` if it differs from the first one."""
         assert self._session is not None
-        for attempt in range(_PROBES):  # the reply in hand is valid and is not asked for again, so the question is
+        for attempt in range(_PROBES):  # retried, so that the valid reply at hand is not lost
             begun = time.monotonic()
             try:
                 facts = await read_facts(self._session, self._endpoint)
                 break
             except (aiohttp.ClientError, OSError, ValueError) as exc:
                 if attempt == _PROBES - 1:
-                    what = f"the server does not say who it is: {type(exc).__name__}: {exc}"
+                    what = f"the server does not describe itself: {type(exc).__name__}: {exc}"
                     raise Fault("connection", what) from exc
                 await asyncio.sleep(self._patience.pause(attempt, None))
         if self._first is None:
@@ -231,7 +211,7 @@ class Client:
 
 
 async def _note_connection(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
-    """Remembers when a request made a connection of its own."""
+    """Record when a request opened a new connection."""
     if context.trace_request_ctx is not None:
         context.trace_request_ctx.connected = time.monotonic()
 

@@ -1,19 +1,32 @@
-"""Evaluates a model on benches: a checkpoint in this process, a model served by an engine, or a running server."""
+"""Evaluates a model on benches: a checkpoint in this process, a model served by an engine, or a running server.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+Invariants: benches that need the same server share one, in the given order. Unless disabled, a server passes its
+preflight for every bench before the first request; a run without a preflight is marked.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from trimoe.bench.bench import SMOKE, Bench
-from trimoe.bench.catalog import SUITES, find
+from trimoe.bench.bench import Bench
+from trimoe.bench.catalog import chosen_benches
 from trimoe.errors import UsageError
-from trimoe.evaluate import run, served
-from trimoe.evaluate.asking import Show
-from trimoe.evaluate.client import Patience
-from trimoe.evaluate.log.summary import RunSummary
+from trimoe.evaluate.answerer import Answerer
+from trimoe.evaluate.in_process import InProcess
+from trimoe.evaluate.log.summary import Evaluation, RunSummary
+from trimoe.evaluate.loop import Settings, run_benches
+from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.preflight import check
+from trimoe.evaluate.tally import Show
 from trimoe.io.progress import Progress
-from trimoe.sandbox import Policy
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.sandbox import Policy, current
+from trimoe.serve import open_server
+from trimoe.serve.endpoint import Endpoint
+from trimoe.serve.wanted import wanted_for
 
 IN_PROCESS = "trimoe"  # the engine name of this process
 
@@ -26,25 +39,8 @@ class HasPath(Protocol):
         """Directory or .gguf file."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The runs of one call, in the order of the benches, and the log that holds their samples."""
-
-    log: Path
-    runs: tuple[RunSummary, ...]
-
-    @property
-    def scores(self) -> dict[str, float | None]:
-        """Score in [0, 1] by bench; None while rows are not scored."""
-        return {run.bench: run.score for run in self.runs}
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"log": str(self.log), "runs": [run.as_dict() for run in self.runs]}
-
-
 def evaluate(
-    model: str | Path | HasPath,
+    model: str | Path | HasPath | Endpoint,
     *,
     bench: str | Bench | Sequence[str | Bench] | None = None,
     suite: str | None = None,
@@ -65,56 +61,112 @@ def evaluate(
     progress: Progress | None = None,
     show: Show | None = None,
 ) -> Evaluation:
-    """Generate, score and store what is missing of each bench. The same call resumes an interrupted run."""
-    target: str | Path = model if isinstance(model, str | Path) else model.path
-    wanted = chosen_benches(bench, suite, smoke=smoke)
-    common: dict[str, Any] = {
-        "limit": limit,
-        "name": name,
-        "data": Path(data) if data is not None else None,
-        "sandbox": sandbox,
-        "ignore_guards": tuple(ignore_guards),
-        "exclude_errors": exclude_errors,
-    }
-    if is_served(target, engine):
-        runs = served.evaluate_served(
-            target,
-            wanted,
-            log,
-            engine=engine,
-            options=dict(server or {}),
-            patience=patience,
-            preflight=preflight,
-            show=show,
-            **common,
-        )
+    """Generate, judge and store what is missing of each bench in the run log `log`. The same call resumes.
+
+    `model` is a checkpoint directory, evaluated in this process unless `engine` names a server to start; a .gguf file,
+    served by llama.cpp; the address of an OpenAI-compatible server; or an `Endpoint`. `bench` is a name, a TOML file,
+    several separated by commas, or a list; `suite` names a set of benches instead; `smoke` takes a few rows of each.
+    `limit` takes the first rows of each bench; a raised limit continues the same run. `name` labels the model in
+    tables. `data` is a folder of local data sets.
+
+    In this process, `batch_size` replies are generated at once on `device`. For servers, `server` holds options of
+    `open_server`, `patience` overrides concurrency and timeouts of the bench's spec, and `preflight=False` skips the
+    checks of the server. `sandbox` says how generated code is run. `ignore_guards` names guards that must not pause the
+    run. `exclude_errors` gives a score although rows could not be scored. The last three are recorded and shown.
+
+    Raises `UsageError`, `CheckpointError`, `BenchError`, `RunLogError`, `MissingPrerequisite`, and `Refused` when the
+    preflight or a guard refuses, or the server changes.
+    """
+    settings = Settings(
+        limit=limit,
+        name=name,
+        data=Path(data) if data is not None else None,
+        sandbox=sandbox or current(),
+        ignored=frozenset(ignore_guards),
+        exclude_errors=exclude_errors,
+        show=show,
+        progress=progress,
+    )
+    settings.validate()
+    benches = chosen_benches(bench, suite, smoke=smoke)
+    target = model if isinstance(model, str | Path | Endpoint) else model.path
+    if isinstance(target, Endpoint) or is_served(target, engine):
+        runs = _on_servers(target, benches, Path(log), settings, engine, dict(server or {}), patience, preflight)
     else:
-        runs = run.evaluate(target, wanted, log, progress=progress, batch_size=batch_size, device=device, **common)
+        local = InProcess(open_checkpoint(target), batch_size=batch_size, device=device, path=str(target))
+        runs = run_benches([(one, local) for one in benches], log, settings)
     return Evaluation(Path(log), tuple(runs))
 
 
 def is_served(model: str | Path, engine: str | None) -> bool:
-    """Whether the model is asked over HTTP; a checkpoint without a named engine runs in this process."""
+    """Whether a server answers: for addresses, .gguf files, and checkpoints with an `engine` other than "trimoe"."""
     if "://" in str(model) or str(model).endswith(".gguf"):
         if engine == IN_PROCESS:
-            raise UsageError(f"{model} does not run in this process", expected="a checkpoint directory")
+            raise UsageError(
+                f"{model} cannot be evaluated in this process",
+                expected="a checkpoint directory",
+                remedy="leave --engine out, or give the checkpoint",
+            )
         return True
     return engine not in (None, IN_PROCESS)
 
 
-def chosen_benches(
-    bench: str | Bench | Sequence[str | Bench] | None, suite: str | None, *, smoke: bool = False
-) -> list[Bench]:
-    """The benches of a comma-separated string, a list, or a suite; `smoke` takes a few rows of each."""
-    if (bench is None) == (suite is None):
-        raise UsageError(
-            "which benches?", expected="bench or suite, one of them", actual="both" if bench else "neither"
-        )
-    if suite is not None and suite not in SUITES:
-        raise UsageError(f"unknown suite {suite}", expected=", ".join(SUITES))
-    names: Sequence[str | Bench] = SUITES[suite] if suite else [bench] if isinstance(bench, Bench) else bench or ()
-    if isinstance(names, str):
-        names = [part.strip() for part in names.split(",") if part.strip()]
-    if smoke:
-        names = [n if isinstance(n, Bench) or SMOKE in n.split(":") else f"{n}:{SMOKE}" for n in names]
-    return find(names)
+def _on_servers(
+    target: str | Path | Endpoint,
+    benches: Sequence[Bench],
+    log: Path,
+    settings: Settings,
+    engine: str | None,
+    options: dict[str, Any],
+    patience: Patience | None,
+    preflight: bool,
+) -> list[RunSummary]:
+    from trimoe.evaluate.server import Server  # imports aiohttp, which evaluation in this process does without
+
+    model = None if isinstance(target, Endpoint) or "://" in str(target) else Path(target)
+    if model is not None:
+        settings = replace(settings, name=settings.name or model.stem)
+    runs: list[RunSummary] = []
+    for group in _by_server(benches, running=model is None):
+        with _opened(target, engine, group[0], options) as endpoint:
+            checked = (
+                [_checked(endpoint, bench, model, settings, log) for bench in group]
+                if preflight
+                else [(endpoint, None) for _ in group]
+            )
+            work: list[tuple[Bench, Answerer]] = [
+                (bench, Server(found, patience, report)) for bench, (found, report) in zip(group, checked, strict=True)
+            ]
+            runs += run_benches(work, log, settings)
+    return runs
+
+
+def _opened(
+    target: str | Path | Endpoint, engine: str | None, bench: Bench, options: dict[str, Any]
+) -> AbstractContextManager[Endpoint]:
+    if isinstance(target, Endpoint):
+        return nullcontext(target)
+    return open_server(target, engine=engine, spec=bench.protocol, **options)
+
+
+def _by_server(benches: Sequence[Bench], *, running: bool) -> Iterator[list[Bench]]:
+    """Groups of consecutive benches that need the same server. A running server is used for all."""
+    for _, group in groupby(benches, key=lambda bench: None if running else wanted_for(bench.protocol)):
+        yield list(group)
+
+
+def _checked(
+    endpoint: Endpoint, bench: Bench, model: Path | None, settings: Settings, log: Path
+) -> tuple[Endpoint, dict[str, Any]]:
+    """The endpoint as the preflight found it, and the report of the preflight."""
+    report = check(
+        endpoint,
+        bench.protocol,
+        max_new_tokens=bench.max_new_tokens,
+        rows=min(bench.rows, settings.limit or bench.rows),
+        model=model,
+        data=settings.data,
+        log_path=log,
+    )
+    # The context is part of the run's identity: the one that connecting found must not depend on the preflight.
+    return replace(report.endpoint, context=endpoint.context or report.endpoint.context), report.as_dict()

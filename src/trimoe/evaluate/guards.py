@@ -1,48 +1,50 @@
-"""Stops a run whose replies look like a fault of the harness, with the evidence, before it costs hours or is believed.
+"""Guards: pause a run whose replies look like a fault of the harness, before it costs hours or is believed.
 
-Invariants: thresholds are data (`guards.toml`, per bench); a resumed run shows its guards all that is stored before it
-asks for more; a guard that is ignored where it trips is named in the run's results and in every table.
-Not guaranteed: a guard measures form, not truth. One that is silent proves nothing, and one that fires may be about a
-model that really answers like that: then it is ignored by name, and that is recorded.
+Invariants: thresholds are data (`guards.toml`, per bench). A resumed run shows its guards everything that is stored
+before it asks for more, and a complete run is shown to them again, so repeating a command does not turn a pause into a
+score. A pause leaves its evidence in the log; so does an ignored guard that would have paused the run, which is then
+named with the score.
+Not guaranteed: a guard checks form, not truth. A silent guard proves nothing. One that trips may be wrong about a model
+that really answers like that; then it is ignored by name, which is recorded.
 """
 
-import tomllib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from msgspec import Meta
 
 from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate.answer import leaks
-from trimoe.evaluate.log.records import Sample, Scored
+from trimoe.evaluate.log.marks import OVERRULED
+from trimoe.evaluate.log.records import Run, Sample, Scored
+from trimoe.evaluate.log.run_log import RunLog
+from trimoe.io.datafile import Data, convert, read
 
 NAMES = ("empty", "length", "marker", "short", "zero", "abort", "errors")
 _SHOWN = 3  # samples named as evidence
 _QUOTED = 120  # characters of each
 
 
-class Guard(BaseModel):
-    """One guard's thresholds. Shares are in [0, 1], `below` is in characters, the others count replies."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Guard(Data, frozen=True, kw_only=True):
+    """Thresholds of one guard. `above` is a share in [0, 1], `below` is in characters, the others count replies."""
 
     about: str
-    after: int = Field(ge=1)
-    window: int = Field(default=100, ge=1)
-    above: float = Field(default=0.0, ge=0, le=1)
-    below: int = Field(default=0, ge=0)
-    smoke: int = Field(default=0, ge=0)
+    after: Annotated[int, Meta(ge=1)]
+    window: Annotated[int, Meta(ge=1)] = 100
+    above: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    below: Annotated[int, Meta(ge=0)] = 0
+    smoke: Annotated[int, Meta(ge=0)] = 0
     off: bool = False
     why: str = ""
 
 
 @dataclass(frozen=True)
 class Tripped:
-    """A guard that stops the run: what it saw, against what, and the samples to look at."""
+    """A guard that pauses the run: the expected and actual values, and samples to look at."""
 
     guard: str
     expected: str
@@ -50,43 +52,43 @@ class Tripped:
     samples: tuple[str, ...]
 
     def refusal(self, bench: str) -> Refused:
-        """The pause as an error; the same command with --ignore-guard goes on."""
+        """The pause as an error."""
         return Refused(
             f"{bench} is paused by the guard '{self.guard}'",
             expected=self.expected,
             actual="; ".join([self.actual, *self.samples]),
-            remedy="look at these replies (trimoe log export) and at the server. If they are what the model says, "
-            f"go on with --ignore-guard {self.guard}; if the server was at fault, repair it and use another --log",
+            remedy="look at these replies (trimoe log export) and at the server. If the model really answers so, "
+            f"add --ignore-guard {self.guard} to resume; if the server was at fault, repair it and use another --log",
         )
 
 
 @cache
-def _data() -> Mapping[str, Any]:
-    return tomllib.loads((resources.files("trimoe.evaluate") / "guards.toml").read_text(encoding="utf-8"))
+def _tables() -> Mapping[str, Any]:
+    tables: Mapping[str, Any] = read(resources.files("trimoe.evaluate") / "guards.toml", "guards.toml")
+    return tables
 
 
 def guards_of(bench: str, data: Mapping[str, Any] | None = None) -> dict[str, Guard]:
-    """The guards of a bench by name; `BenchError` for data with unknown keys."""
-    tables = dict(_data() if data is None else data)
+    """The guards of a bench by name. `BenchError` for unknown guards or keys."""
+    tables = dict(_tables() if data is None else data)
     special = tables.pop("bench", {}).get(bench.partition(":")[0], {})
     if unknown := [name for name in (*tables, *special) if name not in NAMES]:
         raise BenchError(f"guards of {bench}: unknown guard {unknown[0]}", expected=", ".join(NAMES))
-    try:
-        return {name: Guard.model_validate({**table, **special.get(name, {})}) for name, table in tables.items()}
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        raise BenchError(f"guards of {bench}: {'.'.join(map(str, first['loc']))}", actual=first["msg"]) from exc
+    return {
+        name: convert({**table, **special.get(name, {})}, Guard, f"guards of {bench}: {name}", error=BenchError)
+        for name, table in tables.items()
+    }
 
 
 def require_known(names: Iterable[str]) -> None:
-    """`UsageError` for the name of no guard."""
+    """`UsageError` if a name is not that of a guard."""
     if unknown := [name for name in names if name not in NAMES]:
         raise UsageError(f"no guard is named {unknown[0]}", expected=", ".join(NAMES), remedy="correct --ignore-guard")
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What a reply looks like, kept for the window."""
+    """The form of one reply, kept while it is in the window."""
 
     doc_id: str
     empty: bool
@@ -98,7 +100,7 @@ class _Form:
 
 @dataclass
 class Watch:
-    """The guards of one bench at work. `reply` and `scored` return the first guard that trips, or None."""
+    """The state of one run's guards. `reply` and `scored` return the first guard that trips, or None."""
 
     guards: Mapping[str, Guard]
     ignored: frozenset[str] = frozenset()
@@ -107,12 +109,12 @@ class Watch:
     correct: int = 0
     failed_in_row: int = 0
     overruled: dict[str, Tripped] = field(default_factory=dict)
-    """Ignored guards that tripped, with what each saw first."""
+    """Ignored guards that tripped, each with its first evidence."""
     _forms: deque[_Form] = field(default_factory=deque)
     _failures: deque[str] = field(default_factory=lambda: deque(maxlen=_SHOWN))
 
     def reply(self, sample: Sample) -> Tripped | None:
-        """Take one stored sample in."""
+        """Take in one stored sample."""
         if sample.error:
             self.failed_in_row += 1
             self._failures.append(f"{sample.doc_id}: {sample.error}")
@@ -130,7 +132,7 @@ class Watch:
         )
 
     def scored(self, rows: Sequence[Scored]) -> Tripped | None:
-        """Take verdicts in."""
+        """Take in verdicts of samples that `reply` has seen."""
         for row in rows:
             if row.verdict.correct is not None:
                 self.judged += 1
@@ -138,7 +140,7 @@ class Watch:
         return self._first(self._abort(), self._zero(self.guards["zero"].after))
 
     def finished(self, rows: int) -> Tripped | None:
-        """Look again at the end: a run of a few rows must have one right."""
+        """The check at the end: a run of only a few rows must have one correct reply."""
         guard = self.guards["zero"]
         return self._first(self._zero(1)) if rows <= guard.smoke else None
 
@@ -149,40 +151,34 @@ class Watch:
                 self.overruled.setdefault(t.guard, t)
         return next((t for t in tripped if t.guard not in self.ignored), None)
 
-    def _share(self, name: str, test: Any) -> Tripped | None:
+    def _share(self, name: str, test: Callable[[_Form], bool]) -> Tripped | None:
         guard = self.guards[name]
         forms = list(self._forms)[-guard.window :]
         hits = [form for form in forms if test(form)]
         if len(forms) < guard.after or len(hits) <= guard.above * len(forms):
             return None
-        return Tripped(
-            name,
-            f"{guard.about}: at most {100 * guard.above:g} %",
-            f"{len(hits)} of the last {len(forms)}",
-            tuple(f"{form.doc_id}: {form.shown}" for form in hits[-_SHOWN:]),
-        )
+        expected, actual = f"{guard.about}: at most {100 * guard.above:g} %", f"{len(hits)} of the last {len(forms)}"
+        return Tripped(name, expected, actual, _evidence(hits[-_SHOWN:]))
 
     def _short(self) -> Tripped | None:
         guard = self.guards["short"]
-        forms = [form for form in list(self._forms)[-guard.window :] if not form.empty]  # those have their own guard
+        forms = [
+            form for form in list(self._forms)[-guard.window :] if not form.empty
+        ]  # the guard `empty` counts those
         if len(forms) < guard.after:
             return None
         ordered = sorted(forms, key=lambda form: form.chars)
         p10 = ordered[len(ordered) // 10].chars
         if p10 >= guard.below:
             return None
-        return Tripped(
-            "short",
-            f"{guard.about}: at least {guard.below}",
-            f"{p10} over the last {len(forms)}",
-            tuple(f"{form.doc_id}: {form.shown}" for form in ordered[:_SHOWN]),
-        )
+        expected, actual = f"{guard.about}: at least {guard.below}", f"{p10} over the last {len(forms)}"
+        return Tripped("short", expected, actual, _evidence(ordered[:_SHOWN]))
 
     def _zero(self, after: int) -> Tripped | None:
         if self.judged < after or self.correct:
             return None
-        latest = [f"{form.doc_id}: {form.shown}" for form in list(self._forms)[-_SHOWN:]]
-        return Tripped("zero", "at least one correct reply", f"none of {self.judged}", tuple(latest))
+        latest = list(self._forms)[-_SHOWN:]
+        return Tripped("zero", "at least one correct reply", f"none of {self.judged}", _evidence(latest))
 
     def _abort(self) -> Tripped | None:
         guard = self.guards["abort"]
@@ -190,16 +186,19 @@ class Watch:
         bad = [form for form in forms if form.empty or form.cut]
         if self.judged < guard.after or self.correct or len(bad) <= guard.above * len(forms):
             return None
-        shown = tuple(f"{form.doc_id}: {form.shown}" for form in bad[-_SHOWN:])
-        return Tripped("abort", guard.about, f"0 of {self.judged} pass, {len(bad)} empty or cut off", shown)
+        actual = f"0 of {self.judged} pass, {len(bad)} empty or cut off"
+        return Tripped("abort", guard.about, actual, _evidence(bad[-_SHOWN:]))
 
     def _errors(self) -> Tripped | None:
         guard = self.guards["errors"]
         if self.failed_in_row < guard.after:
             return None
-        return Tripped(
-            "errors", f"fewer than {guard.after} {guard.about}", f"{self.failed_in_row}", tuple(self._failures)
-        )
+        expected = f"fewer than {guard.after} {guard.about}"
+        return Tripped("errors", expected, f"{self.failed_in_row}", tuple(self._failures))
+
+
+def _evidence(forms: Iterable[_Form]) -> tuple[str, ...]:
+    return tuple(f"{form.doc_id}: {form.shown}" for form in forms)
 
 
 def _form(sample: Sample) -> _Form:
@@ -210,3 +209,64 @@ def _form(sample: Sample) -> _Form:
         shown += f" (cut off after {sample.reply_tokens} tokens)"
     read = content or sample.reasoning.strip()
     return _Form(sample.doc_id, not read, sample.finish_reason == "length", bool(leaks(sample.reply)), len(read), shown)
+
+
+class RunGuard:
+    """The guards of one run over its first `rows` rows, with their events in the log.
+
+    `watch` may be used from another thread; the methods of this class only from one.
+    """
+
+    def __init__(self, log: RunLog, run: Run, rows: int, ignored: Iterable[str] = ()) -> None:
+        self._log, self._run, self._rows = log, run, rows
+        self.watch = Watch(guards_of(run.bench), frozenset(ignored))
+        self._noted = {detail["guard"] for kind, detail in log.events(run) if kind == OVERRULED}
+
+    def replay(self, stored: Sequence[Scored]) -> None:
+        """Show the guards what is stored. `Refused` if one trips, so nothing more is asked for."""
+        replied = [scored for scored in stored if not scored.sample.error]
+        tripped = None
+        for scored in replied:
+            tripped = self.watch.reply(scored.sample) or tripped
+        tripped = tripped or self.watch.scored(replied)
+        self._note()
+        if tripped:
+            raise tripped.refusal(self._run.bench)
+
+    def scored(self, rows: Sequence[Scored]) -> Tripped | None:
+        """Take in verdicts of samples that `watch` has seen."""
+        tripped = self.watch.scored(rows)
+        self._note()
+        return tripped
+
+    def finish(self, tripped: Tripped | None = None) -> None:
+        """The end of a run. `Refused` if a guard tripped, or if none of only a few rows is correct."""
+        tripped = tripped or self.watch.finished(self._rows)
+        self._note()
+        if tripped:
+            self._write("paused", tripped)
+            raise tripped.refusal(self._run.bench)
+
+    def _note(self) -> None:
+        for tripped in list(self.watch.overruled.values()):
+            if tripped.guard not in self._noted:
+                self._noted.add(tripped.guard)
+                self._write(OVERRULED, tripped)
+
+    def _write(self, kind: str, tripped: Tripped) -> None:
+        self._log.event(
+            self._run,
+            kind,
+            guard=tripped.guard,
+            expected=tripped.expected,
+            actual=tripped.actual,
+            samples=list(tripped.samples),
+        )
+
+
+def require_sound(log: RunLog, run: Run, doc_ids: Sequence[str], ignored: Iterable[str] = ()) -> None:
+    """Show a complete run to its guards. `Refused` if one trips."""
+    chosen = set(doc_ids)
+    guard = RunGuard(log, run, len(doc_ids), ignored)
+    guard.replay([scored for scored in log.samples(run) if scored.sample.doc_id in chosen])
+    guard.finish()

@@ -1,6 +1,6 @@
-"""The live table of an evaluation on a server: one line per bench, on a terminal only.
+"""The live table of an evaluation: one line per bench, on a terminal only.
 
-Invariants: everything it counts is stored already; without a terminal nothing is printed.
+Invariants: everything it counts is already stored; without a terminal nothing is printed.
 """
 
 import sys
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from trimoe.evaluate.asking import Show, Tally
+from trimoe.evaluate.tally import Show, Tally
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_EVERY = 0.2  # seconds between two drawings
+_EVERY = 0.2  # seconds between two updates
 
 
 @contextmanager
@@ -41,8 +41,8 @@ def live() -> Iterator[Show | None]:
 
 
 def table(tallies: list[Tally]) -> "Table":
-    """The table as rich draws it."""
-    from rich.table import Table  # slow to import, and only terminals need it
+    """The tallies as a rich table."""
+    from rich.table import Table  # slow to import, and needed only on a terminal
 
     drawn = Table(box=None, pad_edge=False)
     drawn.add_column("bench")
@@ -54,7 +54,7 @@ def table(tallies: list[Tally]) -> "Table":
 
 
 def cells(tally: Tally, now: float | None = None) -> tuple[str, ...]:
-    """One line: counts so far; speed and time left from what came since this command began."""
+    """One line: counts so far; speed and remaining time from the replies of this command."""
     seconds = max((tally.last if now is None else now) - tally.began, 1e-9)
     left = tally.total - tally.done - tally.errors
     eta = "" if not left else _clock(left * seconds / tally.fresh) if tally.fresh else "?"

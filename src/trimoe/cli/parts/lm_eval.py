@@ -9,7 +9,6 @@ import click
 from trimoe.cli.parts.common import emit, require_extra
 from trimoe.cli.parts.live import live
 from trimoe.cli.parts.server import ServingOptions
-from trimoe.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,13 +19,13 @@ def lm_eval_options(command: F) -> F:
         "--lm-eval",
         "tasks",
         metavar="TASKS",
-        help="Generation tasks of lm-eval instead of --bench, with commas between; asked by trimoe, scored by lm-eval.",
+        help="Generation tasks of lm-eval instead of --bench, separated by commas. Scored by lm-eval.",
     )
     folder = click.option(
         "--lm-eval-include",
         "include",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Folder with task files (YAML) of your own for --lm-eval.",
+        help="Folder with your own task files (YAML) for --lm-eval.",
     )
     return tasks(folder(command))
 
@@ -43,27 +42,19 @@ def run_tasks(
     exclude_errors: bool,
     as_json: bool,
 ) -> int:
-    """Run the tasks on a server that is running or started for it, and print lm-eval's own numbers."""
+    """Evaluate the tasks and print lm-eval's metrics."""
     require_extra("eval", "tasks of lm-eval")
-    if not options.served(model):
-        raise UsageError(
-            "tasks of lm-eval are asked over HTTP",
-            expected="an address, a .gguf file, or --engine with a checkpoint",
-            actual=model,
-            remedy="add --engine transformers",
-        )
-    from trimoe.evaluate.lm_eval_bridge import evaluate_lm_eval
-    from trimoe.serve import open_server
+    from trimoe.evaluate.lm_eval_tasks import evaluate_lm_eval
 
-    chosen = [part.strip() for part in tasks.split(",") if part.strip()]
-    label = name or (Path(model).stem if "://" not in model else None)
-    with open_server(model, engine=options.engine, **options.server) as endpoint, live() as show:
+    with live() as show:
         results = evaluate_lm_eval(
-            endpoint,
-            chosen,
+            model,
+            tasks,
             log_path,
+            engine=options.engine,
+            server=options.server,
             limit=limit,
-            name=label,
+            name=name,
             include=include,
             patience=options.patience,
             ignore_guards=options.ignore_guards,

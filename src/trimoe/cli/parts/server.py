@@ -1,4 +1,4 @@
-"""The options of `trimoe eval` that concern a server: how it is asked, and what may be switched off."""
+"""Options of `trimoe eval` for servers: engine, concurrency, timeouts, guards, preflight."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,17 +7,16 @@ from typing import Any, TypeVar
 import click
 
 from trimoe.cli.serve import ENGINES
-from trimoe.errors import UsageError
-from trimoe.evaluate.client import Patience
+from trimoe.evaluate.evaluate import IN_PROCESS
 from trimoe.evaluate.guards import NAMES
+from trimoe.evaluate.patience import Patience
 
-IN_PROCESS = "trimoe"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """`patience` is None where nothing was said: then the bench's spec decides. `server` is for `open_server`."""
+    """`patience` is None if no option sets it; then the bench's spec decides. `server` is for `open_server`."""
 
     engine: str | None
     server: dict[str, Any]
@@ -25,17 +24,9 @@ class ServingOptions:
     ignore_guards: tuple[str, ...]
     preflight: bool
 
-    def served(self, model: str) -> bool:
-        """Whether the model is asked over HTTP; a checkpoint without an engine named runs in this process."""
-        if "://" in model or model.endswith(".gguf"):
-            if self.engine == IN_PROCESS:
-                raise UsageError(f"{model} does not run in this process", expected="a checkpoint directory")
-            return True
-        return self.engine not in (None, IN_PROCESS)
-
 
 def serving_options(command: F) -> F:
-    """Adds the options; the command receives what `options_of` takes."""
+    """Adds the options; the command passes them on to `options_of`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -48,38 +39,38 @@ _OPTIONS = (
         help="What runs the model: this process (trimoe), or a server that is started for the run "
         "(default: trimoe for a checkpoint, llamacpp for a .gguf file).",
     ),
-    click.option("--model-id", metavar="ID", help="The model to ask for, where a server serves more than one."),
-    click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's key."),
+    click.option("--model-id", metavar="ID", help="The model to request, if a server has more than one."),
+    click.option("--api-key-env", metavar="NAME", help="Environment variable with the server's API key."),
     click.option(
         "--concurrency",
         type=click.IntRange(min=1),
-        help="Requests under way at once (default: the server's slots, or what the bench says).",
+        help="Concurrent requests (default: the server's slots, or the bench's setting).",
     ),
     click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Longest wait for one reply (default: what the bench says).",
+        help="Longest wait for one reply (default: the bench's setting).",
     ),
     click.option(
         "--deadline",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Longest time for one sample, with all attempts and pauses (default: three timeouts).",
+        help="Longest time for one sample, including all attempts and pauses (default: three timeouts).",
     ),
     click.option(
         "--retries",
         type=click.IntRange(min=0),
         default=8,
         show_default=True,
-        help="Further attempts after a timeout, a lost connection, status 429 or 5xx, or a damaged reply.",
+        help="Retries after a timeout, a lost connection, status 429 or 5xx, or a damaged reply.",
     ),
     click.option(
         "--ignore-guard",
         "ignore_guards",
         type=click.Choice(NAMES),
         multiple=True,
-        help="Go on although this guard paused the run. Recorded, and shown with the score.",
+        help="Resume although this guard paused the run. Recorded, and shown with the score.",
     ),
     click.option(
         "--no-preflight",
@@ -101,7 +92,7 @@ def options_of(
     ignore_guards: tuple[str, ...],
     no_preflight: bool,
 ) -> ServingOptions:
-    """The options as the evaluation takes them."""
+    """The options in the form that `evaluate` takes."""
     patience = None
     if concurrency or timeout or deadline or retries != Patience.retries:
         limit = timeout or Patience.timeout_s

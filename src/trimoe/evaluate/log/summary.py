@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trimoe.bench.bench import Verdict
@@ -45,6 +46,30 @@ class RunSummary:
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The runs of one call, in the order of the benches, and the log that holds their samples."""
+
+    log: Path
+    runs: tuple[RunSummary, ...]
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Score in [0, 1] by bench; None while rows are not scored."""
+        return {run.bench: run.score for run in self.runs}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"log": str(self.log), "runs": [run.as_dict() for run in self.runs]}
+
+    def __repr__(self) -> str:
+        scores = ", ".join(
+            f"{bench} {'not scored' if score is None else f'{100 * score:.1f} %'}"
+            for bench, score in self.scores.items()
+        )
+        return f"Evaluation({str(self.log)!r}: {scores})"
 
 
 def summarize(
