@@ -13,17 +13,20 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from trimoe.bench.catalog import benches
 from trimoe.io.publish import read_json, sha256_file, write_json
 from trimoe.llamacpp.tools import LlamaCpp, locate
 from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import DOMAINS, generate
 from trimoe.quantize.kld import measure
-from trimoe.quantize.ladder.file import load_ladder
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.smoke import ask, served
 from trimoe.quantize.ladder.sources import Effort, Sources
-from trimoe.quantize.mix.mix import Wish, make_mix
+from trimoe.quantize.ladder.spec import load_ladder_spec
+from trimoe.quantize.mix.mix import make_mix
+from trimoe.quantize.mix.target import MixTarget
 from trimoe.quantize.types.tiers import all_tiers, default_ladder
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "tiny"
@@ -156,14 +159,16 @@ def main() -> None:
         "all": [t.name for t in all_tiers().values() if not t.broken and t.name != "BF16"],
         "sweep": [t.name for t in default_ladder()],
     }.get(options.tiers, options.tiers.split(","))
-    ladder = load_ladder(EXAMPLES / "ladder.yaml").model_copy(update={"tiers": tuple(names)})
+    ladder = msgspec.structs.replace(load_ladder_spec(EXAMPLES / "ladder.yaml"), tiers=tuple(names))
     sources = Sources(calibration=EXAMPLES / "calibration.yaml")
     table = make_ladder(bundled(), out, ladder, tools, sources=sources, effort=effort, name="tiny", progress=say)
-    rows = table["files"]
+    rows = [file.as_dict() for file in table.files]
     for bits in filter(None, options.mix.split(",")):
-        wish = Wish(bits=float(bits), text=text("train", 77, out / "measure.txt"), chunks=options.chunks)
-        made = make_mix(bundled(), out, wish, ladder, tools, sources=sources, effort=effort, name="tiny", progress=say)
-        rows += [row | {"predicted_kld": made["predicted_kld"], "gap": made["gap"]} for row in made["files"]]
+        target = MixTarget(bits=float(bits), text=text("train", 77, out / "measure.txt"), chunks=options.chunks)
+        made = make_mix(
+            bundled(), out, target, ladder, tools, sources=sources, effort=effort, name="tiny", progress=say
+        )
+        rows.append(made.file.as_dict() | {"predicted_kld": made.forecast.predicted_kld, "gap": made.forecast.gap})
     held_out = text("heldout", 78, out / "heldout.txt")
     base = out / "tiny-BF16.gguf"
     compared = measure(

@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from trimoe.choose.dropmap import DropMap
@@ -21,9 +22,9 @@ from trimoe.llamacpp.tools import locate
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.imatrix import open_imatrix
 from trimoe.quantize.ladder.dynamic import rank_by_imatrix
-from trimoe.quantize.ladder.file import ImatrixOptions, Ladder
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
+from trimoe.quantize.ladder.spec import ImatrixOptions, LadderSpec
 from trimoe.quantize.plan.plan import size_of
 from trimoe.quantize.plan.shipped import shipped_config
 from trimoe.quantize.types.blueprint import blueprint_of_gguf
@@ -96,7 +97,7 @@ def main() -> None:
             predicted[keep, tier.name] = size.file_bytes
     drop = {layer: tuple(range(layer, layer + experts - options.keep)) for layer in range(2)}
     prune(whole, DropMap(drop, experts), cut, imatrix=imatrix, imatrix_out=cut_imatrix)
-    ladder = Ladder(tiers=tuple(names), smoke=None, imatrix=ImatrixOptions(chunks=4, context=512))
+    ladder = LadderSpec(tiers=tuple(names), smoke=None, imatrix=ImatrixOptions(chunks=4, context=512))
     wrong = 0
     print("| experts | tier | predicted | written | difference |\n|---|---|---|---|---|")
     for keep, model, matrix_file in ((experts, whole, imatrix), (options.keep, cut, cut_imatrix)):
@@ -106,19 +107,19 @@ def main() -> None:
             table = make_ladder(
                 model,
                 folder,
-                ladder.model_copy(update={"tiers": (name,)}),
+                msgspec.structs.replace(ladder, tiers=(name,)),
                 tools,
                 sources=Sources(imatrix=matrix_file),
                 effort=Effort(1, 2),
             )
-            (row,) = table["files"]
-            written = (folder / row["file"]).stat().st_size
+            (file,) = table.files
+            written = file.path.stat().st_size
             wrong += written != predicted[keep, name]
             print(
                 f"| {keep} | {name} | {predicted[keep, name]:,} | {written:,} | {written - predicted[keep, name]} |",
                 flush=True,
             )
-            print(json.dumps(row["types"]), file=sys.stderr)
+            print(json.dumps(file.types), file=sys.stderr)
             shutil.rmtree(folder)
     shutil.rmtree(out)
     sys.exit(1 if wrong else 0)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trimoe.errors import UsageError as UsageError
     from trimoe.evaluate.evaluate import evaluate as evaluate
     from trimoe.evaluate.log.run_log import RunLog as RunLog
-    from trimoe.judge.compare import Comparison as Comparison
+    from trimoe.judge.comparison import Comparison as Comparison
     from trimoe.model.checkpoint import Checkpoint as Checkpoint
     from trimoe.model.gguf.model import GgufModel as GgufModel
     from trimoe.model.open import open_model as open
@@ -54,7 +54,7 @@ _CLASSES = {
     "DropMap": "trimoe.choose.dropmap",
     "Certificate": "trimoe.certify.certificate",
     "RunLog": "trimoe.evaluate.log.run_log",
-    "Comparison": "trimoe.judge.compare",
+    "Comparison": "trimoe.judge.comparison",
 }
 _ERRORS = (
     "TrimoeError",

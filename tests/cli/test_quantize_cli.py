@@ -9,7 +9,7 @@ import pytest
 from helpers.gguf_models import write_model
 from trimoe.cli.main import main
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.ladder.file import load_ladder
+from trimoe.quantize.ladder.spec import load_ladder_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,7 +111,7 @@ def test_plans_of_files_and_directories(capsys: pytest.CaptureFixture[str]) -> N
         (("plan", "gemma-4-26B-A4B", "--kv", "q6_k"), 2, "no cache type"),
         (("quantize", "m", "-o", "out"), 2, "nothing to make"),
         (("quantize", "m", "-o", "out", "--tiers", "Q6_K"), 4, "llama.cpp is not installed"),
-        (("quantize", "m", "-o", "out", "--ladder", "none.yaml"), 3, "none.yaml not found"),
+        (("quantize", "m", "-o", "out", "--ladder", "none.yaml"), 3, "none.yaml cannot be read"),
         (("kld", "a.gguf", "b.gguf", "--text", "t"), 4, "llama.cpp is not installed"),
         (("kld", "a.gguf", "--text", "t"), 2, "FILES"),
     ],
@@ -124,6 +124,6 @@ def test_wrong_calls(arguments: tuple[str, ...], code: int, text: str, capsys: p
 
 
 def test_the_bundled_models_example_ladder_is_valid() -> None:
-    ladder = load_ladder(ROOT / "examples" / "tiny" / "ladder.yaml")
+    ladder = load_ladder_spec(ROOT / "examples" / "tiny" / "ladder.yaml")
     assert len(ladder.resolved()) == 6
     assert ladder.smoke is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trimoe.quantize.ladder.file import load_ladder
 
 from helpers.families import EXPERTS, Made, write
 from helpers.gguf_models import write_model
@@ -17,7 +18,6 @@ from trimoe.cli.main import main
 from trimoe.model.family.file import extra_families, family_of, load_family
 from trimoe.publish.modelfile import modelfile
 from trimoe.quantize.ladder.checks import blueprint_before
-from trimoe.quantize.ladder.file import load_ladder
 
 LAYERS, HIDDEN, WIDTH, KEEP = 2, 32, 16, 6
 MADE = Made(

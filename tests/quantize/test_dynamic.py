@@ -79,7 +79,7 @@ def test_the_default_ladder_is_the_sweep() -> None:
 def test_tier_files_refuse_unknown_keys_and_types() -> None:
     with pytest.raises(BadInput, match="typo"):
         parse_tiers('[tier.X]\nfile_type = "Q6_K"\nimatrix = "never"\ntypo = 1', "x.toml")
-    with pytest.raises(BadInput, match="file type Q7_K is unknown"):
+    with pytest.raises(BadInput, match="(?s)unknown file type.*Q7_K"):
         parse_tiers('[tier.X]\nfile_type = "Q7_K"\nimatrix = "never"', "x.toml")
 
 
@@ -107,7 +107,7 @@ def test_ranking_by_imatrix_divides_totals(tmp_path: Path) -> None:
     ranking = rank_by_imatrix(imatrix, 2, "hash")
     # sums are 64 everywhere: layer 0: 2 x 4 x 64 / 4; layer 1: 2 x 4 x 64 / 128 + 4 x 64 / 64
     assert ranking == Ranking((0, 1), "imatrix", "hash", (128.0, 8.0))
-    with pytest.raises(CheckpointError, match="says nothing about layer 2"):
+    with pytest.raises(CheckpointError, match="has no data for layer 2"):
         rank_by_imatrix(imatrix, 3, "")
     with pytest.raises(CheckpointError, match=r"(?s)entry for blk.1.*another model"):
         rank_by_imatrix(imatrix, 1, "")

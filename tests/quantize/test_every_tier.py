@@ -10,9 +10,9 @@ from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.imatrix import open_imatrix
 from trimoe.quantize.ladder.dynamic import map_text, overrides_of, rank_by_imatrix
-from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
+from trimoe.quantize.ladder.spec import LadderSpec
 from trimoe.quantize.plan.plan import size_of
 from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
 from trimoe.quantize.types.sizes import bytes_about
@@ -42,12 +42,12 @@ def test_every_tier_of_the_bundled_model(llamacpp: LlamaCpp, base: Path, tmp_pat
     ranking = rank_by_imatrix(imatrix, blueprint.facts.layers, sha256_file(path))
     about = bytes_about(imatrix, "imatrix.gguf")
     want = {tier.name: size_of(blueprint, tier, ranking=ranking, extra=about).file_bytes for tier in TIERS}
-    ladder = Ladder(tiers=tuple(tier.name for tier in TIERS))
+    ladder = LadderSpec(tiers=tuple(tier.name for tier in TIERS))
     made = make_ladder(base, tmp_path / "o", ladder, llamacpp, sources=Sources(imatrix=path), effort=Effort(2, 1))
-    sizes = {row["tier"]: (tmp_path / "o" / row["file"]).stat().st_size for row in made["files"]}
+    sizes = {file.tier: file.path.stat().st_size for file in made.files}
     assert sizes == {name: size for name, size in want.items() if name != "BF16"}
     assert len(sizes) >= 30
-    assert not made["findings"], "no dynamic tier equals its plain one"
+    assert not made.findings, "no dynamic tier equals its plain one"
 
 
 @pytest.mark.parametrize("experts", [128, 98])

@@ -20,16 +20,17 @@ from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.ladder.checks import model_name
-from trimoe.quantize.ladder.file import Ladder, load_ladder
-from trimoe.quantize.ladder.ladder import findings, make_ladder
+from trimoe.quantize.ladder.ladder import make_ladder
+from trimoe.quantize.ladder.result import TierFile, findings
 from trimoe.quantize.ladder.smoke import Answers, Prompt, Smoke, base_fault, judge
 from trimoe.quantize.ladder.sources import Effort, Sources, llamacpp_version
+from trimoe.quantize.ladder.spec import ImatrixOptions, LadderSpec, load_ladder_spec
 
 QUICK = Effort(1, 1)
 
 
-def tiers(*names: str) -> Ladder:
-    return Ladder(tiers=names)
+def tiers(*names: str) -> LadderSpec:
+    return LadderSpec(tiers=names)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,14 @@ def imatrix(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_ladder_and_its_rerun(llamacpp: LlamaCpp, base: Path, imatrix: Path, tmp_path: Path) -> None:
     ladder, sources = tiers("Q8_0", "Q4_K_L", "CD-Q4_K_M", "IQ2_XS"), Sources(imatrix=imatrix)
     first = make_ladder(base, tmp_path, ladder, llamacpp, sources=sources, effort=Effort(2, 1))
-    rows = {row["tier"]: row for row in first["files"]}
-    assert list(rows) == ["Q8_0", "Q4_K_L", "CD-Q4_K_M", "IQ2_XS"]
-    assert [row["imatrix"] is not None for row in rows.values()] == [False, False, True, True]
-    for row in rows.values():
-        path = tmp_path / row["file"]
-        assert path.name == f"tiny-{row['tier']}.gguf"
-        assert (path.stat().st_size, sha256_file(path)) == (row["file_bytes"], row["sha256"])
+    assert [file.tier for file in first.files] == ["Q8_0", "Q4_K_L", "CD-Q4_K_M", "IQ2_XS"]
+    assert [file.imatrix is not None for file in first.files] == [False, False, True, True]
+    for file in first.files:
+        assert file.path == tmp_path / f"tiny-{file.tier}.gguf"
+        assert (file.path.stat().st_size, sha256_file(file.path)) == (file.file_bytes, file.sha256)
+    assert json.loads((tmp_path / "ladder.json").read_text()) == json.loads(json.dumps(first.as_dict(reused=False)))
+    keys = ("sha256", "no such tensor", "kept by llama.cpp", "fell back")
+    assert tuple(first.as_dict()["files"][2]["map"]) == keys, "the keys of ladder.json"
     types = {name: info.dtype for name, info in open_gguf(tmp_path / "tiny-CD-Q4_K_M.gguf").index.items()}
     assert (types["blk.2.ffn_gate_up_exps.weight"], types["blk.3.ffn_gate_up_exps.weight"]) == ("Q5_K", "Q3_K")
     assert types["token_embd.weight"] == "Q8_0"
@@ -61,11 +63,11 @@ def test_a_ladder_and_its_rerun(llamacpp: LlamaCpp, base: Path, imatrix: Path, t
     assert not list(tmp_path.glob(".*"))
 
     again = make_ladder(base, tmp_path, ladder, llamacpp, sources=sources, effort=QUICK)
-    assert all(row.pop("kept") for row in again["files"])
-    assert not any(row.pop("kept") for row in first["files"])
-    assert again == first
+    assert all(file.reused for file in again.files)
+    assert not any(file.reused for file in first.files)
+    assert again.as_dict(reused=False) == first.as_dict(reused=False)
     more = make_ladder(base, tmp_path, tiers("Q8_0", "Q6_K"), llamacpp, sources=sources, effort=QUICK)
-    assert [row["kept"] for row in more["files"]] == [True, False]
+    assert [file.reused for file in more.files] == [True, False]
 
 
 def test_killed_and_run_again(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_a_stale_map_is_refused(llamacpp: LlamaCpp, base: Path, imatrix: Path, t
         make_ladder(base, tmp_path / "o", tiers("CD-Q6_K"), llamacpp, sources=Sources(imatrix=imatrix), effort=QUICK)
 
 
-def refused(base: Path, out: Path, llamacpp: LlamaCpp, ladder: Ladder, sources: Sources | None = None) -> None:
+def refused(base: Path, out: Path, llamacpp: LlamaCpp, ladder: LadderSpec, sources: Sources | None = None) -> None:
     """Runs a ladder that must be refused before anything is written."""
     try:
         make_ladder(base, out, ladder, llamacpp, sources=sources, effort=QUICK)
@@ -176,10 +178,10 @@ def test_a_thin_imatrix_is_refused_unless_allowed(llamacpp: LlamaCpp, base: Path
     with pytest.raises(Refused, match=rf"layer 1: {experts // 2} of {experts} experts"):
         make_ladder(base, tmp_path / "o", tiers("Q8_0"), llamacpp, sources=Sources(imatrix=thin), effort=QUICK)
     assert not list((tmp_path / "o").glob("tiny*"))
-    allowed = Ladder.model_validate({"tiers": ["Q8_0"], "imatrix": {"allow_thin": True}})
+    allowed = LadderSpec(tiers=("Q8_0",), imatrix=ImatrixOptions(allow_thin=True))
     for ladder, sources in ((allowed, Sources(imatrix=thin)), (tiers("Q8_0"), Sources(imatrix=thin, allow_thin=True))):
         table = make_ladder(base, tmp_path / "o", ladder, llamacpp, sources=sources, effort=QUICK)
-        assert table["imatrix"]["thin_layers"] == {"1": 0.5}
+        assert table.as_dict()["imatrix"]["thin_layers"] == {"1": 0.5}
 
 
 def test_no_space(llamacpp: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +209,9 @@ def test_a_llamacpp_that_chooses_otherwise_is_refused(
 ) -> None:
     """Another release may have other rules: its dry run differs from the prediction."""
     monkeypatch.setattr("trimoe.quantize.types.type_rules._Rules.output", lambda *_: "Q5_K")
-    with pytest.raises(Refused, match=r"(?s)does not do as predicted.*output.weight|token_embd.weight as Q5_K"):
+    with pytest.raises(
+        Refused, match=r"(?s)chooses other types than predicted.*output.weight|token_embd.weight as Q5_K"
+    ):
         make_ladder(base, tmp_path, tiers("Q6_K"), llamacpp, effort=QUICK)
     assert not list(tmp_path.glob("*.gguf"))
 
@@ -215,22 +219,24 @@ def test_a_llamacpp_that_chooses_otherwise_is_refused(
 @pytest.mark.slow
 def test_each_file_answers(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
     ask = (Prompt(ask="Count from 32 to 34 with dashes.", expect="."), Prompt(ask="12 + 30 = ?"))
-    first = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, min_right=1, max_tokens=64))
+    first = LadderSpec(tiers=("Q8_0",), smoke=Smoke(prompts=ask, min_right=1, max_tokens=64))
     table = make_ladder(base, tmp_path, first, llamacpp, effort=QUICK)
-    answers = Answers.from_json(table["files"][0]["smoke"])
-    assert (len(answers.texts), answers.right) == (2, (True, None))
-    assert not table["findings"]
+    smoke = table.files[0].smoke
+    assert smoke is not None
+    assert (len(smoke.answers.texts), smoke.answers.right) == (2, (True, None))
+    assert not table.findings
     silent = make_ladder(base, tmp_path, tiers("Q8_0"), llamacpp, effort=QUICK)
-    assert "smoke" not in silent["files"][0], "answers that nobody judged are not shown as a result"
+    assert silent.files[0].smoke is None, "answers that nobody judged are not shown as a result"
     # Other questions are asked again, without making the file again. One token is too few for any model to end.
     before = (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns
-    other = Ladder(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
+    other = LadderSpec(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
     with pytest.raises(Refused, match=r"(?s)base fails the smoke test.*2 of 2 prompts did not end"):
         make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
     allowed = Smoke(prompts=ask, max_tokens=1, allow_unchecked=True)
-    again = make_ladder(base, tmp_path, other.model_copy(update={"smoke": allowed}), llamacpp, effort=QUICK)
-    assert again["files"][0]["smoke"]["ended"] == [False, False]
-    assert again["findings"] == ["Q8_0 was not checked: the base itself fails: 2 of 2 prompts did not end"]
+    again = make_ladder(base, tmp_path, LadderSpec(tiers=("Q8_0",), smoke=allowed), llamacpp, effort=QUICK)
+    assert again.files[0].smoke is not None
+    assert again.files[0].smoke.answers.ended == (False, False)
+    assert again.findings == ["Q8_0 was not checked: the base itself fails: 2 of 2 prompts did not end"]
     assert (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns == before
 
 
@@ -256,23 +262,28 @@ def test_from_a_checkpoint_with_a_calibration_set(llamacpp: LlamaCpp, tmp_path: 
         "name: both\nclasses:\n  a: [{kind: tiny, domain: math, count: 30}]\n"
         "  b: [{kind: tiny, domain: code, count: 30}]\n"
     )
-    ladder = Ladder.model_validate({"tiers": ["IQ3_XXS"], "imatrix": {"chunks": 4, "context": 128}})
+    ladder = LadderSpec(tiers=("IQ3_XXS",), imatrix=ImatrixOptions(chunks=4, context=128))
     sources = Sources(calibration=tmp_path / "set.yaml", allow_thin=True)
     out = tmp_path / "out"
     table = make_ladder(bundled(), out, ladder, llamacpp, sources=sources, effort=QUICK, name="tiny")
-    assert set(table["imatrix"]["tokens"]) == {"a", "b"}
-    assert min(table["imatrix"]["tokens"].values()) >= 200
-    assert table["imatrix"]["sha256"] == sha256_file(out / "imatrix.gguf")
+    assert table.imatrix is not None
+    assert table.imatrix.tokens is not None
+    assert set(table.imatrix.tokens) == {"a", "b"}
+    assert min(table.imatrix.tokens.values()) >= 200
+    assert table.imatrix.sha256 == sha256_file(out / "imatrix.gguf")
     assert {file.name for file in out.glob("*.gguf")} == {"tiny-BF16.gguf", "imatrix.gguf", "tiny-IQ3_XXS.gguf"}
     before = (out / "imatrix.gguf").stat().st_mtime_ns
     again = make_ladder(bundled(), out, ladder, llamacpp, sources=sources, effort=QUICK, name="tiny")
-    assert again["files"][0]["kept"]
+    assert again.files[0].reused
     assert (out / "imatrix.gguf").stat().st_mtime_ns == before
 
 
 def test_equal_files_are_a_finding() -> None:
-    rows = [{"tier": "Q4_K_M", "sha256": "a"}, {"tier": "CD-Q4_K_M", "sha256": "a"}, {"tier": "Q6_K", "sha256": "b"}]
-    assert findings(rows) == ["CD-Q4_K_M has the same bytes as Q4_K_M"]
+    files = [
+        TierFile(tier, Path("f.gguf"), 1, sha256, 4.0, {}, None, 0, reused=False)
+        for tier, sha256 in (("Q4_K_M", "a"), ("CD-Q4_K_M", "a"), ("Q6_K", "b"))
+    ]
+    assert findings(files) == ["CD-Q4_K_M has the same bytes as Q4_K_M"]
 
 
 def test_names(tmp_path: Path) -> None:
@@ -283,7 +294,7 @@ def test_names(tmp_path: Path) -> None:
 
 
 def test_ladder_files(tmp_path: Path) -> None:
-    shipped = load_ladder()
+    shipped = load_ladder_spec()
     assert len(shipped.resolved()) == 27
     assert shipped.smoke is not None
     assert shipped.imatrix.chunks * shipped.imatrix.context == 65536
@@ -300,9 +311,9 @@ def test_ladder_files(tmp_path: Path) -> None:
     ):
         file.write_text(text)
         with pytest.raises(BadInput):
-            load_ladder(file)
-    with pytest.raises(BadInput, match="not found"):
-        load_ladder(tmp_path / "none.yaml")
+            load_ladder_spec(file)
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_ladder_spec(tmp_path / "none.yaml")
 
 
 def test_version_without_our_build_record() -> None:

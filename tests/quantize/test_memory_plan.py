@@ -9,6 +9,7 @@ import pytest
 
 from helpers.blueprints import real_width
 from trimoe.errors import BadInput, CheckpointError, UsageError
+from trimoe.io.sizes import parse_bytes, parse_tokens
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.safetensors import read_index
@@ -21,8 +22,6 @@ from trimoe.quantize.plan.plan import (
     default_keeps,
     fitting,
     kv_cache_bytes,
-    parse_bytes,
-    parse_tokens,
     size_of,
 )
 from trimoe.quantize.plan.shipped import shipped_config

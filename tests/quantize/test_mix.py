@@ -12,11 +12,12 @@ from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.quantize.ladder.dynamic import map_text, normal
-from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
+from trimoe.quantize.ladder.spec import LadderSpec
 from trimoe.quantize.mix.knapsack import solve
-from trimoe.quantize.mix.mix import Space, Wish, make_mix, space_of
+from trimoe.quantize.mix.mix import Space, make_mix, space_of
 from trimoe.quantize.mix.options import TYPES, groups_of, overrides_of_mix, tier_of
+from trimoe.quantize.mix.target import MixTarget
 from trimoe.quantize.types.sizes import predict
 from trimoe.quantize.types.tensor_types import allows_quantization
 
@@ -99,7 +100,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-NO_SMOKE = Ladder()
+NO_SMOKE = LadderSpec()
 FEW = ("Q8_0", "Q4_0")
 
 
@@ -107,42 +108,42 @@ FEW = ("Q8_0", "Q4_0")
 def test_measured_chosen_built(
     llamacpp: LlamaCpp, base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way with two types; a rerun measures nothing; another target uses the same measurements."""
-    wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
-    first = make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
+    """The full workflow with two types; a rerun measures nothing; another target uses the same measurements."""
+    target = MixTarget(bits=6.0, text=text, types=FEW, chunks=4, context=64)
+    first = make_mix(base, tmp_path, target, NO_SMOKE, llamacpp, effort=QUICK)
     file = tmp_path / "tiny-AUTO-6bpw.gguf"
-    assert file.stat().st_size == first["file_bytes"] <= first["target_bytes"]
-    assert first["gap"] == 0
-    assert {one["type"] for one in first["groups"].values()} == {"Q8_0", "Q4_0"}
+    assert file.stat().st_size == first.forecast.file_bytes <= first.forecast.target_bytes
+    assert first.forecast.gap == 0
+    assert {one.type for one in first.forecast.groups.values()} == {"Q8_0", "Q4_0"}
     costs = json.loads((tmp_path / "tiny.mix-costs.json").read_text())
-    assert len(costs["means"]) == 2 * len(first["groups"]) + 1
+    assert len(costs["means"]) == 2 * len(first.forecast.groups) + 1
     # What harms most when coarse is what stays fine, per byte: nothing coarse could be swapped for something fine.
     types = {name: info.dtype for name, info in open_gguf(file).index.items()}
-    for name, one in first["groups"].items():
+    for name, one in first.forecast.groups.items():
         inside = [t for t in types if t.startswith("blk.0.attn_q.weight")] if name == "0-attention" else []
-        assert all(types[t] == one["type"] for t in inside)
+        assert all(types[t] == one.type for t in inside)
     sidecar = json.loads((tmp_path / "tiny-AUTO-6bpw.tensor-types.txt.json").read_text())
-    assert sidecar["groups"] == first["groups"]
+    assert sidecar["groups"] == first.as_dict()["groups"]
 
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr("trimoe.quantize.mix.measure._quantized", never)
-    again = make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
-    assert again["files"][0].pop("kept")
-    assert not first["files"][0].pop("kept")
-    assert again == first
-    smaller = make_mix(base, tmp_path, replace(wish, bits=5.5), NO_SMOKE, llamacpp, effort=QUICK)
-    assert smaller["file_bytes"] < first["file_bytes"]
-    assert smaller["predicted_kld"] >= first["predicted_kld"]
+    again = make_mix(base, tmp_path, target, NO_SMOKE, llamacpp, effort=QUICK)
+    assert again.file.reused
+    assert not first.file.reused
+    assert again.as_dict(reused=False) == first.as_dict(reused=False)
+    smaller = make_mix(base, tmp_path, replace(target, bits=5.5), NO_SMOKE, llamacpp, effort=QUICK)
+    assert smaller.forecast.file_bytes < first.forecast.file_bytes
+    assert smaller.forecast.predicted_kld >= first.forecast.predicted_kld
     other = tmp_path / "other.txt"
     other.write_text(WORDS * 31)
-    with pytest.raises(BadInput, match=r"(?s)measurements .* are of other inputs.*the same text"):
-        make_mix(base, tmp_path, replace(wish, text=other), NO_SMOKE, llamacpp, effort=QUICK)
+    with pytest.raises(BadInput, match=r"(?s)measurements in .* belong to other inputs.*the same text"):
+        make_mix(base, tmp_path, replace(target, text=other), NO_SMOKE, llamacpp, effort=QUICK)
     map_file = tmp_path / "tiny-AUTO-6bpw.tensor-types.txt"
     map_file.write_text(map_file.read_text().replace("q4_0", "q8_0", 1))
     with pytest.raises(Refused, match="is stale"):
-        make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
+        make_mix(base, tmp_path, target, NO_SMOKE, llamacpp, effort=QUICK)
 
 
 @pytest.mark.slow
@@ -151,7 +152,7 @@ def test_a_killed_measurement_goes_on(
 ) -> None:
     from trimoe.quantize.mix import measure as mix_measure
 
-    wish = Wish(bits=6.0, text=text, types=FEW, chunks=4, context=64)
+    target = MixTarget(bits=6.0, text=text, types=FEW, chunks=4, context=64)
     real, count = mix_measure._quantized, [0]
 
     def dies(*arguments: object) -> Path:
@@ -162,12 +163,12 @@ def test_a_killed_measurement_goes_on(
 
     monkeypatch.setattr(mix_measure, "_quantized", dies)
     with pytest.raises(KeyboardInterrupt):
-        make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
+        make_mix(base, tmp_path, target, NO_SMOKE, llamacpp, effort=QUICK)
     kept = json.loads((tmp_path / "tiny.mix-costs.json").read_text())["means"]
     assert len(kept) == 4
     assert not list(tmp_path.glob(".mix-*"))
     groups = len(space_of_base(base).groups)
-    make_mix(base, tmp_path, wish, NO_SMOKE, llamacpp, effort=QUICK)
+    make_mix(base, tmp_path, target, NO_SMOKE, llamacpp, effort=QUICK)
     assert count[0] == 4 + 2 * groups - 3
     assert {
         k: v for k, v in json.loads((tmp_path / "tiny.mix-costs.json").read_text())["means"].items() if k in kept
@@ -189,21 +190,23 @@ def test_refused_before_anything(llamacpp: LlamaCpp, base: Path, text: Path, tmp
         {"bits": 4.0, "types": ("X",)},
     ):
         with pytest.raises(UsageError):
-            Wish(text=text, **options)  # type: ignore[arg-type]
+            MixTarget(text=text, **options)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=r"(?s)no mix of these types is that small.*at least [\d,]+ bytes"):
-        make_mix(base, out, Wish(bits=1.5, text=text), NO_SMOKE, llamacpp, effort=QUICK)
+        make_mix(base, out, MixTarget(bits=1.5, text=text), NO_SMOKE, llamacpp, effort=QUICK)
     with pytest.raises(UsageError, match="measured on a text"):
-        make_mix(base, out, Wish(bits=5.0), NO_SMOKE, llamacpp, effort=QUICK)
+        make_mix(base, out, MixTarget(bits=5.0), NO_SMOKE, llamacpp, effort=QUICK)
     with pytest.raises(BadInput, match="cannot be read"):
-        make_mix(base, out, Wish(bits=5.0, text=tmp_path / "no.txt"), NO_SMOKE, llamacpp, effort=QUICK)
+        make_mix(base, out, MixTarget(bits=5.0, text=tmp_path / "no.txt"), NO_SMOKE, llamacpp, effort=QUICK)
     with pytest.raises(BadInput, match="no type is left for"):
-        make_mix(base, out, Wish(bits=5.0, text=text, types=("IQ2_XS", "IQ3_XXS")), NO_SMOKE, llamacpp, effort=QUICK)
+        make_mix(
+            base, out, MixTarget(bits=5.0, text=text, types=("IQ2_XS", "IQ3_XXS")), NO_SMOKE, llamacpp, effort=QUICK
+        )
     foreign = write_imatrix(tmp_path / "foreign.gguf", {"blk.0.attn_q.weight": (1, 2816)})
-    with pytest.raises(BadInput, match="imatrix of another model"):
-        make_mix(base, out, Wish(bits=5.0, text=text), NO_SMOKE, llamacpp, sources=Sources(foreign), effort=QUICK)
+    with pytest.raises(BadInput, match="an imatrix of another model"):
+        make_mix(base, out, MixTarget(bits=5.0, text=text), NO_SMOKE, llamacpp, sources=Sources(foreign), effort=QUICK)
     assert not out.exists()
 
 
 def test_names() -> None:
-    assert [Wish(nbytes=n).name for n in (12_900_000_000, 2_695_360)] == ["AUTO-12.9GB", "AUTO-2.69536MB"]
-    assert re.fullmatch(r"AUTO-4\.8bpw", Wish(bits=4.8).name)
+    assert [MixTarget(nbytes=n).name for n in (12_900_000_000, 2_695_360)] == ["AUTO-12.9GB", "AUTO-2.69536MB"]
+    assert re.fullmatch(r"AUTO-4\.8bpw", MixTarget(bits=4.8).name)

@@ -58,8 +58,9 @@ def plan(
       trimoe plan gemma-4-26B-A4B --keep 98 --tier NVFP4A16
     """
     from trimoe.cli.parts.plan_nvfp4 import nvfp4_or_none, text_of, unquantized
+    from trimoe.io.sizes import parse_bytes, parse_tokens
     from trimoe.quantize.nvfp4.rules import rules
-    from trimoe.quantize.plan.plan import Serving, fitting, parse_bytes, parse_tokens, size_of
+    from trimoe.quantize.plan.plan import Serving, fitting, size_of
     from trimoe.quantize.plan.plan import memory as memory_of
     from trimoe.quantize.types.tiers import all_tiers, default_ladder, find_tiers
     from trimoe.quantize.types.vision import vision_of

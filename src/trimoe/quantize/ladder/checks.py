@@ -1,4 +1,4 @@
-"""Everything about a ladder that can be known to fail before the first expensive step, and is refused there."""
+"""Early checks of a ladder: refuses whatever can be known to fail before the first expensive step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from trimoe.model.gguf.file import find_gguf, open_gguf, split_stem
 from trimoe.model.gguf.imatrix import open_imatrix
 from trimoe.model.safetensors import read_index
 from trimoe.quantize.ladder.dynamic import Ranking
-from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.importance import require_entries, require_fit
 from trimoe.quantize.ladder.job import plan_job
 from trimoe.quantize.ladder.sources import Sources, read_ranking
+from trimoe.quantize.ladder.spec import LadderSpec
 from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
 from trimoe.quantize.types.config_blueprint import blueprint_of_config
 from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME, imatrix_bytes
@@ -23,20 +23,25 @@ from trimoe.quantize.types.tiers import Tier
 
 
 def refuse_early(
-    model: Path, out: Path, stem: str, ladder: Ladder, tiers: Sequence[Tier], sources: Sources, tools: LlamaCpp
+    model: Path, out: Path, stem: str, spec: LadderSpec, tiers: Sequence[Tier], sources: Sources, tools: LlamaCpp
 ) -> None:
-    """Everything that can be known to fail before the first expensive step."""
+    """Check options, programs, types, imatrix, ranking and disk space. Raises what is wrong with them."""
     if sources.imatrix and sources.calibration:
         raise UsageError("--imatrix and --calibration contradict each other", expected="one of them")
     for program in (
         "llama-quantize",
-        *(["llama-server"] if ladder.smoke else []),
+        *(["llama-server"] if spec.smoke else []),
         *(["llama-imatrix"] if sources.calibration else []),
     ):
         tools.program(program)
     if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is not a directory", expected="a directory to write the files to")
-    blueprint, size = blueprint_before(model, ladder)
+        raise BadInput(
+            f"{out} is not a directory",
+            expected="a directory for the files",
+            actual="a file",
+            remedy="choose another -o",
+        )
+    blueprint, size = blueprint_before(model, spec)
     imatrix = open_imatrix(sources.imatrix) if sources.imatrix else None
     if imatrix is not None and blueprint is not None:
         require_fit(imatrix, blueprint.tensors)
@@ -62,16 +67,16 @@ def refuse_early(
         total += 0 if path.exists() else job.size.file_bytes
     if sources.layer_ranking is not None:
         read_ranking(sources.layer_ranking, blueprint.facts.layers)
-    base = out / f"{stem}-{ladder.base}.gguf"
+    base = out / f"{stem}-{spec.base}.gguf"
     require_space(out, total + (size if model.is_dir() and find_gguf(model) is None and not base.exists() else 0))
 
 
-def blueprint_before(model: Path, ladder: Ladder) -> tuple[Blueprint | None, int]:
-    """(what is known of the model before it is converted, bytes of its base). None for a family without a layout."""
+def blueprint_before(model: Path, spec: LadderSpec) -> tuple[Blueprint | None, int]:
+    """(blueprint of the model before conversion, bytes of its base); no blueprint for a family without a layout."""
     if (file := find_gguf(model)) is not None:
         return blueprint_of_gguf(open_gguf(file)), file.stat().st_size
     checkpoint = open_checkpoint(model)
-    factor = 2 if ladder.base == "F32" else 1
+    factor = 2 if spec.base == "F32" else 1
     try:
         output = any(name.endswith("lm_head.weight") for name in read_index(model))
         known = blueprint_of_config(model.name, checkpoint.config, model / "tokenizer.json", output=output)
@@ -81,7 +86,7 @@ def blueprint_before(model: Path, ladder: Ladder) -> tuple[Blueprint | None, int
 
 
 def model_name(model: Path) -> str:
-    """What files are called after: the directory's name, or the file's without its type."""
+    """Default stem of output files: the directory's name, or the file's without its type."""
     if (file := find_gguf(model)) is None:
         return model.absolute().name
     stem = split_stem(file.name)

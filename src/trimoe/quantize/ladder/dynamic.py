@@ -1,10 +1,10 @@
-"""ContribDynamic: more bits for the layers that contribute most. Layer ranking -> type of every tensor, as a map file.
+"""ContribDynamic tiers: more bits for the layers that contribute most.
 
-Ranking: contribution per layer from an importance matrix (mean squared input, summed over the layer's tensors), from
-expert statistics (total weighted output norm), or from a file. The map file is llama-quantize's --tensor-type-file:
-`pattern=type` lines without comments, so where it comes from stands in a sidecar, and a map made for another imatrix
-is refused. Invariant: the same ranking gives the same bytes.
-Not guaranteed: that llama.cpp honours a line. `explain_overrides` says of each line what becomes of it.
+A layer ranking becomes a type for every tensor, written as a map file. Contribution per layer comes from an importance
+matrix (mean squared input, summed over the layer's tensors), from expert statistics (total weighted output norm), or
+from a file. The map file is llama-quantize's --tensor-type-file: `pattern=type` lines without comments, so its origin
+is in a sidecar, and a map made for another imatrix is refused. Invariant: the same ranking gives the same bytes.
+Not guaranteed: that llama.cpp honours a line; `explain_overrides` reports what becomes of each.
 """
 
 import re
@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import BadInput, CheckpointError, Refused, StatsError
-from trimoe.io.publish import read_json, sha256_bytes
+from trimoe.io.datafile import Data, convert, read
+from trimoe.io.publish import sha256_bytes
 from trimoe.model.gguf.imatrix import Imatrix
 from trimoe.quantize.types.tensor_types import Choice
-from trimoe.quantize.types.tiers import Mix, Tier
+from trimoe.quantize.types.tiers import LayerTypes, Tier
 
 # Order as in the reference implementation's maps.
 FFN = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp", "ffn_gate_up_exps", "ffn_down_exps")
@@ -36,7 +37,7 @@ _FFN = re.compile(r"blk\.\d+\.(ffn_(?!.*norm)\w+)\.weight")
 
 @dataclass(frozen=True)
 class Ranking:
-    """Layers by falling contribution. `source` says from what; `sha256` is the hash of that file's content."""
+    """Layers by decreasing contribution. `source` names the kind of evidence, `sha256` is the hash of its content."""
 
     layers: tuple[int, ...]
     source: str
@@ -50,11 +51,12 @@ class Ranking:
                 "a layer ranking names every layer once",
                 expected=f"0..{len(self.layers) - 1} in any order",
                 actual=str(self.layers)[:200],
+                remedy="correct the ranking",
             )
 
 
 def rank_by_imatrix(imatrix: Imatrix, layers: int, sha256: str) -> Ranking:
-    """Sum over a layer's tensors of sums / counts; for expert tensors totals over all experts. `CheckpointError`."""
+    """Rank by the sum of sums / counts over a layer's tensors; expert tensors count all experts. `CheckpointError`."""
     scores = np.zeros(layers)
     seen = set()
     for name, entry in imatrix.entries.items():
@@ -66,7 +68,8 @@ def rank_by_imatrix(imatrix: Imatrix, layers: int, sha256: str) -> Ranking:
             raise CheckpointError(
                 f"the imatrix has an entry for {name}",
                 expected=f"layers 0..{layers - 1}",
-                remedy="it was made from another model",
+                actual=f"layer {layer}",
+                remedy="it was made from another model: make one from this model",
             )
         count = float(entry.read_counts().sum(dtype=np.float64))
         total = float(entry.read_sums().sum(dtype=np.float64))
@@ -75,7 +78,7 @@ def rank_by_imatrix(imatrix: Imatrix, layers: int, sha256: str) -> Ranking:
             seen.add(layer)
     if missing := sorted(set(range(layers)) - seen):
         raise CheckpointError(
-            f"the imatrix says nothing about layer {missing[0]}",
+            f"the imatrix has no data for layer {missing[0]}",
             expected=f"{layers} layers",
             actual=f"{len(seen)} layers with data",
             remedy="make it from this model",
@@ -84,56 +87,57 @@ def rank_by_imatrix(imatrix: Imatrix, layers: int, sha256: str) -> Ranking:
 
 
 def rank_by_stats(stats: ExpertStats, layers: int) -> Ranking:
-    """Total weighted output norm of a layer's experts over all classes (field wnorm). Raises `StatsError`."""
+    """Rank by the total weighted output norm of a layer's experts over all classes (field wnorm). `StatsError`."""
     scores = stats.field("wnorm").sum(axis=(0, 2))
     if len(scores) != layers:
-        raise StatsError("the statistics are of another model", expected=f"{layers} layers", actual=str(len(scores)))
+        raise StatsError(
+            "the statistics belong to another model",
+            expected=f"{layers} layers",
+            actual=str(len(scores)),
+            remedy="calibrate this model",
+        )
     return _ranked(scores, "stats", stats.content_hash)
 
 
-class _RankingFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _RankingFile(Data, frozen=True, kw_only=True):
     ranking: tuple[int, ...] | None = None
     """Layers, most important first."""
-    scores: dict[int, float] | None = None
+    scores: dict[str, float] | None = None
     """layer -> contribution, larger is more important."""
 
-    @field_validator("scores")
-    @classmethod
-    def _finite(cls, scores: dict[int, float] | None) -> dict[int, float] | None:
-        if scores is not None and not np.isfinite(list(scores.values())).all():
-            raise ValueError("scores must be finite")
-        return scores
+    def __post_init__(self) -> None:
+        """Exactly one of both; layers are numbers."""
+        if (self.ranking is None) == (self.scores is None):
+            raise ValueError("give exactly one of ranking and scores")
+        if wrong := [key for key in self.scores or () if not key.isdecimal()]:
+            raise ValueError(f"{wrong[0]!r} is not a layer number")
 
 
 def rank_by_file(path: Path, layers: int) -> Ranking:
-    """A JSON file with `ranking` (layers, best first) or `scores` (layer -> number). Raises `BadInput`."""
-    data = read_json(path, "layer ranking")
-    try:
-        found = _RankingFile.model_validate(data)
-        if (found.ranking is None) == (found.scores is None):
-            raise ValueError("give exactly one of ranking and scores")
-    except (ValidationError, ValueError) as exc:
-        raise BadInput(
-            f"layer ranking {path} is not valid",
-            expected='{"ranking": [3, 0, ...]} or {"scores": {...}}',
-            actual=str(exc)[:300],
-        ) from exc
+    """Rank by a JSON file with `ranking` (layers, best first) or `scores` (layer -> number). Raises `BadInput`."""
+    what = f"layer ranking {path}"
+    remedy = 'write {"ranking": [3, 0, ...]} or {"scores": {"0": 1.5, ...}}'
+    found = convert(read(path, what, format="json", remedy=remedy), _RankingFile, what, remedy=remedy)
     sha256 = sha256_bytes(path.read_bytes())
     if found.ranking is not None:
         ranking = Ranking(found.ranking, "file", sha256)
     else:
         assert found.scores is not None
-        if sorted(found.scores) != list(range(layers)):
+        scores = {int(layer): score for layer, score in found.scores.items()}
+        if sorted(scores) != list(range(layers)):
             raise BadInput(
                 f"layer ranking {path} does not fit the model",
                 expected=f"scores of layers 0..{layers - 1}",
-                actual=f"{len(found.scores)} scores",
+                actual=f"{len(scores)} scores",
+                remedy="give one score per layer",
             )
-        ranking = _ranked(np.array([found.scores[i] for i in range(layers)]), "file", sha256)
+        ranking = _ranked(np.array([scores[i] for i in range(layers)]), "file", sha256)
     if len(ranking.layers) != layers:
         raise BadInput(
-            f"layer ranking {path} does not fit the model", expected=f"{layers} layers", actual=str(len(ranking.layers))
+            f"layer ranking {path} does not fit the model",
+            expected=f"{layers} layers",
+            actual=str(len(ranking.layers)),
+            remedy="rank every layer of this model",
         )
     return ranking
 
@@ -141,7 +145,7 @@ def rank_by_file(path: Path, layers: int) -> Ranking:
 def _ranked(scores: np.ndarray, source: str, sha256: str) -> Ranking:
     if not np.isfinite(scores).all():
         raise Refused(
-            "layer contributions hold NaN or infinite values",
+            "layer contributions contain NaN or infinite values",
             expected="finite numbers",
             actual=f"layer {int(np.flatnonzero(~np.isfinite(scores))[0])}",
             remedy="calibrate again",
@@ -151,12 +155,12 @@ def _ranked(scores: np.ndarray, source: str, sha256: str) -> Ranking:
 
 
 def split(layers: int) -> tuple[int, int]:
-    """How many layers are top and mid: 1 and 7 of 30, scaled to any depth, at least one top layer."""
+    """(top, mid) numbers of layers: 1 and 7 of 30, scaled to any depth, at least one top layer."""
     top = max(1, round(layers * _TOP / _DEPTH))
     return top, min(layers - top, round(layers * _MID / _DEPTH))
 
 
-def layer_types(mix: Mix, ranking: Ranking) -> dict[int, str]:
+def layer_types(mix: LayerTypes, ranking: Ranking) -> dict[int, str]:
     """layer -> type of its FFN tensors."""
     top, mid = split(len(ranking.layers))
     return {
@@ -166,9 +170,9 @@ def layer_types(mix: Mix, ranking: Ranking) -> dict[int, str]:
 
 
 def overrides_of(tier: Tier, ranking: Ranking, names: Iterable[str] = ()) -> tuple[tuple[str, str], ...]:
-    """(pattern, type) for every tensor, in the order of the reference implementation's files. For a dynamic tier only.
+    """(pattern, type) lines for every tensor of a dynamic tier, in the order of the reference implementation's files.
 
-    `names` are the model's tensors: FFN matrices that Gemma 4 does not have (ffn_up_exps, ffn_up_shexp) get lines too.
+    `names` are the model's tensors, so that FFN matrices that Gemma 4 lacks (ffn_up_exps, ffn_up_shexp) get lines too.
     """
     assert tier.dynamic is not None
     ffn = (*FFN, *sorted({m[1] for name in names if (m := _FFN.fullmatch(name))} - set(FFN)))
@@ -187,7 +191,7 @@ def map_text(overrides: Sequence[tuple[str, str]]) -> str:
 
 
 def normal(overrides: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The same with types in upper case, as `Request` wants them (llama-quantize ignores case)."""
+    """The lines with types in upper case, as `Request` wants them (llama-quantize ignores case)."""
     return tuple((pattern, kind.upper()) for pattern, kind in overrides)
 
 
@@ -199,7 +203,9 @@ def parse_map(path: Path) -> tuple[tuple[str, str], ...]:
         try:
             re.compile(pattern)
         except re.error as exc:
-            raise BadInput(f"{path}: {pattern!r} is not a regular expression", actual=str(exc)) from exc
+            raise BadInput(
+                f"{path}: {pattern!r} is not a regular expression", actual=str(exc), remedy="correct it"
+            ) from exc
         if not (pattern and sign and kind):
             raise BadInput(
                 f"{path}: {word!r} is not pattern=type",
@@ -212,10 +218,10 @@ def parse_map(path: Path) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class OverrideReport:
-    """What becomes of a map's lines.
+    """What llama.cpp does with a map's lines.
 
     `unmatched`: no tensor has such a name; `ignored`: llama.cpp keeps the tensor's type (router, scales, norms);
-    `fallbacks`: tensor -> (wanted, given) because of its row length; `shadowed`: an earlier line takes all its tensors.
+    `fallbacks`: tensor -> (wanted, given) because of its row length; `shadowed`: earlier lines match all its tensors.
     """
 
     unmatched: tuple[str, ...]
@@ -241,12 +247,12 @@ def explain_overrides(overrides: Sequence[tuple[str, str]], choices: Sequence[Ch
 
 
 def provenance(tier: Tier, ranking: Ranking, text: str, report: OverrideReport) -> dict[str, Any]:
-    """The sidecar of a map file."""
+    """Content of a map file's sidecar: where the map comes from."""
     assert tier.dynamic is not None
     top, mid = split(len(ranking.layers))
     return {
         "tier": tier.name,
-        "types": tier.dynamic.model_dump(),
+        "types": msgspec.structs.asdict(tier.dynamic),
         "layers": len(ranking.layers),
         "counts": {"top": top, "mid": mid, "low": len(ranking.layers) - top - mid},
         "ranking": list(ranking.layers),
@@ -262,14 +268,14 @@ def provenance(tier: Tier, ranking: Ranking, text: str, report: OverrideReport) 
 
 
 def require_fresh(sidecar: dict[str, Any], map_bytes: bytes, ranking: Ranking) -> None:
-    """Refuse a map that was made for another imatrix (or statistics, or ranking), or was edited since. `Refused`."""
+    """Raise `Refused` for a map that was made for another imatrix, statistics or ranking, or was edited since."""
     made = sidecar.get("importance", {})
     if (made.get("source"), made.get("sha256")) != (ranking.source, ranking.sha256):
         raise Refused(
             "this map of tensor types is stale",
             expected=f"made from {ranking.source} {ranking.sha256[:16]}",
             actual=f"made from {made.get('source')} {str(made.get('sha256'))[:16]}",
-            remedy="remove the map file and its sidecar; they are made anew",
+            remedy="remove the map file and its sidecar; they are made again",
         )
     if sidecar.get("map_sha256") != sha256_bytes(map_bytes):
         raise Refused(

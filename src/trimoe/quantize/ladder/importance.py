@@ -1,7 +1,8 @@
-"""Importance matrices for the ladder: made once by llama-imatrix, checked against the model, and gated by coverage.
+"""Importance matrices: made once by llama-imatrix, checked against the model, and gated by coverage.
 
 Coverage gate (protocol of the reference): in no layer may more than 20 % of the experts have seen less than 20 % of the
-layer's mean count; below that an expert's importances are noise. An imatrix of another model is refused by its tensors.
+layer's mean count; below that an expert's importances are noise. An imatrix of another model is recognised by its
+tensors and refused.
 """
 
 import subprocess
@@ -24,7 +25,7 @@ LOW, SHARE = 0.2, 0.2
 
 @dataclass(frozen=True)
 class Coverage:
-    """Of one layer: how many of its experts lie under `LOW` of the mean count."""
+    """Coverage of one layer: `thin` of its `experts` have less than `LOW` of the `mean` count (tokens)."""
 
     layer: int
     experts: int
@@ -38,7 +39,7 @@ class Coverage:
 
 
 def coverage(imatrix: Imatrix) -> list[Coverage]:
-    """Per layer, from the counts of its expert tensors; empty for the .dat format, which has none per expert."""
+    """Coverage per layer, from the counts of its expert tensors; empty for .dat files, which have no counts."""
     found: dict[int, Coverage] = {}
     for name, entry in imatrix.entries.items():
         if not name.startswith("blk.") or "_exps." not in name or entry.counts is None:
@@ -52,11 +53,11 @@ def coverage(imatrix: Imatrix) -> list[Coverage]:
 
 
 def require_coverage(found: Sequence[Coverage]) -> None:
-    """Refuse an imatrix that starves experts."""
+    """Raise `Refused` for an imatrix that starves experts."""
     if worst := [layer for layer in found if layer.share > SHARE]:
         one = max(worst, key=lambda c: c.share)
         raise Refused(
-            f"the imatrix saw too little of the experts in {len(worst)} of {len(found)} layers",
+            f"the imatrix has too little data on experts in {len(worst)} of {len(found)} layers",
             expected=f"at most {SHARE:.0%} of a layer's experts under {LOW:.0%} of its mean count",
             actual=f"layer {one.layer}: {one.thin} of {one.experts} experts (mean {one.mean:.0f} tokens)",
             remedy="use a broader calibration set, or --allow-thin-imatrix",
@@ -64,22 +65,22 @@ def require_coverage(found: Sequence[Coverage]) -> None:
 
 
 def require_fit(imatrix: Imatrix, tensors: Sequence[Tensor]) -> None:
-    """Refuse an imatrix whose entries are not this model's tensors, or miss some of its matrices."""
+    """Raise `CheckpointError` for an imatrix whose entries do not fit this model's tensors."""
     known = {tensor.name: tensor for tensor in tensors}
     for name, entry in imatrix.entries.items():
         tensor = known.get(name)
         values = entry.sums.nbytes // 4
         if tensor is None or (name != "token_embd.weight" and values != tensor.row * matrices(tensor)):
             raise CheckpointError(
-                f"{imatrix.path} is the imatrix of another model: its entry {name} does not fit",
+                f"{imatrix.path} is an imatrix of another model: its entry {name} does not fit",
                 expected=f"{tensor.row} x {matrices(tensor)} values" if tensor else "names of this model's tensors",
                 actual=f"{values} values",
-                remedy="make it from this model (--calibration), or cut it with the prune",
+                remedy="make one from this model (--calibration), or cut it with the model (trimoe prune --imatrix)",
             )
 
 
 def require_entries(choices: Sequence[Choice], file_type: str, imatrix: Imatrix | None, tier: str) -> None:
-    """Refuse a tier that llama-quantize would stop at for want of an imatrix entry."""
+    """Raise `BadInput` for a tier at which llama-quantize would stop because an imatrix entry is missing."""
     for choice in choices:
         if requires_imatrix(choice, file_type) and (imatrix is None or choice.tensor.name not in imatrix.entries):
             raise BadInput(
@@ -91,16 +92,16 @@ def require_entries(choices: Sequence[Choice], file_type: str, imatrix: Imatrix 
 
 
 def matrices(tensor: Tensor) -> int:
-    """How many matrices a tensor stacks (ggml's ne[2])."""
+    """Number of matrices that a tensor stacks (ggml's ne[2])."""
     return tensor.shape[-3] if len(tensor.shape) > 2 else 1
 
 
 def make_imatrix(
     tools: LlamaCpp, base: Path, text: str, folder: Path, *, chunks: int, context: int, threads: int
 ) -> Path:
-    """Measure `folder`/imatrix.gguf on a text, which is kept beside it. Raises `BadInput` with the tool's last lines.
+    """Make `folder`/imatrix.gguf from a text, which is kept beside it. Raises `BadInput` with the tool's last lines.
 
-    The tool runs in the folder, so that the imatrix names its text without a path: sizes stay predictable.
+    The tool runs in that folder, so that the imatrix stores the text's name without a path and sizes stay predictable.
     """
     out, dataset = folder / IMATRIX_NAME, folder / DATASET_NAME
     with publish_file(dataset, overwrite=True) as temporary:
@@ -132,7 +133,7 @@ def make_imatrix(
         )
         if answer.returncode != 0 or not temporary.exists():
             raise BadInput(
-                f"llama-imatrix could not measure {base.name}",
+                f"llama-imatrix failed on {base.name}",
                 expected="a model and a long enough text",
                 actual=last_lines(answer.stderr),
                 remedy="see the tool's message",

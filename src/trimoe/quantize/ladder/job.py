@@ -1,4 +1,4 @@
-"""One tier: what llama-quantize is asked, what must come out, and whether it did.
+"""One tier of a ladder: its llama-quantize call, the predicted result, and the check of the actual one.
 
 Before: the request with its map of tensor types, the predicted size, and llama-quantize's own dry run, which must agree
 with the prediction tensor by tensor. After: the file must have the predicted size and types, and answer prompts.
@@ -27,7 +27,7 @@ from trimoe.quantize.ladder.dynamic import (
     provenance,
     require_fresh,
 )
-from trimoe.quantize.ladder.record import make, reuse, rewrite
+from trimoe.quantize.ladder.manifest import make, reuse, rewrite
 from trimoe.quantize.ladder.smoke import Smoke, smoke
 from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import Size, predict
@@ -42,7 +42,7 @@ _DRY = re.compile(
 
 @dataclass(frozen=True)
 class Job:
-    """A tier of one model, planned: `imatrix` is the file's name in the output folder, if the tier uses it."""
+    """A planned tier of one model. `imatrix` is the name of the imatrix in the output folder, if the tier uses it."""
 
     tier: Tier
     request: Request
@@ -57,7 +57,7 @@ class Job:
 def plan_job(
     blueprint: Blueprint, tier: Tier, out: Path, *, imatrix: str | None, about_imatrix: int, ranking: Ranking | None
 ) -> Job:
-    """Predict a tier. Refuses tensors that could only stay at 16 bits. `inputs` is left empty here."""
+    """Predict a tier. Refuses tensors that could only stay at 16 bits. `inputs` is left empty."""
     overrides: tuple[tuple[str, str], ...] = ()
     if tier.dynamic is not None:
         if ranking is None:
@@ -78,7 +78,7 @@ def plan_job(
 
 
 def refuse_f16(size: Size, tier: str) -> None:
-    """Refuse rows that no block type divides: llama-quantize would leave them at F16 without a word at the end."""
+    """Refuse rows that no block type divides: llama-quantize would leave them at F16 without a summary."""
     for choice in size.choices:
         if choice.dtype == "F16" and choice.wanted not in PLAIN:
             raise Refused(
@@ -90,7 +90,7 @@ def refuse_f16(size: Size, tier: str) -> None:
 
 
 def inputs_of(job: Job, base: str, imatrix_sha256: str | None, llamacpp: str) -> dict[str, Any]:
-    """What the file is a function of."""
+    """Everything that the file's bytes depend on."""
     return {
         "base": base,
         "tier": job.tier.name,
@@ -104,7 +104,7 @@ def inputs_of(job: Job, base: str, imatrix_sha256: str | None, llamacpp: str) ->
 
 
 def write_map(job: Job, ranking: Ranking) -> None:
-    """The job's --tensor-type-file and its sidecar; an existing pair must be fresh: `Refused` if it is stale."""
+    """Write the job's --tensor-type-file and its sidecar. Raises `Refused` for an existing pair that is stale."""
     assert job.map_file is not None
     assert job.report is not None
     text = map_text(overrides_of(job.tier, ranking, [c.tensor.name for c in job.size.choices]))
@@ -118,7 +118,7 @@ def write_map(job: Job, ranking: Ranking) -> None:
 
 
 def command(tools: LlamaCpp, job: Job, base: Path, out: Path | None, threads: int, buffer_mib: int) -> list[str]:
-    """llama-quantize for this job; without `out` a dry run. To be run in the folder of the job's output."""
+    """The llama-quantize command of this job; without `out` a dry run. Run it in the folder of the job's output."""
     words = [str(tools.program("llama-quantize"))]
     if out is None:
         words.append("--dry-run")
@@ -137,7 +137,7 @@ def command(tools: LlamaCpp, job: Job, base: Path, out: Path | None, threads: in
 
 
 def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
-    """llama-quantize's dry run must choose the predicted type for every tensor. Raises `Refused` where it does not."""
+    """Run llama-quantize's dry run. Raises `Refused` where it does not choose the predicted type for every tensor."""
     words = command(tools, job, base, None, 1, 64)
     answer = subprocess.run(
         bound(words), cwd=job.out.parent, capture_output=True, encoding="utf-8", errors="replace", check=False
@@ -154,7 +154,7 @@ def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
     for choice in job.size.choices:
         if (actual := found.get(choice.tensor.name)) != choice.dtype:
             raise Refused(
-                f"this llama.cpp does not do as predicted for tier {job.tier.name}",
+                f"this llama.cpp chooses other types than predicted for tier {job.tier.name}",
                 expected=f"{choice.tensor.name} as {choice.dtype}",
                 actual=str(actual),
                 remedy="use the pinned release (trimoe llamacpp install)",
@@ -163,20 +163,20 @@ def cross_check(tools: LlamaCpp, job: Job, base: Path) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job may use: threads, and MiB of buffers in llama-quantize (operational, no part of any identity)."""
+    """Limits of one job: threads, and MiB of buffers in llama-quantize. They are not part of any identity."""
 
     threads: int
     buffer_mib: int
 
 
 class Stopper:
-    """Ends running programs when the work is given up: a thread that waits for one cannot be interrupted."""
+    """Ends running programs when the work is aborted: a thread that waits for one cannot be interrupted."""
 
     def __init__(self) -> None:
         self._lock, self._running, self._stopped = threading.Lock(), set[subprocess.Popen[str]](), False
 
     def run(self, words: Sequence[str], folder: Path) -> tuple[int, str]:
-        """(status, standard error) of a program that `stop` can end."""
+        """Run a program that `stop` can end; returns (status, standard error)."""
         with self._lock:
             if self._stopped:
                 return -1, "stopped"
@@ -197,7 +197,7 @@ class Stopper:
                 self._running.discard(process)
 
     def stop(self) -> None:
-        """End everything that runs and start nothing more."""
+        """End everything that is running and start nothing more."""
         with self._lock:
             self._stopped = True
             for process in self._running:
@@ -207,7 +207,7 @@ class Stopper:
 def run_job(
     tools: LlamaCpp, job: Job, base: Path, wanted: Smoke | None, resources: Resources, stopper: Stopper
 ) -> tuple[dict[str, Any], bool]:
-    """Make and check the job's file, or find it finished: (facts, whether it was there). Raises what went wrong."""
+    """Make and check the job's file, or reuse a finished one; returns (facts, whether it was reused)."""
     if (facts := reuse(job.out, KIND, job.inputs)) is not None:
         if wanted is not None and facts.get("smoke", {}).get("asked") != wanted.identity:
             facts["smoke"] = smoke(tools, job.out, wanted, threads=resources.threads).as_json()
@@ -231,7 +231,7 @@ def run_job(
 
 
 def check_file(path: Path, job: Job) -> None:
-    """Size and types as predicted, or `Refused`: a file that is not what was planned is not published."""
+    """Raise `Refused` unless size and types are as predicted, so that no other file is published."""
     actual = path.stat().st_size
     found = open_gguf(path)
     for choice in job.size.choices:
@@ -241,13 +241,14 @@ def check_file(path: Path, job: Job) -> None:
                 f"tensor {choice.tensor.name} of tier {job.tier.name} is not as planned",
                 expected=choice.dtype,
                 actual=info.dtype if info else "missing",
+                remedy="use the pinned release (trimoe llamacpp install)",
             )
     if actual != job.size.file_bytes and job.size.exact:
         raise Refused(
             f"the file of tier {job.tier.name} has another size than predicted",
             expected=f"{job.size.file_bytes:,} bytes",
             actual=f"{actual:,} bytes",
-            remedy="please report this with the model's name",
+            remedy="report this defect with the model's name",
         )
 
 

@@ -1,7 +1,7 @@
-"""The whole ladder from one call: base, imatrix, tiers; everything checked before, every file checked after.
+"""GGUF ladders: base, imatrix and every tier from one call, checked before and after.
 
-Invariants: what can be refused is refused before the first expensive step; a file appears under its name only with the
-predicted size and types; a rerun of the same command keeps what is finished (same inputs, same sha256) and makes the
+Invariants: whatever can be refused is refused before the first expensive step; a file appears under its name only with
+the predicted size and types; a rerun of the same command keeps finished files (same inputs, same sha256) and makes the
 rest; threads, jobs and memory do not change a byte.
 """
 
@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trimoe.io.progress import Progress
+from trimoe.io.progress import Progress, silent
 from trimoe.io.publish import require_space, write_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.quantize.ladder.checks import model_name, refuse_early
-from trimoe.quantize.ladder.dynamic import Ranking
-from trimoe.quantize.ladder.file import Ladder
+from trimoe.quantize.ladder.dynamic import OverrideReport, Ranking
 from trimoe.quantize.ladder.importance import require_entries
 from trimoe.quantize.ladder.job import (
     Job,
@@ -28,6 +27,15 @@ from trimoe.quantize.ladder.job import (
     plan_job,
     run_job,
     write_map,
+)
+from trimoe.quantize.ladder.result import (
+    BaseFacts,
+    ImatrixFacts,
+    Ladder,
+    MapSummary,
+    SmokeVerdict,
+    TierFile,
+    with_verdict,
 )
 from trimoe.quantize.ladder.smoke import Answers, Smoke, judge, require_good_base
 from trimoe.quantize.ladder.sources import (
@@ -41,6 +49,7 @@ from trimoe.quantize.ladder.sources import (
     make_base,
     ranking_of,
 )
+from trimoe.quantize.ladder.spec import LadderSpec
 from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import bytes_about
 from trimoe.quantize.types.tiers import Tier
@@ -49,24 +58,24 @@ from trimoe.quantize.types.tiers import Tier
 def make_ladder(
     model: Path,
     out: Path,
-    ladder: Ladder,
+    spec: LadderSpec,
     tools: LlamaCpp,
     *,
     sources: Sources | None = None,
     effort: Effort | None = None,
     name: str | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Make every tier of a ladder in `out`; returns the table (also written to out/ladder.json)."""
-    sources, effort, report = sources or Sources(), effort or Effort(), progress or _silent
-    tiers = [tier for tier in ladder.resolved() if tier.name != ladder.base]  # the base is a rung already
+) -> Ladder:
+    """Make every tier of a ladder in `out`; the result is also written to out/ladder.json."""
+    sources, effort, report = sources or Sources(), effort or Effort(), progress or silent
+    tiers = [tier for tier in spec.resolved() if tier.name != spec.base]  # the base file exists already
     stem = name or model_name(model)
-    refuse_early(model, out, stem, ladder, tiers, sources, tools)
+    refuse_early(model, out, stem, spec, tiers, sources, tools)
     out.mkdir(parents=True, exist_ok=True)
     report(0, len(tiers) + 2, "base")
-    base = make_base(model, out, stem, ladder, tools)
+    base = make_base(model, out, stem, spec, tools)
     report(1, len(tiers) + 2, "imatrix")
-    importance = importance_of(model, base, out, ladder, tools, sources, effort)
+    importance = importance_of(model, base, out, spec, tools, sources, effort)
     ranking = ranking_of(base, importance, sources) if any(tier.dynamic for tier in tiers) else None
     jobs = plan_jobs(base.blueprint, out, stem, tiers, importance, ranking)
     version = llamacpp_version(tools)
@@ -80,30 +89,26 @@ def make_ladder(
             write_map(job, ranking)
         if not job.out.exists():
             cross_check(tools, job, base.path)
-    answers = base_answers(tools, base, ladder.smoke, out, effort.threads) if ladder.smoke else None
-    fault = require_good_base(answers, ladder.smoke) if ladder.smoke and answers else None
-    rows = _run(tools, jobs, base, ladder, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
-    judge_rows(rows, answers, ladder.smoke, fault)
-    table = {
-        "model": stem,
-        "base": {"file": base.path.name, "fingerprint": base.fingerprint},
-        "imatrix": importance
-        and {
-            "file": importance.name,
-            "sha256": importance.sha256,
-            "tokens": importance.tokens,
-            "thin_layers": {str(c.layer): round(c.share, 4) for c in importance.coverage if c.thin},
-        },
-        "llamacpp": tools.info or {"version": tools.version()},
-        "files": rows,
-        "findings": findings(rows),
-    }
-    write_json(
-        out / "ladder.json",
-        {**table, "files": [{k: v for k, v in r.items() if k != "kept"} for r in rows]},
-        overwrite=True,
+    answers = base_answers(tools, base, spec.smoke, out, effort.threads) if spec.smoke else None
+    fault = require_good_base(answers, spec.smoke) if spec.smoke and answers else None
+    files = _run(tools, jobs, base, spec, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
+    made = Ladder(
+        stem,
+        BaseFacts(base.path.name, base.fingerprint),
+        imatrix_facts(importance),
+        tools.info or {"version": tools.version()},
+        judged(files, answers, spec.smoke, fault),
     )
-    return table
+    write_json(out / "ladder.json", made.as_dict(reused=False), overwrite=True)
+    return made
+
+
+def imatrix_facts(importance: Importance | None) -> ImatrixFacts | None:
+    """The imatrix in use, for the result."""
+    if importance is None:
+        return None
+    thin = {one.layer: round(one.share, 4) for one in importance.coverage if one.thin}
+    return ImatrixFacts(importance.name, importance.sha256, importance.tokens, thin)
 
 
 def plan_jobs(
@@ -114,7 +119,7 @@ def plan_jobs(
     importance: Importance | None,
     ranking: Ranking | None,
 ) -> list[Job]:
-    """A job for each tier, with sizes to the byte; refuses tiers for which the imatrix lacks entries."""
+    """A job per tier, with sizes to the byte. Refuses tiers that need imatrix entries which do not exist."""
     jobs = []
     for tier in tiers:
         about = bytes_about(importance.imatrix, importance.name) if importance else 0
@@ -132,82 +137,63 @@ def plan_jobs(
     return jobs
 
 
-def judge_rows(rows: Sequence[dict[str, Any]], base: Answers | None, wanted: Smoke | None, fault: str | None) -> None:
-    """Each row's verdict: `failed` (None: did not), and `unchecked` (why not failing means nothing; None: it does)."""
-    for row in rows:
-        if base is None or wanted is None:
-            row.pop("smoke", None)  # answers that an earlier run asked for, and this one does not judge
-            continue
-        failed = judge(Answers.from_json(row["smoke"]), base, wanted)
-        row["smoke"] |= {"failed": failed, "unchecked": fault and f"the base itself fails: {fault}"}
+def judged(
+    files: Sequence[TierFile], base: Answers | None, wanted: Smoke | None, fault: str | None
+) -> tuple[TierFile, ...]:
+    """The files with their verdicts; `fault` is why the base fails the test itself.
 
-
-def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What a reader must know: files that do not end their answers, and dynamic files equal to their plain tier."""
-    found = [
-        f"{row['tier']} failed the smoke test: {row['smoke']['failed']}"
-        for row in rows
-        if row.get("smoke") and row["smoke"]["failed"]
-    ]
-    found += [
-        f"{row['tier']} was not checked: {row['smoke']['unchecked']}"
-        for row in rows
-        if row.get("smoke") and row["smoke"].get("unchecked") and not row["smoke"]["failed"]
-    ]
-    hashes: dict[str, str] = {}
-    for row in rows:
-        if row["sha256"] in hashes:
-            found.append(f"{row['tier']} has the same bytes as {hashes[row['sha256']]}")
-        hashes.setdefault(row["sha256"], row["tier"])
-    return found
+    Without a smoke test, answers that an earlier run recorded are dropped: nothing judges them.
+    """
+    if base is None or wanted is None:
+        return tuple(replace(file, smoke=None) for file in files)
+    return tuple(
+        with_verdict(file, judge(file.smoke.answers, base, wanted), fault) if file.smoke else file for file in files
+    )
 
 
 def _run(
     tools: LlamaCpp,
     jobs: Sequence[Job],
     base: Base,
-    ladder: Ladder,
+    spec: LadderSpec,
     effort: Effort,
     report: Callable[[int, str], None],
-) -> list[dict[str, Any]]:
-    """All jobs, some at a time; rows in the order of the ladder."""
+) -> list[TierFile]:
+    """Run all jobs, `effort.jobs` at a time; files in the order of the ladder."""
     resources = Resources(effort.threads, max(64, effort.memory // effort.jobs >> 20))
-    stopper, rows = Stopper(), {}
+    stopper, files = Stopper(), {}
     with ThreadPoolExecutor(effort.jobs) as pool:
-        waiting = {pool.submit(run_job, tools, job, base.path, ladder.smoke, resources, stopper): job for job in jobs}
+        waiting = {pool.submit(run_job, tools, job, base.path, spec.smoke, resources, stopper): job for job in jobs}
         try:
             for done, future in enumerate(as_completed(waiting), 1):
                 job = waiting[future]
-                facts, kept = future.result()
-                rows[job.tier.name] = row_of(job, facts, kept)
-                report(done, f"{job.tier.name}{' (was finished)' if kept else ''}")
+                facts, reused = future.result()
+                files[job.tier.name] = file_of(job, facts, reused)
+                report(done, f"{job.tier.name}{' (reused)' if reused else ''}")
         except BaseException:
             stopper.stop()
             pool.shutdown(cancel_futures=True)
             raise
-    return [rows[job.tier.name] for job in jobs]
+    return [files[job.tier.name] for job in jobs]
 
 
-def row_of(job: Job, facts: dict[str, Any], kept: bool) -> dict[str, Any]:
-    """A finished job's line of the table."""
-    fallbacks = sum(choice.fell_back for choice in job.size.choices)
-    row = {
-        "tier": job.tier.name,
-        "file": job.out.name,
-        **facts,
-        "imatrix": job.inputs["imatrix"],
-        "fallback_tensors": fallbacks,
-        "kept": kept,
-    }
-    if job.report is not None:
-        row["map"] = {
-            "sha256": map_sha256(job),
-            "no such tensor": len(job.report.unmatched),
-            "kept by llama.cpp": len(job.report.ignored),
-            "fell back": len(job.report.fallbacks),
-        }
-    return row
+def file_of(job: Job, facts: dict[str, Any], reused: bool) -> TierFile:
+    """A finished job as a file of the result, not judged yet."""
+    report, smoke = job.report, facts.get("smoke")
+    return TierFile(
+        tier=job.tier.name,
+        path=job.out,
+        file_bytes=facts["file_bytes"],
+        sha256=facts["sha256"],
+        bits_per_weight=facts["bits_per_weight"],
+        types=facts["types"],
+        imatrix=job.inputs["imatrix"],
+        fallback_tensors=sum(choice.fell_back for choice in job.size.choices),
+        reused=reused,
+        smoke=SmokeVerdict(Answers.from_json(smoke), None, None) if smoke else None,
+        map=_summary(job, report) if report else None,
+    )
 
 
-def _silent(done: int, total: int, note: str = "") -> None:
-    """Progress that nobody watches."""
+def _summary(job: Job, report: OverrideReport) -> MapSummary:
+    return MapSummary(map_sha256(job), len(report.unmatched), len(report.ignored), len(report.fallbacks))

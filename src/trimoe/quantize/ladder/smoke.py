@@ -1,7 +1,7 @@
-"""Does a file answer? llama-server loads it, and a few prompts must end by themselves; some have a known answer.
+"""Smoke test of a quantized file: llama-server loads it, and a few prompts must end by themselves.
 
-A quantization that went too far loads without complaint and then rambles for ever: that is what this finds. It is a
-smoke test and says nothing about quality.
+Some prompts have a known answer. A quantization that went too far loads without complaint and then never stops talking;
+this test finds that. It says nothing about quality.
 """
 
 import json
@@ -15,76 +15,75 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import msgspec
 
 from trimoe.errors import BadInput, Refused
+from trimoe.io.datafile import Data
 from trimoe.io.publish import sha256_json
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 
-_START = 600.0  # seconds that a server may take to load a model
-_ANSWER = 600.0
+_START = 600.0  # seconds for a server to load a model
+_ANSWER = 600.0  # seconds for a reply
 
 
-class Prompt(BaseModel):
-    """One question; `expect` is a regular expression that a right answer matches, None if any answer will do."""
+class Prompt(Data, frozen=True, kw_only=True):
+    """One question. `expect` is a regular expression that a right answer matches; None if any answer will do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    ask: str = Field(min_length=1)
+    ask: Annotated[str, msgspec.Meta(min_length=1)]
     expect: str | None = None
 
-    @field_validator("expect")
-    @classmethod
-    def _compiles(cls, expect: str | None) -> str | None:
+    def __post_init__(self) -> None:
+        """Refuse an invalid regular expression."""
         try:
-            re.compile(expect or "")
+            re.compile(self.expect or "")
         except re.error as exc:
-            raise ValueError(f"{expect!r} is not a regular expression: {exc}") from exc
-        return expect
+            raise ValueError(f"{self.expect!r} is not a regular expression: {exc}") from exc
 
 
-class Smoke(BaseModel):
-    """What is asked of each file; of the prompts with `expect`, `min_right` must match."""
+class Smoke(Data, frozen=True, kw_only=True):
+    """The prompts of a smoke test; of those with `expect`, at least `min_right` must match."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    prompts: tuple[Prompt, ...] = Field(min_length=1)
-    min_right: int = Field(0, ge=0)
-    max_tokens: int = Field(256, ge=1)
+    prompts: Annotated[tuple[Prompt, ...], msgspec.Meta(min_length=1)]
+    min_right: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 256
     allow_unchecked: bool = False
-    """Go on where the base itself fails: its files cannot be judged by these prompts, and say so."""
+    """Continue if the base itself fails: its files cannot be judged by these prompts, and are reported as unchecked."""
 
     @property
     def identity(self) -> str:
-        """Hash of all that is asked: answers to other questions cannot be reused."""
-        return sha256_json(self.model_dump(mode="json", exclude={"allow_unchecked"}))
+        """Hash of prompts and limits: answers to other prompts are not reused."""
+        asked = msgspec.to_builtins(self)
+        del asked["allow_unchecked"]
+        return sha256_json(asked)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file said to each prompt: whether it ended by itself, whether it was right (None: any answer would do)."""
+    """A file's answer to each prompt: whether it ended by itself, and whether it was right (None: any would do)."""
 
     asked: str
-    """`Smoke.identity`."""
+    """`Smoke.identity` of the prompts."""
     ended: tuple[bool, ...]
     right: tuple[bool | None, ...]
     texts: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The answers as JSON values."""
         return {"asked": self.asked, "ended": list(self.ended), "right": list(self.right), "texts": list(self.texts)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Answers":
-        """Back from `as_json`."""
+        """The inverse of `as_json`."""
         return cls(data["asked"], *(tuple(data[key]) for key in ("ended", "right", "texts")))
 
 
 def judge(found: Answers, base: Answers, wanted: Smoke) -> str | None:
-    """What is wrong with a file, None if nothing: measured against its base, since no quantization can repair a model.
+    """Why a file fails, None if it passes. The base sets the standard, since no quantization repairs a model.
 
-    Every prompt that the base ends must end; `min_right` answers must be right, or as many as the base had.
+    Every prompt that the base ends must end; `min_right` answers must be right, or as many as the base got right.
     """
     rambling = sum(theirs and not own for own, theirs in zip(found.ended, base.ended, strict=True))
     right, needed = found.right.count(True), min(wanted.min_right, base.right.count(True))
@@ -96,9 +95,9 @@ def judge(found: Answers, base: Answers, wanted: Smoke) -> str | None:
 
 
 def base_fault(base: Answers, wanted: Smoke) -> str | None:
-    """Why a base cannot be the measure of its files, None if it passes itself.
+    """Why a base cannot be the standard for its files, None if it passes itself.
 
-    A base that ends nothing and knows nothing would let every broken file pass.
+    With a base that ends and knows nothing, every broken file would pass.
     """
     if (rambling := base.ended.count(False)) > 0:
         return f"{rambling} of {len(base.ended)} prompts did not end"
@@ -108,21 +107,21 @@ def base_fault(base: Answers, wanted: Smoke) -> str | None:
 
 
 def require_good_base(base: Answers, wanted: Smoke) -> str | None:
-    """Refuse a base that fails its own smoke test, or say why its files stay unchecked where that is allowed."""
+    """Why a base fails its own smoke test, None if it passes. Raises `Refused` unless unchecked files are allowed."""
     fault = base_fault(base, wanted)
     if fault is not None and not wanted.allow_unchecked:
         raise Refused(
-            "the base fails the smoke test, so it could not find a broken file",
+            "the base fails the smoke test, so the test could not detect a broken file",
             expected="a base that passes",
             actual=fault,
-            remedy="ask prompts that this model answers (smoke in a ladder file), or go on "
-            "unchecked with --allow-unchecked",
+            remedy="use prompts that this model answers (smoke in a ladder file), or continue without the check: "
+            "--allow-unchecked",
         )
     return fault
 
 
 def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answers:
-    """Ask a file all prompts. Raises `BadInput` if llama.cpp cannot load it."""
+    """Ask a file every prompt. Raises `BadInput` if llama.cpp cannot load it."""
     with served(tools, model, threads=threads) as url:
         replies = [ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
     right = tuple(
@@ -135,7 +134,7 @@ def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answe
 
 @contextmanager
 def served(tools: LlamaCpp, model: Path, *, threads: int, context: int = 2048) -> Iterator[str]:
-    """llama-server with this model, on a free port of this machine; yields its address. Always stopped."""
+    """Run llama-server with this model on a free local port; yields its address and always stops it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -188,11 +187,12 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, model: Path, log: str) 
         f"llama-server cannot load {model.name}",
         expected="a model that loads",
         actual=last_lines(Path(log).read_text(errors="replace"), 3),
+        remedy="see the server's message",
     )
 
 
 def ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
-    """(answer, why it ended) of one greedy chat turn: "stop" if the model ended it. Raises `BadInput`."""
+    """(answer, finish reason) of one greedy chat turn; "stop" if the model ended it. Raises `BadInput`."""
     body = {
         "messages": [{"role": "user", "content": question}],
         "max_tokens": max_tokens,
@@ -208,8 +208,11 @@ def ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
             choice = json.load(answer)["choices"][0]
     except urllib.error.HTTPError as exc:
         raise BadInput(
-            "llama-server refused a prompt", expected="an answer", actual=exc.read().decode(errors="replace")[:300]
+            "llama-server refused a prompt",
+            expected="an answer",
+            actual=exc.read().decode(errors="replace")[:300],
+            remedy="see the server's message",
         ) from exc
     message = choice["message"]
-    # An answer may sit in either field, depending on the template.
+    # The answer is in either field, depending on the chat template.
     return str(message.get("content") or message.get("reasoning_content") or ""), str(choice["finish_reason"])

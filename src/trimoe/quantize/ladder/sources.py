@@ -1,7 +1,7 @@
-"""What a ladder stands on: the unquantized base, its importance matrix, the ranking of layers, the base's own answers.
+"""Inputs of a ladder: unquantized base, importance matrix, layer ranking, and the base's smoke-test answers.
 
-Each is made once and kept with a manifest; a rerun with the same inputs finds it. What the user brought is used
-as it is (a GGUF file in its place, an imatrix copied beside the files that are made with it).
+Each is made once and kept with a manifest; a rerun with the same inputs reuses it. Files that the user provides are
+used unchanged: a GGUF base in place, an imatrix copied beside the files that are made with it.
 """
 
 import os
@@ -17,10 +17,10 @@ from trimoe.model.gguf.file import find_gguf, open_gguf
 from trimoe.model.gguf.imatrix import Imatrix, open_imatrix
 from trimoe.model.gguf.model import open_gguf_model
 from trimoe.quantize.ladder.dynamic import Ranking, rank_by_file, rank_by_imatrix, rank_by_stats
-from trimoe.quantize.ladder.file import Ladder
 from trimoe.quantize.ladder.importance import Coverage, coverage, make_imatrix, require_coverage, require_fit
-from trimoe.quantize.ladder.record import make, manifest_path, reuse
+from trimoe.quantize.ladder.manifest import make, manifest_path, reuse
 from trimoe.quantize.ladder.smoke import Answers, Smoke, smoke
+from trimoe.quantize.ladder.spec import LadderSpec
 from trimoe.quantize.ladder.text import calibration_text
 from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
 from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME
@@ -28,7 +28,7 @@ from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME
 
 @dataclass(frozen=True)
 class Sources:
-    """Where importances come from: an imatrix, or a calibration set to make one with; and what ranks the layers."""
+    """Where importances come from: an imatrix, or a calibration set to make one; and what ranks the layers."""
 
     imatrix: Path | None = None
     calibration: Path | None = None
@@ -37,12 +37,12 @@ class Sources:
     layer_ranking: Path | None = None
     """JSON ranking or expert statistics; default: the imatrix."""
     allow_thin: bool = False
-    """Go on with an imatrix that the coverage gate would refuse."""
+    """Accept an imatrix that the coverage gate would refuse."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Operational settings: they change no byte of any file."""
+    """Operational settings; they do not change the bytes of any file. `memory` is bytes of buffers of all jobs."""
 
     jobs: int = 1
     threads: int = max(1, (os.cpu_count() or 2) // 2)
@@ -51,7 +51,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Base:
-    """The unquantized GGUF that everything is made from."""
+    """The unquantized GGUF file that the tiers are made from."""
 
     path: Path
     fingerprint: str
@@ -60,7 +60,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Importance:
-    """The imatrix in use, its name in the folder, and what the gate found."""
+    """The imatrix in use, its name in the output folder, and its coverage of experts."""
 
     imatrix: Imatrix
     name: str
@@ -70,50 +70,52 @@ class Importance:
 
 
 def llamacpp_version(tools: LlamaCpp) -> str:
-    """The commit of our build, or what a foreign build says of itself."""
+    """The commit of a build made by trimoe, or the version that another build reports."""
     return str((tools.info or {}).get("release", {}).get("commit") or tools.version() or "unknown")
 
 
-def make_base(model: Path, out: Path, stem: str, ladder: Ladder, tools: LlamaCpp) -> Base:
+def make_base(model: Path, out: Path, stem: str, spec: LadderSpec, tools: LlamaCpp) -> Base:
+    """The base of a model: a GGUF file as it is, a checkpoint converted once into `out`."""
     if (file := find_gguf(model)) is not None:
         return Base(file, open_gguf_model(file).fingerprint, blueprint_of_gguf(open_gguf(file)))
-    path = out / f"{stem}-{ladder.base}.gguf"
+    path = out / f"{stem}-{spec.base}.gguf"
     inputs = {
         "checkpoint": open_checkpoint(model).fingerprint,
-        "type": ladder.base,
+        "type": spec.base,
         "name": stem,
         "llamacpp": llamacpp_version(tools),
     }
     if reuse(path, "gguf-base", inputs) is None:
         with make(path, "gguf-base", inputs) as output:
-            run_converter(tools, model, output.path, ladder.base.lower())
+            run_converter(tools, model, output.path, spec.base.lower())
             output.facts["tensors"] = len(open_gguf(output.path).index)
     return Base(path, open_gguf_model(path).fingerprint, blueprint_of_gguf(open_gguf(path)))
 
 
 def importance_of(
-    model: Path, base: Base, out: Path, ladder: Ladder, tools: LlamaCpp, sources: Sources, effort: Effort
+    model: Path, base: Base, out: Path, spec: LadderSpec, tools: LlamaCpp, sources: Sources, effort: Effort
 ) -> Importance | None:
+    """The imatrix that `sources` ask for, checked against the model and for coverage; None without one."""
     if sources.imatrix is not None:
         path, tokens = _archive(sources.imatrix, out), None
     elif sources.calibration is not None:
-        path, tokens = _measure(model, base, out, ladder, tools, sources, effort)
+        path, tokens = _measure(model, base, out, spec, tools, sources, effort)
     else:
         return None
     imatrix = open_imatrix(path)
     require_fit(imatrix, base.blueprint.tensors)
     found = coverage(imatrix)
-    if not (sources.allow_thin or ladder.imatrix.allow_thin):
+    if not (sources.allow_thin or spec.imatrix.allow_thin):
         require_coverage(found)
     return Importance(imatrix, path.name, sha256_file(path), found, tokens)
 
 
 def _archive(source: Path, out: Path) -> Path:
-    """A user's imatrix, copied beside the files that are made with it."""
+    """Copy a user's imatrix beside the files that are made with it."""
     path = out / (IMATRIX_NAME if not open_imatrix(source).legacy else "imatrix.dat")
     if path.exists() and sha256_file(path) != sha256_file(source):
         raise BadInput(
-            f"{path} is another imatrix than {source}",
+            f"{path} differs from {source}",
             expected="the same bytes",
             actual="it differs",
             remedy="choose another -o, or remove the files made with the old one",
@@ -125,9 +127,9 @@ def _archive(source: Path, out: Path) -> Path:
 
 
 def _measure(
-    model: Path, base: Base, out: Path, ladder: Ladder, tools: LlamaCpp, sources: Sources, effort: Effort
+    model: Path, base: Base, out: Path, spec: LadderSpec, tools: LlamaCpp, sources: Sources, effort: Effort
 ) -> tuple[Path, dict[str, int]]:
-    """Make the imatrix, or find it made from the same base and text."""
+    """Make the imatrix, or reuse the one made from the same base and text."""
     tokenizer = sources.tokenizer or (model if find_gguf(model) is None else None)
     if tokenizer is None:
         raise UsageError(
@@ -137,7 +139,7 @@ def _measure(
             remedy="give the checkpoint's directory, or an --imatrix",
         )
     assert sources.calibration is not None
-    options = ladder.imatrix
+    options = spec.imatrix
     text = calibration_text(sources.calibration, tokenizer, options.chunks * options.context)
     inputs = {
         "base": base.fingerprint,
@@ -168,6 +170,7 @@ def _measure(
 
 
 def ranking_of(base: Base, importance: Importance | None, sources: Sources) -> Ranking | None:
+    """The layer ranking: from --layer-ranking, else from the imatrix; None without either."""
     layers = base.blueprint.facts.layers
     if sources.layer_ranking is not None:
         return read_ranking(sources.layer_ranking, layers)
@@ -175,13 +178,14 @@ def ranking_of(base: Base, importance: Importance | None, sources: Sources) -> R
 
 
 def read_ranking(path: Path, layers: int) -> Ranking:
+    """A ranking from expert statistics (.safetensors) or from a JSON file."""
     if path.suffix == ".safetensors":
         return rank_by_stats(ExpertStats.load(path), layers)
     return rank_by_file(path, layers)
 
 
 def base_answers(tools: LlamaCpp, base: Base, wanted: Smoke, out: Path, threads: int) -> Answers:
-    """What the base says to the smoke test's prompts; asked once, kept in out/base-answers.json."""
+    """The base's answers to the smoke test; asked once and kept in out/base-answers.json."""
     path = out / "base-answers.json"
     if path.exists():
         kept = read_json(path, "answers of the base")

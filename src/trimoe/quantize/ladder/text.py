@@ -1,9 +1,9 @@
-"""A calibration set as one text for llama-imatrix, balanced over its classes by tokens.
+"""Calibration text for llama-imatrix: documents of a set, balanced over its classes by tokens.
 
-llama-imatrix reads a text, tokenises it and cuts it into chunks. A text in which one class dominates starves the
-experts of the others (a code-heavy one left a quarter of the experts of seven layers without data), so documents are
-taken from the class that has had the fewest tokens, until one class runs dry or there is enough.
-Invariant: a function of the set and the tokenizer alone; between classes the totals differ by at most one document.
+llama-imatrix tokenises one text and cuts it into chunks. A text dominated by one class starves the experts of the
+others (a code-heavy one left a quarter of the experts of seven layers without data), so documents are taken from the
+class with the fewest tokens so far, until one class runs out or there are enough.
+Invariant: a function of the set and the tokenizer alone; totals of classes differ by at most one document.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from trimoe.errors import CalibrationError
 
 
 @dataclass(frozen=True)
-class Text:
-    """The text and how many tokens each class gave."""
+class BalancedText:
+    """The text and the number of tokens of each class."""
 
     text: str
     tokens: dict[str, int]
@@ -28,8 +28,8 @@ class Text:
         return sum(self.tokens.values())
 
 
-def balance(documents: Mapping[str, Sequence[tuple[str, int]]], enough: int) -> Text:
-    """Take (text, tokens) from the class with the fewest tokens so far, ties in the order of the classes."""
+def balance(documents: Mapping[str, Sequence[tuple[str, int]]], enough: int) -> BalancedText:
+    """Take (text, tokens) documents from the class with the fewest tokens so far; ties in the order of the classes."""
     taken, at, parts = dict.fromkeys(documents, 0), dict.fromkeys(documents, 0), []
     while sum(taken.values()) < enough:
         name = min(taken, key=lambda n: taken[n])
@@ -39,10 +39,10 @@ def balance(documents: Mapping[str, Sequence[tuple[str, int]]], enough: int) -> 
         parts.append(text)
         taken[name] += tokens
         at[name] += 1
-    return Text("\n\n".join(parts) + "\n", taken)
+    return BalancedText("\n\n".join(parts) + "\n", taken)
 
 
-def calibration_text(path: Path, model: Path, enough: int) -> Text:
+def calibration_text(path: Path, model: Path, enough: int) -> BalancedText:
     """The text of a calibration set for a checkpoint's tokenizer. Raises `CalibrationError`; needs extra 'torch'."""
     from transformers import AutoTokenizer
 
@@ -54,12 +54,14 @@ def calibration_text(path: Path, model: Path, enough: int) -> Text:
             f"{model} has no usable tokenizer",
             expected="tokenizer.json",
             actual=str(exc)[:200],
-            remedy="give the checkpoint's directory with --tokenizer",
+            remedy="give a checkpoint's directory with --tokenizer",
         ) from exc
     documents = {name: [_document(item, tokenizer) for item in items] for name, items in chosen.texts().items()}
     text = balance(documents, enough)
     if not text.total:
-        raise CalibrationError(f"calibration set {path} gives no text", expected="documents with tokens")
+        raise CalibrationError(
+            f"calibration set {path} gives no text", expected="documents with tokens", remedy="add documents"
+        )
     return text
 
 
@@ -68,7 +70,7 @@ def _document(item: SourceText, tokenizer: Tokenizer) -> tuple[str, int]:
         text = item.body
     elif not tokenizer.chat_template:
         raise CalibrationError(
-            "the calibration set holds chats but the model has no chat template",
+            "the calibration set contains chats, but the model has no chat template",
             expected="chat_template.jinja",
             remedy="use sources with a text field",
         )
@@ -78,6 +80,6 @@ def _document(item: SourceText, tokenizer: Tokenizer) -> tuple[str, int]:
         text = str(
             tokenizer.apply_chat_template(list(item.body), tokenize=False, add_generation_prompt=open_turn, **extra)
         )
-        # llama-imatrix puts a beginning-of-sequence token before every chunk itself.
+        # llama-imatrix adds a beginning-of-sequence token to every chunk itself.
         text = text.removeprefix(str(getattr(tokenizer, "bos_token", None) or ""))
     return text, len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,10 +1,10 @@
-"""One option per group, least total cost within a budget of bytes: the multiple-choice knapsack, solved exactly.
+"""The multiple-choice knapsack, solved exactly: one option per group, least total cost within a budget of bytes.
 
-Groups are added one by one; of all partial choices only those are kept that no other one beats in both bytes and cost,
-and that could still beat the best complete choice known. Both cuts are safe, so the result is optimal. What could
-still be reached is bounded by the linear relaxation, whose optimum is a greedy walk along each group's convex hull
-(Sinha and Zoltners 1979). If the partial choices outgrow `LIMIT` they are thinned: `Solution.bound` stays a proof.
-Not guaranteed: that costs add up in the model that is built; that is for its measurement to say.
+Groups are added one by one. A partial choice is kept if no other one is better in both bytes and cost, and if it could
+still beat the best complete choice known. Both cuts are safe, so the result is optimal. The rest is bounded by the
+linear relaxation, whose optimum is a greedy walk along each group's convex hull (Sinha and Zoltners 1979). If there are
+more partial choices than `LIMIT` they are thinned out; `Solution.bound` remains a proof.
+Not guaranteed: that costs add up in the model that is built; only measuring it can tell.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy as np
 
 from trimoe.errors import BadInput
 
-LIMIT = 200_000  # partial choices kept; 120 groups of 9 options stay far below in practice
+LIMIT = 200_000  # partial choices kept; 120 groups of 9 options need far fewer in practice
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def solve(groups: Sequence[Options], budget: int, limit: int = LIMIT) -> Solutio
         size = (sizes[:, None] + np.array([s for s, _ in options], np.int64)[None, :]).ravel()
         cost = (costs[:, None] + np.array([c for _, c in options])[None, :]).ravel()
         reach = cost + _at(bounds[number + 1], budget - size)
-        # Rounding must never throw away the best choice: keep what is better up to the last digits.
+        # Rounding must never discard the best choice, so compare with a tolerance.
         alive = np.flatnonzero(reach <= known + 1e-9 * (1 + abs(known)))
         order = alive[np.lexsort((cost[alive], size[alive]))]
         better = np.concatenate(([True], cost[order][1:] < np.minimum.accumulate(cost[order])[:-1]))
@@ -65,7 +65,7 @@ def solve(groups: Sequence[Options], budget: int, limit: int = LIMIT) -> Solutio
             thinned = True
         trail.append((kept // len(options), kept % len(options)))
         sizes, costs = size[kept], cost[kept]
-    if not len(costs):  # only after thinning: the greedy choice is what is known
+    if not len(costs):  # only after thinning: fall back to the greedy choice
         picks = _greedy_picks(groups, budget)
     else:
         at, found = int(np.argmin(costs)), []
@@ -111,7 +111,7 @@ def _at(curve: Curve, room: np.ndarray) -> np.ndarray:
 
 
 def _greedy_picks(groups: Sequence[Options], budget: int) -> tuple[int, ...]:
-    """Walk along the hulls, steepest step first, and skip what no longer fits."""
+    """Options from a walk along the hulls, steepest step first, skipping what does not fit."""
     hulls = [_hull(options) for options in groups]
     at = [0] * len(groups)
     room = budget - sum(hull[0][0] for hull in hulls)

@@ -1,10 +1,10 @@
-"""What each type costs each group of tensors: KL divergence of the model with that group alone quantized.
+"""Costs of a measured mix: KL divergence of the model with only one group of tensors quantized, per type.
 
 llama-quantize makes a file in which one group has the type and everything else stays as in the base, with the imatrix
-and the fallbacks of the final file; llama-perplexity compares it with the base on a text. The base against itself is
-measured too (its stored probabilities have 16 bits) and taken off. Measurements are an artifact: what they are a
-function of is their identity, each is written as it is made, and a rerun continues; other inputs are refused.
-Not measured: what groups do to each other. The mix that is built is measured as a whole.
+and the fallbacks of the final file; llama-perplexity compares it with the base on a text. The base is also compared
+with itself (its stored probabilities have 16 bits), and that cost is subtracted. Measurements are an artifact with an
+identity: each is written as soon as it is made, and a rerun resumes; measurements of other inputs are refused.
+Not measured: interactions between groups. The final mix is measured as a whole.
 """
 
 import subprocess
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from trimoe.errors import BadInput
+from trimoe.errors import BadInput, Refused
 from trimoe.io.progress import Progress
 from trimoe.io.publish import read_json, require_space, sha256_json, write_json
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
+from trimoe.model.gguf.file import open_gguf
 from trimoe.quantize.kld import Reference
 from trimoe.quantize.ladder.dynamic import map_text
 from trimoe.quantize.ladder.sources import Base
@@ -38,7 +39,7 @@ class Costs:
     chunks: dict[str, list[float]]
 
     def of(self, group: Group, option: Option) -> float:
-        """What the option costs over the base's own storage error, never below 0."""
+        """Cost of the option beyond the base's own storage error, at least 0."""
         return max(0.0, self.means[key_of(group, option)] - self.means[ITSELF])
 
     def sum_of(self, chosen: Sequence[tuple[Group, Option]]) -> np.ndarray:
@@ -48,26 +49,30 @@ class Costs:
 
     @property
     def sha256(self) -> str:
-        """Hash of identity and numbers."""
+        """Hash of identity and means."""
         return sha256_json({"identity": self.identity, "means": self.means})
 
 
 def key_of(group: Group, option: Option) -> str:
-    """Name of a measurement: types as stored, since fallbacks make some requests the same."""
+    """Name of a measurement: types as stored, because fallbacks make some requests equal."""
     return f"{group.name} {'+'.join(sorted(set(option.dtypes)))} {sha256_json(list(option.dtypes))[:8]}"
 
 
 def load_costs(path: Path, identity: dict[str, Any]) -> Costs:
-    """The measurements kept at `path`; none yet if there is no file. Raises `BadInput` for those of other inputs."""
+    """The measurements at `path`; empty if there is no file. Raises `BadInput` for measurements of other inputs."""
     if not path.exists():
         return Costs(identity, {}, {})
     data = read_json(path, "measurements of a mix")
     if not isinstance(data, dict) or set(data) != {"identity", "means", "chunks"}:
-        raise BadInput(f"{path} holds no measurements of a mix", expected="identity, means, chunks")
+        raise BadInput(
+            f"{path} holds no measurements of a mix",
+            expected="identity, means, chunks",
+            remedy="remove the file, or choose another -o",
+        )
     if data["identity"] != identity:
         changed = sorted(k for k in {*data["identity"], *identity} if data["identity"].get(k) != identity.get(k))
         raise BadInput(
-            f"the measurements {path} are of other inputs",
+            f"the measurements in {path} belong to other inputs",
             expected="the same " + ", ".join(changed),
             actual="it differs",
             remedy="remove the file, or choose another -o",
@@ -87,7 +92,7 @@ def measure_costs(
     threads: int,
     progress: Progress,
 ) -> Costs:
-    """Measure what is still missing of every group and type."""
+    """Measure every group and type that is still missing; all of them are kept at `path`."""
     costs = load_costs(path, identity)
     missing = [(g, o) for g in groups for o in g.options if key_of(g, o) not in costs.means]
     if not missing and ITSELF in costs.means:
@@ -119,7 +124,7 @@ def _note(costs: Costs, key: str, reference: Reference, file: Path, path: Path) 
 def _quantized(
     tools: LlamaCpp, base: Base, group: Group, option: Option, folder: Path, imatrix: Path | None, threads: int
 ) -> Path:
-    """The base with one group quantized. llama-quantize takes the first line that matches."""
+    """The base with one group quantized. llama-quantize applies the first line that matches."""
     kept = group.tensors[0].dtype
     lines, out = folder / "types.txt", folder / "one.gguf"
     lines.write_text(map_text([*group.overrides(option.wanted), (".*", kept.lower())]))
@@ -146,10 +151,7 @@ def _quantized(
 
 
 def _check(file: Path, group: Group, option: Option) -> None:
-    """Exactly the asked tensors have changed: a cost booked under a wrong name would be worse than none."""
-    from trimoe.errors import Refused
-    from trimoe.model.gguf.file import open_gguf
-
+    """Raise `Refused` unless exactly the tensors of the group have changed."""
     want = dict(zip((t.name for t in group.tensors), option.dtypes, strict=True))
     for name, info in open_gguf(file).index.items():
         expected = want.get(name)

@@ -1,8 +1,8 @@
-"""What a measured mix can choose: groups of tensors, and for each the types that differ on this model. Pure.
+"""Choices of a measured mix: groups of tensors, and for each the types that differ on this model. Pure.
 
-A group is what plays one role in one layer: attention, the dense FFN, the experts' gate and up, the experts' down
-projections; embeddings and output matrix together. Types that fall back to the same types (rows of 704 make Q4_K a
-Q5_0) are one option. Sizes are exact: a file is a fixed part plus the chosen options.
+A group is the tensors of one role in one layer: attention, the dense FFN, the experts' gate and up projections, the
+experts' down projections; embeddings and output matrix form one group. Types that fall back to the same types (rows of
+704 values turn Q4_K into Q5_0) are one option. Sizes are exact: a file is a fixed part plus the chosen options.
 """
 
 import re
@@ -31,7 +31,7 @@ _LABELS = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "IQ2_S": "IQ2_M
 
 @dataclass(frozen=True)
 class Option:
-    """One type for a group: asked for as `wanted`, stored as `dtypes` (in the order of the group's tensors)."""
+    """One type for a group: requested as `wanted`, stored as `dtypes` (in the order of the group's tensors)."""
 
     wanted: str
     dtypes: tuple[str, ...]
@@ -54,8 +54,8 @@ class Group:
 def groups_of(blueprint: Blueprint, types: Sequence[str], entries: Collection[str]) -> list[Group]:
     """Every tensor that llama-quantize touches, in exactly one group, by layer. Raises `CheckpointError`.
 
-    `entries` names the tensors of the imatrix: the lowest types exist only for these. llama-quantize asks for an entry
-    too, except for embeddings, where it dies in an assertion instead.
+    `entries` names the tensors of the imatrix: the lowest types are options only for these. llama-quantize requires an
+    entry too, except for embeddings, where it fails an assertion instead.
     """
     found: dict[str, list[Tensor]] = {}
     for tensor in sorted(blueprint.tensors, key=lambda t: layer_of(t.name)):
@@ -100,13 +100,13 @@ def label(groups: Sequence[Group], picks: Sequence[int]) -> str:
 
 
 def tier_of(name: str, groups: Sequence[Group], picks: Sequence[int]) -> Tier:
-    """The tier that this choice is."""
+    """The choice as a tier."""
     imatrix: Literal["use", "never"] = "use"
     return Tier(name=name, file_type=label(groups, picks), imatrix=imatrix, sweep=False)
 
 
 def overrides_of_mix(groups: Sequence[Group], picks: Sequence[int]) -> tuple[tuple[str, str], ...]:
-    """A line for every tensor."""
+    """A --tensor-type line for every tensor."""
     return tuple(
         line for group, pick in zip(groups, picks, strict=True) for line in group.overrides(group.options[pick].wanted)
     )

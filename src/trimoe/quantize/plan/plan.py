@@ -4,7 +4,6 @@ Exact: file sizes (sizes.py) and key-value caches (cells as llama.cpp's llama-kv
 Estimates: compute buffers, and the order of the candidates, which is an expectation and no measurement: see `cost`.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -19,7 +18,6 @@ from trimoe.quantize.types.tiers import Tier
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 UBATCH = 512  # tokens that llama.cpp computes at a time by default
 _PAD = 256  # llama.cpp rounds contexts and sliding caches up to this many cells
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -177,22 +175,6 @@ def _reason(one: Candidate, rival: Candidate | None, experts: int, tier: Tier) -
         better = "better" if (one.warned, one.cost) < (rival.warned, rival.cost) else "worse"
         text += f"; expected {better} than all {experts} experts as {rival.tier} ({rival.bits:.2f} bits)"
     return text
-
-
-def parse_bytes(text: str) -> int:
-    """16GB, 12GiB, 900MB. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a size", expected="for example 16GB (10^9) or 12GiB (2^30)")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def parse_tokens(text: str) -> int:
-    """32k is 32768 tokens, as contexts are counted. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+)\s*(k?)\s*", text.lower())
-    if match is None or int(match[1]) == 0:
-        raise UsageError(f"{text!r} is not a number of tokens", expected="for example 32k or 8192")
-    return int(match[1]) * (1024 if match[2] else 1)
 
 
 def _row_bytes(kind: str, values: int) -> int:

@@ -1,30 +1,26 @@
-"""Tiers as data: what each name of a quantized file stands for. See tiers.toml; unknown keys are refused."""
+"""Tiers as data: what each name of a quantized file stands for, from tiers.toml."""
 
-import tomllib
 from functools import cache
 from importlib import resources
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, Literal
 
 from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.io.datafile import Data, convert, parse
 from trimoe.quantize.types.tensor_types import FILE_TYPES, Request
 
 
-class Mix(BaseModel):
-    """Types of a ContribDynamic tier: of the layers' FFN tensors by rank, and of attention in every layer."""
+class LayerTypes(Data, frozen=True, kw_only=True):
+    """Types of a ContribDynamic tier: of FFN tensors by the rank of their layer, and of attention in every layer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     top: str
     mid: str
     low: str
     attention: str
 
 
-class Tier(BaseModel):
+class Tier(Data, frozen=True, kw_only=True):
     """One tier of tiers.toml."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     file_type: str
     imatrix: Literal["use", "never"]
@@ -32,13 +28,17 @@ class Tier(BaseModel):
     """Part of the default ladder."""
     token_embedding: str | None = None
     output: str | None = None
-    dynamic: Mix | None = None
+    dynamic: LayerTypes | None = None
     warning: str | None = None
     broken: str | None = None
 
     def request(self, overrides: tuple[tuple[str, str], ...] = (), *, imatrix: bool) -> Request:
-        """What llama-quantize is asked; `imatrix` says whether there is one, the tier whether it is used."""
+        """The request to llama-quantize. `imatrix` says whether there is one; the tier decides whether it is used."""
         return Request(self.file_type, overrides, self.token_embedding, self.output, imatrix and self.imatrix == "use")
+
+
+class _TierFile(Data, frozen=True, kw_only=True):
+    tier: dict[str, dict[str, Any]]
 
 
 @cache
@@ -50,21 +50,17 @@ def all_tiers() -> dict[str, Tier]:
 
 def parse_tiers(text: str, source: str) -> dict[str, Tier]:
     """Tiers from TOML text. Raises `BadInput` naming the wrong key."""
-    try:
-        data = tomllib.loads(text)
-        if set(data) != {"tier"}:
-            raise ValueError(f"only [tier.NAME] tables are known, found {', '.join(sorted(data)) or 'nothing'}")
-        tiers = {name: Tier.model_validate({"name": name, **body}) for name, body in data["tier"].items()}
-        for tier in tiers.values():
-            if tier.file_type not in FILE_TYPES:
-                raise ValueError(f"{tier.name}: file type {tier.file_type} is unknown")
-    except (tomllib.TOMLDecodeError, ValidationError, ValueError) as exc:
-        raise BadInput(
-            f"tier file {source} is not valid",
-            expected="the keys of tiers.toml",
-            actual=str(exc)[:400],
-            remedy="correct the file",
-        ) from exc
+    what = f"tier file {source}"
+    file = convert(parse(text, what, "toml"), _TierFile, what)
+    tiers = {name: convert({"name": name, **body}, Tier, f"{what}: tier {name}") for name, body in file.tier.items()}
+    for tier in tiers.values():
+        if tier.file_type not in FILE_TYPES:
+            raise BadInput(
+                f"{what}: tier {tier.name} has an unknown file type",
+                expected=", ".join(FILE_TYPES),
+                actual=tier.file_type,
+                remedy="correct the file",
+            )
     return tiers
 
 
@@ -83,10 +79,13 @@ def find_tiers(names: list[str]) -> list[Tier]:
             raise Refused(
                 f"tier {name} cannot be made: {reason}",
                 expected="another tier",
+                actual=name,
                 remedy=f"nearest working ones: {', '.join(_near(name))}",
             )
     if len(set(names)) < len(names):
-        raise UsageError("a tier is named twice", expected="each once", actual=", ".join(names))
+        raise UsageError(
+            "a tier is named twice", expected="each tier once", actual=", ".join(names), remedy="leave out the copy"
+        )
     return [known[name] for name in names]
 
 

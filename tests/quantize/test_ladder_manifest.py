@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trimoe.errors import BadInput
-from trimoe.quantize.ladder.record import make, manifest_path, reuse, rewrite
+from trimoe.quantize.ladder.manifest import make, manifest_path, reuse, rewrite
 
 INPUTS = {"base": "abc", "tier": "Q6_K"}
 

@@ -1,7 +1,8 @@
-"""A large file with its manifest: what it was made from and what it is, so that a rerun can trust it, or says why not.
+"""A large file with a manifest of its inputs and hash, so that a rerun can reuse it safely.
 
-The manifest (NAME.manifest.json) is written before the file gets its name: a file without one is a stranger's. Reuse
-needs the same inputs and the same sha256; "it exists" is never enough. Threads, paths and parallelism are no inputs.
+The manifest (NAME.manifest.json) is written before the file gets its final name, so a file without one was not made
+here. Reuse needs the same inputs and the same sha256; existence is never enough. Threads, paths and parallelism are not
+inputs.
 """
 
 from collections.abc import Iterator
@@ -17,19 +18,19 @@ from trimoe.io.publish import publish_large_file, read_json, sha256_file, sha256
 
 @dataclass
 class Output:
-    """A file being made: write to `path`, describe it in `facts` (sha256 and size are added)."""
+    """A file being made: write it to `path` and describe it in `facts` (sha256 and size are added)."""
 
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of a file is."""
+    """Path of a file's manifest."""
     return path.with_name(path.name + ".manifest.json")
 
 
 def reuse(path: Path, kind: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The recorded facts of a finished file; None if it is still to be made. Raises `BadInput` for anything between."""
+    """The recorded facts of a finished file; None if it does not exist. Raises `BadInput` if it cannot be trusted."""
     if not path.exists():
         return None
     manifest = manifest_path(path)
@@ -72,7 +73,7 @@ def make(path: Path, kind: str, inputs: dict[str, Any]) -> Iterator[Output]:
 
 
 def rewrite(path: Path, kind: str, inputs: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write the manifest of a file; also when more became known about it later."""
+    """Write the manifest of a file; also used when facts are added later."""
     write_json(
         manifest_path(path),
         {
