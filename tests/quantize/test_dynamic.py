@@ -79,7 +79,7 @@ def test_the_default_ladder_is_the_sweep() -> None:
 def test_tier_files_refuse_unknown_keys_and_types() -> None:
     with pytest.raises(BadInput, match="typo"):
         parse_tiers('[tier.X]\nfile_type = "Q6_K"\nimatrix = "never"\ntypo = 1', "x.toml")
-    with pytest.raises(BadInput, match="(?s)unknown file type.*Q7_K"):
+    with pytest.raises(BadInput, match=r"(?s)unknown file type.*Q7_K"):
         parse_tiers('[tier.X]\nfile_type = "Q7_K"\nimatrix = "never"', "x.toml")
 
 
