@@ -32,9 +32,10 @@ from trimoe.cli.heal import heal as command
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, Refused, UsageError
 from trimoe.heal.edit import Edit, decode, encode, factor_edits, scaled, scaling
-from trimoe.heal.measure import Plan, alphas_of, heal
+from trimoe.heal.heal import parse_factors
+from trimoe.heal.measure import Plan, fit_and_measure
 from trimoe.heal.router import Steps
-from trimoe.heal.write import Healing, gate, publish
+from trimoe.heal.write import Healing, gate, write_healed
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes, read_index
 
@@ -108,7 +109,7 @@ def test_a_factor_that_overflows_is_refused() -> None:
 def test_published_and_found_again(dtype: str, tmp_path: Path, drop_map: DropMap) -> None:
     base = write_gemma4(tmp_path / "base", dtype=dtype)
     prune(base, drop_map, tmp_path / "cut")
-    record = publish(healing(base, tmp_path / "cut"), tmp_path / "healed")
+    record = write_healed(healing(base, tmp_path / "cut"), tmp_path / "healed")
     assert [t["tensor"] for t in record["tensors"]] == [DENSE.format(0), DENSE.format(1)]
     before, after = read_index(tmp_path / "cut"), read_index(tmp_path / "healed")
     assert {n for n in before if read_bytes(before[n]) != read_bytes(after[n])} == {DENSE.format(0), DENSE.format(1)}
@@ -118,13 +119,13 @@ def test_published_and_found_again(dtype: str, tmp_path: Path, drop_map: DropMap
     assert found.map.drop == drop_map.drop
     assert found.scaled == {DENSE.format(i): pytest.approx(1.2, abs=5e-4) for i in range(2)}
     same = healing(base, tmp_path / "cut", alpha=1.0)
-    assert publish(same, tmp_path / "same")["tensors"] == []
+    assert write_healed(same, tmp_path / "same")["tensors"] == []
     assert (tmp_path / "same" / "model.safetensors").read_bytes() == (tmp_path / "cut/model.safetensors").read_bytes()
 
 
 def test_expert_scale_is_found_again(gemma: Path, cut: Path, tmp_path: Path) -> None:
     edits = factor_edits(open_checkpoint(cut), "expert-scale", 1.2)
-    publish(healing(gemma, cut, edits), tmp_path / "healed")
+    write_healed(healing(gemma, cut, edits), tmp_path / "healed")
     scale = "model.layers.{}.router.per_expert_scale"
     found = infer_map(gemma, tmp_path / "healed").scaled
     assert found == {scale.format(i): pytest.approx(1.2, abs=5e-4) for i in range(2)}
@@ -145,7 +146,7 @@ def test_nvfp4_is_scaled_by_its_one_scale(module: Callable, tmp_path: Path) -> N
     prune(base, DropMap({0: (1, 4), 1: (0, 7)}, 8), tmp_path / "cut")
     edits = factor_edits(open_checkpoint(tmp_path / "cut"), "shared-alpha", 1.2)
     suffix, factor = ("weight_scale_2", 1.2) if module is modelopt_nvfp4 else ("weight_global_scale", 1 / 1.2)
-    record = publish(healing(base, tmp_path / "cut", edits), tmp_path / "healed")
+    record = write_healed(healing(base, tmp_path / "cut", edits), tmp_path / "healed")
     names = [f"model.layers.{i}.mlp.shared_expert.down_proj.{suffix}" for i in range(2)]
     assert [t["tensor"] for t in record["tensors"]] == names
     assert infer_map(base, tmp_path / "healed").scaled == {n: pytest.approx(factor, abs=5e-4) for n in names}
@@ -189,7 +190,7 @@ def test_every_family_with_a_shared_ffn_is_scaled_in_each_layer_and_recognised(
     prune(base, DropMap(made.drop, EXPERTS), tmp_path / "cut")
     edits = factor_edits(open_checkpoint(tmp_path / "cut"), "shared-alpha", 1.2)
     assert tuple(e.layer for e in edits) == made.moe_layers
-    publish(healing(base, tmp_path / "cut", edits), tmp_path / "healed")
+    write_healed(healing(base, tmp_path / "cut", edits), tmp_path / "healed")
     found = infer_map(base, tmp_path / "healed")
     assert found.scaled == {e.info.name: pytest.approx(1.2, abs=5e-4) for e in edits}
 
@@ -232,7 +233,7 @@ def test_a_router_with_a_known_optimum_is_brought_back(gemma: Path, tmp_path: Pa
     edit_tensors(damaged, noise)
     plan = Plan("router", steps=Steps(30, 0.02, 0.0))
     base, other = open_checkpoint(gemma), open_checkpoint(damaged)
-    found = heal(base, other, plan, windows(24), windows(16, seed=1))
+    found = fit_and_measure(base, other, plan, windows(24), windows(16, seed=1))
     layers = found.details["layers"]
     assert all(row["error_after"] < 0.7 * row["error_before"] for row in layers), layers
     assert found.measured is not None
@@ -241,16 +242,16 @@ def test_a_router_with_a_known_optimum_is_brought_back(gemma: Path, tmp_path: Pa
         want, bad = (decode(read_bytes(m.index[edit.info.name]), "F32") for m in (base, other))
         now = decode(edit.whole(read_bytes(edit.info)), "F32")
         assert np.linalg.norm(now - want) < np.linalg.norm(bad - want), "the rows went the right way"
-    record = publish(found, tmp_path / "healed")
+    record = write_healed(found, tmp_path / "healed")
     assert {t["tensor"] for t in record["tensors"]} == {ROUTER.format(0), ROUTER.format(1)}
 
 
 def test_an_undamaged_router_stays_as_it_is(gemma: Path, tmp_path: Path) -> None:
     base = open_checkpoint(gemma)
-    found = heal(base, base, Plan("router", steps=Steps(2, 0.02, 0.0)), windows(8), windows(8, seed=1))
+    found = fit_and_measure(base, base, Plan("router", steps=Steps(2, 0.02, 0.0)), windows(8), windows(8, seed=1))
     assert found.measured is not None
     assert found.measured["kl_after"] == pytest.approx(0, abs=1e-6)
-    assert publish(found, tmp_path / "healed")["tensors"] == []
+    assert write_healed(found, tmp_path / "healed")["tensors"] == []
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_not_a_number_does_not_pass_the_gate(gemma: Path, cut: Path, tmp_path: P
 
 def test_a_sweep_chooses_on_the_calibration_part(gemma: Path, cut: Path) -> None:
     plan = Plan("shared-alpha", (0.5, 1.0, 4.0), "gain")
-    found = heal(open_checkpoint(gemma), open_checkpoint(cut), plan, windows(8), windows(8, seed=1))
+    found = fit_and_measure(open_checkpoint(gemma), open_checkpoint(cut), plan, windows(8), windows(8, seed=1))
     rows = found.details["sweep"]
     assert [row["alpha"] for row in rows] == [0.5, 1.0, 4.0]
     assert found.settings["alpha"] == min(rows, key=lambda r: r["kl"])["alpha"]
@@ -314,7 +315,7 @@ def test_a_factor_before_a_norm_cancels(gemma: Path, cut: Path) -> None:
     """Gemma 4 normalises the dense FFN's output, so the factor of v5 changes next to nothing; its gain does."""
     base, pruned = open_checkpoint(gemma), open_checkpoint(cut)
     down, gain = (
-        heal(base, pruned, Plan("shared-alpha", (1.2,), on), windows(8), windows(8, seed=1)).measured
+        fit_and_measure(base, pruned, Plan("shared-alpha", (1.2,), on), windows(8), windows(8, seed=1)).measured
         for on in ("down", "gain")
     )
     assert down is not None
@@ -325,7 +326,7 @@ def test_a_factor_before_a_norm_cancels(gemma: Path, cut: Path) -> None:
 
 def test_certify_names_the_factor_and_never_says_proven(gemma: Path, cut: Path, tmp_path: Path) -> None:
     healed = tmp_path / "healed"
-    publish(healing(gemma, cut), healed)
+    write_healed(healing(gemma, cut), healed)
     certificate = certify(gemma, healed)
     assert certificate.status == "incomplete"
     check = certificate.check("healed")
@@ -347,9 +348,9 @@ def test_certify_names_the_factor_and_never_says_proven(gemma: Path, cut: Path, 
 
 
 def test_healing_twice_keeps_both_records(gemma: Path, cut: Path, tmp_path: Path) -> None:
-    publish(healing(gemma, cut), tmp_path / "one")
+    write_healed(healing(gemma, cut), tmp_path / "one")
     edits = factor_edits(open_checkpoint(tmp_path / "one"), "expert-scale", 1.5)
-    record = publish(healing(gemma, tmp_path / "one", edits), tmp_path / "two")
+    record = write_healed(healing(gemma, tmp_path / "one", edits), tmp_path / "two")
     assert len(record["earlier"]) == 1
     certificate = certify(gemma, tmp_path / "two")
     assert certificate.status == "incomplete"
@@ -389,11 +390,11 @@ def test_a_stranger_is_no_cut(
 
 
 def test_factors() -> None:
-    assert alphas_of("1.2") == (1.2,)
-    assert alphas_of("1.0:1.3:0.05") == (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)
+    assert parse_factors("1.2") == (1.2,)
+    assert parse_factors("1.0:1.3:0.05") == (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)
     for text in ("", "x", "0", "-1", "nan", "inf", "1:2", "1:2:0", "2:1:0.1", "1:2:1e-9"):
         with pytest.raises(UsageError):
-            alphas_of(text)
+            parse_factors(text)
 
 
 def test_large_tensors_are_streamed(tmp_path: Path) -> None:
@@ -421,7 +422,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dataclasses import replace
-from trimoe.heal.write import Healing, publish
+from trimoe.heal.write import Healing, write_healed
 from trimoe.heal.edit import factor_edits
 from trimoe.model.checkpoint import open_checkpoint
 base, cut, out, number = *map(Path, sys.argv[1:4]), int(sys.argv[4])
@@ -430,13 +431,13 @@ edits = factor_edits(model, "shared-alpha", 1.2)
 if number >= 0:
     edits[number] = replace(edits[number], apply=lambda data, at: os.kill(os.getpid(), signal.SIGKILL))
 measured = {"kl_before": 1.0, "kl_after": 0.5}
-publish(Healing(open_checkpoint(base), model, "shared-alpha", {"alpha": 1.2}, edits, measured), out)
+write_healed(Healing(open_checkpoint(base), model, "shared-alpha", {"alpha": 1.2}, edits, measured), out)
 """
 
 
 def test_a_kill_leaves_nothing_under_the_name(gemma: Path, cut: Path, tmp_path: Path) -> None:
     out = tmp_path / "healed"
-    publish(healing(gemma, cut), tmp_path / "undisturbed")
+    write_healed(healing(gemma, cut), tmp_path / "undisturbed")
     for number in (0, 1, -1):
         answer = subprocess.run(
             [sys.executable, "-c", KILLED, str(gemma), str(cut), str(out), str(number)], check=False
@@ -455,5 +456,5 @@ def test_an_error_leaves_nothing(gemma: Path, cut: Path, tmp_path: Path) -> None
 
     edits = factor_edits(open_checkpoint(cut), "shared-alpha", 1.2)
     with pytest.raises(OSError, match="No space"):
-        publish(healing(gemma, cut, [replace(edits[0], apply=broken)]), tmp_path / "healed")
+        write_healed(healing(gemma, cut, [replace(edits[0], apply=broken)]), tmp_path / "healed")
     assert list(tmp_path.iterdir()) == []

@@ -6,13 +6,11 @@ tensor, a false one refutes it.
 
 from typing import Any
 
-import xxhash
-
 from trimoe.certify.certificate import Check, Finding, make_check
 from trimoe.heal.manifest import changed_tensors
+from trimoe.io.hashing import hash_range
 from trimoe.model.safetensors import TensorInfo
 
-_BLOCK = 4 << 20
 HEAL_CHECK = "healed"
 CLAIM = "nothing besides experts was changed"
 
@@ -23,7 +21,7 @@ def check_heal(record: dict[str, Any], index: dict[str, TensorInfo]) -> Check:
     for name, changes in changed_tensors(record).items():
         last = changes[-1]
         info = index.get(name)
-        actual = None if info is None else _digest(info)
+        actual = None if info is None else hash_range(info.file, info.start, info.nbytes)
         if actual != last.get("xxh3_128_after"):
             findings.append(
                 Finding(
@@ -41,12 +39,3 @@ def check_heal(record: dict[str, Any], index: dict[str, TensorInfo]) -> Check:
 
 def _described(change: dict[str, Any]) -> str:
     return f"times {change['factor']:.6g}" if isinstance(change.get("factor"), int | float) else "router rows moved"
-
-
-def _digest(info: TensorInfo) -> str:
-    hasher = xxhash.xxh3_128()
-    with info.file.open("rb") as handle:
-        handle.seek(info.start)
-        for at in range(0, info.nbytes, _BLOCK):
-            hasher.update(handle.read(min(_BLOCK, info.nbytes - at)))
-    return hasher.hexdigest()

@@ -1,12 +1,14 @@
 """`trimoe heal`: parse, call, print."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trimoe.cli.parts.common import emit, json_option, progress, require_extra
-from trimoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from trimoe.heal.heal import HealReport
 
 PATH = click.Path(path_type=Path)
 
@@ -83,68 +85,36 @@ def heal(
       trimoe heal MODEL PRUNED -o HEALED --method expert-scale --alpha 1.2 --set set.yaml --held-out other.yaml
       trimoe heal MODEL-NVFP4 PRUNED-NVFP4 -o HEALED --method shared-alpha --alpha 1.2 --unmeasured
     """
-    from trimoe.heal import write as healing_of
-    from trimoe.io.publish import require_absent
-    from trimoe.model.checkpoint import open_checkpoint
+    from trimoe.heal.heal import heal as run
+    from trimoe.heal.heal import parse_factors
 
-    if unmeasured == (set_file is not None):
-        raise UsageError("give --set to measure, or --unmeasured", expected="one of them", remedy="see --help")
-    if unmeasured and method == "router":
-        raise UsageError("routers are fitted on text", expected="--set", actual="--unmeasured")
-    if held_out is not None and set_file is None:
-        raise UsageError("--held-out goes with --set", expected="both")
-    require_absent(out)
-    before, after = open_checkpoint(base), open_checkpoint(pruned)
-    healing_of.require_related(before, after)
-    if unmeasured:
-        healing = _unmeasured(before, after, method, alpha, on)
-    else:
+    if not unmeasured:
         require_extra("torch", "measuring a heal")
-        from trimoe.calibrate.text.calibration import CalibrationSet
-        from trimoe.heal.measure import Plan, alphas_of, edits_of, parts
-        from trimoe.heal.measure import heal as run
-        from trimoe.heal.router import Steps
-
-        plan = Plan(method, alphas_of(alpha), on, Steps(passes, rate), device)
-        chosen = CalibrationSet.load(set_file or Path())
-        other = CalibrationSet.load(held_out) if held_out is not None else None
-        planned = edits_of(after, plan)
-        fit, held = parts(before, chosen, other)
-        if dry_run:
-            _plan_only(method, after, planned, len(fit.windows), len(held.windows), as_json)
-            return
-        with progress("heal") as update:
-            healing = run(before, after, plan, fit, held, update)
-    if dry_run:
-        _plan_only(method, after, healing.edits, 0, 0, as_json)
-        return
     with progress("heal") as update:
-        record = healing_of.publish(healing, out, keep_worse=keep_worse or unmeasured, progress=update)
-    emit({"out": str(out), **record}, _text(out, record), as_json)
+        report = run(
+            base,
+            pruned,
+            out,
+            method=method,
+            alpha=parse_factors(alpha),
+            on=on,
+            calibration_set=set_file,
+            held_out=held_out,
+            passes=passes,
+            rate=rate,
+            unmeasured=unmeasured,
+            keep_worse=keep_worse,
+            dry_run=dry_run,
+            device=device,
+            progress=update,
+        )
+    emit(report.as_dict(), _dry_run_text(report) if dry_run else _text(out, report.record), as_json)
 
 
-def _unmeasured(before: Any, after: Any, method: str, alpha: str, on: str) -> Any:
-    from trimoe.heal.edit import factor_edits
-    from trimoe.heal.write import Healing
-
-    try:
-        factor = float(alpha)
-    except ValueError as exc:
-        raise UsageError("a range of factors has to be measured", expected="one number", actual=alpha) from exc
-    if not 0 < factor < 1e3:
-        raise UsageError(f"{alpha} is no factor", expected="a number above 0, below 1000")
-    settings = {"alpha": factor} | ({"on": on} if method == "shared-alpha" else {})
-    return Healing(before, after, method, settings, factor_edits(after, method, factor, on))
-
-
-def _plan_only(method: str, model: Any, edits: list[Any], fit: int, held: int, as_json: bool) -> None:
-    names = [e.info.name for e in edits] or [model.role_name("router", layer) for layer in model.moe_layers]
-    data = {"method": method, "dry_run": True, "tensors": names, "fit_windows": fit, "held_out_windows": held}
-    emit(
-        data,
-        f"{method}: would change {len(names)} tensors: {', '.join(names)}\n"
-        f"text: {fit} windows to fit on, {held} held out",
-        as_json,
+def _dry_run_text(report: "HealReport") -> str:
+    return (
+        f"{report.method}: would change {len(report.tensors)} tensors: {', '.join(report.tensors)}\n"
+        f"text: {report.fit_windows} windows to fit on, {report.held_out_windows} held out"
     )
 
 

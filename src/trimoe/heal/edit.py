@@ -8,7 +8,6 @@ A factor that makes a value infinite is refused.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.quant import Rule
 from trimoe.model.safetensors import TensorInfo
 
-Method = Literal["shared-alpha", "expert-scale", "router"]
+METHODS = ("shared-alpha", "expert-scale", "router")
 FLOATS = ("BF16", "F16", "F32")
 
 

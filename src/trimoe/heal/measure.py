@@ -13,15 +13,11 @@ from trimoe.calibrate.text.calibration import CalibrationSet
 from trimoe.calibrate.text.split import digests, require_disjoint, split
 from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.calibrate.text.windows import Windows
-from trimoe.errors import UsageError
 from trimoe.heal.edit import Edit, factor_edits
 from trimoe.heal.router import Steps, recalibrate
 from trimoe.heal.write import Healing, require_related
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
-
-MOST_FACTORS = 100
-"""Factors of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +29,6 @@ class Plan:
     on: str = "down"
     steps: Steps = field(default_factory=Steps)
     device: str = "cpu"
-
-
-def alphas_of(text: str) -> tuple[float, ...]:
-    """`1.2`, or `1.0:1.3:0.05` for a sweep with both ends. Raises `UsageError`."""
-    try:
-        numbers = [float(part) for part in text.split(":")]
-        if len(numbers) == 1:
-            found = tuple(numbers)
-        else:
-            first, last, step = numbers
-            count = round((last - first) / step)
-            if not 0 < count < MOST_FACTORS:
-                raise ValueError
-            found = tuple(round(first + i * step, 9) for i in range(count + 1))
-        if not all(0 < a < 1e3 for a in found):
-            raise ValueError
-    except (ValueError, ZeroDivisionError, OverflowError) as exc:
-        raise UsageError(
-            f"{text!r} is no factor",
-            expected="a number such as 1.2, or FIRST:LAST:STEP",
-            remedy="for example --alpha 1.0:1.3:0.05",
-        ) from exc
-    return found
 
 
 def parts(base: Checkpoint, chosen: CalibrationSet, held: CalibrationSet | None) -> tuple[Windows, Windows]:
@@ -75,10 +48,10 @@ def edits_of(pruned: Checkpoint, plan: Plan) -> list[Edit]:
     return factor_edits(pruned, plan.method, plan.alphas[0], plan.on)
 
 
-def heal(
+def fit_and_measure(
     base: Checkpoint, pruned: Checkpoint, plan: Plan, fit: Windows, held: Windows, progress: Progress | None = None
 ) -> Healing:
-    """Fit, choose and measure; nothing is written."""
+    """Fit or choose the change and measure it. Writes nothing. Raises `CheckpointError` for models that do not fit."""
     require_related(base, pruned)
     edits_of(pruned, plan)
     tell = progress or (lambda done, total, note: None)

@@ -1,9 +1,8 @@
-"""Healing a cut model, in the open: scale what always runs, scale the experts, or move the router's rows.
+"""Writes a healed checkpoint, and refuses one that is worse than before.
 
-The result is measured against the unpruned model on text that took no part, before anything is written, and a result
-that is worse is refused. The manifest of the output names every changed tensor with its hashes before and after.
-Invariants: bytes of all other tensors and files are copies; the output appears when it is complete; the same input
-gives the same bytes. Not guaranteed: better generation (evaluate it); a healed model is never certified as a pure cut.
+Invariants: all other tensors and files are byte-identical copies; the output appears when it is complete; the same
+input gives the same bytes; the manifest names every changed tensor with its hashes before and after. Not guaranteed:
+better generation (evaluate it); a healed model is never certified as a pure cut.
 """
 
 import shutil
@@ -13,26 +12,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from trimoe.errors import CheckpointError, Refused
 from trimoe.heal.edit import Edit
 from trimoe.heal.manifest import HEALED, previous_heals
 from trimoe.io.copying import Copier
+from trimoe.io.hashing import hash_range
 from trimoe.io.progress import Progress
 from trimoe.io.publish import publish_dir, require_absent, require_space, write_manifest
 from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.files import METADATA, other_files, source_stamps
+from trimoe.model.files import INDEX, METADATA, copy_files, other_files, require_unchanged, source_stamps
 from trimoe.model.safetensors import TensorInfo, read_index
 
 BLOCK = 4 << 20
+_HEADER_SPACE = 1 << 20  # bytes reserved per file for its header, for the check of free space
 
 
 @dataclass
 class Healing:
-    """What is to be written. `measured` is None where nothing could be measured; `worse` whether the gate is against
-    it."""
+    """Changes that are ready to be written. `measured` is None if the divergence was not measured."""
 
     base: Checkpoint
     pruned: Checkpoint
@@ -44,14 +42,14 @@ class Healing:
 
     @property
     def worse(self) -> bool:
-        """Whether the held-out divergence did not stay or shrink. Not a number is worse."""
+        """Whether the divergence on held-out text rose, or is not a number."""
         if self.measured is None:
             return False
         return not self.measured["kl_after"] <= self.measured["kl_before"]
 
     @property
     def reasons(self) -> list[str]:
-        """Why this must not be published; empty if it may."""
+        """Why the result is not publishable; empty if it is."""
         if self.measured is None:
             return ["the divergence from the unpruned model was not measured"]
         before, after = self.measured["kl_before"], self.measured["kl_after"]
@@ -59,53 +57,51 @@ class Healing:
 
 
 def require_related(base: Checkpoint, pruned: Checkpoint) -> None:
-    """Raise `CheckpointError` unless `pruned` can be a cut of `base`: same family, layers and untouched tensors."""
+    """Raise `CheckpointError` unless `pruned` can be a prune of `base`: same family, layers and untouched tensors."""
     mine = {n: (t.dtype, t.shape) for n, t in base.index.items() if n not in base.expert_tensors}
     other = {n: (t.dtype, t.shape) for n, t in pruned.index.items() if n not in pruned.expert_tensors}
     if base.family.name != pruned.family.name or mine != other or pruned.num_experts > base.num_experts:
         wrong = min((n for n in mine.keys() | other.keys() if mine.get(n) != other.get(n)), default=base.family.name)
         raise CheckpointError(
-            f"{pruned.path} is no cut of {base.path}",
+            f"{pruned.path} is not a prune of {base.path}",
             expected=f"{wrong}: {mine.get(wrong)}",
             actual=str(other.get(wrong)),
-            remedy="give the model that was pruned first",
+            remedy="give the unpruned model first, then its prune",
         )
 
 
 def gate(healing: Healing, out: Path, *, keep_worse: bool) -> None:
-    """Raise `Refused` (exit 5) for what must not be published, unless `keep_worse`."""
+    """Raise `Refused` for a result that is not publishable, unless `keep_worse`."""
     if healing.reasons and not keep_worse:
         raise Refused(
             f"{out} was not written: {healing.reasons[0]}",
-            expected="at most as far from the unpruned model as before",
-            remedy="use another method or factor; --keep-worse writes it, marked as not publishable",
+            expected="a divergence from the unpruned model that does not rise",
+            remedy="use another method or factor; --keep-worse writes it anyway, marked as not publishable",
         )
 
 
-def publish(
+def write_healed(
     healing: Healing, out: Path, *, keep_worse: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Gate, then write the healed checkpoint. Returns its record. Raises as `gate`, and what writing raises."""
+    """Apply the gate, write the healed checkpoint and return its record.
+
+    Raises `Refused` (see `gate`), `BadInput` if `out` exists, `MissingPrerequisite` for too little disk space.
+    """
     gate(healing, out, keep_worse=keep_worse)
     require_absent(out)
     pruned = healing.pruned
     stamps = source_stamps(pruned.path)
     edits = {edit.info.name: edit for edit in healing.edits}
     shards = _shards(pruned)
-    files, _ = other_files(pruned.path)
-    require_space(out, pruned.nbytes + sum(f.stat().st_size for f in files) + (1 << 20) * len(shards))
+    others, _ = other_files(pruned.path)
+    needed = pruned.nbytes + sum(f.stat().st_size for f in others) + _HEADER_SPACE * len(shards)
+    require_space(out, needed)
     sizes = {name: max(t.end for t in tensors) for name, tensors in shards.items()}
+    files = {name: (sizes[name], partial(_append, tensors, edits)) for name, tensors in shards.items()}
     with publish_dir(out) as folder:
-        written = write_files(
-            folder,
-            {name: (sizes[name], partial(_append, tensors, edits)) for name, tensors in shards.items()},
-            progress=progress,
-        )
-        for file in files:
-            target = folder / file.relative_to(pruned.path)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-        for name in ("config.json", "model.safetensors.index.json", METADATA):
+        written = write_files(folder, files, progress=progress)
+        copy_files(others, pruned.path, folder)
+        for name in ("config.json", INDEX, METADATA):
             if (pruned.path / name).exists():
                 shutil.copyfile(pruned.path / name, folder / name)
         record = _record(healing, read_index(folder))
@@ -115,29 +111,26 @@ def publish(
             "method": healing.method,
             **healing.settings,
         }
-        hashes = {n: {"bytes": (folder / n).stat().st_size, "xxh3_128": d} for n, d in sorted(written.digests.items())}
-        write_manifest(folder, HEALED, inputs, hashes, {"heal": record})
-        if source_stamps(pruned.path) != stamps:
-            raise CheckpointError(
-                f"{pruned.path} was modified while it was healed",
-                expected="a source at rest",
-                remedy="wait until nothing writes to it and run again",
-            )
+        write_manifest(folder, HEALED, inputs, written.hashes(folder), {"heal": record})
+        require_unchanged(pruned.path, stamps, source_stamps(pruned.path), "healed")
     return record
 
 
 def _record(healing: Healing, index: dict[str, TensorInfo]) -> dict[str, Any]:
+    """The section `heal` of the manifest. Tensors whose bytes stayed the same are left out."""
     tensors = []
     for edit in healing.edits:
-        before, after = digest(edit.info), digest(index[edit.info.name])
+        before, after = tensor_hash(edit.info), tensor_hash(index[edit.info.name])
         if before == after:
             continue
-        row = {"tensor": edit.info.name, "layer": edit.layer, "xxh3_128_before": before, "xxh3_128_after": after}
-        tensors.append(
-            row
-            | ({"factor": edit.factor} if edit.factor is not None else {})
-            | ({"change": edit.note} if edit.note else {})
-        )
+        row: dict[str, Any] = {
+            "tensor": edit.info.name,
+            "layer": edit.layer,
+            "xxh3_128_before": before,
+            "xxh3_128_after": after,
+        }
+        row |= {} if edit.factor is None else {"factor": edit.factor}
+        tensors.append(row | ({"change": edit.note} if edit.note else {}))
     return {
         "method": healing.method,
         "settings": healing.settings,
@@ -150,18 +143,9 @@ def _record(healing: Healing, index: dict[str, TensorInfo]) -> dict[str, Any]:
     }
 
 
-def digest(info: TensorInfo) -> str:
-    """xxh3-128 of a tensor's bytes, streamed."""
-    hasher, at = xxhash.xxh3_128(), 0
-    with info.file.open("rb") as handle:
-        handle.seek(info.start)
-        while at < info.nbytes:
-            block = handle.read(min(BLOCK, info.nbytes - at))
-            if not block:
-                raise CheckpointError(f"tensor {info.name} in {info.file} ends early")
-            hasher.update(block)
-            at += len(block)
-    return hasher.hexdigest()
+def tensor_hash(info: TensorInfo) -> str:
+    """xxh3-128 of a tensor's bytes."""
+    return hash_range(info.file, info.start, info.nbytes)
 
 
 def _shards(model: Checkpoint) -> dict[str, list[TensorInfo]]:
@@ -173,9 +157,9 @@ def _shards(model: Checkpoint) -> dict[str, list[TensorInfo]]:
 
 
 def _append(tensors: list[TensorInfo], edits: dict[str, Edit], copier: Copier) -> Iterator[int]:
-    """One file: the source's bytes, but for the edited tensors."""
+    """One file: the source's bytes except for the edited tensors."""
     source = tensors[0].file
-    yield from copier.append(source, [(0, tensors[0].start)])  # the header: no type, shape or place changes
+    yield from copier.append(source, [(0, tensors[0].start)])  # the header: no type, shape or offset changes
     for info in tensors:
         edit = edits.get(info.name)
         if edit is None:

@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 
 import xxhash
 
-from trimoe.io.reading import SourceFile
+from trimoe.io.reading import SourceFile, ended_early
 
 MARK = 64 << 20  # bytes between marks: what a kill can cost
 PIECE = 256 << 10  # a quarter of the second-level cache of current processors: it stays there from reading to writing
@@ -174,6 +174,25 @@ class HashedFile:
         self._written += len(data)
         while data:
             data = data[os.write(self._fd, data) :]
+
+
+def hash_range(path: Path, start: int = 0, length: int | None = None) -> str:
+    """Hex xxh3-128 of `length` bytes of a file from `start`, or of everything from there. Streamed.
+
+    Raises `CheckpointError` if the file ends early.
+    """
+    hasher, block, done = xxhash.xxh3_128(), memoryview(bytearray(STEP)), 0
+    with path.open("rb", buffering=0) as handle:
+        handle.seek(start)
+        while length is None or done < length:
+            count = handle.readinto(block if length is None else block[: min(STEP, length - done)])
+            if not count:
+                break
+            hasher.update(block[:count])
+            done += count
+    if length is not None and done < length:
+        raise ended_early(length, done)
+    return hasher.hexdigest()
 
 
 def reserve(fd: int, start: int, length: int) -> None:
