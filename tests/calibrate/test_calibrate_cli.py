@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trimoe.calibrate.engine import Options, calibrate, report_path
+from trimoe.calibrate.engine import calibrate, report_path
 from trimoe.calibrate.state import read_marks, state_path
 from trimoe.cli.main import main
 
@@ -26,7 +26,7 @@ def test_plan_result_and_status(
 ) -> None:
     out = tmp_path / "out"
     assert main(command(random_model, small_set, out, "--status")) == 0
-    assert "no calibration was begun" in capsys.readouterr().out
+    assert "no calibration has finished a layer" in capsys.readouterr().out
     assert main(command(random_model, small_set, out)) == 0
     text = capsys.readouterr().out
     for part in (
@@ -106,7 +106,7 @@ def test_shards_and_extras_reach_the_file(random_model: Path, small_set: Path, t
         (["--ram", "200MB"], 4, "--ram of at least"),
         (["--device", "cuda:9"], 2, "device cuda:9 cannot be used"),
         (["--device", "abacus"], 2, "device abacus cannot be used"),
-        (["--from", "2"], 2, "cannot go on from layer 2"),
+        (["--from", "2"], 2, "cannot resume at layer 2"),
         (["--shards", "0"], 2, "0 is not in the range"),
         (["--batch-tokens", "0"], 2, "0 is not in the range"),
         (["--dtype", "int8"], 2, "is not one of"),
@@ -163,8 +163,8 @@ def test_interrupting_the_command_keeps_finished_layers(
     _, stderr = child.communicate(timeout=600)
     assert child.returncode == 6, stderr
     assert "of 30 layers are finished and kept" in stderr
-    assert "run the same command again to go on" in stderr
+    assert "run the same command again to resume" in stderr
     assert 1 <= len(read_marks(state_path(out))) < 30
     calibrate(model, long_set, out)
-    calibrate(model, long_set, whole, options=Options())
+    calibrate(model, long_set, whole)
     assert out.read_bytes() == whole.read_bytes()

@@ -110,7 +110,7 @@ def test_killed_between_publishing_and_cleaning_up(
 
 def test_a_file_of_another_run_is_not_taken_for_the_result(random_model: Path, small_set: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
-    calibrate(random_model, small_set, other, options=Options(shards=2))
+    calibrate(random_model, small_set, other, shards=2)
     interrupt(random_model, small_set, out, 1)
     shutil.copy(other, out)
     with pytest.raises(BadInput, match="exists already"):
@@ -128,12 +128,12 @@ def test_other_settings_are_refused_and_named(random_model: Path, small_set: Pat
         (Options(neurons=True), "neurons"),
     ):
         with pytest.raises(UsageError, match=f"the same {word}\n"):
-            calibrate(random_model, small_set, out, options=options)
+            calibrate(random_model, small_set, out, **vars(options))
     small_set.write_text(small_set.read_text().replace("limit: 4", "limit: 3"))
     with pytest.raises(UsageError, match="the same set\n"):
         calibrate(random_model, small_set, out)
     assert len(read_marks(state_path(out))) == 2
-    calibrate(random_model, small_set, out, start_at=0, options=Options(shards=4))
+    calibrate(random_model, small_set, out, start_at=0, shards=4)
     assert status(out)["state"] == "finished"
 
 
@@ -141,11 +141,11 @@ def test_from_a_layer(
     random_model: Path, small_set: Path, tmp_path: Path, whole: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match="cannot go on from layer 1"):
+    with pytest.raises(UsageError, match="cannot resume at layer 1"):
         calibrate(random_model, small_set, out, start_at=1)
     interrupt(random_model, small_set, out, 2)
     for layer in (1, 3):
-        with pytest.raises(UsageError, match=f"cannot go on from layer {layer}\n.*0 to start over, or 2"):
+        with pytest.raises(UsageError, match=f"cannot resume at layer {layer}\n.*0 to start over, or 2"):
             calibrate(random_model, small_set, out, start_at=layer)
     ran: list[int] = []
     original = LayerModel.run
@@ -226,10 +226,10 @@ def test_hidden_states_on_disk_give_the_same_bytes(
         plan = prepare(random_model, small_set, options).plan
         assert (plan.hidden_in_memory, plan.prefetch) == wanted
         out = tmp_path / f"out{plan.prefetch}"
-        calibrate(random_model, small_set, out, options=options)
+        calibrate(random_model, small_set, out, **vars(options))
         assert out.read_bytes() == whole(small_set)
     assert (everything.hidden_in_memory, everything.prefetch) == (True, True)
-    interrupt(random_model, small_set, tmp_path / "mixed", 1, options=tight)
+    interrupt(random_model, small_set, tmp_path / "mixed", 1, **vars(tight))
     calibrate(random_model, small_set, tmp_path / "mixed")
     assert (tmp_path / "mixed").read_bytes() == whole(small_set)
 

@@ -113,8 +113,8 @@ def test_shards_add_up_and_hold_whole_documents(random_model: Path, small_set: P
 
 def test_file_is_deterministic_and_loads(random_model: Path, small_set: Path, tmp_path: Path) -> None:
     options = Options(coactivation=True, neurons=True)
-    stats = calibrate(random_model, small_set, tmp_path / "a", options=options)
-    calibrate(random_model, small_set, tmp_path / "b", options=options)
+    stats = calibrate(random_model, small_set, tmp_path / "a", **vars(options))
+    calibrate(random_model, small_set, tmp_path / "b", **vars(options))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     loaded = ExpertStats.load(tmp_path / "a")
     assert loaded.metadata == json.loads(json.dumps(stats.metadata))

@@ -63,7 +63,7 @@ def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: P
     """Batches change no bit, so only the order of the additions differs: the last bits of sums, nothing of maxima."""
     options = Options(shards=4, batch_tokens=batch_tokens)
     one, two, whole = (
-        calibrate(random_model, path, tmp_path / f"{path.stem}.stats", options=options) for path in write_sets(tmp_path)
+        calibrate(random_model, path, tmp_path / f"{path.stem}.stats", **vars(options)) for path in write_sets(tmp_path)
     )
     merged = merge([one, two])
     assert merged.classes == whole.classes == ("a", "b", "c")
@@ -90,7 +90,7 @@ def test_the_norm_of_a_mean_vector_is_not_added(random_model: Path, tmp_path: Pa
     """Classes of their own keep it exactly; a class that both runs measured has none."""
     options = Options(shards=2)
     sets = write_sets(tmp_path)[:2]
-    one, two = (calibrate(random_model, p, tmp_path / f"{p.stem}.stats", options=options) for p in sets)
+    one, two = (calibrate(random_model, p, tmp_path / f"{p.stem}.stats", **vars(options)) for p in sets)
     apart = merge([one.select(["a"]), two.select(["b", "c"])])
     assert "left_out" not in apart.metadata
     wanted = np.concatenate([one.field(MEAN_VECTOR)[:1], two.field(MEAN_VECTOR)[1:]])
@@ -109,7 +109,7 @@ def test_the_norm_of_a_mean_vector_is_not_added(random_model: Path, tmp_path: Pa
 def test_a_document_in_two_runs_is_refused(random_model: Path, tmp_path: Path) -> None:
     first, second, whole = write_sets(tmp_path)
     for path in (first, second, whole):
-        calibrate(random_model, path, tmp_path / f"{path.stem}.stats", options=Options(shards=2))
+        calibrate(random_model, path, tmp_path / f"{path.stem}.stats", shards=2)
     names = [str(tmp_path / f"{p.stem}.stats") for p in (first, second, whole)]
     out = tmp_path / "m"
     with pytest.raises(StatsError, match="runs 1 and 3 measured the same documents") as caught:

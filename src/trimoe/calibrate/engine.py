@@ -1,10 +1,13 @@
-"""`calibrate`: a checkpoint and a calibration set become expert statistics, in the memory of one layer, resumable.
+"""`calibrate`: a checkpoint and a calibration set become expert statistics, layer by layer, resumable.
 
-Beside the statistics file OUT stand its manifest (`OUT.manifest.json`: what it is a function of) and `OUT.run.json`
-(what the run was predicted to need and what it took). While the run goes on, `.OUT.calibrating` holds its state.
+Invariants: one decoder layer (and the next, being read) is in memory at a time; an interrupted run that is repeated
+ends with the same bytes as an undisturbed one. Beside the statistics file OUT are its manifest (`OUT.manifest.json`:
+what it is a function of) and `OUT.run.json` (predicted and measured needs). During the run, `.OUT.calibrating` holds
+its state.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +18,7 @@ from trimoe.calibrate.state import Mark, RunState, state_path
 from trimoe.calibrate.stats.accumulate import COUNT
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.text.calibration import CalibrationSet, Windows
-from trimoe.calibrate.text.leaks import BenchTexts
+from trimoe.calibrate.text.leaks import BenchTexts, read_benches
 from trimoe.calibrate.text.replies import path_beside
 from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.errors import Interrupted, UsageError
@@ -27,46 +30,67 @@ __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_sta
 
 
 def calibrate(
-    model_dir: Path | str,
-    calibration: Path | str | CalibrationSet,
+    model: Checkpoint | Path | str,
+    calibration: CalibrationSet | Path | str,
     out: Path | str,
     *,
-    options: Options | None = None,
-    benches: Sequence[BenchTexts] = (),
+    device: str = "cpu",
+    dtype: str = "auto",
+    shards: int = 16,
+    coactivation: bool = False,
+    neurons: bool = False,
+    batch_tokens: int | None = None,
+    ram: int | None = None,
+    benches: Sequence[BenchTexts | Path | str] = (),
     start_at: int | None = None,
+    on_prepared: Callable[[Run], None] | None = None,
     on_layer: Callable[[Mark], None] | None = None,
     progress: Progress | None = None,
 ) -> ExpertStats:
-    """Measure every expert on every class of a calibration set and write the statistics file `out`.
+    """Measure what every expert contributes to each class of a calibration set, and write the statistics file `out`.
 
-    An interrupted run of the same call goes on (`start_at` 0: begin anew). `on_layer` gets the mark of each layer that
-    is finished. `benches` are compared with the set (13-grams); the report is in the statistics' metadata.
-    Raises `CheckpointError`, `CalibrationError`, `BadInput` (out exists), `UsageError` (an unfinished run with other
+    `calibration` is a set file or the name of a shipped set. `device`, `dtype`, `shards`, `coactivation`, `neurons`,
+    `batch_tokens` and `ram` (bytes) are the fields of `Options`. `benches` (files of rows, or `BenchTexts`) are
+    compared with the set by 13-grams; the report is in the metadata of the statistics.
+
+    The same call resumes an interrupted run; `start_at` 0 starts over. `on_prepared` gets the run with its plan before
+    the first layer, `on_layer` the mark of each finished layer.
+
+    Raises `CheckpointError`, `CalibrationError`, `BadInput` (`out` exists), `UsageError` (an unfinished run with other
     settings), `Refused` (another process works on it), `MissingPrerequisite` (torch, memory budget, disk space),
     `Interrupted` (Ctrl-C; finished layers are kept).
+
+    >>> tasks = "classes: {generic_code: [{kind: tiny, domain: code, count: 4}]}"
+    >>> _ = Path("tasks.yaml").write_text(f"name: tasks\\n{tasks}\\n")
+    >>> trimoe.calibrate(tiny.path(), "tasks.yaml", out="tasks.safetensors")
+    ExpertStats(1 class, 5 layers, 32 experts; model d6f5b0ab23f74d1c)
     """
-    run = prepare(model_dir, calibration, options, Path(out), benches=benches, progress=progress)
-    return write_statistics(run, Path(out), start_at=start_at, on_layer=on_layer, progress=progress)
+    out = Path(out)
+    options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, ram)
+    run = prepare(model, calibration, options, out, benches=benches, progress=progress)
+    if on_prepared:
+        on_prepared(run)
+    return write_statistics(run, out, start_at=start_at, on_layer=on_layer, progress=progress)
 
 
 def prepare(
-    model_dir: Path | str,
-    calibration: Path | str | CalibrationSet,
+    model: Checkpoint | Path | str,
+    calibration: CalibrationSet | Path | str,
     options: Options | None = None,
     out: Path | None = None,
     *,
-    benches: Sequence[BenchTexts] = (),
+    benches: Sequence[BenchTexts | Path | str] = (),
     progress: Progress | None = None,
 ) -> Run:
-    """Everything before the layers: the checkpoint opened, the set read, answered and tokenised, the plan made.
+    """Everything before the layers: open the checkpoint, read, answer and tokenise the set, make the plan.
 
-    With `out`, a statistics file that is there already is refused before anything else, and prompts that the model
-    has to answer are answered into a file beside it. Without, nothing is written and answers are only allowed for.
+    With `out`, an existing statistics file is refused first, and prompts that the model has to answer are answered into
+    a file beside it. Without `out`, nothing is written or generated, and the plan assumes the longest answers.
     """
     if out is not None and not state_path(out).exists():
         require_absent(out)
     options = options or Options()
-    checkpoint = open_checkpoint(model_dir)
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
     windows = tokenise(
         checkpoint,
@@ -76,7 +100,7 @@ def prepare(
         plan_only=out is None,
         device=options.device,
         dtype=compute_dtype(checkpoint, options),
-        benches=benches,
+        benches=[text for bench in benches for text in _texts_of(bench)],
         progress=progress,
     )
     return Run(checkpoint, windows, options, chosen.name)
@@ -90,7 +114,7 @@ def write_statistics(
     on_layer: Callable[[Mark], None] | None = None,
     progress: Progress | None = None,
 ) -> ExpertStats:
-    """Execute a prepared run, or what is left of it, and publish `out`; see `calibrate`."""
+    """Execute a prepared run, or the rest of an interrupted one, and publish `out`; see `calibrate`."""
     layers = run.checkpoint.num_layers
     with RunState(state_path(out), run.settings, start_over=start_at == 0) as state:
         if out.exists():
@@ -98,10 +122,10 @@ def write_statistics(
         done = len(state.finished())
         if start_at not in (None, 0, done):
             raise UsageError(
-                f"cannot go on from layer {start_at}",
-                expected=f"0 to start over, or {done}, the first unfinished one",
+                f"cannot resume at layer {start_at}",
+                expected=f"0 to start over, or {done}, the first unfinished layer",
                 actual=f"hidden states are kept for layer {done} only",
-                remedy="leave out --from to go on",
+                remedy="leave out --from to resume",
             )
         require_space(out, max(0, run.plan.disk - state.nbytes))
         try:
@@ -111,35 +135,35 @@ def write_statistics(
             raise Interrupted(
                 f"calibration stopped: {done} of {layers} layers are finished and kept",
                 actual=str(state.path),
-                remedy="run the same command again to go on; --status shows the state, --from 0 starts over",
+                remedy="run the same command again to resume; --status shows the state, --from 0 starts over",
             ) from exc
         about = {key: value for key, value in run.windows.origin.items() if key != "document_hashes"}
         write_manifest(out, "statistics", {**about, **run.about})
         write_json(report_path(out), _report(run, stats, state.finished()), overwrite=True)
         stats.save(out)
         state.remove()
-    return stats
+    return replace(stats, path=out)
 
 
 def measure(checkpoint: Checkpoint, windows: Windows, options: Options, name: str) -> ExpertStats:
-    """The statistics of `windows` without a file; nothing is left to resume."""
+    """The statistics of `windows`, without a file and without a state to resume."""
     run = Run(checkpoint, windows, options, name)
     with TemporaryDirectory() as folder, RunState(Path(folder) / "state", run.settings) as state:
         return run.execute(state)
 
 
 def tokenised(checkpoint: Checkpoint, chosen: CalibrationSet, shards: int) -> Windows:
-    """The set as windows of this checkpoint's tokens; a set of prompts without replies needs `calibrate`."""
+    """The set as windows of this checkpoint's tokens. Prompts without replies are refused: `calibrate` answers them."""
     return tokenise(checkpoint, chosen, shards)
 
 
 def report_path(out: Path) -> Path:
-    """Where the needs of the run that wrote `out` are kept. They differ from run to run, so not in the file itself."""
+    """Where the needs of the run that wrote `out` are recorded: they differ from run to run, so not in the file."""
     return out.with_name(out.name + ".run.json")
 
 
 def coverage(stats: ExpertStats) -> dict[str, dict[str, int]]:
-    """Per class: how many experts (over all layers that have any) got fewer than `COVERAGE` tokens, and none at all."""
+    """Per class: the experts of all layers, those with fewer than `COVERAGE` tokens, and those with none."""
     routed = stats.field(COUNT)[:, stats.metadata["moe_layers"]]
     return {
         name: {
@@ -149,6 +173,10 @@ def coverage(stats: ExpertStats) -> dict[str, dict[str, int]]:
         }
         for i, name in enumerate(stats.classes)
     }
+
+
+def _texts_of(bench: BenchTexts | Path | str) -> Sequence[BenchTexts]:
+    return [bench] if isinstance(bench, BenchTexts) else read_benches(Path(bench))
 
 
 def _report(run: Run, stats: ExpertStats, marks: list[Mark]) -> dict[str, Any]:
@@ -164,7 +192,7 @@ def _report(run: Run, stats: ExpertStats, marks: list[Mark]) -> dict[str, Any]:
 
 
 def _published(out: Path, run: Run, state: RunState) -> ExpertStats:
-    """The run was killed between publishing and cleaning up: check that the file is its own, and clean up."""
+    """Finish a run that was killed after publishing: check that the file is its own, and remove the state."""
     stats = ExpertStats.load(out)
     if any(stats.metadata.get(key) != value for key, value in run.about.items()):
         require_absent(out)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ import click
 
 from trimoe.cli.parts.common import emit, json_option, parse_size, progress, require_extra, show_size
 from trimoe.cli.stats import leak_lines
-from trimoe.io.progress import Progress
 
 if TYPE_CHECKING:
+    from trimoe.calibrate.layerwise import Run
     from trimoe.calibrate.state import Mark
     from trimoe.calibrate.stats.expert_stats import ExpertStats
     from trimoe.calibrate.text.leaks import BenchTexts
@@ -54,16 +55,16 @@ if TYPE_CHECKING:
     "start_at",
     type=click.IntRange(min=0),
     metavar="LAYER",
-    help="0 starts over; any other must be the first unfinished layer (the default).",
+    help="0 starts over; any other value must be the first unfinished layer (the default).",
 )
-@click.option("--dry-run", is_flag=True, help="Print what the run would need and stop.")
-@click.option("--status", "show_status", is_flag=True, help="Say how far the run that writes OUT is, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the predicted memory and disk needs, and stop.")
+@click.option("--status", "show_status", is_flag=True, help="Print the progress of the run that writes OUT, and stop.")
 @click.option(
     "--leak-check",
     "leak_check",
     multiple=True,
     metavar="PATH|BENCH",
-    help="Report 13-word overlaps of the set with a bench: its file or folder of rows, or its name. May be repeated.",
+    help="Report 13-word overlaps of the set with a bench: its file or folder of rows, or its name. Repeatable.",
 )
 @click.option(
     "--data",
@@ -91,8 +92,8 @@ def calibrate(
 ) -> None:
     """Measure each expert's contribution on a calibration set.
 
-    One decoder layer is in memory at a time, the next is read meanwhile. Finished layers are kept: after Ctrl-C or a
-    crash the same command goes on. OUT appears only when it is complete.
+    One decoder layer is in memory at a time while the next is being read. Finished layers are kept: after Ctrl-C or a
+    crash, the same command resumes. OUT appears only when it is complete.
 
     \b
     Examples:
@@ -103,35 +104,66 @@ def calibrate(
       trimoe calibrate MODEL --set SET.yaml -o STATS --dry-run
       trimoe calibrate MODEL --set SET.yaml -o STATS --status
     """
-    budget = None if ram is None else parse_size(ram, "--ram 8GB")
     if show_status:
         return _show_status(out, as_json)
     require_extra("torch", "calibrate")
-    from trimoe.calibrate.engine import Options, prepare, write_statistics
+    from trimoe.calibrate.engine import Options, prepare
+    from trimoe.calibrate.engine import calibrate as run
 
+    budget = None if ram is None else parse_size(ram, "--ram 8GB")
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, budget)
     benches = benches_of(leak_check, data)
-    with progress("answer") as report:
-        prepared = prepare(model, set_path, options, None if dry_run else out, benches=benches, progress=report)
-    leaks = leak_lines(prepared.windows.origin["leak_check"]) if benches else []
-    plan = prepared.plan
+    with _Display(as_json) as display:
+        if dry_run:
+            prepared = prepare(model, set_path, options, benches=benches, progress=display.progress)
+        else:
+            stats = run(
+                model,
+                set_path,
+                out,
+                **vars(options),
+                benches=benches,
+                start_at=start_at,
+                on_prepared=display.prepared,
+                on_layer=display.layer,
+                progress=display.progress,
+            )
     if dry_run:
-        found = {"leak_check": prepared.windows.origin["leak_check"]} if benches else {}
-        return emit({"plan": plan.as_dict(), **found}, "\n".join([*plan.lines(), *leaks]), as_json)
-    if not as_json:
-        click.echo("\n".join([*plan.lines(), *leaks]))
-    with progress("calibrate") as report:
-        teller = _Teller(plan.layers, report, as_json)
-        stats = write_statistics(prepared, out, start_at=start_at, on_layer=teller.layer, progress=teller.progress)
+        leaks = prepared.windows.origin.get("leak_check")
+        found = {"leak_check": leaks} if leaks else {}
+        return emit({"plan": prepared.plan.as_dict(), **found}, "\n".join(_plan_lines(prepared)), as_json)
     _show_result(out, stats, as_json)
 
 
-class _Teller:
-    """Says after the first layer how long the rest will take: on the progress bar, or in a line where there is none."""
+def _plan_lines(run: "Run") -> list[str]:
+    leaks = run.windows.origin.get("leak_check")
+    return [*run.plan.lines(), *(leak_lines(leaks) if leaks else [])]
 
-    def __init__(self, layers: int, report: Progress, as_json: bool) -> None:
-        self._layers, self._report, self._left = layers, report, ""
+
+class _Display:
+    """Progress of a run: a bar per phase, the plan between them, and after the first layer how long the rest takes.
+
+    The time left is on the bar, or printed once where standard error is not a terminal.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json, self._bar, self._layers, self._left = as_json, ExitStack(), 0, ""
         self._line_due = not as_json and not sys.stderr.isatty()
+        self._report = self._bar.enter_context(progress("answer"))
+
+    def __enter__(self) -> "_Display":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+    def prepared(self, run: "Run") -> None:
+        """Print the plan before the first layer; a live bar would divert the text to standard error."""
+        self._bar.close()
+        if not self._as_json:
+            click.echo("\n".join(_plan_lines(run)))
+        self._layers = run.plan.layers
+        self._report = self._bar.enter_context(progress("calibrate"))
 
     def layer(self, mark: "Mark") -> None:
         """A layer is finished."""
@@ -142,7 +174,7 @@ class _Teller:
         self._line_due = False
 
     def progress(self, done: int, total: int, note: str) -> None:
-        """A batch is done."""
+        """A reply or a batch is done."""
         self._report(done, total, note + self._left)
 
 
@@ -180,12 +212,12 @@ def _show_status(out: Path, as_json: bool) -> None:
         if found["seconds_left"] is not None:
             text += f", about {_duration(found['seconds_left'])} left"
     elif found["state"] == "none":
-        text = f"{out}: no calibration was begun, or none has finished a layer"
+        text = f"{out}: no calibration has finished a layer"
     emit(found, text, as_json)
 
 
 def _duration(seconds: float) -> str:
-    """Time for people: 45 s, 12 min, 3 h 20 min."""
+    """A duration such as 45 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
@@ -193,7 +225,7 @@ def _duration(seconds: float) -> str:
 
 
 def benches_of(names: Sequence[str], data: Path | None) -> list["BenchTexts"]:
-    """The benches of --leak-check: a path is read as it is, anything else is the name of a bench."""
+    """The benches of --leak-check: an existing path is read, anything else is the name of a bench."""
     from trimoe.bench.catalog import find
     from trimoe.calibrate.text.leaks import BenchTexts, read_benches
 
