@@ -13,8 +13,8 @@ from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
-from trimoe.model.gguf.file import GgufFile, read_gguf
 from trimoe.model.gguf.format import Field, header_bytes, scalar_field
+from trimoe.model.gguf.header import GgufFile, read_gguf
 from trimoe.model.safetensors import read_bytes
 
 MAP = DropMap({0: (1, 4), 1: (0, 7), 2: (2, 3)}, EXPERTS)

@@ -25,8 +25,9 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
 from trimoe.io import copying, hashing
 from trimoe.io import publish as artifact
-from trimoe.model.gguf.file import open_gguf, read_gguf
+from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.format import TYPES
+from trimoe.model.gguf.header import read_gguf
 from trimoe.model.gguf.imatrix import open_imatrix
 from trimoe.model.gguf.model import open_gguf_model
 

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
     ),
     "a weight twice": (
         (changed(q.qwen(q.ct_nvfp4), **{GATE + "weight": ("BF16", (32, 64))}), CASES["ct-nvfp4"][1]),
-        "stand twice",
+        "are stored twice",
     ),
     "a companion that no rule names": (
         (changed(q.qwen(q.ct_nvfp4), **{GATE + "weight_secret": ("U8", (3,))}), CASES["ct-nvfp4"][1]),

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from helpers.gguf_models import read_oracle, write_model
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf import file as ours
-from trimoe.model.gguf.file import find_gguf, open_gguf, read_gguf, split_name
+from trimoe.model.gguf import header as ours
+from trimoe.model.gguf.file import find_gguf, open_gguf, split_name
 from trimoe.model.gguf.format import TYPES, header_bytes, nbytes_of, scalar_field
+from trimoe.model.gguf.header import read_gguf
 
 # Kinds that occur inside computations only and in no file; the package has another size for Q8_1 than ggml.h.
 NOT_IN_FILES = {"Q8_1", "Q8_K"}
@@ -121,11 +122,11 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "big endian": (GOOD[:4] + struct.pack(">I", 3) + GOOD[8:], "big-endian"),
     "ends in counts": (GOOD[:20], "ends inside"),
     "ends in a key": (GOOD[:30], "ends inside"),
-    "ends in the data": (GOOD[:-8], "beyond the end"),
+    "ends in the data": (GOOD[:-8], "past the end"),
     "longer than its tensors": (GOOD + bytes(64), "does not end"),
     "too many tensors": (b"GGUF" + struct.pack("<IQQ", 3, 1 << 62, 0), "impossible header"),
     "too many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 62), "impossible header"),
-    "key twice": (build([key(b"a", 4, b"\1\0\0\0")] * 2, []), "stands twice"),
+    "key twice": (build([key(b"a", 4, b"\1\0\0\0")] * 2, []), "is listed twice"),
     "empty key": (build([key(b"", 4, b"\1\0\0\0")], []), "key of 0 bytes"),
     "key not UTF-8": (build([key(b"\xff\xfe", 4, b"\1\0\0\0")], []), "not UTF-8"),
     "long string": (build([key(b"a", 8, struct.pack("<Q", 1 << 63))], []), "ends inside"),
@@ -137,12 +138,12 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "alignment 0": (build([key(b"general.alignment", 4, bytes(4))], []), "impossible general.alignment"),
     "alignment 24": (build([key(b"general.alignment", 4, b"\x18\0\0\0")], []), "impossible general.alignment"),
     "alignment as text": (build([key(b"general.alignment", 8, string(b"32"))], []), "impossible general.alignment"),
-    "tensor twice": (build([], [tensor(b"t", (8,)), tensor(b"t", (8,), 0, 32)], bytes(64)), "stands twice"),
+    "tensor twice": (build([], [tensor(b"t", (8,)), tensor(b"t", (8,), 0, 32)], bytes(64)), "is listed twice"),
     "nameless tensor": (build([], [tensor(b"", (8,))], bytes(32)), "tensor name of 0"),
     "five dimensions": (build([], [tensor(b"t", (1, 1, 1, 1, 8))], bytes(32)), "5 dimensions"),
     "removed type": (build([], [tensor(b"t", (32,), 4)], bytes(32)), "unknown type 4"),
     "future type": (build([], [tensor(b"t", (32,), 99)], bytes(32)), "unknown type 99"),
-    "half a block": (build([], [tensor(b"t", (48,), 8)], bytes(64)), "no whole blocks"),
+    "half a block": (build([], [tensor(b"t", (48,), 8)], bytes(64)), "not whole blocks"),
     "huge": (build([], [tensor(b"t", (1 << 40, 1 << 40))], bytes(32)), "impossibly large"),
     "negative length": (build([], [tensor(b"t", ((1 << 64) - 8,))], bytes(32)), "impossibly large"),
     "overlap": (build([], [tensor(b"t", (8,)), tensor(b"u", (8,), 0, 0)], bytes(64)), "overlaps"),

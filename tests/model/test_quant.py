@@ -48,7 +48,7 @@ def test_loaders_are_classes_of_transformers() -> None:
 def test_a_file_with_a_mistake(change: tuple[str, str], message: str) -> None:
     text = FILE.read_text()
     assert change[0] in text
-    with pytest.raises(CheckpointError, match=r"quantization file bad\.toml is not valid") as caught:
+    with pytest.raises(CheckpointError, match=r"quantization file bad\.toml") as caught:
         parse_quant(text.replace(*change, 1), "bad.toml")
     assert message in str(caught.value)
 

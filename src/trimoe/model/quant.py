@@ -1,24 +1,20 @@
-"""Quantized checkpoints as data: which tensors belong to a quantized weight, one TOML file per scheme in `quants/`.
+"""Quantized checkpoints: which tensors belong to a quantized weight, one TOML file per scheme in `quants/`.
 
-A cut never converts: the tensors of a kept expert move with it, those of a dropped one go. Scales are exact under a cut
-wherever they belong to one expert; one value for a whole stack stays as it is, because it means the same for those that
-remain. Invariants: every tensor in a quantized expert's module is named by a rule; every expert has exactly one weight
-and everything that it needs. Refused: what mixes several experts in one value, or cannot be told apart by expert.
-Unknown keys in the data files are refused.
+A cut never converts: the tensors of a kept expert move with it, those of a dropped expert are removed. Scales that
+belong to one expert stay exact under a cut; one value for a whole stack stays unchanged, because it means the same for
+the experts that remain. Invariants: a rule names every tensor in a quantized expert's module; every expert has exactly
+one weight and everything that it needs. Refused: values that mix several experts, or that cannot be assigned to one.
 """
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from trimoe.errors import CheckpointError
+from trimoe.io.datafile import Data, convert, load, parse
 from trimoe.model.family.hf import Role
 from trimoe.model.safetensors import TensorInfo
 
@@ -27,11 +23,11 @@ _WEIGHT = "weight"
 _FLOAT = ("F64", "F32", "F16", "BF16")
 """Types of a weight that is not quantized."""
 _UNPACKED = (*_FLOAT, "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8")
-"""Types of which one entry is one value, so that the family's shape must fit."""
+"""Types with one entry per value, so that the family's shape must fit."""
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tensors of one quantized weight: see quants/compressed_tensors.toml for the meaning of each key."""
+class Rule(Data, frozen=True, kw_only=True):
+    """The tensors of one quantized weight; quants/compressed_tensors.toml explains each key."""
 
     main: str
     required: tuple[str, ...]
@@ -43,11 +39,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """All that the rule names."""
+        """Every name of the rule."""
         return (self.main, *self.required, *self.optional)
 
     def fits(self, base: str, index: Index) -> bool:
-        """Whether a module or stack has quantized values and what they need."""
+        """Whether a module or stack has quantized values and the tensors that they need."""
         main = index.get(base + self.main)
         return main is not None and main.dtype not in _FLOAT and all(base + s in index for s in self.required)
 
@@ -58,8 +54,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"rule {self.main!r}: factor {self.factor!r} is none of its tensors")
 
 
-class Quant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A scheme."""
+class Quant(Data, frozen=True, kw_only=True):
+    """A quantization scheme."""
 
     name: str
     methods: tuple[str, ...]
@@ -70,7 +66,7 @@ class Quant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stack: tuple[Rule, ...] = ()
 
     def appears_in(self, index: Index) -> bool:
-        """Whether some weight has all that a rule requires, under names that an unquantized one has not."""
+        """Whether some weight has all tensors that a rule requires, under names that no unquantized weight has."""
         for rule, dot in [*((r, ".") for r in self.module), *((r, "") for r in self.stack)]:
             end = dot + rule.required[0]
             for name in index:
@@ -80,13 +76,12 @@ class Quant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return False
 
     def begins(self, name: str, index: Index) -> bool:
-        """Whether a weight is there under this name or another one of the scheme."""
+        """Whether there is a weight under this name or another one of the scheme."""
         base = name.removesuffix(_WEIGHT)
         return name in index or (base != name and any(base + rule.main in index for rule in self.module))
 
     def plain_names(self, names: set[str]) -> set[str]:
-        """`names` and, for each weight stored under another name, the one that it has unquantized: by these a family
-        is recognised."""
+        """`names` and the unquantized name of each weight stored under another one; families are recognised by them."""
         mains = tuple(f".{rule.main}" for rule in self.module if rule.main != _WEIGHT)
         found = {n.removesuffix(main) + f".{_WEIGHT}" for n in names for main in mains if n.endswith(main)}
         return names | found
@@ -94,9 +89,11 @@ class Quant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a role's weights. `companion` says which one it is beside the values themselves; `axis` is None for
-    one value that serves all experts; `plain` ones must have the family's shape; `template` is the name with `{E}` for
-    the expert."""
+    """One tensor of a role's weights.
+
+    `companion` is empty for the values themselves, else the suffix of a scale or similar; `axis` is None for one value
+    that serves all experts; `plain` tensors must have the family's shape; `template` is the name with `{E}`.
+    """
 
     name: str
     companion: str
@@ -107,24 +104,16 @@ class Part:
 
 
 def parse_quant(text: str, source: str) -> Quant:
-    """A file of `quants/`. Raises `CheckpointError` naming the wrong key."""
-    try:
-        return msgspec.convert(tomllib.loads(text), Quant)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
-        raise CheckpointError(
-            f"quantization file {source} is not valid",
-            expected="the keys of quants/compressed_tensors.toml",
-            actual=str(exc)[:500],
-            remedy="correct the file",
-        ) from exc
+    """A scheme from TOML text. Raises `CheckpointError` with the path of the wrong key."""
+    what = f"quantization file {source}"
+    return convert(parse(text, what, "toml", error=CheckpointError), Quant, what, error=CheckpointError)
 
 
 @cache
 def all_quants() -> tuple[Quant, ...]:
-    """All shipped schemes, by file name."""
-    folder = resources.files("trimoe.model") / "quants"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    return tuple(parse_quant(file.read_text(encoding="utf-8"), file.name) for file in files)
+    """Every shipped scheme, by file name."""
+    files = sorted((Path(__file__).parent / "quants").glob("*.toml"))
+    return tuple(load(Quant, file, f"quantization file {file.name}", error=CheckpointError) for file in files)
 
 
 def method_of(config: dict[str, Any]) -> str | None:
@@ -137,8 +126,10 @@ def method_of(config: dict[str, Any]) -> str | None:
 
 
 def quant_of(config: dict[str, Any], folder: Path, index: Index) -> Quant | None:
-    """The scheme that config.json names or that a file beside it belongs to; where neither says anything, the first one
-    whose tensors are there. None: not quantized, or in a way that no file describes."""
+    """The scheme that config.json names or that a file beside it belongs to, else the first one with matching tensors.
+
+    None: not quantized, or in a way that no file describes.
+    """
     method = method_of(config)
     if method is not None:
         return next((quant for quant in all_quants() if method in quant.methods), None)
@@ -147,9 +138,9 @@ def quant_of(config: dict[str, Any], folder: Path, index: Index) -> Quant | None
 
 
 def parts_of(quant: Quant, role: Role, template: str, index: Index, experts: int) -> list[Part] | None:
-    """Every tensor of a role in one block, or None if the scheme has nothing to say about it.
+    """Every tensor of a role in one block, or None if no rule of the scheme applies.
 
-    Raises `CheckpointError` naming the tensor that is missing, stands twice, or cannot be cut by expert.
+    Raises `CheckpointError` naming the tensor that is missing, stored twice, or cannot be cut by expert.
     """
     if role.per_expert:
         return list(_expert_parts(quant, template, index, experts)) if template.endswith(f".{_WEIGHT}") else None
@@ -175,7 +166,7 @@ def _rule_for(quant: Quant, base: str, index: Index) -> Rule | None:
     )
     if len(mains) > 1:
         raise CheckpointError(
-            f"the weights of {base[:-1]} stand twice",
+            f"the weights of {base[:-1]} are stored twice",
             expected="one of them",
             actual=", ".join(base + main for main in sorted(mains)),
             remedy="the checkpoint mixes two conversions: download it again",
@@ -195,7 +186,7 @@ def _rule_for(quant: Quant, base: str, index: Index) -> Rule | None:
 
 
 def _stack_parts(quant: Quant, name: str, role: Role, index: Index, experts: int) -> list[Part] | None:
-    """Of a tensor on the expert axis: a stack, or a router, whose outputs are the experts."""
+    """The parts of a tensor on the expert axis: a stack, or a router, whose outputs are the experts."""
     module = name.endswith(f".{_WEIGHT}")
     base = name.removesuffix(_WEIGHT) if module else name
     for rule in quant.module if module else quant.stack:

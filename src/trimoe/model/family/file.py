@@ -8,8 +8,6 @@ first. Not guaranteed: child processes do not know the families of `extra_famili
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from trimoe.model.family.gguf import GgufNames, GgufSection, standard_names
 from trimoe.model.family.hf import HfTensors
 from trimoe.model.family.serving import Nvfp4Section, Ollama, Serving
 
-SHIPPED: Traversable = resources.files("trimoe.model") / "families"
+SHIPPED = Path(__file__).parents[1] / "families"
 _REMEDY = "correct the file; families/gemma4.toml explains every key"
 _extra: tuple["Family", ...] = ()
 
@@ -58,7 +56,7 @@ class Family(Data, frozen=True, kw_only=True):
         return next((variant for variant in self.serving if variant.fits(chat_template)), None)
 
 
-def load_family(path: Traversable) -> Family:
+def load_family(path: Path) -> Family:
     """The family file `path`. Raises `CheckpointError` with the path of the wrong key."""
     what = f"family file {path.name}"
     return _family(read(path, what, error=CheckpointError, remedy=_REMEDY), what, path)
@@ -70,7 +68,7 @@ def parse_family(text: str, source: str) -> Family:
     return _family(parse(text, what, "toml", error=CheckpointError, remedy=_REMEDY), what, None)
 
 
-def _family(data: Any, what: str, path: Traversable | None) -> Family:
+def _family(data: Any, what: str, path: Path | None) -> Family:
     for kind in ("serving", "ollama"):
         for entry in data.get(kind, ()) if isinstance(data, dict) and isinstance(data.get(kind), list) else ():
             if isinstance(entry, dict):
@@ -80,12 +78,11 @@ def _family(data: Any, what: str, path: Traversable | None) -> Family:
     return convert(data, Family, what, error=CheckpointError, remedy=_REMEDY)
 
 
-def _template(path: Traversable, name: str, what: str) -> str:
+def _template(path: Path, name: str, what: str) -> str:
     """The text of a template file beside a family file."""
-    folder = path.parent if isinstance(path, Path) else SHIPPED
     try:
-        return (folder / name).read_text("utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as exc:
+        return path.with_name(name).read_text("utf-8").removesuffix("\n")
+    except (OSError, ValueError) as exc:  # also a name with a slash, and bytes that are not UTF-8
         raise CheckpointError(
             f"{what}: the template {name} cannot be read",
             expected="a UTF-8 text file beside the family file",

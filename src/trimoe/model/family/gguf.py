@@ -4,7 +4,7 @@ The standard names are in model/gguf/expert_names.toml and hold for every archit
 """
 
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 from msgspec import field
 
@@ -72,5 +72,5 @@ class GgufSection(Data, frozen=True, kw_only=True):
 @cache
 def standard_names() -> GgufNames:
     """The names that llama.cpp gives to expert tensors."""
-    file = resources.files("trimoe.model") / "gguf" / "expert_names.toml"
+    file = Path(__file__).parents[1] / "gguf" / "expert_names.toml"
     return load(GgufNames, file, "expert_names.toml", error=CheckpointError)

@@ -15,8 +15,9 @@ from typing import BinaryIO
 import numpy as np
 
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf.file import MAX_NAME, Gguf, open_gguf
+from trimoe.model.gguf.file import Gguf, open_gguf
 from trimoe.model.gguf.format import MAGIC, Field, header_bytes, padded
+from trimoe.model.gguf.header import MAX_NAME
 from trimoe.model.safetensors import TensorInfo, read_bytes
 
 SUMS, COUNTS = ".in_sum2", ".counts"

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trimoe.model.gguf.file import DEFAULT_ALIGNMENT
 from trimoe.model.gguf.format import nbytes_of, padded
+from trimoe.model.gguf.header import DEFAULT_ALIGNMENT
 from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.tensor_types import (
     FILE_TYPES,

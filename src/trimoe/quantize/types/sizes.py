@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from math import prod
 
 from trimoe.errors import CheckpointError
-from trimoe.model.gguf.file import DEFAULT_ALIGNMENT, Gguf
+from trimoe.model.gguf.file import Gguf
 from trimoe.model.gguf.format import nbytes_of, padded
+from trimoe.model.gguf.header import DEFAULT_ALIGNMENT
 from trimoe.model.gguf.imatrix import Imatrix
 from trimoe.quantize.types.tensor_types import Choice, ModelFacts, Request, Tensor
 from trimoe.quantize.types.type_rules import choose_types
