@@ -37,7 +37,7 @@ GSM8K = find(["gsm8k-100"])[0]
         ("Final answer: **A**", "A"),
         ("final answer (B)", "B"),
         ("The answer is A. No: the answer is C.", "C"),  # the last statement
-        ("The answer is C, boxed \\boxed{A}", "C"),  # stated before boxed
+        ("The answer is C? No: \\boxed{A}", "A"),  # in words or boxed: the later one
         ("\\boxed{A} or \\boxed{ D }, so B", "D"),  # the last box before a lone letter
         ("\\boxed{a} is not it, C is", "C"),  # a box wants a capital
         ("Options A and B fail, hence D", "D"),
@@ -45,7 +45,8 @@ GSM8K = find(["gsm8k-100"])[0]
         ("The answer is Ablation", None),  # not a letter that stands alone
         ("D" + " x" * 250, None),  # a lone letter counts near the end only
         ("The best answer is D" + " x" * 250, "D"),  # a stated one anywhere
-        ("The answer is a mystery", "A"),  # the reference's looseness, kept
+        ("The answer is a mystery", None),  # an article is no letter
+        ("The answer is a.", "A"),
         ("The answer is E", None),
         ("", None),
     ],
@@ -516,3 +517,48 @@ def test_no_reply_makes_extraction_raise(reply: str) -> None:
     for name, bench in benches().items():
         answer = bench.answer(reply, Doc("0", "", "", CHECKS.get(name, {})))
         assert answer is None or isinstance(answer, str)
+
+
+CASES = [
+    ("One might say the answer is A, but mass is kept.\nThe best answer is [C]", "C"),
+    ("If heat were lost the answer is B, yet it is not. The best answer is {C}.", "C"),
+    ('At first the answer is B. Really, the best answer is "C".', "C"),
+    ("At first the answer is B. Really, the best answer is $\\text{C}$.", "C"),
+    ("First guess: the answer is B. But the best answer is option C.", "C"),
+    ("At first I thought the answer is B. No. Final answer: \\boxed{C}", "C"),
+    ("The answer is B. Checking again: $\\boxed{\\textbf{(C)}}$", "C"),
+    ("Final answer: $\\mathbf{D}$", "D"),
+    ("Answer: `C`. Note that A is a common distractor.", "C"),
+    ("The answer is not B but C.", "C"),
+]
+
+
+@pytest.mark.parametrize(("reply", "letter"), CASES)
+def test_arc_the_last_statement_wins_in_any_form(reply: str, letter: str) -> None:
+    assert arc_challenge.letter(reply) == letter
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        (r"Thus $t = 24$ minutes. The walk takes $\boxed{204 \text{ minutes}}$.", "204"),
+        (r"Thus $t = 24$ minutes. The walk takes $\boxed{\textbf{204}}$.", "204"),
+        (r"Thus $t = 24$ minutes. The walk takes $\boxed{204\ \text{min}}$.", "204"),
+        (r"y = 24, so $\boxed{\mathrm{Area} = 480.0}$", "480"),
+        (r"$n = 3$, total $\boxed{12\,345}$", "12345"),
+        (r"$n = 3$, total $\boxed{1{,}024 \text{ ways}}$", "1024"),
+        (r"So the value is \boxed{-25}", "-25"),
+        (r"So the value is \boxed{\frac{25}{2}}", None),
+        (r"So the value is \boxed{2\sqrt{3}}", None),
+        (r"either \boxed{5 \text{ or } 7}", None),
+        ("The area is 480.0", "480"),
+        ("That leaves 12.5", "12.5"),
+        ("That leaves 25/2", "25/2"),
+        ("answer: -25", "-25"),
+        ("2+2=4 ways, thus the answer is 902.\nThis uses 3 cases.", "902"),
+        (r"A first try gives \boxed{110}. But I dropped a case. So the total is \boxed{", None),
+        (r"First \boxed{110}, but the total is \boxed{25/2}", None),
+    ],
+)
+def test_aime_a_box_is_read_whole(reply: str, number: str | None) -> None:
+    assert aime_2024.answer(reply) == number

@@ -116,11 +116,22 @@ def last_integer(text: str) -> str | None:
 
 def boxed(text: str) -> list[str]:
     r"""Contents of every \boxed{...}, braces balanced, in the order of their beginnings; unclosed ones are left out."""
-    found: list[tuple[int, str]] = []
+    return [content for _, content in sorted(boxes(text)) if content is not None]
+
+
+def open_box(text: str) -> bool:
+    r"""Whether the last \boxed{ of a text is never closed: the reply ended, or went on, without finishing it."""
+    found = boxes(text)
+    return bool(found) and max(found, key=lambda box: box[0])[1] is None
+
+
+def boxes(text: str) -> list[tuple[int, str | None]]:
+    r"""Where the content of each \boxed{ begins, and the content; None where its brace is never closed."""
+    found: list[tuple[int, str | None]] = []
     opened: list[int | None] = []  # per open brace where its box's content begins, None for a brace of no box
-    for match in re.finditer(r"\\boxed\s*\{|[{}]", text):
+    for match in re.finditer(r"\\boxed\s{0,9}\{|[{}]", text):
         if match.group() != "}":
             opened.append(match.end() if match.group() != "{" else None)
         elif opened and (begin := opened.pop()) is not None:
             found.append((begin, text[begin : match.start()]))
-    return [content for _, content in sorted(found)]
+    return found + [(begin, None) for begin in opened if begin is not None]

@@ -1,50 +1,80 @@
 r"""AIME 2024: a whole number, looked for in the places where a reply states its result, the surest place first.
 
-The order: the last \boxed number; a line "(Final) Answer: N"; "answer" with a box after it; a number that ends the last
-line after "is", "equals" or "="; the last "= N" anywhere; the last whole number near the end.
+The order: the last \boxed{...} with a number, if that is one whole number; a line "(Final) Answer: N", or a line that
+ends in "answer is N"; a number that ends the last line after "is", "equals" or "="; the last "= N" anywhere; the last
+number near the end. The weaker rules do not look into boxes: a box that holds a fraction is not the whole numbers in
+it. A last box that the reply leaves unclosed withdraws the earlier ones, and nothing else counts.
+Signs, decimals and fractions stay with their number: -25, 12.5 and 25/2 are answers, and wrong ones.
 """
 
 import re
 from typing import Any
 
 from trimoe.bench.bench import exact
-from trimoe.bench.extract import boxed, last_integer
+from trimoe.bench.extract import boxed, boxes, open_box
 from trimoe.bench.rows import Row, View, each, spec_bench
 
 TAIL = 400  # characters
 _END = r"(?!,?\d)(?!\.\d)"  # the number is over here: no further digits, no decimals
-_LINE = re.compile(rf"^[ \t*#>_-]*(?:the\s+)?(?:final\s+)?answer[*_\s]*:[*_\s$\\(]*(\d++){_END}", re.I | re.M)
-_PHRASE = re.compile(r"answer[^\n]{0,80}?(\\boxed\s*\{.*)", re.I)
-_LAST_LINE = re.compile(rf"(?:\bis|\bequals|=)[*_\s$\\(:]*(\d++){_END}[^\w\d]*$", re.I)
-_EQUALS = re.compile(rf"=[\s$]*(\d++){_END}(?!\s*[/^])")
-_DECORATION = re.compile(r"\\[,;:! ]|\\(?:text|mathbf|mathrm|displaystyle)\b|[{}$\s]|\^?\\circ")
+_ZEROS = r"(?:\.0{1,9})?"
+_LINE = re.compile(
+    rf"^[ \t*#>_-]{{0,9}}(?:the\s)?(?:final\s)?answer[*_ \t]{{0,9}}:[*_ \t$\\(]{{0,9}}(\d++){_ZEROS}{_END}", re.I | re.M
+)
+_ANSWER_IS = re.compile(rf"answer is[*_ \t$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[^\w\n]{{0,9}}$", re.I | re.M)
+_LAST_LINE = re.compile(rf"(?:\bis|\bequals|=)[*_\s$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[^\w\d]{{0,20}}$", re.I)
+_EQUALS = re.compile(rf"=[\s$]{{0,9}}(\d++){_END}(?!\s{{0,9}}[/^])")
+_NUMBER = re.compile(r"(?<![\w.,])[-−]?\d{1,30}+(?:,\d{3}){0,9}(?:\.\d{1,30}+)?(?:\s?/\s?\d{1,30}+)?")
+# In a box spaces are one space, style commands and braces go, and then words (units) go.
+_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
+_STYLE = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mbox|mathbf|mathrm|bf|rm|displaystyle)(?![A-Za-z])|[{}$]|\^?\\circ"
+)
+_WORD = re.compile(r"(?<![\\A-Za-z_^])[A-Za-z]{2,}\.?")
+_GROUPS = re.compile(r"(?<=\d)\s{1,3}(?=\d{3}(?!\d))")
+_WHOLE = re.compile(r"([-−]?(?:\d+|\d{1,3}(?:,\d{3})+))(?:\.0+)?")
 
 
 def answer(reply: str) -> str | None:
     """The stated number without leading zeros, or None."""
-    for find in (_from_box, _from_line, _from_phrase, _from_last_line, _from_equation, _from_tail):
-        if (number := find(reply)) is not None:
-            return number.lstrip("0") or "0"
+    if open_box(reply):
+        return None
+    contents = [content for content in boxed(reply) if re.search(r"\d", content)]
+    if contents and (number := whole_number(contents[-1])) is not None:
+        return number
+    rest = without_boxes(reply)
+    for find in (_from_line, _from_last_line, _from_equation, _from_tail):
+        if (number := find(rest)) is not None:
+            return _plain(number)
     return None
 
 
-def _from_box(reply: str) -> str | None:
-    """The last box that is a number, or an equation that ends in one; decoration does not count."""
-    for content in reversed(boxed(reply)):
-        bare = _DECORATION.sub("", content).rpartition("=")[2].rstrip(".")
-        if re.fullmatch(r"\d+|\d{1,3}(?:,\d{3})+", bare):
-            return bare.replace(",", "")
-    return None
+def whole_number(content: str) -> str | None:
+    """The one whole number that a box holds, beside units and style commands; None for anything else."""
+    bare = _WORD.sub(" ", _STYLE.sub("", _SPACE.sub(" ", content))).rpartition("=")[2]
+    bare = _GROUPS.sub("", " ".join(bare.split())).strip(" .")
+    found = _WHOLE.fullmatch(bare)
+    return _plain(found[1]) if found else None
+
+
+def without_boxes(reply: str) -> str:
+    r"""The reply with the content of every \boxed{...} taken out."""
+    parts, at = [], 0
+    for begin, content in sorted((begin, content) for begin, content in boxes(reply) if content is not None):
+        if begin >= at:  # a box in a box goes with the outer one
+            parts.append(reply[at:begin])
+            at = begin + len(content)
+    return "".join([*parts, reply[at:]])
+
+
+def _plain(number: str) -> str:
+    number = number.replace(",", "").replace("−", "-")
+    sign, digits = ("-", number[1:]) if number.startswith("-") else ("", number)
+    return sign + (digits.lstrip("0") or "0")
 
 
 def _from_line(reply: str) -> str | None:
-    return _last(_LINE.findall(reply))
-
-
-def _from_phrase(reply: str) -> str | None:
-    """A box after the word "answer" that holds more than a number: its last whole number."""
-    boxes = [content for rest in _PHRASE.findall(reply) for content in boxed(rest)[:1]]
-    return last_integer(boxes[-1]) if boxes else None
+    found = [(m.start(), m[1]) for rule in (_LINE, _ANSWER_IS) for m in rule.finditer(reply)]
+    return max(found)[1] if found else None
 
 
 def _from_last_line(reply: str) -> str | None:
@@ -54,15 +84,13 @@ def _from_last_line(reply: str) -> str | None:
 
 
 def _from_equation(reply: str) -> str | None:
-    return _last(_EQUALS.findall(reply))
+    found = _EQUALS.findall(reply)
+    return str(found[-1]) if found else None
 
 
 def _from_tail(reply: str) -> str | None:
-    return last_integer(reply[-TAIL:])
-
-
-def _last(found: list[str]) -> str | None:
-    return found[-1] if found else None
+    found = _NUMBER.findall(reply[-TAIL:])
+    return str(found[-1]) if found else None
 
 
 def problem_id(row: Row) -> str:

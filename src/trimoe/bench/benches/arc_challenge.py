@@ -1,4 +1,4 @@
-"""ARC-Challenge: the letter of the last stated answer."""
+"""ARC-Challenge: the letter that the reply states last."""
 
 import re
 from typing import Any
@@ -8,18 +8,46 @@ from trimoe.bench.rows import Row, View, each, spec_bench
 from trimoe.errors import BenchError
 
 LETTERS = "ABCD"
-_STATED = re.compile(r"(?:best answer is|answer is|final answer|answer:)[\s:]*(?:\*\*)?\s*\(?([A-D])\b", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{\s*([A-D])\s*\}")
+_PHRASE = re.compile(r"answer is|final answer|answer:", re.IGNORECASE)
+# What may stand between the phrase and its letter: white space, quotes, brackets, emphasis, TeX around one letter.
+_DECORATION = re.compile(
+    r"(?:[\s:*_`$(\[{<\"'“‘]|\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)(?![A-Za-z])|\\[(\[,; ]"
+    r"|(?:option|choice|letter)\b)*",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"([A-D])(?![\w'’])|([a-d])(?![\w'’])(?!\s+\w)")  # "is a mystery" names no option
+_BOXED = re.compile(r"\\boxed\s{0,9}\{([^{}]{0,40}(?:\{[^{}]{0,40}\})?[^{}]{0,9})\}")
+_IN_BOX = re.compile(r"[\s$(*]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{)?[\s(]*([A-D])[\s)}.*$]*")
 _ALONE = re.compile(r"\b([A-D])\b")
+REACH = 60  # characters after a phrase within which its letter begins
 TAIL = 400  # characters
 
 
 def letter(reply: str) -> str | None:
-    """The last stated letter, else the last boxed one, else the last capital that stands alone near the end."""
-    for found in (_STATED.findall(reply), _BOXED.findall(reply), _ALONE.findall(reply[-TAIL:])):
-        if found:
-            return str(found[-1]).upper()
-    return None
+    """The letter stated last, in words ("the answer is ...", "answer: ...") or in a box; else the last capital that
+    stands alone near the end.
+
+    Linear in the length of the reply: a phrase looks at most `REACH` characters ahead.
+    """
+    stated = [
+        (match.start(), (found[1] or found[2]).upper())
+        for match in _PHRASE.finditer(reply)
+        if (found := _stated(reply[match.end() : match.end() + REACH])) is not None
+    ]
+    boxed = [
+        (match.start(), found[1])
+        for match in _BOXED.finditer(reply)
+        if (found := _IN_BOX.fullmatch(match[1])) is not None
+    ]
+    if stated or boxed:
+        return max([*stated, *boxed])[1]
+    alone = _ALONE.findall(reply[-TAIL:])
+    return str(alone[-1]) if alone else None
+
+
+def _stated(after: str) -> re.Match[str] | None:
+    decoration = _DECORATION.match(after)
+    return _LETTER.match(after, decoration.end() if decoration else 0)
 
 
 def view(row: Row) -> View:
