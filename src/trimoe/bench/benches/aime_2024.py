@@ -114,4 +114,4 @@ def right(number: str, check: dict[str, Any]) -> bool:
     return bool(number == check["answer"])
 
 
-BENCH = spec_bench("aime_2024", each(view), exact(right), extract=answer, row_id=problem_id)
+BENCH = spec_bench("aime_2024", each(view), exact(right), extract=answer, row_id=problem_id, scorer=2)

@@ -66,4 +66,4 @@ def right(answer: str, check: dict[str, Any]) -> bool:
     return bool(answer == check["letter"])
 
 
-BENCH = spec_bench("arc_challenge", each(view), exact(right), extract=letter)
+BENCH = spec_bench("arc_challenge", each(view), exact(right), extract=letter, scorer=2)
