@@ -1,23 +1,16 @@
 """The set file: what is accepted, what is refused and in which words."""
 
-from contextlib import suppress
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from trimoe.calibrate.text.calibration import CalibrationSet, shipped
 from trimoe.calibrate.text.sources import KINDS, Source, SourceText
 from trimoe.calibrate.text.sources.prompts import builtin_prompts
 from trimoe.errors import CalibrationError, Refused, TrimoeError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For property tests, which would share a function's folder as well."""
-    return tmp_path_factory.mktemp("set")
 
 
 def load(folder: Path, classes: str, head: str = "name: t\n") -> CalibrationSet:
@@ -84,18 +77,40 @@ def test_what_the_file_may_not_say(tmp_path: Path, text: str, word: str) -> None
     assert word in str(caught.value)
 
 
-@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 8))
-@settings(max_examples=150, deadline=None)
-def test_a_damaged_file_is_refused_or_read(folder: Path, at: int, value: int, cut: int) -> None:
-    data = bytearray(
+def test_a_damaged_file_is_refused_or_read(tmp_path: Path) -> None:
+    """A stretch of the file is overwritten or removed: refused, or read as a set with classes and sources."""
+    whole = bytearray(
         b"name: t\nwindow: 64\nclasses:\n  a: &x\n    - {kind: text, path: x.txt, weight: 2.5, limit: 3}\n"
         b"    - {kind: jsonl, path: 'y', fields: {prompt: q, reply: r}, only: {ok: true}}\n  b: *x\n"
     )
-    at %= len(data)
-    data[at : at + cut] = bytes([value])
-    (folder / "set.yaml").write_bytes(data)
-    with suppress(CalibrationError):
-        CalibrationSet.load(folder / "set.yaml")
+    outcomes = Counter[str]()
+    for at, cut, new in product(range(len(whole)), (1, 3, 8), (b"", b"e", b"9", b":", b"\xff", b"\n")):
+        (tmp_path / "set.yaml").write_bytes(whole[:at] + new + whole[at + cut :])
+        try:
+            found = CalibrationSet.load(tmp_path / "set.yaml")
+        except CalibrationError:
+            outcomes["refused"] += 1
+            continue
+        assert found.classes
+        assert all(type(s) in KINDS and s.weight > 0 for sources in found.classes.values() for s in sources)
+        outcomes["read"] += 1
+    assert min(outcomes["refused"], outcomes["read"]) > 100, outcomes
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "near"),
+    [
+        ("name: t\nclases: {a: [{kind: text, path: x}]}\n", "clases", "classes"),
+        ("name: t\nclasses: {a: [{kind: text, path: x}], b: [{kind: text, pth: x}]}\n", "classes.b[0].pth", "path"),
+        ("name: t\nclasses: {a: [{kind: jsonl, path: x, fields: {promt: q}}]}\n", "a[0].fields.promt", "prompt"),
+    ],
+)
+def test_a_misspelt_key_is_located_and_the_nearest_key_named(tmp_path: Path, text: str, where: str, near: str) -> None:
+    (tmp_path / "set.yaml").write_text(text)
+    with pytest.raises(CalibrationError) as caught:
+        CalibrationSet.load(tmp_path / "set.yaml")
+    assert caught.value.subject.endswith(where)
+    assert f"did you mean `{near}`?" in caught.value.actual
 
 
 def test_a_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -343,15 +343,65 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=_JSON)
-def test_any_map_file_is_used_or_refused(gemma: Path, tmp_path: Path, value: object) -> None:
-    file = tmp_path / "map.json"
-    file.write_text(json.dumps(value))
-    try:
-        prune(gemma, DropMap.load(file), tmp_path / "out", dry_run=True)
-    except TrimoeError:
-        return
+@st.composite
+def map_files(draw: st.DrawFn) -> object:
+    """Map files for a model of two layers of eight experts; about half have one fault or more."""
+    count = draw(st.integers(0, 6))
+    drop: dict[str, object] = {layer: draw(st.permutations(range(8)))[:count] for layer in ("0", "1")}
+    value: dict[str, object] = {"drop": drop} | draw(st.sampled_from([{}, {"num_experts": 8}, {"metadata": {"x": 1}}]))
+    faults = draw(st.lists(st.sampled_from(["layer", "ids", "count", "metadata", "model", "bare"]), max_size=2))
+    if "layer" in faults:
+        drop[draw(_KEYS)] = draw(st.just([0]) | _JSON)
+    if "ids" in faults:
+        drop["1"] = draw(st.lists(st.integers(-1, 9) | st.booleans() | st.floats(0, 7), max_size=8))
+    if "count" in faults:
+        value["num_experts"] = draw(st.sampled_from([None, 7, 8, 9, 8.0, True, "8"]))
+    if "metadata" in faults:
+        value["metadata"] = draw(st.sampled_from([None, [], {}, {"model": None}, {"model": 3}]))
+    if "model" in faults:
+        value["metadata"] = {"model": "of another model"}
+    return drop if "bare" in faults else value
+
+
+def fits(value: object) -> bool:
+    """The rules of a map for this model, stated a second time."""
+    if not isinstance(value, dict):
+        return False
+    whole = "drop" in value
+    drop = value["drop"] if whole else value
+    metadata = value.get("metadata", {}) if whole else {}
+    if not isinstance(drop, dict) or set(drop) != {"0", "1"} or not isinstance(metadata, dict):
+        return False
+    if whole and not (value.get("num_experts") is None or type(value["num_experts"]) is int):
+        return False
+    if (whole and value.get("num_experts") not in (None, 8)) or metadata.get("model") is not None:
+        return False
+    lists = list(drop.values())
+    ids_good = all(isinstance(ids, list) and all(type(i) is int and 0 <= i < 8 for i in ids) for ids in lists)
+    return ids_good and all(len(set(ids)) == len(ids) for ids in lists) and len(lists[0]) == len(lists[1]) <= 6
+
+
+def test_any_map_file_is_used_or_refused(gemma: Path, tmp_path: Path) -> None:
+    """Accepted exactly if it fits, with what it says; and the strategy reaches both."""
+    file, outcomes = tmp_path / "map.json", Counter[bool]()
+
+    @settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(value=map_files() | _JSON)
+    def each(value: object) -> None:
+        file.write_text(json.dumps(value))
+        try:
+            report = prune(gemma, DropMap.load(file), tmp_path / "out", dry_run=True)
+        except TrimoeError:
+            assert not fits(value)
+            outcomes[False] += 1
+            return
+        assert fits(value)
+        assert isinstance(value, dict)
+        assert report.experts_before - report.experts_after == len(value.get("drop", value)["0"])
+        outcomes[True] += 1
+
+    each()
+    assert min(outcomes[True], outcomes[False]) >= 30, outcomes
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:

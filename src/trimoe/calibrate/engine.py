@@ -63,7 +63,7 @@ def calibrate(
     >>> tasks = "classes: {generic_code: [{kind: tiny, domain: code, count: 4}]}"
     >>> _ = Path("tasks.yaml").write_text(f"name: tasks\\n{tasks}\\n")
     >>> trimoe.calibrate(tiny.path(), "tasks.yaml", out="tasks.safetensors")
-    ExpertStats(1 class, 5 layers, 32 experts; model d6f5b0ab23f74d1c)
+    ExpertStats(1 class, 4 layers, 32 experts; model ...)
     """
     out = Path(out)
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, ram)
