@@ -25,7 +25,7 @@ from trimoe.quantize.ladder.dynamic import rank_by_imatrix
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.ladder.spec import ImatrixOptions, LadderSpec
-from trimoe.quantize.plan.plan import size_of
+from trimoe.quantize.plan.candidates import size_of
 from trimoe.quantize.plan.shipped import shipped_config
 from trimoe.quantize.types.blueprint import blueprint_of_gguf
 from trimoe.quantize.types.config_blueprint import blueprint_of_config

@@ -89,7 +89,7 @@ def test_plans_of_files_and_directories(capsys: pytest.CaptureFixture[str]) -> N
     write_model(Path("m.gguf"), "gemma4")
     code, error = run(capsys, "plan", "m.gguf", "--tier", "Q4_0")
     assert code == 3
-    assert "m.gguf is quantized already (Q4_K, Q6_K, Q8_0)" in error["subject"]
+    assert "m.gguf is already quantized (Q4_K, Q6_K, Q8_0)" in error["subject"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from trimoe.quantize.ladder.dynamic import map_text, overrides_of, rank_by_imatr
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.ladder.spec import LadderSpec
-from trimoe.quantize.plan.plan import size_of
+from trimoe.quantize.plan.candidates import size_of
 from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
 from trimoe.quantize.types.sizes import bytes_about
 from trimoe.quantize.types.tensor_types import allows_quantization

@@ -163,7 +163,7 @@ def test_refused_before_work_starts(llamacpp: LlamaCpp, base: Path, imatrix: Pat
     partial = write_imatrix(tmp_path / "partial.gguf", {"blk.0.attn_q.weight": (1, 256)})
     with pytest.raises(BadInput, match=r"(?s)tier IQ2_XS needs an imatrix.*partial.gguf has none"):
         refused(base, out, llamacpp, tiers("IQ2_XS"), Sources(imatrix=partial))
-    with pytest.raises(CheckpointError, match=r"quantized already \(Q4_K"):
+    with pytest.raises(CheckpointError, match=r"already quantized \(Q4_K"):
         refused(write_model(tmp_path / "q4.gguf"), out, llamacpp, tiers("Q8_0"))
 
 

@@ -14,16 +14,8 @@ from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.safetensors import read_index
 from trimoe.model.tiny import path as bundled
-from trimoe.quantize.plan.plan import (
-    Serving,
-    candidates,
-    compute_bytes,
-    cost,
-    default_keeps,
-    fitting,
-    kv_cache_bytes,
-    size_of,
-)
+from trimoe.quantize.plan.candidates import candidates, cost, default_keeps, fitting, size_of
+from trimoe.quantize.plan.memory import Serving, compute_bytes, kv_cache_bytes
 from trimoe.quantize.plan.shipped import shipped_config
 from trimoe.quantize.types.blueprint import blueprint_of_gguf
 from trimoe.quantize.types.config_blueprint import blueprint_of_config

@@ -12,7 +12,7 @@ from trimoe.errors import CheckpointError
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.imatrix import open_imatrix, write_dat_imatrix
-from trimoe.quantize.plan.plan import size_of
+from trimoe.quantize.plan.candidates import size_of
 from trimoe.quantize.plan.shipped import shipped_config
 from trimoe.quantize.types.config_blueprint import blueprint_of_config
 from trimoe.quantize.types.sizes import bytes_about, facts_of, imatrix_bytes, metadata_of, predict
