@@ -25,6 +25,6 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs of servers go to the test's folder; llama.cpp is still found where it was built."""
-    from trimoe.serve import engine
+    from trimoe.serve import start
 
-    monkeypatch.setattr(engine, "log_folder", lambda: tmp_path / "serve")
+    monkeypatch.setattr(start, "log_folder", lambda: tmp_path / "serve")

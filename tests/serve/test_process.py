@@ -61,7 +61,7 @@ def wait_for(condition: object, seconds: float = 60) -> bool:
 def test_a_server_that_ignores_term_and_its_runaway_child_are_gone_after_the_block(tmp_path: Path) -> None:
     mark = f"mark-{os.getpid()}-a"
     with started([sys.executable, "-c", STUBBORN, mark, "child"], free_port(), tmp_path / "log", grace=0.5) as server:
-        assert wait_for(lambda: len(marked(mark)) >= 3), server.tail()  # keeper, server, child
+        assert wait_for(lambda: len(marked(mark)) >= 3), server.tail()  # supervisor, server, child
     assert marked(mark) == []
 
 
@@ -82,12 +82,12 @@ def test_sigkill_of_the_owner_leaves_no_process(tmp_path: Path) -> None:
     assert wait_for(lambda: not marked(mark)), marked(mark)
 
 
-def test_sigkill_of_the_keeper_kills_the_server(tmp_path: Path) -> None:
+def test_sigkill_of_the_supervisor_kills_the_server(tmp_path: Path) -> None:
     mark = f"mark-{os.getpid()}-c"
     with started([sys.executable, "-c", STUBBORN, mark], free_port(), tmp_path / "log", grace=0.5) as server:
         assert wait_for(lambda: len(marked(mark)) >= 2)
-        server.keeper.kill()
-        server.keeper.wait()
+        server.supervisor.kill()
+        server.supervisor.wait()
         assert wait_for(lambda: not marked(mark)), marked(mark)
 
 
@@ -129,7 +129,7 @@ def test_who_listens_is_known_and_a_stranger_on_our_port_is_refused(tmp_path: Pa
     with started([sys.executable, "-c", PAGE, str(port)], port, tmp_path / "log") as server:
         server.wait("/", "page", limit=60)
         server.require_own_port("page")
-        assert listener(port) in descendants(server.keeper.pid)
+        assert listener(port) in descendants(server.supervisor.pid)
     port = free_port()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:

@@ -19,7 +19,7 @@ from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Plan, engines
 from trimoe.serve.engines.ollama import from_pages, model_name
 from trimoe.serve.engines.vllm import model_card
-from trimoe.serve.wanted import required_context, wanted_for
+from trimoe.serve.requirements import required_context, requirements_for
 
 
 def spec_of(name: str) -> BenchSpec:
@@ -56,11 +56,11 @@ def test_engines_are_the_files_of_the_folder() -> None:
 def test_every_slot_has_the_context_its_bench_needs(name: str, parallel: int | None) -> None:
     """Protocol section 2: slots of 4096 tokens were the reference's costliest fault."""
     spec = spec_of(name)
-    wanted = wanted_for(spec, parallel=parallel)
+    needs = requirements_for(spec, parallel=parallel)
     think = spec.generation.think_budget if spec.generation.thinking == "on" else 0
-    assert wanted.context >= max(spec.generation.max_new_tokens, think + 4096 if think else 0)
-    assert wanted.thinking == (spec.generation.thinking == "on")
-    assert wanted.budget in (None, spec.generation.think_budget)
+    assert needs.context >= max(spec.generation.max_new_tokens, think + 4096 if think else 0)
+    assert needs.thinking == (spec.generation.thinking == "on")
+    assert needs.budget in (None, spec.generation.think_budget)
 
 
 def test_llamacpp_gets_budget_context_and_cache_of_the_bench(tiny_gguf: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_printed_command_survives_a_shell(tiny_gguf: Path, tmp_path: Path, e
 def test_impossible_wishes_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not serve"):
         plan_of(tiny_gguf, engine="vllm")
-    with pytest.raises(UsageError, match="budget without thinking"):
+    with pytest.raises(UsageError, match="budget needs thinking"):
         plan_of(tiny_gguf, budget=100)
     with pytest.raises(UsageError, match="unknown option"):
         plan_of(tiny_gguf, contxt=100)

@@ -26,7 +26,7 @@ from trimoe.model.checkpoint import open_checkpoint
 from trimoe.sandbox import Policy, current
 from trimoe.serve import open_server
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.wanted import wanted_for
+from trimoe.serve.requirements import requirements_for
 
 IN_PROCESS = "trimoe"  # the engine name of this process
 
@@ -151,7 +151,7 @@ def _opened(
 
 def _by_server(benches: Sequence[Bench], *, running: bool) -> Iterator[list[Bench]]:
     """Groups of consecutive benches that need the same server. A running server is used for all."""
-    for _, group in groupby(benches, key=lambda bench: None if running else wanted_for(bench.protocol)):
+    for _, group in groupby(benches, key=lambda bench: None if running else requirements_for(bench.protocol)):
         yield list(group)
 
 

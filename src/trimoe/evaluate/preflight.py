@@ -21,10 +21,10 @@ from trimoe.errors import MissingPrerequisite, Refused
 from trimoe.evaluate.answer import Answer, Fault, leaks, read_answer
 from trimoe.model.gguf.file import is_gguf, open_gguf
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.engine import find_target
 from trimoe.serve.probe import headers
 from trimoe.serve.process import fetch, listener, said
-from trimoe.serve.wanted import required_context
+from trimoe.serve.requirements import required_context
+from trimoe.serve.target import find_target
 
 Status = Literal["ok", "unverified", "does not apply"]
 CANARY = "Which number comes after 7? Answer with the number."

@@ -1,7 +1,7 @@
-"""A running chat-completions server as the rest of this room sees it: where it is, what it serves, and how it was set.
+"""A running chat-completions server: its address, its model, and its settings.
 
-Invariants: `settings` holds what can change a reply and is part of a run's identity; `operational` never is. What could
-not be read from the live server is None, never a guess.
+Invariants: `settings` holds what can change a reply and is part of a run's identity; `operational` never is. A value
+that could not be read from the live server is None, never a guess.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from typing import Any
 class Endpoint:
     """One server and one model on it.
 
-    `url` ends before `/chat/completions` (as in `http://127.0.0.1:8080/v1`); `model` is the id a request names;
-    `model_hash` is the content hash of what is served, None where nobody can know (a stranger's endpoint); `context` is
-    in tokens per slot. `settings`: engine build, KV type, reasoning parser and budget, template arguments, dtype.
-    `operational`: port, command, paths, parallel requests. `body` is sent with every request as it stands.
-    `api_key_env` names the environment variable that holds the key; the key itself is never kept.
+    `url` ends before `/chat/completions` (as in `http://127.0.0.1:8080/v1`); `model` is the id that requests name;
+    `model_hash` is the content hash of the model, None for a third-party server; `context` is in tokens per slot.
+    `settings`: engine build, KV type, reasoning parser and budget, template arguments, dtype.
+    `operational`: port, command, paths, parallel requests. `body` is added to every request.
+    `api_key_env` names the environment variable with the key; the key itself is never stored.
     """
 
     url: str

@@ -1,8 +1,8 @@
-"""What a running server says about itself: which model, which engine, how much context, which settings.
+"""Facts that a running server reports: model, engine, context, settings.
 
-Invariants: only what stays the same while a server runs is kept, so two readings of one server are equal and a server
-that was restarted with other settings reads differently. What cannot be read is left out, never guessed.
-Not guaranteed: that a server tells everything; flags it does not report can change unseen.
+Invariants: only values that do not change while a server runs are kept, so two readings of one server are equal and a
+server that was restarted with other settings reads differently. Values that cannot be read are left out, never guessed.
+Not guaranteed: completeness; a flag that a server does not report can change unnoticed.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from trimoe.errors import MissingPrerequisite, UsageError
 from trimoe.io.publish import sha256_json
 from trimoe.serve.endpoint import Endpoint
 
-_MODEL = ("root", "meta")  # of an entry of /models; others change at each request
-_ENGINES = {"llamacpp": "llamacpp", "vllm": "vllm", "library": "ollama"}  # by who says to own the model
+_MODEL = ("root", "meta")  # keys of an entry of /models; others change with each request
+_ENGINES = {"llamacpp": "llamacpp", "vllm": "vllm", "library": "ollama"}  # by `owned_by`
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
-_HAS_NOT = (401, 403, 404, 405, 501)  # a server that has no such page, or keeps it to itself
+_HAS_NOT = (401, 403, 404, 405, 501)  # the page does not exist or is private
 _FEW = 5  # names in a message
 
 
@@ -29,7 +29,7 @@ _FEW = 5  # names in a message
 class Facts:
     """`model` describes the weights, `settings` what else may change a reply; `context` is in tokens per slot.
 
-    None and absent mean: the server does not say.
+    None, or a missing key: the server does not report it.
     """
 
     engine: str
@@ -40,18 +40,18 @@ class Facts:
 
     @property
     def digest(self) -> str:
-        """One value to compare."""
+        """One value for comparison."""
         return sha256_json([self.engine, dict(self.model), dict(self.settings), self.context])
 
 
 def connect(url: str, *, model: str | None = None, api_key_env: str | None = None) -> Endpoint:
-    """The endpoint of a running OpenAI-compatible server; `model` where it serves more than one.
+    """The endpoint of a running OpenAI-compatible server; `model` is needed where it serves more than one.
 
-    Raises `MissingPrerequisite` when nobody answers, `UsageError` when the model is not there or not the only one.
+    Raises `MissingPrerequisite` if no server answers, `UsageError` if the model is missing or not the only one.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"{url} is no address of a server", expected="http://HOST:PORT or http://HOST:PORT/v1")
+        raise UsageError(f"{url} is not the address of a server", expected="http://HOST:PORT or http://HOST:PORT/v1")
     base = url.rstrip("/").removesuffix("/chat/completions")
     base = base if urlsplit(base).path.strip("/") else f"{base}/v1"
     return asyncio.run(_connect(base, model, api_key_env))
@@ -72,7 +72,7 @@ async def _connect(url: str, model: str | None, api_key_env: str | None) -> Endp
             raise UsageError(
                 f"which model of {url}?" if model is None else f"{url} does not serve {model}",
                 expected="one of " + ", ".join(list(listed)[:_FEW]) if listed else "a server with a model",
-                actual=f"{len(listed)} are served",
+                actual=f"{len(listed)} models are served",
                 remedy="pass --model-id",
             )
         name = model if model is not None else next(iter(listed))
@@ -90,24 +90,24 @@ async def _connect(url: str, model: str | None, api_key_env: str | None) -> Endp
 
 
 async def read_facts(session: aiohttp.ClientSession, endpoint: Endpoint) -> Facts:
-    """What the endpoint's server says now. Raises what aiohttp raises when it does not answer."""
+    """What the endpoint's server reports now. Raises aiohttp's errors if it does not answer."""
     try:
         listed = await _models(session, endpoint.url)
     except aiohttp.ClientResponseError as exc:
         if exc.status not in _HAS_NOT:
             raise
-        listed = {}  # a server need not list its models
+        listed = {}  # listing models is optional
     return await _facts(session, endpoint.url, listed.get(endpoint.model, {}))
 
 
 def headers(api_key_env: str | None) -> dict[str, str]:
-    """The authorization header with the key of that environment variable; `MissingPrerequisite` when it is not set."""
+    """The authorization header with the key in an environment variable. Raises `MissingPrerequisite` if it is unset."""
     if api_key_env is None:
         return {}
     key = os.environ.get(api_key_env)
     if not key:
         raise MissingPrerequisite(
-            f"{api_key_env} is not set", expected="the server's key in it", remedy=f"export {api_key_env}=..."
+            f"{api_key_env} is not set", expected="the key of the server", remedy=f"export {api_key_env}=..."
         )
     return {"Authorization": f"Bearer {key}"}
 
@@ -116,7 +116,7 @@ async def _models(session: aiohttp.ClientSession, url: str) -> dict[str, Mapping
     body = await _get(session, f"{url}/models")
     rows = body.get("data")
     if not isinstance(rows, list):
-        raise ValueError("no list of models in the answer")
+        raise ValueError("the answer has no list of models")
     return {row["id"]: row for row in rows if isinstance(row, Mapping) and isinstance(row.get("id"), str)}
 
 
@@ -140,12 +140,12 @@ async def _facts(session: aiohttp.ClientSession, url: str, listed: Mapping[str, 
 
 
 async def _optional(session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:
-    """A page that a server may not have."""
+    """A page that not every server has; empty without it."""
     try:
         return await _get(session, url)
     except aiohttp.ClientResponseError as exc:
         if exc.status not in _HAS_NOT:
-            raise  # busy or still loading: that is no answer to the question
+            raise  # busy or still loading: whether the page exists is not known
         return {}
 
 
@@ -154,7 +154,7 @@ async def _get(session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:
         response.raise_for_status()
         body = await response.json(content_type=None)
     if not isinstance(body, Mapping):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     return body
 
 

@@ -1,8 +1,8 @@
-"""A server that trimoe starts: its process, its log, its port, and its certain end.
+"""A server process that trimoe starts: its log, its port, and its end.
 
-Invariants: nobody else's process is ever signalled. A port that is taken is refused before anything starts, and once
-the server answers, the socket it answers on is shown to belong to a process below our own. When the block is left, or
-trimoe dies in any way, no process of the server is left (see keeper.py). Messages carry the end of the server's log.
+Invariants: processes that trimoe did not start are never signalled. A taken port is refused before anything starts, and
+once the server answers, the listening socket must belong to a descendant of ours. When the block is left, or trimoe
+dies in any way, no process of the server remains (see supervisor.py). Messages include the end of the server's log.
 """
 
 import http.client
@@ -26,22 +26,22 @@ HOST = "127.0.0.1"
 GRACE = 10.0  # seconds between TERM and KILL
 READY = 720.0  # seconds a server may take until it answers
 WARM_UP = 120.0  # seconds the first short generation may take
-_KEEPER = Path(__file__).with_name("keeper.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _TAIL = 12  # lines of the log in a message
 _PAUSE = 0.1
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: the keeper's process, the log file, the port."""
+    """A running server: its supervisor process, log file and port."""
 
-    keeper: "subprocess.Popen[bytes]"
+    supervisor: "subprocess.Popen[bytes]"
     log: Path
     port: int
 
     @property
     def root(self) -> str:
-        """Address without a path."""
+        """The address without a path."""
         return f"http://{HOST}:{self.port}"
 
     def tail(self) -> str:
@@ -56,18 +56,18 @@ class Server:
         return "\n    ".join([f"(end of {self.log})", *(line[:300] for line in lines)])
 
     def get(self, path: str, timeout: float = 10.0) -> Any:
-        """JSON of a page. Raises OSError or ValueError."""
+        """The JSON of a page. Raises `OSError` or `ValueError`."""
         return fetch(f"{self.root}{path}", timeout=timeout)
 
     def wait(self, path: str, name: str, limit: float = READY) -> None:
-        """Until the page answers with 200. `BadInput` with the end of the log when the server ends or never answers."""
+        """Wait until the page answers 200. Raises `BadInput` with the end of the log if the server ends or stays silent."""
         end = time.monotonic() + limit
         while time.monotonic() < end:
-            if self.keeper.poll() is not None:
+            if self.supervisor.poll() is not None:
                 raise BadInput(
                     f"{name} ended before it was ready",
                     expected="a server that loads the model",
-                    actual=f"exit code {self.keeper.returncode}; {self.tail()}",
+                    actual=f"exit code {self.supervisor.returncode}; {self.tail()}",
                     remedy="see its log; `trimoe serve --print` shows the command",
                 )
             try:
@@ -76,15 +76,20 @@ class Server:
                         return
             except (OSError, http.client.HTTPException):
                 time.sleep(_PAUSE)
-        raise BadInput(f"{name} is not ready after {limit:.0f} s", expected="an answer", actual=self.tail())
+        raise BadInput(
+            f"{name} is not ready after {limit:.0f} s",
+            expected="an answer",
+            actual=self.tail(),
+            remedy="see its log; `trimoe serve --print` shows the command",
+        )
 
     def require_own_port(self, name: str) -> None:
-        """`Refused` unless a process below our keeper listens on the port: another one may have taken it meanwhile."""
+        """Raise `Refused` if another process took the port after it was checked."""
         owner = listener(self.port)
-        if owner is not None and owner not in descendants(self.keeper.pid):
+        if owner is not None and owner not in descendants(self.supervisor.pid):
             raise Refused(
-                f"port {self.port} is answered by another process",
-                expected=f"the {name} that was just started",
+                f"another process answers on port {self.port}",
+                expected=f"the {name} server that was just started",
                 actual=f"process {owner}; {who_is(self.port)}",
                 remedy="choose another --port, or stop that process yourself",
             )
@@ -94,14 +99,14 @@ class Server:
 def started(
     command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None, grace: float = GRACE
 ) -> Iterator[Server]:
-    """The command as a server of ours while the block runs. `log` receives its output; the port must be free."""
+    """Run the command as a server while the block runs. `log` receives its output; the port must be free."""
     require_free(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     read, write = os.pipe()
     try:
         with log.open("wb") as out:
-            keeper = subprocess.Popen(
-                [sys.executable, "-I", str(_KEEPER), str(read), str(grace), *command],
+            supervisor = subprocess.Popen(
+                [sys.executable, "-I", str(_SUPERVISOR), str(read), str(grace), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -111,29 +116,31 @@ def started(
             )
     except FileNotFoundError as exc:
         os.close(write)
-        raise MissingPrerequisite(f"cannot start {command[0]}", actual=str(exc)) from exc
+        raise MissingPrerequisite(
+            f"cannot start {command[0]}", expected="a program", actual=str(exc), remedy="install it, or check its path"
+        ) from exc
     finally:
         os.close(read)
     try:
-        yield Server(keeper, log, port)
+        yield Server(supervisor, log, port)
     finally:
-        os.close(write)  # the keeper sees the end of the pipe and stops everything
+        os.close(write)  # the supervisor sees the end of the pipe and stops everything
         try:
-            keeper.wait(timeout=2 * grace + 10)
+            supervisor.wait(timeout=2 * grace + 10)
         except subprocess.TimeoutExpired:
-            keeper.kill()
-            keeper.wait()
+            supervisor.kill()
+            supervisor.wait()
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """A port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def require_free(port: int) -> None:
-    """`Refused` when the port is taken, saying by whom. Nothing is killed."""
+    """Raise `Refused` if the port is taken, with what its server reports. Nothing is killed."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -143,24 +150,24 @@ def require_free(port: int) -> None:
                 f"port {port} is taken",
                 expected="a free port",
                 actual=who_is(port),
-                remedy=f"stop it yourself, choose another --port, or use it as it is: http://{HOST}:{port}",
+                remedy=f"stop it yourself, choose another --port, or evaluate it directly: http://{HOST}:{port}",
             ) from exc
 
 
 def who_is(port: int) -> str:
-    """What listens there says about itself, in a few words."""
+    """What the server on a port reports about itself, in a few words."""
     try:
         rows = fetch(f"http://{HOST}:{port}/v1/models", timeout=5)["data"]
         names = [f"{row['id']} ({row.get('owned_by', 'owner unknown')})" for row in rows[:3]]
-        return "it says it serves " + ", ".join(names) if names else "it says it serves no model"
+        return "it reports serving " + ", ".join(names) if names else "it reports serving no model"
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
-        return "it does not say who it is"
+        return "it does not identify itself"
 
 
 def fetch(
     url: str, body: Mapping[str, Any] | None = None, timeout: float = 10.0, headers: Mapping[str, str] | None = None
 ) -> Any:
-    """JSON of a GET, or of a POST when there is a body. Raises OSError (HTTPError is one) or ValueError."""
+    """The JSON of a GET, or of a POST if there is a body. Raises `OSError` (such as `HTTPError`) or `ValueError`."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
     with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -168,14 +175,14 @@ def fetch(
 
 
 def said(exc: Exception) -> str:
-    """An error of `fetch` with what the server wrote."""
+    """An error of `fetch` with the server's own text."""
     if isinstance(exc, urllib.error.HTTPError):
         return f"status {exc.code}: {exc.read()[:500].decode(errors='replace')}"
     return f"{type(exc).__name__}: {exc}"
 
 
 def listener(port: int) -> int | None:
-    """Process that listens on the TCP port; None if it cannot be known (another user's process, no /proc)."""
+    """Process that listens on the TCP port; None if unknown (another user's process, no /proc)."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -196,7 +203,7 @@ def listener(port: int) -> int | None:
 
 
 def descendants(pid: int) -> set[int]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     found, new = {pid}, [pid]
     while new:
         try:

@@ -1,9 +1,9 @@
-"""How many threads a server on this machine's processors gets."""
+"""Number of threads of a server on this machine."""
 
 import os
 
 
 def default_threads() -> int:
-    """Half of the usable cores: the client, its scorers and the server's own loop need the rest (one of two)."""
+    """Half of the usable cores; the client, its scorers and the server's own loop need the others."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2)

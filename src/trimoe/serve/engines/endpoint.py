@@ -2,20 +2,25 @@
 
 from trimoe.errors import UsageError
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.engine import Engine, Options, Plan, Target
+from trimoe.serve.engine import Engine, Options, Plan
 from trimoe.serve.probe import connect
 from trimoe.serve.process import Server
-from trimoe.serve.wanted import Wanted
+from trimoe.serve.requirements import Requirements
+from trimoe.serve.target import Target
 
 
 def attach(target: Target, options: Options) -> Endpoint:
-    """The endpoint as it says it is."""
+    """The endpoint as the server reports it."""
     return connect(target.address, model=options.model_id, api_key_env=options.api_key_env)
 
 
-def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     """There is no command."""
-    raise UsageError(f"{target.address} is running already", remedy="there is nothing to start")
+    raise UsageError(
+        f"{target.address} is already running",
+        expected="a model to start a server for",
+        remedy="use the address itself",
+    )
 
 
 def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
@@ -25,9 +30,9 @@ def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
 
 ENGINE = Engine(
     name="endpoint",
-    about="Any running OpenAI-compatible server, by its address; it is asked, never started or stopped.",
+    about="Any running OpenAI-compatible server, by its address; it is queried, never started or stopped.",
     kinds=("url",),
-    flags={"all of it": "set by whoever started it; preflight reads what the server tells"},
+    flags={"everything": "set by whoever started it; the preflight reads what the server reports"},
     missing=lambda _options: None,
     plan=plan,
     read=read,

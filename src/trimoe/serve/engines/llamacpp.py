@@ -1,17 +1,19 @@
-"""llama-server, for GGUF files: the default for them. Started from the llama.cpp that `trimoe llamacpp where` names.
+"""llama-server, the default engine for GGUF files, from the llama.cpp that `trimoe llamacpp where` names.
 
-Invariants: context is given per slot and multiplied for the command, because llama-server divides -c among its slots.
-Thinking is switched by --reasoning, not by a budget of 0, which it ignores. The prompt cache is off: with it a reply
-can depend on what was asked before it.
+Invariants: context is per slot and multiplied for the command, because llama-server divides -c among its slots.
+--reasoning switches thinking, not a budget of 0, which llama-server ignores. The prompt cache is off: with it, a reply
+can depend on earlier requests.
 """
 
 from trimoe.errors import TrimoeError
 from trimoe.llamacpp.tools import locate
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.engine import Engine, Options, Plan, Target, must_serve, with_facts
+from trimoe.serve.engine import Engine, Options, Plan
 from trimoe.serve.process import HOST, Server, free_port
+from trimoe.serve.requirements import Requirements
+from trimoe.serve.start import must_serve, with_facts
+from trimoe.serve.target import Target
 from trimoe.serve.threads import default_threads
-from trimoe.serve.wanted import Wanted
 
 
 def missing(options: Options) -> str | None:
@@ -23,12 +25,12 @@ def missing(options: Options) -> str | None:
     return None
 
 
-def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     """The command line of llama-server."""
     try:
         program = str(locate(options.directory).program("llama-server"))
     except TrimoeError:
-        program = "llama-server"  # the command can be shown where it cannot be run
+        program = "llama-server"  # the command can be shown where it cannot run
     port = options.port or free_port()
     threads = options.threads or default_threads()
     reasoning = (
@@ -38,12 +40,12 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
             "--reasoning-format",
             "deepseek",
             "--reasoning-budget",
-            str(-1 if wanted.budget is None else wanted.budget),
+            str(-1 if needs.budget is None else needs.budget),
         ]
-        if wanted.thinking
+        if needs.thinking
         else ["--reasoning", "off"]
     )
-    cache = ["--cache-type-k", wanted.kv, "--cache-type-v", wanted.kv] if wanted.kv else []
+    cache = ["--cache-type-k", needs.kv, "--cache-type-v", needs.kv] if needs.kv else []
     command = [
         program,
         "-m",
@@ -55,9 +57,9 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
         "--port",
         str(port),
         "-c",
-        str(wanted.context * wanted.parallel),
+        str(needs.context * needs.parallel),
         "--parallel",
-        str(wanted.parallel),
+        str(needs.parallel),
         "-t",
         str(threads),
         "--jinja",
@@ -72,15 +74,15 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
         port,
         target.name,
         "/health",
-        wanted.context,
-        wanted.parallel,
+        needs.context,
+        needs.parallel,
         # spinning threads starve each other where there are few cores
         environment={"OMP_WAIT_POLICY": "passive"},
         settings={
-            "kv": wanted.kv or "f16",
-            "thinking": "on" if wanted.thinking else "off",
-            "think_budget": wanted.budget,
-            "reasoning_format": "deepseek" if wanted.thinking else None,
+            "kv": needs.kv or "f16",
+            "thinking": "on" if needs.thinking else "off",
+            "think_budget": needs.budget,
+            "reasoning_format": "deepseek" if needs.thinking else None,
             "flags": list(options.extra),
         },
         body={"cache_prompt": False},
@@ -89,7 +91,7 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
 
 
 def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
-    """What /props says: file, context per slot, slots, build."""
+    """Facts of /props: file, context per slot, slots, build."""
     props = server.get("/props")
     path = plan.command[plan.command.index("-m") + 1]
     must_serve("file", path, props.get("model_path"))

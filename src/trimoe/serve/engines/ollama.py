@@ -1,9 +1,8 @@
-"""ollama, for GGUF files: an own `ollama serve` on an own port with an own model store, never the user's.
+"""ollama, for GGUF files: a separate `ollama serve` with its own port and model store, never the user's.
 
-Invariants: the model is created from the file and nothing else; what ollama says it has loaded is compared; the
-context is set for the whole server (ollama cuts a longer prompt silently, so preflight compares it). Not guaranteed: a
-thinking budget, it has none. The file is copied into the store: it needs that much space again, until
-the store is removed.
+Invariants: the model is created from the file alone, and the loaded model is compared with it; the context is set for
+the whole server (ollama truncates a longer prompt silently, so the preflight compares it). Not guaranteed: a thinking
+budget; ollama has none. The file is copied into the store, which needs its size again until the store is removed.
 """
 
 import shutil
@@ -11,9 +10,11 @@ import shutil
 from trimoe.errors import UsageError
 from trimoe.llamacpp.tools import cache_folder
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.engine import Engine, Options, Plan, Target, must_serve, with_facts
+from trimoe.serve.engine import Engine, Options, Plan
 from trimoe.serve.process import HOST, Server, free_port
-from trimoe.serve.wanted import Wanted
+from trimoe.serve.requirements import Requirements
+from trimoe.serve.start import must_serve, with_facts
+from trimoe.serve.target import Target
 
 
 def missing(options: Options) -> str | None:
@@ -21,13 +22,13 @@ def missing(options: Options) -> str | None:
     return None if shutil.which("ollama") else "the program ollama is not on PATH (https://ollama.com/download)"
 
 
-def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     """`ollama serve` with its settings in the environment, then `ollama create`."""
     assert target.path is not None
     if options.extra:
         raise UsageError(
             f"ollama takes no flag {options.extra[0]}",
-            expected="no --flag: `ollama serve` reads its settings from the environment alone",
+            expected="no --flag: `ollama serve` reads its settings only from the environment",
             actual=" ".join(options.extra),
             remedy="set them with --context, --parallel and --kv, or use --engine llamacpp",
         )
@@ -35,41 +36,41 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
     store = cache_folder().parent / "ollama"
     name = model_name(target.name)
     recipe = str(store / f"{name.partition(':')[0]}.Modelfile")
-    notes = [] if wanted.budget is None else [f"it has no thinking budget ({wanted.budget} was asked for)"]
+    notes = [] if needs.budget is None else [f"ollama has no thinking budget ({needs.budget} was requested)"]
     environment = {
         "OLLAMA_HOST": f"{HOST}:{port}",
         "OLLAMA_MODELS": str(store),
-        "OLLAMA_CONTEXT_LENGTH": str(wanted.context),
-        "OLLAMA_NUM_PARALLEL": str(wanted.parallel),
+        "OLLAMA_CONTEXT_LENGTH": str(needs.context),
+        "OLLAMA_NUM_PARALLEL": str(needs.parallel),
         "OLLAMA_MAX_LOADED_MODELS": "1",
         "OLLAMA_KEEP_ALIVE": "-1",
     }
-    if wanted.kv in ("q8_0", "q4_0"):
-        environment |= {"OLLAMA_FLASH_ATTENTION": "1", "OLLAMA_KV_CACHE_TYPE": wanted.kv}
+    if needs.kv in ("q8_0", "q4_0"):
+        environment |= {"OLLAMA_FLASH_ATTENTION": "1", "OLLAMA_KV_CACHE_TYPE": needs.kv}
     return Plan(
         "ollama",
         (program, "serve"),
         port,
         name,
         "/api/version",
-        wanted.context,
-        wanted.parallel,
+        needs.context,
+        needs.parallel,
         environment=environment,
         settings={
-            "kv": wanted.kv if "OLLAMA_KV_CACHE_TYPE" in environment else "f16",
-            "thinking": "on" if wanted.thinking else "off",
+            "kv": needs.kv if "OLLAMA_KV_CACHE_TYPE" in environment else "f16",
+            "thinking": "on" if needs.thinking else "off",
             "think_budget": None,
         },
-        body={} if wanted.thinking else {"reasoning_effort": "none"},
+        body={} if needs.thinking else {"reasoning_effort": "none"},
         notes=tuple(notes),
         prepare=((program, "create", name, "-f", recipe),),
-        # nothing but the weights: template and stops are the file's own, the sampler is the bench's
+        # only the weights: template and stops come from the file, the sampler from the bench
         files={recipe: f"FROM {target.path}\n"},
     )
 
 
 def model_name(name: str) -> str:
-    """A name ollama takes: lower case, letters, digits, dots, dashes and underscores, one tag."""
+    """A valid name for ollama: lower-case letters, digits, dots, dashes and underscores, one tag."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name.lower()) + ":trimoe"
 
 
@@ -79,7 +80,7 @@ def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
 
 
 def from_pages(endpoint: Endpoint, loaded: dict[str, object], version: dict[str, object]) -> Endpoint:
-    """The endpoint with what the two pages say; the context is None where this version does not tell it."""
+    """The endpoint with the facts of the two pages; the context is None if this version does not report it."""
     rows = loaded.get("models")
     models = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     row = next((row for row in models if row.get("name") == endpoint.model), {})
@@ -94,7 +95,7 @@ def from_pages(endpoint: Endpoint, loaded: dict[str, object], version: dict[str,
 
 ENGINE = Engine(
     name="ollama",
-    about="ollama, for GGUF files: a server and a model store of its own, beside any other ollama.",
+    about="ollama, for GGUF files: a separate server and model store, beside any other ollama.",
     kinds=("gguf",),
     flags={
         "context": "OLLAMA_CONTEXT_LENGTH (per slot)",

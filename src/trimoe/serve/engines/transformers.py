@@ -1,8 +1,8 @@
-"""`transformers serve`, for checkpoint directories: the default for them; answers on CPU. Extra 'serve'.
+"""`transformers serve`, the default engine for checkpoint directories; runs on CPU. Needs the extra 'serve'.
 
-Invariants: requests are answered one at a time (without continuous batching, whose kernels need a GPU). On a CPU
-weights are fp32, as in the evaluation inside the process. Not guaranteed: special tokens in a reply, it leaves them out
-of the text; log-probabilities, it ignores them; a thinking budget, it has none.
+Invariants: requests are answered one at a time (without continuous batching, whose kernels need a GPU). On a CPU the
+weights are fp32, as in evaluation inside the process. Not guaranteed: special tokens in a reply, which it leaves out of
+the text; log-probabilities, which it ignores; a thinking budget, which it lacks.
 """
 
 import importlib.util
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from trimoe.io.publish import read_json
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.engine import Engine, Options, Plan, Target, log_folder, with_facts
+from trimoe.serve.engine import Engine, Options, Plan, log_folder
 from trimoe.serve.process import HOST, Server, free_port
-from trimoe.serve.wanted import Wanted
+from trimoe.serve.requirements import Requirements
+from trimoe.serve.start import with_facts
+from trimoe.serve.target import Target
 
 PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "openai")
 
@@ -24,22 +26,24 @@ def missing(options: Options) -> str | None:
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)}; pip install torch==2.13.0 && pip install 'trimoe[serve]'"
-    return None if _program() else "the program `transformers` is not beside this Python"
+    return None if _program() else "the program `transformers` is neither beside this Python nor on PATH"
 
 
 def _program() -> str | None:
     return shutil.which("transformers", path=str(Path(sys.executable).parent)) or shutil.which("transformers")
 
 
-def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     """The command line of `transformers serve`."""
     assert target.path is not None
     port, device = options.port or free_port(), options.device or "cpu"
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
     switch = target.serving.thinking if target.serving else None
-    reasoning = ["--reasoning", "on" if wanted.thinking else "off"] if switch else []
-    notes = [] if wanted.budget is None else [f"it has no thinking budget ({wanted.budget} was asked for)"]
-    # /v1/models lists the hub's cache, and is a server error where there is none: an empty one of our own it is
+    reasoning = ["--reasoning", "on" if needs.thinking else "off"] if switch else []
+    notes = (
+        [] if needs.budget is None else [f"transformers serve has no thinking budget ({needs.budget} was requested)"]
+    )
+    # /v1/models lists the hub's cache and fails without one, so it gets an empty one
     hub = log_folder() / "no-hub"
     command = [
         _program() or "transformers",
@@ -73,7 +77,7 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
         settings={
             "dtype": dtype,
             "device": device.partition(":")[0],
-            "thinking": ("on" if wanted.thinking else "off") if switch else None,
+            "thinking": ("on" if needs.thinking else "off") if switch else None,
             "think_budget": None,
             "flags": list(options.extra),
         },
@@ -82,7 +86,7 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
 
 
 def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
-    """It tells nothing of its settings; the version is the installed one, as it runs from this environment."""
+    """It reports no settings; its version is the installed one, because it runs from this environment."""
     from importlib.metadata import version
 
     return with_facts(endpoint, settings={"build": version("transformers"), "torch": version("torch")})

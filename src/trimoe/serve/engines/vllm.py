@@ -1,8 +1,8 @@
 """vLLM, for checkpoint directories on a GPU.
 
-Invariants: --max-model-len is the context of every request, so no slot arithmetic is needed; the generation config of
-the model is not taken as a default (--generation-config vllm), because it would sample where the bench is greedy. Not
-guaranteed: a thinking budget on versions that know no `thinking_token_budget`; preflight says "unverified".
+Invariants: --max-model-len is the context of every request, so it is not multiplied by the slots; the model's
+generation config is not used (--generation-config vllm), because it would sample where the bench is greedy. Not
+guaranteed: a thinking budget on versions without `thinking_token_budget`; the preflight reports it as unverified.
 """
 
 import importlib.util
@@ -10,9 +10,11 @@ import json
 import shutil
 
 from trimoe.serve.endpoint import Endpoint
-from trimoe.serve.engine import Engine, Options, Plan, Target, must_serve, with_facts
+from trimoe.serve.engine import Engine, Options, Plan
 from trimoe.serve.process import HOST, Server, free_port
-from trimoe.serve.wanted import PROMPT_ROOM, Wanted, template_arguments
+from trimoe.serve.requirements import PROMPT_ROOM, Requirements, template_arguments
+from trimoe.serve.start import must_serve, with_facts
+from trimoe.serve.target import Target
 
 
 def missing(options: Options) -> str | None:
@@ -26,24 +28,24 @@ def missing(options: Options) -> str | None:
     )
 
 
-def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
+def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     """The command line of `vllm serve`."""
     port = options.port or free_port()
-    serving, arguments = target.serving, template_arguments(target.serving, wanted)
-    parser = serving.vllm_parser if serving and wanted.thinking and wanted.reasoning_parser else None
+    serving, arguments = target.serving, template_arguments(target.serving, needs)
+    parser = serving.vllm_parser if serving and needs.thinking and needs.reasoning_parser else None
     notes = []
-    if wanted.thinking and wanted.reasoning_parser and parser is None:
+    if needs.thinking and needs.reasoning_parser and parser is None:
         notes.append("no reasoning parser is known for this model: its thoughts stay in the content")
     if serving and serving.note:
         notes.append(f"{serving.name}: {serving.note}")
-    cache = {None: [], "f16": [], "q8_0": ["--kv-cache-dtype", "fp8"]}.get(wanted.kv, [])
+    cache = {None: [], "f16": [], "q8_0": ["--kv-cache-dtype", "fp8"]}.get(needs.kv, [])
     body: dict[str, object] = {"chat_template_kwargs": arguments} if arguments else {}
     reasoning = ["--reasoning-parser", parser] if parser else []
-    if parser and wanted.budget is not None and serving and serving.opens:
+    if parser and needs.budget is not None and serving and serving.opens:
         config = {"reasoning_start_str": serving.opens, "reasoning_end_str": serving.closes}
         reasoning += ["--reasoning-config", json.dumps(config)]
-        body["thinking_token_budget"] = wanted.budget
-    context = wanted.context + PROMPT_ROOM if wanted.context == wanted.required_context else wanted.context
+        body["thinking_token_budget"] = needs.budget
+    context = needs.context + PROMPT_ROOM if needs.context == needs.required_context else needs.context
     command = [
         shutil.which("vllm") or "vllm",
         "serve",
@@ -57,7 +59,7 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
         "--max-model-len",
         str(context),
         "--max-num-seqs",
-        str(wanted.parallel),
+        str(needs.parallel),
         "--generation-config",
         "vllm",
         *reasoning,
@@ -72,10 +74,10 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
         target.name,
         "/health",
         context,
-        wanted.parallel,
+        needs.parallel,
         settings={
             "kv": "fp8" if cache else "auto",
-            "thinking": "on" if wanted.thinking else "off",
+            "thinking": "on" if needs.thinking else "off",
             "think_budget": body.get("thinking_token_budget"),
             "reasoning_parser": parser,
             "dtype": options.dtype or "auto",
@@ -87,7 +89,7 @@ def plan(target: Target, wanted: Wanted, options: Options) -> Plan:
 
 
 def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
-    """/v1/models names the path served (`root`) and the context; /version the build."""
+    """Facts of /v1/models (served path as `root`, context) and /version (build)."""
     card = model_card(server.get("/v1/models"), plan.model_id)
     must_serve("model", plan.command[2], card.get("root"))
     return with_facts(
@@ -96,7 +98,7 @@ def read(server: Server, plan: Plan, endpoint: Endpoint) -> Endpoint:
 
 
 def model_card(listed: dict[str, object], model_id: str) -> dict[str, object]:
-    """The entry of /v1/models for this name; empty if there is none."""
+    """The entry of /v1/models for this name; empty without one."""
     rows = listed.get("data")
     found = (
         [row for row in rows if isinstance(row, dict) and row.get("id") == model_id] if isinstance(rows, list) else []

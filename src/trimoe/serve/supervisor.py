@@ -1,12 +1,12 @@
-"""Stands between trimoe and a server it starts: when trimoe is gone, however it went, the server goes too.
+"""Supervisor process between trimoe and a server: ends the server when trimoe ends, for whatever reason.
 
-Run as a program: `python -I keeper.py FD GRACE COMMAND...`. FD is the read end of a pipe whose other end trimoe holds.
-The server is stopped when that pipe closes, when trimoe is no longer the parent, or on SIGTERM: TERM to its process
-group, GRACE seconds, KILL; then whatever else descended from it. It imports nothing of trimoe, so it starts at once.
+Run as a program: `python -I supervisor.py FD GRACE COMMAND...`. FD is the read end of a pipe whose other end trimoe
+holds. The server is stopped when that pipe closes, when trimoe is no longer the parent, or on SIGTERM: TERM to its
+process group, GRACE seconds, KILL; then every other descendant. It imports nothing from trimoe, so it starts quickly.
 
-Invariants: a process that left the group or its session is still ours (child subreaper) and is killed. If the keeper
-itself is killed, the kernel kills the server (PR_SET_PDEATHSIG). Not guaranteed: grandchildren when the keeper is
-killed with SIGKILL. Linux only.
+Invariants: a process that left the group or session is still a descendant (child subreaper) and is killed. If the
+supervisor itself is killed, the kernel kills the server (PR_SET_PDEATHSIG). Not guaranteed: grandchildren after a
+SIGKILL of the supervisor. Linux only.
 """
 
 import ctypes
@@ -23,14 +23,14 @@ _POLL = 0.2  # seconds
 
 
 def main(fd: int, grace: float, command: list[str]) -> int:
-    """Run the command until it ends or must end; its exit code, 128 + signal if one ended it."""
+    """Run the command until it ends or must end. Returns its exit code, 128 + the signal that ended it."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_SUBREAPER, 1, 0, 0, 0)
     parent = os.getppid()
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda got, _frame: asked.append(got))
-    # This process has one thread, so preexec_fn is safe, and the signal is bound to a thread that lives as long.
+    # This process has one thread: preexec_fn is safe, and the thread that PDEATHSIG is bound to lives long enough.
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -56,7 +56,7 @@ def stop(server: "subprocess.Popen[bytes]", grace: float) -> None:
     end = time.monotonic() + grace
     while (server.poll() is None or _children()) and time.monotonic() < end:
         for pid in _children():
-            _kill(pid)  # its own children come to us when it dies
+            _kill(pid)  # its own children become ours when it dies
         _reap(server)
         time.sleep(0.02)
 
@@ -67,7 +67,7 @@ def _children() -> list[int]:
 
 
 def _reap(server: "subprocess.Popen[bytes]") -> None:
-    """Collect the orphans that came to us; the server itself is collected by `poll`."""
+    """Collect adopted orphans; `poll` collects the server itself."""
     for pid in _children():
         if pid != server.pid:
             try:
