@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trimoe.quantize.ladder.file import load_ladder
+from trimoe.quantize.ladder.spec import load_ladder_spec
 
 from helpers.families import EXPERTS, Made, write
 from helpers.gguf_models import write_model
@@ -171,7 +171,7 @@ def test_plan_and_quantize(folder: Path, run: Run) -> None:
     model = folder / "model"
     planned = run("plan", model, "--keep", KEEP, "--tier", "Q8_0")
     assert planned["experts"] == EXPERTS
-    blueprint, _ = blueprint_before(model, load_ladder(None))  # what `quantize` checks before it converts
+    blueprint, _ = blueprint_before(model, load_ladder_spec())  # what `quantize` checks before it converts
     assert blueprint is not None
     assert blueprint.facts.architecture == "new-arch"
     # Each expert's matrices of a checkpoint are one stack in GGUF; everything else corresponds one to one.

@@ -60,7 +60,7 @@ class Server:
         return fetch(f"{self.root}{path}", timeout=timeout)
 
     def wait(self, path: str, name: str, limit: float = READY) -> None:
-        """Wait until the page answers 200. Raises `BadInput` with the end of the log if the server ends or stays silent."""
+        """Wait until the page answers 200. Raises `BadInput` with the log's end if the server ends or stays silent."""
         end = time.monotonic() + limit
         while time.monotonic() < end:
             if self.supervisor.poll() is not None:

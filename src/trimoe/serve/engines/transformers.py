@@ -40,9 +40,7 @@ def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
     switch = target.serving.thinking if target.serving else None
     reasoning = ["--reasoning", "on" if needs.thinking else "off"] if switch else []
-    notes = (
-        [] if needs.budget is None else [f"transformers serve has no thinking budget ({needs.budget} was requested)"]
-    )
+    notes = [] if needs.budget is None else [f"transformers has no thinking budget ({needs.budget} was requested)"]
     # /v1/models lists the hub's cache and fails without one, so it gets an empty one
     hub = log_folder() / "no-hub"
     command = [
