@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trimoe.quantize.ladder.spec import load_ladder_spec
 
 from helpers.families import EXPERTS, Made, write
 from helpers.gguf_models import write_model
@@ -18,6 +17,7 @@ from trimoe.cli.main import main
 from trimoe.model.family.file import extra_families, family_of, load_family
 from trimoe.publish.modelfile import modelfile
 from trimoe.quantize.ladder.checks import blueprint_before
+from trimoe.quantize.ladder.spec import load_ladder_spec
 
 LAYERS, HIDDEN, WIDTH, KEEP = 2, 32, 16, 6
 MADE = Made(
