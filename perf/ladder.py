@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from trimoe.bench.catalog import benches
-from trimoe.io.publish import read_json, sha256_file, write_json
+from trimoe.io.canonical import sha256_file
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.llamacpp.tools import LlamaCpp, locate
 from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import DOMAINS, generate

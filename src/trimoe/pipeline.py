@@ -26,8 +26,10 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused
 from trimoe.evaluate.evaluate import evaluate
 from trimoe.evaluate.guards import NAMES
+from trimoe.io.atomic import publish_file
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 from trimoe.io.progress import Progress
-from trimoe.io.publish import MANIFEST, publish_file, read_json
 from trimoe.judge.compare import compare
 from trimoe.judge.comparison import Comparison, Row
 from trimoe.judge.rows import overall

@@ -89,7 +89,7 @@ def test_calibration_records_the_replies(random_model: Path, chosen: Path, tmp_p
     kept = path_beside(tmp_path / "a.stats")
     assert kept.read_bytes() == path_beside(tmp_path / "b.stats").read_bytes()
     assert not list(tmp_path.glob(".*"))
-    from trimoe.io.publish import sha256_file
+    from trimoe.io.canonical import sha256_file
 
     about = ExpertStats.load(tmp_path / "a.stats").metadata["replies"]
     rows = rows_of(kept)

@@ -478,7 +478,7 @@ def test_a_key_that_stands_twice_is_refuted(gemma: Path, pruned: Path) -> None:
     (pruned / "config.json").write_text(text.replace('"num_experts"', '"num_experts": 5, "num_experts"', 1))
     certificate = certify(gemma, pruned, logits=False)
     assert certificate.status == "refuted"
-    assert "key twice" in str(certificate.check("readable").findings[0])
+    assert "twice" in str(certificate.check("readable").findings[0])
 
 
 def test_a_certificate_replaces_certificates_only(gemma: Path, pruned: Path, tmp_path: Path) -> None:

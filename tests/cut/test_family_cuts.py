@@ -39,7 +39,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory, family_checkpoint: Checkpoints
     def pruned(made: Made) -> Path:
         out = folder / made.name
         if not out.exists():
-            sharding = {"max_shard": None} if made.shards > 1 else {}
+            sharding = {"max_shard": "source"} if made.shards > 1 else {}
             prune(family_checkpoint(made), DropMap(made.drop, EXPERTS), out, **sharding)
         return out
 

@@ -23,8 +23,8 @@ from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, UsageError
+from trimoe.io import atomic as artifact
 from trimoe.io import copying, hashing
-from trimoe.io import publish as artifact
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.format import TYPES
 from trimoe.model.gguf.header import read_gguf

@@ -30,8 +30,8 @@ from helpers.hand_made import (
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, MissingPrerequisite, TrimoeError
+from trimoe.io import atomic as artifact
 from trimoe.io import copying, hashing
-from trimoe.io import publish as artifact
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.family.file import extra_families
 from trimoe.model.safetensors import ITEM_BITS, read_bytes, read_index
@@ -90,7 +90,7 @@ def test_cut_equals_numpy_slicing(
     drop = {i: tuple(sorted(data.draw(st.permutations(range(experts)))[:count])) for i in layers}
     arrays = make(seed=data.draw(st.integers(0, 3)))
     shards = data.draw(st.none() | st.lists(st.integers(0, 3), min_size=len(arrays), max_size=len(arrays)), "shards")
-    max_shard = data.draw(st.sampled_from([None, 1, 200, 1000, 5_000_000_000]), "max_shard")
+    max_shard = data.draw(st.sampled_from(["source", 1, 200, 1000, 5_000_000_000]), "max_shard")
     small = data.draw(st.sampled_from([0, 32 << 10]), "small")  # 0: even single rows are copied one by one
     hashed, jobs = data.draw(st.booleans(), "hashed"), data.draw(st.sampled_from([1, 3]), "jobs")
     monkeypatch.setattr(copying, "SMALL", small)
@@ -209,7 +209,7 @@ def test_progress_reaches_the_total(gemma: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("drop_map", "message"),
     [
-        (DropMap({0: (1, 1), 1: (0, 7)}), "names an expert twice"),
+        (DropMap({0: (1, 1), 1: (0, 7)}), "lists an expert twice"),
         (DropMap({0: (1, 8), 1: (0, 7)}), "does not exist"),
         (DropMap({0: (-1, 3), 1: (0, 7)}), "does not exist"),
         (DropMap({0: (1, 4)}), "layers of the model"),
@@ -448,7 +448,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 def test_a_link_to_nothing_is_no_file_of_the_model(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "in", gemma_arrays(), gemma_config(), None)
     (source / "vocab.json").symlink_to(tmp_path / "blob")
-    with pytest.raises(CheckpointError, match="link to nothing"):
+    with pytest.raises(CheckpointError, match="broken link"):
         prune(source, DropMap({0: (1,), 1: (0,)}, 8), tmp_path / "out")
 
 

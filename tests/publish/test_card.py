@@ -13,7 +13,7 @@ from trimoe.cli.main import main
 from trimoe.errors import BadInput, Refused
 from trimoe.evaluate.log.records import Sample
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.io.publish import write_json
+from trimoe.io.jsonfile import write_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.generate import SAMPLER
 from trimoe.model.tiny import path as bundled

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from helpers.hub_stand_in import Hub, running
-from trimoe.io.publish import write_json
+from trimoe.io.jsonfile import write_json
 
 pytest.importorskip("huggingface_hub")
 TOKEN = "hf_" + "SecretOfTheTests" * 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trimoe.cli.main import main
-from trimoe.io.publish import write_json
+from trimoe.io.jsonfile import write_json
 from trimoe.model import tiny
 
 STAND_IN = """#!/bin/sh

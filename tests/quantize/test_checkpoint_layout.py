@@ -10,7 +10,7 @@ import pytest
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import header_bytes, read_bytes
 from trimoe.model.tiny import path as bundled

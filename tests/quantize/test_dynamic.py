@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.blueprints import real_width, write_imatrix
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import BadInput, CheckpointError, Refused, StatsError, UsageError
-from trimoe.io.publish import sha256_file
+from trimoe.io.canonical import sha256_file
 from trimoe.model.gguf.imatrix import open_imatrix
 from trimoe.quantize.ladder.dynamic import (
     Ranking,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.blueprints import dry_run, real_width, write_hollow, write_imatrix
-from trimoe.io.publish import sha256_file
+from trimoe.io.canonical import sha256_file
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.imatrix import open_imatrix

@@ -15,7 +15,7 @@ import pytest
 from helpers.blueprints import real_width, write_hollow, write_imatrix
 from helpers.gguf_models import write_model
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
-from trimoe.io.publish import sha256_file
+from trimoe.io.canonical import sha256_file
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.tiny import path as bundled
@@ -187,7 +187,7 @@ def test_a_thin_imatrix_is_refused_unless_allowed(llamacpp: LlamaCpp, base: Path
 def test_no_space(llamacpp: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real widths need gigabytes; a disk that has one is refused with the exact need."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("trimoe.io.publish.shutil.disk_usage", lambda _: usage(10**9, 0, 10**9))
+    monkeypatch.setattr("trimoe.io.atomic.shutil.disk_usage", lambda _: usage(10**9, 0, 10**9))
     hollow = write_hollow(tmp_path / "x-BF16.gguf", real_width(30, 98))
     with pytest.raises(MissingPrerequisite, match=r"(?s)not enough disk space.*13,2\d\d,\d\d\d,\d\d\d bytes"):
         refused(hollow, tmp_path / "out", llamacpp, tiers("Q4_K_M"))

@@ -19,7 +19,7 @@ from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
-from trimoe.io.publish import RESUME
+from trimoe.io.atomic import RESUME
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled

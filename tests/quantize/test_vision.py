@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.quantize.plan.shipped import shipped_config

@@ -15,7 +15,7 @@ from trimoe.bench.cause import Cause as Cause
 from trimoe.bench.cause import Limits, Observed, attribute
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import BenchError, UsageError
-from trimoe.io.publish import canonical_json, sha256_bytes
+from trimoe.io.canonical import canonical_json, sha256_bytes
 from trimoe.model.tiny.tasks import generate
 
 HELD_OUT_SEED = 20  # the bundled benches' draw of held-out items; another seed would be another bench

@@ -13,7 +13,7 @@ from trimoe.bench.bench import Bench, exact
 from trimoe.bench.rows import Row, View, render, spec_bench
 from trimoe.bench.spec import Answer, BenchSpec, parse_spec, with_variants
 from trimoe.errors import BenchError
-from trimoe.io.publish import canonical_json, sha256_bytes
+from trimoe.io.canonical import canonical_json, sha256_bytes
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

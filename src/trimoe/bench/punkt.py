@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trimoe.io.publish import publish_dir
+from trimoe.io.atomic import publish_dir
 
 _FOLDER = "tokenizers/punkt_tab/english"
 

@@ -22,8 +22,10 @@ from trimoe.calibrate.text.leaks import BenchTexts, read_benches
 from trimoe.calibrate.text.replies import path_beside
 from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.errors import Interrupted, UsageError
+from trimoe.io.atomic import require_absent, require_space
+from trimoe.io.jsonfile import write_json
+from trimoe.io.manifest import write_manifest
 from trimoe.io.progress import Progress
-from trimoe.io.publish import require_absent, require_space, write_json, write_manifest
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 
 __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_statistics"]

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.io.publish import write_json
+from trimoe.io.jsonfile import write_json
 
 
 @dataclass(frozen=True)

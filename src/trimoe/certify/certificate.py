@@ -13,7 +13,7 @@ import msgspec
 
 from trimoe.errors import BadInput, TrimoeError
 from trimoe.io.datafile import Data, convert, read
-from trimoe.io.publish import write_json
+from trimoe.io.jsonfile import write_json
 
 CERTIFICATE = "certificate.json"
 MAX_FINDINGS = 20

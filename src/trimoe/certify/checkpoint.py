@@ -18,8 +18,8 @@ from trimoe.certify.tools import tool_versions
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import BadInput, CheckpointError
 from trimoe.heal.manifest import changed_tensors, read_heal
+from trimoe.io.canonical import sha256_file
 from trimoe.io.progress import Progress
-from trimoe.io.publish import sha256_file
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.experts import ExpertTensor
 from trimoe.model.safetensors import TensorInfo, read_index

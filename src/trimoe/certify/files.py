@@ -16,7 +16,9 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.history import map_from, read_record, steps
 from trimoe.cut.renumber import FILES, SETTINGS
 from trimoe.errors import BadInput, CheckpointError, MapError
-from trimoe.io.publish import MANIFEST, each_key_once, parse_json, read_json, sha256_file
+from trimoe.io.canonical import sha256_file
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.files import INDEX, METADATA, WEIGHTS, other_files
 from trimoe.model.gguf.model import GgufModel
@@ -29,14 +31,9 @@ _READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files 
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as an object. Raises `CheckpointError`, also for a key that stands twice: who takes the other one
-    reads another model."""
-    file = directory / "config.json"
-    config = read_json(file, "model configuration", CheckpointError)
-    try:
-        parse_json(file.read_bytes(), object_pairs_hook=each_key_once)
-    except ValueError as exc:
-        raise CheckpointError(f"{file} has a key twice", expected="each key once", actual=str(exc)) from exc
+    """config.json as an object. Raises `CheckpointError`, also for a key given twice: readers disagree which value
+    counts."""
+    config = read_json(directory / "config.json", "model configuration", CheckpointError, unique_keys=True)
     if not isinstance(config, dict):
         raise CheckpointError(f"{directory}/config.json is not a JSON object", expected="a Hugging Face config.json")
     return config

@@ -15,8 +15,8 @@ from trimoe.certify.recovery import Recovery
 from trimoe.certify.tensors import check_cut, check_tensors, check_untouched, is_not_compared
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
+from trimoe.io.atomic import require_absent
 from trimoe.io.progress import Progress
-from trimoe.io.publish import require_absent
 
 
 @dataclass

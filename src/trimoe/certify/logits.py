@@ -17,8 +17,8 @@ from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, Log
 from trimoe.certify.mask import Routing, router_mask
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
+from trimoe.io.canonical import sha256_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import sha256_json
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import TensorInfo
 

@@ -14,7 +14,7 @@ from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.recipe import Floor, Recipe, class_matches, resolve
 from trimoe.choose.score import outlier_rule, raw_scores
 from trimoe.errors import RecipeError, StatsError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 
 
 def pooled_scores(base: ExpertStats, recipe: Recipe) -> tuple[Array, int]:

@@ -54,7 +54,7 @@ def attribute(
     text = _text(made)
     if model is not None and drop is not None and out is not None:
         from trimoe.choose.dropmap import DropMap
-        from trimoe.io.publish import publish_file, require_absent
+        from trimoe.io.atomic import publish_file, require_absent
         from trimoe.judge.lost_experts import force_keep, measured, suggest, write_traces
 
         require_absent(out)

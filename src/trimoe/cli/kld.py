@@ -43,7 +43,9 @@ def kld(
       trimoe kld model-BF16.gguf model-Q4_K_M.gguf model-CD-Q4_K_M.gguf --text held-out.txt
       trimoe kld model-BF16.gguf files/*.gguf --text held-out.txt -o kld.json
     """
-    from trimoe.io.publish import require_absent, write_json, write_manifest
+    from trimoe.io.atomic import require_absent
+    from trimoe.io.jsonfile import write_json
+    from trimoe.io.manifest import write_manifest
     from trimoe.llamacpp.tools import locate
     from trimoe.quantize.kld import measure
 

@@ -79,7 +79,7 @@ def drop_map(
     """
     from trimoe.choose.choose import choose
     from trimoe.choose.dropmap import DropMap
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     if out is None and not dry_run:
         raise UsageError("nowhere to write the map", expected="-o MAP", remedy="add -o MAP or --dry-run")

@@ -88,7 +88,7 @@ def show(
     from trimoe.calibrate.stats.reference import open_stats
     from trimoe.calibrate.stats.summary import summarize
     from trimoe.errors import StatsError
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     if heatmap:
         require_absent(heatmap)
@@ -215,7 +215,7 @@ def import_(file: Path, out: Path, as_json: bool) -> None:
       trimoe stats import base.json.gz -o base.safetensors
     """
     from trimoe.calibrate.stats.reference import import_reference
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     require_absent(out)
     loaded = import_reference(file)
@@ -241,7 +241,7 @@ def export(file: Path, out: Path, as_json: bool) -> None:
     import gzip
 
     from trimoe.calibrate.stats.reference import export_reference, left_out, open_stats
-    from trimoe.io.publish import publish_file
+    from trimoe.io.atomic import publish_file
 
     loaded = open_stats(file)
     with publish_file(out) as temporary:
@@ -271,7 +271,7 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """
     from trimoe.calibrate.stats.merge import merge as add
     from trimoe.calibrate.stats.reference import open_stats
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     require_absent(out)
     parts = [open_stats(file) for file in files]

@@ -19,15 +19,10 @@ from trimoe.cut.history import make_record, read_record
 from trimoe.cut.plan import DEFAULT_SHARD, Shard, plan_cut, plan_shards, shard_header
 from trimoe.cut.report import CutOptions, PruneReport, write_error
 from trimoe.errors import MapError
+from trimoe.io.atomic import partial_bytes, publish_dir, require_absent, require_space
+from trimoe.io.canonical import canonical_json
 from trimoe.io.copying import Copier
-from trimoe.io.publish import (
-    canonical_json,
-    partial_bytes,
-    publish_dir,
-    require_absent,
-    require_space,
-    write_manifest,
-)
+from trimoe.io.manifest import write_manifest
 from trimoe.io.writing import Written, read_back, write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.files import (

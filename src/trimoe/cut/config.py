@@ -10,7 +10,7 @@ from typing import Any
 from trimoe.cut.plan import Keeps
 from trimoe.cut.renumber import FILES, SETTINGS, ExpertNames, renumbered
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.model.checkpoint import Checkpoint
 
 Scope = tuple[str, ...]

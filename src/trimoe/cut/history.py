@@ -12,7 +12,8 @@ from typing import Any
 from trimoe.choose.combine import compose
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import MapError
-from trimoe.io.publish import canonical_json, read_json
+from trimoe.io.canonical import canonical_json
+from trimoe.io.jsonfile import read_json
 from trimoe.model.files import METADATA
 
 

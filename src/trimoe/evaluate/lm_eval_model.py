@@ -19,7 +19,7 @@ from trimoe.evaluate.patience import Patience
 from trimoe.evaluate.preflight import check
 from trimoe.evaluate.server import Server, served_model
 from trimoe.evaluate.tally import Show
-from trimoe.io.publish import sha256_json
+from trimoe.io.canonical import sha256_json
 from trimoe.serve.endpoint import Endpoint
 
 PREFIX = "lm-eval-"  # of the bench's name in the log

@@ -19,7 +19,7 @@ from trimoe.evaluate.intake import Group, Intake, Job
 from trimoe.evaluate.log.records import Arrived
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.patience import Patience, patience_of
-from trimoe.io.publish import sha256_json
+from trimoe.io.canonical import sha256_json
 from trimoe.serve.endpoint import Endpoint
 
 _GROUP = 256  # most replies per commit; about as many may wait for it

@@ -9,8 +9,8 @@ from typing import Any
 from trimoe.errors import UsageError
 from trimoe.heal.edit import METHODS, Edit, factor_edits
 from trimoe.heal.write import Healing, require_related, write_healed
+from trimoe.io.atomic import require_absent
 from trimoe.io.progress import Progress
-from trimoe.io.publish import require_absent
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 
 PathLike = str | os.PathLike[str]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput
-from trimoe.io.publish import MANIFEST, read_json
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 
 HEALED = "healed checkpoint"
 

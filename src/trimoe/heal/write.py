@@ -15,10 +15,11 @@ from typing import Any
 from trimoe.errors import CheckpointError, Refused
 from trimoe.heal.edit import Edit
 from trimoe.heal.manifest import HEALED, previous_heals
+from trimoe.io.atomic import publish_dir, require_absent, require_space
 from trimoe.io.copying import Copier
 from trimoe.io.hashing import hash_range
+from trimoe.io.manifest import write_manifest
 from trimoe.io.progress import Progress
-from trimoe.io.publish import publish_dir, require_absent, require_space, write_manifest
 from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.files import INDEX, METADATA, copy_files, other_files, require_unchanged, source_stamps

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from trimoe.errors import BadInput
-from trimoe.io.publish import each_key_once, parse_json
+from trimoe.io.jsonfile import each_key_once, parse_json
 
 T = TypeVar("T")
 Format = Literal["toml", "yaml", "json"]

@@ -21,10 +21,10 @@ from typing import Any
 import xxhash
 
 from trimoe.errors import Refused
+from trimoe.io.atomic import RESUME
 from trimoe.io.copying import Copier
 from trimoe.io.hashing import Marks
 from trimoe.io.progress import Progress
-from trimoe.io.publish import RESUME
 
 _BLOCK = 1 << 20  # read back at a time
 

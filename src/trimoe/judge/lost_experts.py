@@ -18,7 +18,8 @@ import numpy as np
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import StatsError, UsageError
-from trimoe.io.publish import publish_file, sha256_file
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import sha256_file
 from trimoe.judge.attribute import Chain
 from trimoe.judge.gather import Read
 

@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trimoe.errors import BadInput, MissingPrerequisite
+from trimoe.io.atomic import publish_dir, publish_file, require_space
+from trimoe.io.canonical import sha256_file
+from trimoe.io.jsonfile import write_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import publish_dir, publish_file, require_space, sha256_file, write_json
 from trimoe.llamacpp.tools import (
     BUILD_INFO,
     CONVERTER,

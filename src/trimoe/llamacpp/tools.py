@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trimoe.errors import BadInput, MissingPrerequisite
-from trimoe.io.publish import sha256_bytes, sha256_file
+from trimoe.io.canonical import sha256_bytes, sha256_file
 from trimoe.llamacpp.children import bound
 
 PROGRAMS = (

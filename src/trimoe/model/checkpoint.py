@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.model.experts import ExpertSearch, ExpertTensor, draft_blocks, numbered
 from trimoe.model.family.file import Family
 from trimoe.model.family.hf import HfTensors

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import MANIFEST
+from trimoe.io.manifest import MANIFEST
 
 METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import each_key_once, parse_json, read_json
+from trimoe.io.jsonfile import each_key_once, parse_json, read_json
 
 if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
     import numpy as np

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from trimoe.errors import BadInput, Refused, UsageError
-from trimoe.io.publish import publish_file, write_json
+from trimoe.io.atomic import publish_file
+from trimoe.io.jsonfile import write_json
 from trimoe.judge.text import markdown_text
 from trimoe.publish.facts import Artifact, front_matter, licence_of, read_artifact, require_own_runs
 from trimoe.publish.numbers import Numbers, Sources

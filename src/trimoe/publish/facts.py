@@ -12,7 +12,8 @@ import yaml
 
 from trimoe.cut.history import read_record
 from trimoe.errors import BadInput, Refused
-from trimoe.io.publish import MANIFEST, read_json
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 from trimoe.judge.gather import gather
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.files import METADATA

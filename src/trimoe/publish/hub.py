@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, MissingPrerequisite, Refused, TrimoeError
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import read_json, write_json
 from trimoe.publish.inventory import (
     RECORDS,
     WEIGHTS,

@@ -14,7 +14,8 @@ from typing import Any
 
 from trimoe.errors import BadInput, Refused
 from trimoe.heal.manifest import HEALED
-from trimoe.io.publish import MANIFEST, read_json
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 
 WEIGHTS = (".gguf", ".safetensors")
 KINDS = (

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, MissingPrerequisite, Refused
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import sha256_bytes, sha256_file, sha256_json
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_file, sha256_json, write_json
 from trimoe.publish.inventory import RECORDS, require_publishable
 from trimoe.publish.modelfile import Modelfile, modelfiles
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from trimoe.errors import BadInput, CheckpointError
+from trimoe.io.atomic import require_space
+from trimoe.io.canonical import sha256_bytes, sha256_file
 from trimoe.io.progress import Progress
-from trimoe.io.publish import require_space, sha256_bytes, sha256_file
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.file import open_gguf

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimoe.errors import BadInput
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.judge.frontier.frontier import Point, front, gigabytes
 from trimoe.judge.text import safe, some
 from trimoe.report import canvas, plots, words

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimoe.errors import UsageError
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.report import canvas, plots
 
 

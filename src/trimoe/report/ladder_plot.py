@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimoe.errors import UsageError
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.judge.frontier.frontier import GB, Point, front
 from trimoe.report import canvas, labels
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.report import canvas, plots, words
 from trimoe.report.data import Layers, Method, PageData, agreement, chance_agreement
 

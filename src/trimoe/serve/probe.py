@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from trimoe.errors import MissingPrerequisite, UsageError
-from trimoe.io.publish import sha256_json
+from trimoe.io.canonical import sha256_json
 from trimoe.serve.endpoint import Endpoint
 
 _MODEL = ("root", "meta")  # keys of an entry of /models; others change with each request

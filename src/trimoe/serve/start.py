@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, Refused
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.serve import process
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Engine, Options, Plan, log_folder, require

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from trimoe.errors import BadInput
-from trimoe.io.publish import read_json, sha256_file
+from trimoe.io.canonical import sha256_file
+from trimoe.io.jsonfile import read_json
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.family.file import family_of
 from trimoe.model.family.serving import Serving

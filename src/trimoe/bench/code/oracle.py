@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import Refused
-from trimoe.io.publish import publish_file, sha256_json
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import sha256_json
 from trimoe.sandbox import Calls, Limits, Sandbox
 
 _FORMAT = 1  # of the encoding of results

@@ -22,8 +22,9 @@ import numpy as np
 
 from trimoe.calibrate.stats.heatmap import heatmap_html
 from trimoe.errors import CheckpointError, StatsError
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import canonical_json
 from trimoe.io.frames import data_frame
-from trimoe.io.publish import canonical_json, publish_file
 from trimoe.model.safetensors import header_bytes, read_array, read_header
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import StatsError
-from trimoe.io.publish import canonical_json, sha256_bytes
+from trimoe.io.canonical import canonical_json, sha256_bytes
 
 FIELDS = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
 """The layout's own numbers, in the order they are written."""

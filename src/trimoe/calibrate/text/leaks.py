@@ -24,7 +24,7 @@ import numpy as np
 
 from trimoe.calibrate.text.word_ngrams import Hashes, grams, words
 from trimoe.errors import BadInput
-from trimoe.io.publish import sha256_json
+from trimoe.io.canonical import sha256_json
 
 Numbers = np.ndarray[Any, Any]
 

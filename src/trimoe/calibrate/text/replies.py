@@ -22,8 +22,9 @@ from trimoe.calibrate.text.records import Message
 from trimoe.calibrate.text.rendering import Tokenizer, end_of_turn, prompt_ids
 from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, MissingPrerequisite
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import sha256_file, sha256_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import publish_file, sha256_file, sha256_json
 from trimoe.model.checkpoint import Checkpoint
 
 BATCH = 8

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trimoe.errors import CalibrationError
-from trimoe.io.publish import canonical_json
+from trimoe.io.canonical import canonical_json
 
 LongDocuments = Literal["split", "cut", "refuse"]
 

@@ -17,8 +17,8 @@ from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, Log
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import BadInput
+from trimoe.io.canonical import sha256_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import sha256_json
 from trimoe.model.gguf.file import Gguf
 from trimoe.model.gguf.model import GgufModel
 

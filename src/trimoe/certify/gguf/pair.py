@@ -16,8 +16,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.gguf.history import find_record
 from trimoe.cut.history import read_record
 from trimoe.errors import CheckpointError, MissingPrerequisite
+from trimoe.io.canonical import sha256_file
 from trimoe.io.progress import Progress
-from trimoe.io.publish import sha256_file
 from trimoe.llamacpp.masked import MaskedLogits
 from trimoe.llamacpp.tools import locate
 from trimoe.model.gguf.file import Gguf, open_gguf

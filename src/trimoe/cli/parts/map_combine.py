@@ -39,7 +39,7 @@ def combine(
     """
     from trimoe.choose.combine import combine as run
     from trimoe.choose.dropmap import DropMap
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     if how is None or len(maps) < 2:
         raise UsageError(
@@ -81,7 +81,7 @@ def compose(first: Path, second: Path, out: Path, as_json: bool) -> None:
     """
     from trimoe.choose.combine import compose as run
     from trimoe.choose.dropmap import DropMap
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     require_absent(out)
     made = run(DropMap.load(first), DropMap.load(second))
@@ -113,7 +113,7 @@ def recorded(pruned: Path, undo: int, out: Path, as_json: bool) -> None:
       trimoe map recorded pruned-twice --undo 1 -o before.json
     """
     from trimoe.cut.history import original, read_record
-    from trimoe.io.publish import require_absent
+    from trimoe.io.atomic import require_absent
 
     require_absent(out)
     made = original(read_record(pruned), undo)

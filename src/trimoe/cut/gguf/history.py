@@ -6,7 +6,8 @@ from typing import Any
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.history import make_record, read_record
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import MANIFEST, read_json
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 from trimoe.model.files import METADATA
 from trimoe.model.gguf.file import split_stem
 from trimoe.model.gguf.model import GgufModel

@@ -11,7 +11,7 @@ import numpy as np
 
 from trimoe.cut.plan import Keeps
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.model.gguf.imatrix import COUNTS, SUMS, Entry, Imatrix, write_dat_imatrix, write_gguf_imatrix
 from trimoe.model.gguf.model import GgufModel
 

@@ -18,20 +18,11 @@ from trimoe.cut.gguf.history import KIND, gguf_record, record_path
 from trimoe.cut.gguf.plan import GgufPart, GgufPlan, Layout, plan_gguf
 from trimoe.cut.report import CutOptions, PruneReport, write_error
 from trimoe.errors import BadInput, CheckpointError, UsageError
+from trimoe.io.atomic import is_leftover, partial_bytes, publish_dir, publish_large_file, require_absent, require_space
+from trimoe.io.canonical import canonical_json
 from trimoe.io.copying import Copier
-from trimoe.io.publish import (
-    canonical_json,
-    is_leftover,
-    manifest_path,
-    partial_bytes,
-    publish_dir,
-    publish_large_file,
-    read_json,
-    require_absent,
-    require_space,
-    write_json,
-    write_manifest,
-)
+from trimoe.io.jsonfile import read_json, write_json
+from trimoe.io.manifest import manifest_path, write_manifest
 from trimoe.io.writing import read_back, write_files
 from trimoe.model.files import METADATA, Stamps, file_stamp, require_planned, require_unchanged
 from trimoe.model.gguf.file import Gguf, open_gguf, split_stem

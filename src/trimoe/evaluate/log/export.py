@@ -14,7 +14,8 @@ from trimoe.errors import MissingPrerequisite
 from trimoe.evaluate.log.marks import shown_marks
 from trimoe.evaluate.log.reader import LogReader
 from trimoe.evaluate.log.records import Run, Scored, counted
-from trimoe.io.publish import canonical_json, publish_file, sha256_bytes
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import canonical_json, sha256_bytes
 
 
 def rows(log: LogReader, *, raw: bool = False) -> Iterator[dict[str, Any]]:

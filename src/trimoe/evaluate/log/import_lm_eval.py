@@ -18,7 +18,7 @@ from trimoe.errors import BenchError
 from trimoe.evaluate.log.records import UNCOUNTED, Sample
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import RunSummary, summarize
-from trimoe.io.publish import sha256_file
+from trimoe.io.canonical import sha256_file
 
 
 @dataclass(frozen=True)

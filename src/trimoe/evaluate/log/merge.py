@@ -13,7 +13,7 @@ from pathlib import Path
 from trimoe.errors import RunLogError, UsageError
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.schema import open_log, transaction
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 
 _FEW = 5  # conflicts named in a message
 

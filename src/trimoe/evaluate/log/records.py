@@ -6,7 +6,7 @@ from typing import Any
 
 from trimoe.bench.bench import Verdict
 from trimoe.bench.cause import Observed
-from trimoe.io.publish import canonical_json, sha256_bytes
+from trimoe.io.canonical import canonical_json, sha256_bytes
 
 UNCOUNTED = -1  # token count of a sample that came without one
 

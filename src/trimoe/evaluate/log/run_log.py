@@ -21,7 +21,7 @@ from trimoe.evaluate.log.reader import LogReader
 from trimoe.evaluate.log.records import Arrived, Result, Run, Sample, identity_of
 from trimoe.evaluate.log.schema import now, open_log, open_readonly, transaction
 from trimoe.evaluate.log.verify import faults_of
-from trimoe.io.publish import canonical_json, sha256_bytes
+from trimoe.io.canonical import canonical_json, sha256_bytes
 
 _DEFLATE_ABOVE = 2048  # bytes of a raw reply; shorter ones stay readable with any SQLite tool
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from trimoe.evaluate.log.reader import LogReader, unpacked
 from trimoe.evaluate.log.records import Run, identity_of
-from trimoe.io.publish import canonical_json, sha256_bytes
+from trimoe.io.canonical import canonical_json, sha256_bytes
 
 
 def faults_of(log: LogReader) -> list[str]:

@@ -19,7 +19,7 @@ from trimoe.evaluate.log.marks import shown_marks, was_made_here
 from trimoe.evaluate.log.records import Run, Scored
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import summarize
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.judge.audit.check import Check
 from trimoe.judge.audit.pairs import pair_checks
 from trimoe.judge.audit.result import Audit, RunAudit, Verdict

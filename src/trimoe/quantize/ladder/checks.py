@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trimoe.errors import BadInput, CheckpointError, UsageError
-from trimoe.io.publish import require_space
+from trimoe.io.atomic import require_space
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.gguf.file import find_gguf, open_gguf, split_stem

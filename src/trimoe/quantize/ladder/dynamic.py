@@ -18,8 +18,8 @@ import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import BadInput, CheckpointError, Refused, StatsError
+from trimoe.io.canonical import sha256_bytes
 from trimoe.io.datafile import Data, convert, read
-from trimoe.io.publish import sha256_bytes
 from trimoe.model.gguf.imatrix import Imatrix
 from trimoe.quantize.types.tensor_types import Choice
 from trimoe.quantize.types.tiers import LayerTypes, Tier

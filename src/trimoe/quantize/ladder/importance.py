@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from trimoe.errors import BadInput, CheckpointError, Refused
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.imatrix import Imatrix, open_imatrix

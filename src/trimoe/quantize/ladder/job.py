@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, Refused
-from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_json, write_json
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import sha256_bytes, sha256_json
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.file import open_gguf

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trimoe.io.atomic import require_space
+from trimoe.io.jsonfile import write_json
 from trimoe.io.progress import Progress, silent
-from trimoe.io.publish import require_space, write_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.quantize.ladder.checks import model_name, refuse_early
 from trimoe.quantize.ladder.dynamic import OverrideReport, Ranking

@@ -13,7 +13,9 @@ from typing import Any
 
 from trimoe import __version__
 from trimoe.errors import BadInput
-from trimoe.io.publish import publish_large_file, read_json, sha256_file, sha256_json, write_json
+from trimoe.io.atomic import publish_large_file
+from trimoe.io.canonical import sha256_file, sha256_json
+from trimoe.io.jsonfile import read_json, write_json
 
 
 @dataclass

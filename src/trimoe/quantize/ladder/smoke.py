@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import msgspec
 
 from trimoe.errors import BadInput, Refused
+from trimoe.io.canonical import sha256_json
 from trimoe.io.datafile import Data
-from trimoe.io.publish import sha256_json
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import BadInput, UsageError
-from trimoe.io.publish import publish_file, read_json, sha256_bytes, sha256_file, write_json
+from trimoe.io.atomic import publish_file
+from trimoe.io.canonical import sha256_bytes, sha256_file
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.llamacpp.tools import LlamaCpp, run_converter
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.gguf.file import find_gguf, open_gguf

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from trimoe.errors import BadInput, Refused
+from trimoe.io.atomic import require_space
+from trimoe.io.canonical import sha256_json
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress
-from trimoe.io.publish import read_json, require_space, sha256_json, write_json
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.file import open_gguf

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.io.atomic import publish_file, require_space
+from trimoe.io.canonical import sha256_bytes, sha256_file
+from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress, silent
-from trimoe.io.publish import publish_file, read_json, require_space, sha256_bytes, sha256_file, write_json
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.imatrix import open_imatrix
 from trimoe.quantize.kld import RESAMPLES, Reference

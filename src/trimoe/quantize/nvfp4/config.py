@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import to_builtins
 
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.quantize.nvfp4.codes import BLOCK
 from trimoe.quantize.nvfp4.plan import Plan
 from trimoe.quantize.nvfp4.rules import rules

@@ -21,19 +21,12 @@ import numpy as np
 
 from trimoe.cut.plan import DEFAULT_SHARD
 from trimoe.errors import CheckpointError, Refused
+from trimoe.io.atomic import RESUME, partial_bytes, publish_dir, require_absent, require_space
+from trimoe.io.canonical import sha256_json
 from trimoe.io.copying import Copier
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST, write_manifest
 from trimoe.io.progress import Progress
-from trimoe.io.publish import (
-    MANIFEST,
-    RESUME,
-    partial_bytes,
-    publish_dir,
-    read_json,
-    require_absent,
-    require_space,
-    sha256_json,
-    write_manifest,
-)
 from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.files import INDEX, METADATA, other_files, source_stamps

@@ -5,8 +5,8 @@ from importlib import resources
 
 from msgspec import to_builtins
 
+from trimoe.io.canonical import sha256_json
 from trimoe.io.datafile import Data, convert, load, parse
-from trimoe.io.publish import sha256_json
 from trimoe.model.family.file import Family, shipped_families
 
 LAYOUTS = ("modelopt", "compressed-tensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.gguf.file import find_gguf, open_gguf
 from trimoe.model.open import find_model

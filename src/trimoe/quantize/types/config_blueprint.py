@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import CheckpointError
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.model.family.converted import Converted, ConvertedTensor
 from trimoe.model.family.file import Family, candidates, families
 from trimoe.model.family.hf import ConfigKeys

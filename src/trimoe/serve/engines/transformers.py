@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from trimoe.io.publish import read_json
+from trimoe.io.jsonfile import read_json
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Engine, Options, Plan, log_folder
 from trimoe.serve.process import HOST, Server, free_port

@@ -12,7 +12,7 @@ from trimoe.calibrate.text.records import Fields, Message, Record, checked, mess
 from trimoe.calibrate.text.sources.base import BaseSource, Count, RawReply, SourceText, user
 from trimoe.errors import CalibrationError
 from trimoe.io import datafile
-from trimoe.io.publish import canonical_json
+from trimoe.io.canonical import canonical_json
 
 Builtin = Literal["math", "logic", "code", "science", "creative"]
 

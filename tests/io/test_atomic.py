@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from trimoe.errors import BadInput, MissingPrerequisite
-from trimoe.io.publish import (
-    canonical_json,
-    publish_dir,
-    publish_file,
-    require_space,
-    sha256_bytes,
-    sha256_file,
-    write_manifest,
-)
+from trimoe.io.atomic import publish_dir, publish_file, require_space
+from trimoe.io.canonical import canonical_json, sha256_bytes, sha256_file
+from trimoe.io.manifest import write_manifest
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
