@@ -13,8 +13,8 @@ from helpers.measure_oracle import oracle
 from trimoe.calibrate import layerwise
 from trimoe.calibrate.engine import Options, calibrate, measure, prepare, tokenised
 from trimoe.calibrate.forward import experts
-from trimoe.calibrate.stats.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.calibrate.stats.result import shards_of
 from trimoe.calibrate.text.calibration import CalibrationSet, Windows
 from trimoe.errors import BadInput, CalibrationError, CheckpointError

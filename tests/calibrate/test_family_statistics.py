@@ -11,7 +11,7 @@ from helpers.families import EXPERTS, MADE, TEXT, Made
 from helpers.measure_oracle import oracle
 from trimoe.calibrate.engine import Options, measure
 from trimoe.calibrate.forward.layers import LayerModel
-from trimoe.calibrate.stats.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
+from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.calibrate.text.calibration import Document, Windows, windows_of
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import open_checkpoint

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_stats_file import equal, stats_of
 
 from trimoe.calibrate.engine import Options, calibrate
-from trimoe.calibrate.stats.accumulate import MAXIMA, MEAN_VECTOR, SUMS
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import MAXIMA, MEAN_VECTOR, SUMS
 from trimoe.calibrate.stats.merge import merge
 from trimoe.cli.main import main
 from trimoe.errors import StatsError

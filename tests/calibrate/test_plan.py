@@ -13,7 +13,7 @@ import pytest
 from trimoe.calibrate import plan as planning
 from trimoe.calibrate.forward.batching import batches_of
 from trimoe.calibrate.plan import COVERAGE, LayerSizes, Plan, Sizes, make_plan
-from trimoe.calibrate.stats.accumulate import Shape
+from trimoe.calibrate.stats.fields import Shape
 from trimoe.calibrate.text.calibration import Document, Windows, windows_of
 from trimoe.errors import CalibrationError, MissingPrerequisite
 

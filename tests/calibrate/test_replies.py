@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from trimoe.calibrate.engine import calibrate
-from trimoe.calibrate.forward.layers import tokenizer_of
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.text import replies
 from trimoe.calibrate.text.calibration import CalibrationSet
-from trimoe.calibrate.text.rendering import prompt_ids
+from trimoe.calibrate.text.rendering import prompt_ids, tokenizer_of
 from trimoe.calibrate.text.replies import BATCH, path_beside
 from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, MissingPrerequisite

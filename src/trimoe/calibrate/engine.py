@@ -15,8 +15,8 @@ from typing import Any
 from trimoe.calibrate.layerwise import Options, Run, compute_dtype
 from trimoe.calibrate.plan import COVERAGE
 from trimoe.calibrate.state import Mark, RunState, state_path
-from trimoe.calibrate.stats.accumulate import COUNT
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import COUNT
 from trimoe.calibrate.text.calibration import CalibrationSet, Windows
 from trimoe.calibrate.text.leaks import BenchTexts, read_benches
 from trimoe.calibrate.text.replies import path_beside

@@ -17,10 +17,12 @@ import numpy as np
 from trimoe.calibrate.forward.batching import batches_of, token_ids
 from trimoe.calibrate.forward.hidden import HiddenStates
 from trimoe.calibrate.forward.layers import LayerModel
+from trimoe.calibrate.forward.recording import recording
 from trimoe.calibrate.plan import LayerSizes, Sizes, make_plan, peak_memory, reset_peak
 from trimoe.calibrate.state import Mark, RunState
-from trimoe.calibrate.stats.accumulate import LayerRecorder, Shape, recording
+from trimoe.calibrate.stats.accumulate import LayerRecorder
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import Shape
 from trimoe.calibrate.stats.result import assemble
 from trimoe.calibrate.text.calibration import Windows
 from trimoe.errors import UsageError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.calibrate.forward.batching import Batch
-from trimoe.calibrate.stats.accumulate import MAXIMA, SUMS, Shape
+from trimoe.calibrate.stats.fields import MAXIMA, SUMS, Shape
 from trimoe.calibrate.text.calibration import Windows
 from trimoe.errors import CalibrationError, MissingPrerequisite
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trimoe.cli.parts.common import emit, json_option, parse_size, progress, require_extra, show_size
-from trimoe.cli.stats import leak_lines
+from trimoe.cli.parts.stats_text import leak_lines
 
 if TYPE_CHECKING:
     from trimoe.calibrate.layerwise import Run

@@ -12,68 +12,17 @@ Masked and counted: tokens whose layer input or expert input is not finite or ex
 outputs whose norm is not finite.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from trimoe.calibrate.forward.batching import Batch
 from trimoe.calibrate.forward.experts import Seen, route, run_experts
-from trimoe.calibrate.forward.routing import Router
+from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS, Shape
 
 MAX_ABS = 1e6
 """Tokens beyond it are numerical accidents (protocol section 4), not evidence."""
-
-SUMS = (
-    "tc",
-    "cc",
-    "wnorm",
-    "rnorm",
-    "wnsq",
-    "rnsq",
-    "wsum",
-    "wsum_total",
-    "reap_sum",
-    "reap_l2_sum",
-    "ean_sum",
-    "runner_up",
-    "logit_sum",
-    "logit_sqsum",
-    "tokens",
-)
-"""Additive fields [class, shard, expert]. reap_l2_sum: sum of w_t |o_t|^2; runner_up: tokens for which the expert came
-next after the chosen ones; logit_sum, logit_sqsum: router logits over all tokens; tokens: their number (the same for
-every expert)."""
-COUNT = "routed"
-"""Tokens sent to the expert, each document once: the evidence behind its numbers. Additive, not split into shards."""
-MAXIMA = ("contrib_max", "out_max")
-"""Fields merged by maximum: w_t |o_t| and |o_t|."""
-MEAN_VECTOR = "out_mean_norm"
-"""Euclidean norm of the mean output vector over a class; it can be neither summed nor split into shards."""
-COACTIVATION = "coactivation"
-"""[class, expert, expert] sum over tokens sent to both; its diagonal is tc. Additive, optional."""
-NEURONS = "neuron_act"
-"""[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one layer's arrays. `inner` is the expert width I."""
-
-    classes: int
-    shards: int
-    experts: int
-    hidden: int
-    inner: int
-    coactivation: bool = False
-    neurons: bool = False
-
-    @property
-    def cells(self) -> int:
-        """Experts of a layer, by class."""
-        return self.classes * self.experts
 
 
 class LayerRecorder:
@@ -280,39 +229,3 @@ class _Measured:
 def _sane(rows: Any) -> Any:
     """Bool [tokens]: every value finite and at most MAX_ABS (a comparison with NaN is false)."""
     return rows.abs().flatten(1).amax(-1) <= MAX_ABS
-
-
-@contextmanager
-def recording(experts: Any, router: Router, recorder: LayerRecorder) -> Iterator[None]:
-    """While the block runs, the forward passes of this layer's experts and router are recorded.
-
-    The logits are what the linear map inside the router gives; what the router module returns differs by family.
-    """
-    from torch.nn.functional import linear
-    from torch.overrides import TorchFunctionMode
-
-    class SeeLinear(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if func is linear and result.shape[-1] == recorder.shape.experts:
-                recorder.logits(result, router.preference)
-            return result
-
-    modes: list[Any] = []
-
-    def enter(module: Any, args: Any) -> None:
-        modes.append(SeeLinear())
-        modes[-1].__enter__()
-
-    def leave(module: Any, args: Any, output: Any) -> None:
-        modes.pop().__exit__(None, None, None)
-
-    module = router.module
-    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
-    experts.trimoe_recorder = recorder
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        del experts.trimoe_recorder

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trimoe.calibrate.stats.accumulate import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
 from trimoe.calibrate.text.calibration import Windows
 
 

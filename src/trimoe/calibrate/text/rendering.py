@@ -8,12 +8,13 @@ the prompt, which is how the model would read it.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from trimoe.calibrate.text.records import Message
 from trimoe.calibrate.text.sources import SourceText
 from trimoe.calibrate.text.windows import Document
-from trimoe.errors import CalibrationError
+from trimoe.errors import CalibrationError, CheckpointError
 
 
 class Tokenizer(Protocol):
@@ -27,6 +28,21 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
     def __call__(self, text: str, **kwargs: Any) -> Any: ...
     def get_vocab(self) -> Any: ...
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The checkpoint's tokenizer. Raises `CheckpointError` if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError) as exc:
+        raise CheckpointError(
+            f"{path} has no usable tokenizer",
+            expected="tokenizer.json beside the weights",
+            actual=str(exc)[:200],
+            remedy="copy the tokenizer files there",
+        ) from exc
 
 
 def documents_of(texts: dict[str, list[SourceText]], tokenizer: Tokenizer) -> list[Document]:

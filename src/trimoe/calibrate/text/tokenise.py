@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trimoe.calibrate.forward.layers import tokenizer_of
 from trimoe.calibrate.text.calibration import CalibrationSet
 from trimoe.calibrate.text.leaks import BenchTexts, SetText, check
-from trimoe.calibrate.text.rendering import documents_of, prompt_ids
+from trimoe.calibrate.text.rendering import documents_of, prompt_ids, tokenizer_of
 from trimoe.calibrate.text.replies import answered
 from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.calibrate.text.windows import Document, Windows, windows_of

@@ -1,0 +1,277 @@
+"""A transformers model without weights, and which tensors of the checkpoint belong where in it.
+
+Weights are read by byte range, through transformers' own renaming and stacking rules for checkpoints.
+Invariants: every tensor of a loaded layer came from the checkpoint (missing, unexpected and mismatched ones raise
+`CheckpointError`); weights that are not finite raise it with the tensor's name.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trimoe.calibrate.forward.experts import IMPLEMENTATION, register
+from trimoe.calibrate.forward.routing import Router
+from trimoe.calibrate.forward.weights import LazyTensor, mapped, require_finite, require_readable, return_freed_memory
+from trimoe.errors import CheckpointError
+from trimoe.model.checkpoint import Checkpoint
+
+
+class ModelShell:
+    """The model of a checkpoint; weights are loaded onto `device` in `dtype` and dropped part by part."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, initialization
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        register()
+        self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), getattr(torch, dtype)
+        config = AutoConfig.from_pretrained(str(checkpoint.path))
+        _refuse_unsupported(config)
+        with torch.device("meta"), initialization.meta_device_safe_creation_ops():
+            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        self.model.eval().requires_grad_(False)
+        self.model.set_experts_implementation(IMPLEMENTATION)
+        self.mapping: Any = get_model_conversion_mapping(self.model)
+        self._renamings = [m for m in self.mapping if isinstance(m, WeightRenaming)]
+        self._converters = [m for m in self.mapping if isinstance(m, WeightConverter)]
+        self._meta_state = self.model.state_dict()
+        self.layers_name, self.layers, self.text = self._find_layers()
+        self.hidden_size = int(config.get_text_config().hidden_size)
+        self.edits: dict[str, Callable[[bytes], bytes]] = {}
+        """Changes to tensors by name that are made while they are loaded."""
+        self._vocabulary = np.zeros(0, np.int64)
+        self._targets = self._map_names()
+        for name in self.checkpoint.index:
+            if self._targets[name] in self._meta_state:
+                require_readable(self.checkpoint.index[name])
+        self._materialize_buffers()
+
+    def _find_layers(self) -> tuple[str, Any, Any]:
+        """(name, module list, text model): the list of decoder layers that holds the experts."""
+        from torch.nn import ModuleList
+
+        for name, module in self.model.named_modules():
+            long_enough = isinstance(module, ModuleList) and len(module) == self.checkpoint.num_layers
+            if long_enough and any(experts_in(layer) is not None for layer in module.children()):
+                return name, module, self.model.get_submodule(name.rpartition(".")[0])
+        raise CheckpointError(
+            "transformers builds no expert layers from this config.json",
+            expected="a mixture of experts",
+            actual=type(self.model).__name__,
+            remedy="use the config.json that came with the weights",
+        )
+
+    def _map_names(self) -> dict[str, str]:
+        """Checkpoint tensor name -> parameter name; refuses tensors of the decoder layers without a partner.
+
+        Others may be without: parts of a multimodal model, or a drafting block, that this class has no use for.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        targets, unknown = {}, []
+        for name in self.checkpoint.index:
+            target, _ = rename_source_key(
+                name, self._renamings, self._converters, self.model.base_model_prefix, self._meta_state
+            )
+            targets[name] = target
+            if target not in self._meta_state and self.checkpoint.layer_of(name) is not None:
+                unknown.append(name)
+        if unknown:
+            raise CheckpointError(
+                f"tensor {unknown[0]} has no place in {type(self.model).__name__}",
+                expected="a tensor of the model",
+                actual=f"{len(unknown)} such tensors",
+                remedy="config and weights are of different models",
+            )
+        return targets
+
+    def _materialize_buffers(self) -> None:
+        """Buffers that no checkpoint holds (rotary frequencies) are computed by the model's own initialiser."""
+        import torch
+
+        for module in self.text.modules():
+            names = [n for n in module._non_persistent_buffers_set if module._buffers.get(n) is not None]
+            for name in names:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device=self.device)
+            if names:
+                self.text._init_weights(module)
+
+    def names_of(self, layer: int) -> list[str]:
+        """Checkpoint tensors of a layer."""
+        prefix = self.checkpoint.prefix.replace("{L}", str(layer))
+        return [name for name in self.checkpoint.index if name.startswith(prefix)]
+
+    def nbytes_of(self, layer: int) -> int:
+        """Bytes of a layer's weights in memory."""
+        prefix = f"{self.layers_name}.{layer}."
+        return sum(t.numel() * t.element_size() for name, t in self._meta_state.items() if name.startswith(prefix))
+
+    def loading_bytes(self, layer: int) -> int:
+        """What loading a layer takes beyond its own bytes, at the worst moment.
+
+        Weights that are used as they are stored are mapped and take nothing more. Others are read one by one, the last
+        of the large ones when the rest is there already. What is stored as one tensor per expert is converted first,
+        then stacked, and gate and up are joined once more.
+        """
+        infos = [self.checkpoint.index[name] for name in self.names_of(layer)]
+        another_type = any(info.nbytes != math.prod(info.shape) * self.dtype.itemsize for info in infos)
+        if len({self._targets[info.name] for info in infos}) < len(infos):
+            own = self.nbytes_of(layer)
+            return own * 2 // 3 + (own if another_type else sum(info.nbytes for info in infos))
+        return max(info.nbytes for info in infos) if another_type else 0
+
+    @property
+    def inner_size(self) -> int:
+        """Width I of an expert."""
+        module = self.experts(self.checkpoint.moe_layers[0])
+        return int(module.down_proj.shape[1 if module.is_transposed else 2])
+
+    def widest(self, layer: int) -> int:
+        """Most values per token that a linear layer outside the experts gives (attention heads, dense FFN)."""
+        prefix = f"{self.layers_name}.{layer}."
+        shapes = [t.shape for name, t in self._meta_state.items() if name.startswith(prefix) and t.dim() == 2]
+        return max(int(shape[0]) for shape in shapes)
+
+    def _load(self, names: list[str], wanted: set[str]) -> None:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        # The plan names what a family keeps in float32 whatever the rest is in, such as corrections of the choice.
+        config = LoadStateDictConfig(
+            device_map={"": self.device},
+            dtype=self.dtype,
+            weight_mapping=self.mapping,
+            dtype_plan=self.model._get_dtype_plan(self.dtype),
+        )
+        lazy = {name: LazyTensor(self.checkpoint.index[name], self.edits.get(name)) for name in names}
+        info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
+        wrong = sorted(str(mismatch[0]) for mismatch in info.mismatched_keys) + sorted(info.unexpected_keys)
+        wrong += sorted(info.conversion_errors) + sorted(info.missing_keys & wanted)
+        if wrong:
+            raise CheckpointError(
+                f"tensor {wrong[0]} could not be loaded",
+                expected="every tensor of the layer in its shape",
+                actual=f"{len(wrong)} missing, mismatched or unexpected",
+                remedy="config.json and the weights are of different models",
+            )
+
+    def load(self, layer: int) -> None:
+        """Read the weights of one layer."""
+        prefix = f"{self.layers_name}.{layer}."
+        self._load(self.names_of(layer), {name for name in self._meta_state if name.startswith(prefix)})
+
+    def free(self, layer: int) -> None:
+        """Forget the weights of one layer."""
+        _to_meta(self.layers[layer])
+        return_freed_memory()
+
+    def load_embedding(self, tokens: np.ndarray) -> None:
+        """Read the rows of `tokens` (distinct ids, ascending) of the input embedding; only the first layer needs them.
+
+        The whole table is among the largest tensors of a model, and a calibration set uses a part of it.
+        """
+        import torch
+
+        module = self.text.get_input_embeddings()
+        target = next(n for n, m in self.model.named_modules() if m is module) + ".weight"
+        name = next((name for name, t in self._targets.items() if t == target), None)
+        if name is None:
+            raise CheckpointError(
+                f"tensor {target} is missing",
+                expected="the input embedding",
+                remedy="the checkpoint is incomplete: download it again",
+            )
+        rows = mapped(self.checkpoint.index[name])[torch.from_numpy(tokens)]
+        require_finite(rows, name)
+        module.weight = torch.nn.Parameter(rows.to(self.device, self.dtype), requires_grad=False)
+        module.padding_idx = None  # it matters to gradients only, and need not be among the rows
+        self._vocabulary = tokens
+
+    def free_embedding(self) -> None:
+        """Forget it again."""
+        _to_meta(self.text.get_input_embeddings())
+
+    def experts(self, layer: int) -> Any:
+        """The experts module of a layer, or None in a dense layer."""
+        return experts_in(self.layers[layer])
+
+    def router(self, layer: int) -> Router:
+        """The router of a layer with experts."""
+        hf = self.checkpoint.hf
+        owner = self._owner(self.checkpoint.role_name("router", layer))[0]
+        names = [self.checkpoint.role_name(name, layer) for name, role in hf.roles.items() if role.selects]
+        owners = [self._owner(name) for name in names if name in self.checkpoint.index]
+        return Router(owner, hf.routing, [(module, attribute) for module, attribute in owners])
+
+    def _owner(self, name: str) -> tuple[Any, str]:
+        """The module and attribute that a checkpoint tensor is loaded into."""
+        path, _, attribute = self._targets[name].rpartition(".")
+        return self.model.get_submodule(path), attribute
+
+    def load_head(self) -> None:
+        """Read what stands behind the last layer (norm, output matrix, or the embedding that serves as one)."""
+        import torch
+
+        state, layers = self._meta_state, f"{self.layers_name}."
+        text = self.layers_name.rpartition(".")[0] + "."
+        head = self.model.get_output_embeddings()
+        heads = {n + "." for n, m in self.model.named_modules() if m is head or m is self.text.get_input_embeddings()}
+        wanted = (f"{text}norm.", *heads)
+        names = [
+            n for n, t in self._targets.items() if t in state and t.startswith(wanted) and not t.startswith(layers)
+        ]
+        embedding = self.text.get_input_embeddings()  # `load_embedding` may have left a part of the rows there
+        target = next(n for n, m in self.model.named_modules() if m is embedding) + ".weight"
+        embedding.weight = torch.nn.Parameter(torch.empty_like(self._meta_state[target]), requires_grad=False)
+        self.model.tie_weights()
+        self._load(names, set())
+        self.model.tie_weights()
+        loose = [n for n, p in self.model.named_parameters() if n.startswith(wanted) and p.is_meta]
+        if loose:
+            raise CheckpointError(
+                f"tensor {loose[0]} is missing",
+                expected="the final norm and the output matrix",
+                remedy="the checkpoint is incomplete: download it again",
+            )
+
+
+def _refuse_unsupported(config: Any) -> None:
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError(
+            "this checkpoint is quantized",
+            expected="float32, float16 or bfloat16 weights",
+            actual=str(config.quantization_config.get("quant_method"))[:40],
+            remedy="calibrate the unquantized checkpoint",
+        )
+    text = config.get_text_config()
+    for key in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
+        if getattr(text, key, None):
+            raise CheckpointError(
+                f"config.json has {key} = {getattr(text, key)}",
+                expected="0: layers that share only hidden states",
+                remedy="this variant cannot be calibrated layer by layer",
+            )
+
+
+def experts_in(layer: Any) -> Any:
+    """The module that holds the stacked matrices of all experts of a layer, or None."""
+    return next((m for m in layer.modules() if getattr(getattr(m, "down_proj", None), "ndim", 0) == 3), None)
+
+
+def _to_meta(root: Any) -> None:
+    import torch
+
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = torch.empty_like(buffer, device="meta")

@@ -1,0 +1,55 @@
+"""Names and meaning of the measured fields, and the sizes of one layer's arrays.
+
+Field names are part of the statistics file. All values are float64 sums over tokens, except maxima and the mean norm.
+"""
+
+from dataclasses import dataclass
+
+SUMS = (
+    "tc",
+    "cc",
+    "wnorm",
+    "rnorm",
+    "wnsq",
+    "rnsq",
+    "wsum",
+    "wsum_total",
+    "reap_sum",
+    "reap_l2_sum",
+    "ean_sum",
+    "runner_up",
+    "logit_sum",
+    "logit_sqsum",
+    "tokens",
+)
+"""Additive fields [class, shard, expert]. reap_l2_sum: sum of w_t |o_t|^2; runner_up: tokens for which the expert came
+next after the chosen ones; logit_sum, logit_sqsum: router logits over all tokens; tokens: their number (the same for
+every expert)."""
+COUNT = "routed"
+"""Tokens sent to the expert, each document once: the evidence behind its numbers. Additive, not split into shards."""
+MAXIMA = ("contrib_max", "out_max")
+"""Fields merged by maximum: w_t |o_t| and |o_t|."""
+MEAN_VECTOR = "out_mean_norm"
+"""Euclidean norm of the mean output vector over a class; it can be neither summed nor split into shards."""
+COACTIVATION = "coactivation"
+"""[class, expert, expert] sum over tokens sent to both; its diagonal is tc. Additive, optional."""
+NEURONS = "neuron_act"
+"""[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one layer's arrays. `inner` is the expert width I."""
+
+    classes: int
+    shards: int
+    experts: int
+    hidden: int
+    inner: int
+    coactivation: bool = False
+    neurons: bool = False
+
+    @property
+    def cells(self) -> int:
+        """Experts of a layer, by class."""
+        return self.classes * self.experts
