@@ -93,7 +93,7 @@ def test_a_section_gives_only_the_names_that_differ() -> None:
     text = '[gguf]\nrequired = ["ffn_down_exps.weight", "ffn_gate_tid2eid.weight"]'
     section = parse_family(HEAD + text, "x.toml").gguf
     assert section is not None
-    assert section.names().optional == ()
+    assert section.names().optional == ("ffn_down_exps.scale", "ffn_down_exps.input_scale")  # its weights in NVFP4
     assert "ffn_gate_tid2eid.weight" not in section.names().refused
 
 
@@ -114,3 +114,21 @@ def test_a_wrong_section_is_refused(text: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=r"family file x\.toml") as caught:
         parse_family(HEAD + text, "x.toml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["gemma4", "gpt-oss", "qwen3moe"])
+@pytest.mark.parametrize("factor", ["scale", "input_scale"])
+def test_factors_of_nvfp4_are_cut_in_every_family(arch: str, factor: str, tmp_path: Path) -> None:
+    """llama.cpp reads one factor per expert beside an NVFP4 weight, in every architecture."""
+    extra = [f"ffn_gate_exps.{factor}", f"ffn_up_exps.{factor}", f"ffn_down_exps.{factor}"]
+    model = open_gguf_model(write_model(tmp_path / "model.gguf", arch, extra=extra))
+    assert {f"blk.0.{name}" for name in extra} <= model.expert_tensors.keys()
+    assert model.expert_tensors[f"blk.0.ffn_up_exps.{factor}"].axis == 0
+
+
+def test_a_factor_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path / "model.gguf", "gemma4", extra=["ffn_gate_exps.scale"], metadata={"gemma4.expert_count": 9}
+    )
+    with pytest.raises(CheckpointError, match="does not fit the metadata"):
+        _ = open_gguf_model(path).expert_tensors

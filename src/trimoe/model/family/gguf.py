@@ -37,8 +37,9 @@ class GgufNames(Data, frozen=True, kw_only=True):
 class GgufSection(Data, frozen=True, kw_only=True):
     """Section [gguf] of a family file. A key that is left out keeps its standard value.
 
-    Two exceptions keep the lists consistent: a family with `required` names inherits no optional ones, and standard
-    names that the family cuts or lists as untouched leave the standard `untouched` and `refused` lists.
+    Three exceptions keep the lists consistent. A family with `required` names inherits no optional ones, except the
+    factors that stand beside a weight in NVFP4 (`.scale`, `.input_scale`) where it cuts that weight. Standard names that
+    the family cuts or lists as untouched leave the standard `untouched` and `refused` lists.
     """
 
     required: tuple[str, ...] | None = None
@@ -57,7 +58,8 @@ class GgufSection(Data, frozen=True, kw_only=True):
         inherited = standard.optional if self.required is None else ()
         required = standard.required if self.required is None else self.required
         optional = inherited if self.optional is None else self.optional
-        cut = (*(self.required or ()), *(self.optional or ()), *self.untouched)
+        optional = (*optional, *_companions(required, optional, self.untouched, standard))
+        cut = (*(self.required or ()), *optional, *self.untouched)
         refused = standard.refused if self.refused is None else self.refused
         return GgufNames(
             required=required,
@@ -67,6 +69,16 @@ class GgufSection(Data, frozen=True, kw_only=True):
             refused={name: why for name, why in refused.items() if name not in cut},
             refused_model=self.refused_model,
         )
+
+
+def _companions(
+    required: tuple[str, ...], optional: tuple[str, ...], untouched: tuple[str, ...], standard: GgufNames
+) -> list[str]:
+    """Standard factors of the weights that a family cuts: any family's experts can be stored in NVFP4."""
+    listed = {*required, *optional, *untouched}
+    weights = [name.removesuffix("weight") for name in (*required, *optional) if name.endswith("_exps.weight")]
+    names = [stem + factor for stem in weights for factor in ("scale", "input_scale")]
+    return [name for name in names if name in standard.optional and name not in listed]
 
 
 @cache
