@@ -38,7 +38,7 @@ class GgufSection(Data, frozen=True, kw_only=True):
     """Section [gguf] of a family file. A key that is left out keeps its standard value.
 
     Three exceptions keep the lists consistent. A family with `required` names inherits no optional ones, except the
-    factors that stand beside a weight in NVFP4 (`.scale`, `.input_scale`) where it cuts that weight. Standard names that
+    factors beside a weight in NVFP4 (`.scale`, `.input_scale`) where it cuts that weight. Standard names that
     the family cuts or lists as untouched leave the standard `untouched` and `refused` lists.
     """
 
