@@ -108,7 +108,7 @@ def test_plans_of_files_and_directories(capsys: pytest.CaptureFixture[str]) -> N
         (("plan", "gemma-4-26B-A4B", "--keep", "129"), 3, "--keep 129 is impossible"),
         (("plan", "gemma-4-26B-A4B", "--memory", "lots"), 2, "not a size"),
         (("plan", "gemma-4-26B-A4B", "--context", "32 pages"), 2, "not a number of tokens"),
-        (("plan", "gemma-4-26B-A4B", "--kv", "q6_k"), 2, "no cache type"),
+        (("plan", "gemma-4-26B-A4B", "--kv", "q6_k"), 2, "not a cache type"),
         (("quantize", "m", "-o", "out"), 2, "nothing to make"),
         (("quantize", "m", "-o", "out", "--tiers", "Q6_K"), 4, "llama.cpp is not installed"),
         (("quantize", "m", "-o", "out", "--ladder", "none.yaml"), 3, "none.yaml cannot be read"),

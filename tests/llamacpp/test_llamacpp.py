@@ -73,7 +73,7 @@ def test_the_order_is_directory_cache_path(bare: Path, monkeypatch: pytest.Monke
     assert found.converter == bare / "own" / "convert_hf_to_gguf.py"
     monkeypatch.setenv("TRIMOE_LLAMACPP", str(bare / "own"))
     assert locate().origin == "directory"
-    with pytest.raises(BadInput, match="holds no program"):
+    with pytest.raises(BadInput, match="contains no program"):
         locate(bare)
 
 
@@ -177,7 +177,7 @@ def archive(tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         tar.add(tmp_path / "llama_cpp_python-0.0.1", "llama_cpp_python-0.0.1")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     release = Release(package="llama-cpp-python", version="0.0.1", sha256=sha256, commit="abc")
-    for module in ("tools", "build"):
+    for module in ("tools", "archive"):
         monkeypatch.setattr(f"trimoe.llamacpp.{module}.pinned_release", lambda: release)
     return file
 
@@ -217,7 +217,7 @@ def test_an_interrupted_build_goes_on(tools: Path, archive: Path) -> None:
 
 def test_failures_of_the_build_are_told_apart(tools: Path, archive: Path) -> None:
     program(tools / "ninja", "#!/bin/sh\necho 'fatal error: error writing to x: No space left on device'\nexit 1\n")
-    with pytest.raises(MissingPrerequisite, match="disk became full"):
+    with pytest.raises(MissingPrerequisite, match="disk filled up"):
         install(archive=archive)
     program(tools / "cmake", "#!/bin/sh\necho 'CMake Error: no threads' >&2\nexit 1\n")
     with pytest.raises(BadInput, match="could not be configured"):

@@ -1,23 +1,14 @@
-"""llama.cpp for the tests that run it. `make test` builds it once, into a cache outside of the checkout."""
+"""Fixtures of the tests that run llama.cpp."""
 
 from pathlib import Path
 
 import pytest
 
-from trimoe.errors import MissingPrerequisite
-from trimoe.llamacpp.tools import LlamaCpp, locate, run_converter
+from helpers.llamacpp import llamacpp
+from trimoe.llamacpp.tools import LlamaCpp, run_converter
 from trimoe.model.tiny import path as bundled
 
-
-@pytest.fixture(scope="session")
-def llamacpp() -> LlamaCpp:
-    """The programs in the cache (or $TRIMOE_LLAMACPP); tests are skipped where nobody has built them."""
-    try:
-        tools = locate()
-        tools.program("trimoe-masked-logits")
-    except MissingPrerequisite as exc:
-        pytest.skip(f"{exc.subject}: run `make llamacpp`")
-    return tools
+__all__ = ["base", "llamacpp"]
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def test_sizes_and_contexts() -> None:
     for text in ("", "k", "-1", "1.5k", "0", "32m"):
         with pytest.raises(UsageError):
             parse_tokens(text)
-    with pytest.raises(UsageError, match="no cache type"):
+    with pytest.raises(UsageError, match="not a cache type"):
         Serving(1, 1, "Q6_K")
 
 

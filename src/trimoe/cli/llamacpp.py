@@ -1,4 +1,4 @@
-"""`trimoe llamacpp`: build llama.cpp into the cache, or say where it is."""
+"""`trimoe llamacpp`: build llama.cpp into the cache, or show which programs are used."""
 
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ def llamacpp() -> None:
 @llamacpp.command()
 @click.option("--cuda", is_flag=True, help="Also for NVIDIA GPUs; needs nvcc.")
 @click.option("--vulkan", is_flag=True, help="Also for GPUs through Vulkan; needs glslc.")
-@click.option("--native", is_flag=True, help="Every instruction of this processor; may not run on another.")
-@click.option("--archive", type=FILE, help="The source archive, where it cannot be downloaded.")
+@click.option("--native", is_flag=True, help="Use every instruction of this processor; may not run on another.")
+@click.option("--archive", type=FILE, help="The source archive, if it cannot be downloaded.")
 @click.option("--cache", type=FILE, help="Cache folder. Default: $TRIMOE_CACHE/llamacpp or ~/.cache/trimoe/llamacpp.")
 @click.option(
-    "--jobs", "-j", type=click.IntRange(1), help="Compilers at a time; default: one per core, if memory allows."
+    "--jobs", "-j", type=click.IntRange(1), help="Parallel compilers; default: one per core, if memory allows."
 )
 @json_option
 def install(
@@ -37,8 +37,8 @@ def install(
 ) -> None:
     """Build quantize, imatrix, perplexity, server and cli from the pinned source archive of PyPI.
 
-    Takes about ten minutes on two cores, once: later calls find the build. An interrupted build goes on where it
-    stopped. Needs a C++ compiler, cmake and ninja (pip install 'trimoe[llamacpp]' brings the last two).
+    The build takes about ten minutes on two cores and is kept in the cache; an interrupted build resumes. It needs a
+    C++ compiler, cmake and ninja (pip install 'trimoe[llamacpp]' brings the last two).
 
     \b
     Examples:
@@ -50,7 +50,9 @@ def install(
     from trimoe.llamacpp.tools import Flavour
 
     if cuda and vulkan:
-        raise UsageError("--cuda and --vulkan contradict each other", expected="one of them")
+        raise UsageError(
+            "--cuda and --vulkan contradict each other", expected="one of them", actual="both", remedy="leave one out"
+        )
     flavour = Flavour("cuda" if cuda else "vulkan" if vulkan else "cpu", native)
     with progress("llama.cpp") as report:
         tools = build(flavour, cache=cache, archive=archive, jobs=jobs, progress=report)
@@ -59,7 +61,7 @@ def install(
 
 
 @llamacpp.command()
-@click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="A directory with llama.cpp's programs.")
+@click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="Directory with llama.cpp's programs.")
 @click.option("--cache", type=FILE, help="Cache folder. Default: $TRIMOE_CACHE/llamacpp or ~/.cache/trimoe/llamacpp.")
 @json_option
 def where(directory: Path | None, cache: Path | None, as_json: bool) -> None:

@@ -5,13 +5,10 @@ pandas.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trimoe.errors import MissingPrerequisite
+from trimoe.io.frames import data_frame
 from trimoe.judge.text import html_table
-
-if TYPE_CHECKING:
-    import pandas
 
 HEAD = (
     "bench",
@@ -215,18 +212,10 @@ class Comparison:
             "notes": list(self.notes),
         }
 
-    def to_pandas(self) -> "pandas.DataFrame":
+    def to_pandas(self) -> Any:
         """One line per row with the columns of the CSV output. Raises `MissingPrerequisite` without pandas."""
-        try:
-            import pandas
-        except ModuleNotFoundError as exc:
-            raise MissingPrerequisite(
-                "to_pandas needs pandas",
-                expected="the package pandas",
-                actual="not installed",
-                remedy="pip install pandas, or use as_dict()",
-            ) from exc
-        return pandas.DataFrame([row.as_record() for row in self.rows])
+        records = [row.as_record() for row in self.rows]
+        return data_frame({name: [record[name] for record in records] for name in records[0]})
 
 
 def _percent(share: float | None) -> str:

@@ -1,1 +1,1 @@
-"""llama.cpp: find it, build it, call its programs."""
+"""Finding, building and calling llama.cpp."""

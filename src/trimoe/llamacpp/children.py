@@ -1,8 +1,8 @@
-"""Programs of llama.cpp as children that die with trimoe, even if trimoe is killed with SIGKILL.
+"""Child processes that die with trimoe, even if trimoe is killed with SIGKILL.
 
-A killed parent runs no clean-up, so the kernel must do it: PR_SET_PDEATHSIG, set between fork and exec by a line of
-Python (`preexec_fn` is not safe beside threads). The signal comes when the starting *thread* ends, so a thread
-must wait for the child it started. On other systems than Linux children are started as they are.
+A killed process runs no clean-up, so the kernel must do it: PR_SET_PDEATHSIG, set between fork and exec by a line of
+Python (`preexec_fn` is not safe with threads). The signal is sent when the starting *thread* ends, so a thread must
+wait for the child that it started. On systems other than Linux, children are started without this.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Where llama.cpp's programs are: a directory the user names, our own build in the cache, or PATH, in this order.
+"""Finds llama.cpp's programs: in a directory that the user names, in the cache of builds, or on PATH, in this order.
 
-Invariants: nothing here builds or downloads (llamacpp_build does); a program that is missing is a
-`MissingPrerequisite` that says how to get it. A build in the cache is complete or absent, never partial.
+Invariants: nothing here builds or downloads (`build` does). A missing program raises `MissingPrerequisite` with the way
+to get it. A build in the cache is complete or absent, never partial.
 """
 
 import json
@@ -10,17 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import msgspec
 
 from trimoe.errors import BadInput, MissingPrerequisite
 from trimoe.io.canonical import sha256_bytes, sha256_file
+from trimoe.io.datafile import Data, load
 from trimoe.llamacpp.children import bound
 
 PROGRAMS = (
@@ -40,10 +40,9 @@ CACHE_VARIABLE = "TRIMOE_CACHE"
 Backend = Literal["cpu", "cuda", "vulkan"]
 
 
-class Release(BaseModel):
-    """The pinned source archive: see llamacpp_release.toml."""
+class Release(Data, frozen=True, kw_only=True):
+    """The pinned source archive: see release.toml."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     package: str
     version: str
     sha256: str
@@ -57,25 +56,24 @@ class Release(BaseModel):
 
 @cache
 def pinned_release() -> Release:
-    """The release of the shipped data file."""
-    text = (resources.files("trimoe.llamacpp") / "release.toml").read_text(encoding="utf-8")
-    return Release.model_validate(tomllib.loads(text))
+    """The pinned release."""
+    return load(Release, resources.files("trimoe.llamacpp") / "release.toml", "release.toml")
 
 
 def native_folder() -> Path:
-    """Our CMake project and the C++ source that is built with llama.cpp."""
+    """trimoe's CMake project and the C++ source that is built together with llama.cpp."""
     return Path(str(resources.files("trimoe.llamacpp"))) / "native"
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """What kind of build: `native` uses every instruction of this machine's processor and may not run on another."""
+    """A kind of build. `native` uses every instruction of this machine's processor and may not run on another one."""
 
     backend: Backend = "cpu"
     native: bool = False
 
     def cmake_options(self) -> dict[str, str]:
-        """Options that change the programs; together with the sources they name the build."""
+        """CMake options that change the programs; together with the sources they identify the build."""
         return {
             "CMAKE_BUILD_TYPE": "Release",
             "BUILD_SHARED_LIBS": "OFF",
@@ -98,12 +96,12 @@ class Flavour:
 
     @property
     def kind(self) -> str:
-        """Version and kind, for people: 0.3.36-cpu, 0.3.36-cuda-native."""
+        """Readable name, such as 0.3.36-cpu or 0.3.36-cuda-native."""
         return f"{pinned_release().version}-{self.backend}{'-native' if self.native else ''}"
 
     @property
     def key(self) -> str:
-        """Name of the build's directory in the cache: version, kind, and a hash over options and our own sources."""
+        """Directory name in the cache: version, kind, and a hash over options and trimoe's own sources."""
         sources = {file.name: sha256_file(file) for file in sorted(native_folder().iterdir()) if file.is_file()}
         body = json.dumps([pinned_release().sha256, self.cmake_options(), sources, PROGRAMS], sort_keys=True)
         return f"{self.kind}-{sha256_bytes(body.encode())[:10]}"
@@ -113,7 +111,7 @@ FLAVOURS = tuple(Flavour(backend, native) for backend in ("cuda", "vulkan", "cpu
 
 
 def cache_folder() -> Path:
-    """Where builds live: $TRIMOE_CACHE, else $XDG_CACHE_HOME/trimoe, else ~/.cache/trimoe; below it `llamacpp`."""
+    """Folder of builds: `llamacpp` below $TRIMOE_CACHE, else $XDG_CACHE_HOME/trimoe, else ~/.cache/trimoe."""
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own).expanduser().absolute() / "llamacpp"
     base = os.environ.get("XDG_CACHE_HOME")
@@ -122,7 +120,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """Programs that were found. `origin` says where; `info` is the build's record (only for builds of ours)."""
+    """Programs that were found. `origin` says where; `info` is the build record, None for builds not made by trimoe."""
 
     origin: Literal["directory", "cache", "PATH"]
     programs: dict[str, Path]
@@ -156,7 +154,7 @@ class LlamaCpp:
         }
 
     def version(self) -> str | None:
-        """What a program says of itself, e.g. "0.5.0-dev (build 0, commit 0c1e57098)"; None if it does not answer."""
+        """The version that a program reports, such as "0.5.0-dev (build 0, commit 0c1e57098)"; None if none answers."""
         for name in ("llama-cli", "llama-server", "llama-imatrix", "llama-gguf-split"):
             if name in self.programs:
                 return program_version(self.programs[name])
@@ -206,7 +204,7 @@ def _in_directory(directory: Path) -> LlamaCpp:
             converter = next((p / CONVERTER for p in places if (p / CONVERTER).is_file()), None)
             return LlamaCpp("directory", programs, converter, _build_info(directory))
     raise BadInput(
-        f"{directory} holds no program of llama.cpp",
+        f"{directory} contains no program of llama.cpp",
         expected=f"{', '.join(PROGRAMS[:5])} in it, in bin or in build/bin",
         actual="none of them" if directory.is_dir() else "it is not a directory",
         remedy="give the directory of a build",
@@ -214,7 +212,7 @@ def _in_directory(directory: Path) -> LlamaCpp:
 
 
 def installed(build: Path) -> LlamaCpp | None:
-    """The build in this directory of the cache, None if it is not there."""
+    """The build in this directory of the cache; None if it is missing or incomplete."""
     info = _build_info(build)
     if info is None:
         return None
@@ -222,8 +220,9 @@ def installed(build: Path) -> LlamaCpp | None:
     return LlamaCpp("cache", programs, build / CONVERTER, info) if len(programs) == len(PROGRAMS) else None
 
 
-class _Info(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Info(Data, frozen=True, kw_only=True):
+    """Content of build.json."""
+
     release: Release
     options: dict[str, str]
     compiler: str
@@ -234,14 +233,15 @@ class _Info(BaseModel):
 def build_record(options: dict[str, str], compiler: str, programs: dict[str, str]) -> dict[str, Any]:
     """The content of build.json."""
     info = _Info(release=pinned_release(), options=options, compiler=compiler, programs=programs)
-    return info.model_dump(mode="json")
+    record: dict[str, Any] = msgspec.to_builtins(info)
+    return record
 
 
 def _build_info(build: Path) -> dict[str, Any] | None:
     try:
         data: dict[str, Any] = json.loads((build / BUILD_INFO).read_bytes())
-        _Info.model_validate(data)
-    except (OSError, ValueError, ValidationError):
+        msgspec.convert(data, _Info)
+    except (OSError, ValueError):  # msgspec.ValidationError is a ValueError
         return None
     return data
 
@@ -263,7 +263,7 @@ def run_converter(tools: LlamaCpp, model: Path, out: Path, outtype: str = "bf16"
     if answer.returncode != 0 or not out.exists():
         raise BadInput(
             f"{model} could not be converted to GGUF",
-            expected="a model that llama.cpp's converter knows",
+            expected="a model that llama.cpp's converter supports",
             actual=last_lines(answer.stderr),
             remedy="see the converter's message",
         )

@@ -4,6 +4,7 @@ Invariants: contradictions are refused before any work; each part resumes when t
 need llama.cpp; NVFP4 needs neither llama.cpp nor torch.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from trimoe.io.progress import Progress
 from trimoe.io.sizes import parse_bytes
 from trimoe.llamacpp.tools import locate
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.open import find_model
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.ladder.spec import LadderSpec, load_ladder_spec
@@ -30,7 +32,7 @@ from trimoe.quantize.result import Nvfp4Checkpoint, Quantized
 
 
 def quantize(
-    model: Path | str,
+    model: str | os.PathLike[str],
     *,
     out: Path | str,
     tiers: str | Sequence[str] | None = None,
@@ -74,13 +76,13 @@ def quantize(
     with_nvfp4 = nvfp4_tier in names
     if not with_nvfp4 and (layout is not None or max_shard is not None):
         raise UsageError(f"--layout and --max-shard are for {nvfp4_tier}", expected=f"--tiers {nvfp4_tier}")
-    model, out = Path(model), Path(out)
-    nvfp4 = _Nvfp4(model, layout or LAYOUTS[0], _bytes(max_shard, DEFAULT_SHARD), threads, progress)
+    path, out = find_model(model), Path(out)
+    nvfp4 = _Nvfp4(path, layout or LAYOUTS[0], _bytes(max_shard, DEFAULT_SHARD), threads, progress)
     if names == [nvfp4_tier]:
         return Quantized(nvfp4=nvfp4.make(out))
     if with_nvfp4:  # refuse it before the GGUF tiers are made; it is made after them
         names.remove(nvfp4_tier)
-        plan_nvfp4(open_checkpoint(model), nvfp4.layout)
+        plan_nvfp4(open_checkpoint(path), nvfp4.layout)
     spec = _spec(ladder, names, allow_unchecked)
     effort = Effort(jobs, threads or Effort().threads, _bytes(ram, Effort().memory))
     sources = Sources(_path(imatrix), _path(calibration), _path(tokenizer), _path(layer_ranking), allow_thin_imatrix)
@@ -89,11 +91,11 @@ def quantize(
         types = tuple(word.upper() for word in _words(mix_types)) or TYPES
         target = MixTarget(size, target_bpw, _path(mix_text), types, mix_chunks, mix_context)
         tools = locate(_path(llamacpp))
-        made = make_mix(model, out, target, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
+        made = make_mix(path, out, target, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
         return Quantized(mix=made)
     tools = locate(_path(llamacpp))
-    files = make_ladder(model, out, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
-    checkpoint = nvfp4.make(out / f"{name or model.absolute().name}-{nvfp4_tier}") if with_nvfp4 else None
+    files = make_ladder(path, out, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
+    checkpoint = nvfp4.make(out / f"{name or path.absolute().name}-{nvfp4_tier}") if with_nvfp4 else None
     return Quantized(ladder=files, nvfp4=checkpoint)
 
 

@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trimoe.errors import MissingPrerequisite
+from trimoe.io.frames import data_frame
 from trimoe.quantize.ladder.result import Ladder, TierFile
 from trimoe.quantize.mix.result import Mix
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,8 @@ class Quantized:
             return self.nvfp4.as_dict() if self.nvfp4 else {}
         return {**part.as_dict(), **({"nvfp4": self.nvfp4.as_dict()} if self.nvfp4 else {})}
 
-    def to_pandas(self) -> "pandas.DataFrame":
+    def to_pandas(self) -> Any:
         """One line per model: tier, path, bytes, bits per weight, smoke test. `MissingPrerequisite` without pandas."""
-        try:
-            import pandas
-        except ModuleNotFoundError as exc:
-            raise MissingPrerequisite(
-                "to_pandas needs pandas",
-                expected="the package pandas",
-                actual="not installed",
-                remedy="pip install pandas, or use as_dict()",
-            ) from exc
         rows: list[dict[str, Any]] = [
             {
                 "tier": file.tier,
@@ -99,4 +87,5 @@ class Quantized:
         if self.nvfp4:
             keys = ("file_bytes", "bits_per_weight")
             rows.append({"tier": self.nvfp4.tier, "path": str(self.nvfp4.out)} | {k: self.nvfp4.facts[k] for k in keys})
-        return pandas.DataFrame(rows)
+        names = ("tier", "path", "file_bytes", "bits_per_weight", "sha256", "failed")
+        return data_frame({name: [row.get(name) for row in rows] for name in names})

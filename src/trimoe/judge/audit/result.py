@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from trimoe.io.frames import data_frame
 from trimoe.judge.audit.check import Check
 from trimoe.judge.measures import Measures
 from trimoe.judge.text import html_table
@@ -74,6 +75,18 @@ class Audit:
     def refused(self) -> tuple[RunAudit, ...]:
         """The runs whose number must not be published."""
         return tuple(one for one in self.runs if one.verdict == "refused")
+
+    def to_pandas(self) -> Any:
+        """One line per run: bench, model, verdict, flags, score. Raises `MissingPrerequisite` without pandas."""
+        return data_frame(
+            {
+                "bench": [one.bench for one in self.runs],
+                "model": [one.name for one in self.runs],
+                "verdict": [one.verdict for one in self.runs],
+                "flags": [" ".join(one.flags) for one in self.runs],
+                "score": [one.score for one in self.runs],
+            }
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as JSON values: the output of `trimoe audit --json`."""

@@ -1,0 +1,5 @@
+"""Fixtures of the tests that run llama.cpp."""
+
+from helpers.llamacpp import llamacpp
+
+__all__ = ["llamacpp"]
