@@ -53,7 +53,7 @@ EXIT_CODES = """\
 # Order of the data flow; files and folders that are not named here follow by name.
 ORDER = """
     errors.py io sandbox model llamacpp calibrate choose cut heal certify quantize bench serve evaluate judge report
-    view publish pipeline.py story_page.py cli
+    view publish pipeline.py demo.py cli
     text forward stats score.py recipe.py recipes select.py plan.py prune.py main.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
 # Folders of interchangeable peers get one line for all their files.

@@ -28,7 +28,7 @@ ROOMS = (
     "view",
     "publish",
 )
-ORDER = ("errors", ROOMS[0], "public", *ROOMS[1:], "pipeline", "story_page", "cli")
+ORDER = ("errors", ROOMS[0], "public", *ROOMS[1:], "pipeline", "demo", "cli")
 HEAVY = {
     *("torch", "transformers", "tokenizers", "safetensors", "matplotlib"),
     *("lm_eval", "math_verify", "nltk", "langdetect", "datasets", "huggingface_hub", "punkt", "pyarrow"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trimoe.certify.certificate import Certificate as Certificate
     from trimoe.certify.certify import certify as certify
     from trimoe.certify.infer import infer_map as infer_map
+    from trimoe.choose.choose import choose as choose
     from trimoe.choose.dropmap import DropMap as DropMap
     from trimoe.cut.prune import prune as prune
     from trimoe.errors import BadInput as BadInput
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from trimoe.errors import UsageError as UsageError
     from trimoe.evaluate.evaluate import evaluate as evaluate
     from trimoe.evaluate.log.run_log import RunLog as RunLog
+<<<<<<< HEAD
+=======
+    from trimoe.judge.compare import compare as compare
+>>>>>>> b7a7faa (The pipeline takes any checkpoint, calibration set, recipes and benches; the demo is the pipeline on the bundled model; the story and its page content are report/story.py)
     from trimoe.judge.comparison import Comparison as Comparison
     from trimoe.model.checkpoint import Checkpoint as Checkpoint
     from trimoe.model.gguf.model import GgufModel as GgufModel
@@ -96,6 +101,8 @@ __all__ = [
     "__version__",
     "calibrate",
     "certify",
+    "choose",
+    "compare",
     "evaluate",
     "infer_map",
     "open",

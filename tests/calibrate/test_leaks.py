@@ -304,10 +304,10 @@ class TestMultiplE:
         multipl_e.refuse_row({"name": "base", "language": "en"}, "another row")
 
 
-def test_what_the_demo_says_of_its_calibration_set() -> None:
+def test_the_note_on_the_demo_calibration_set() -> None:
     """No held-out prompt is a prompt of the set; the sentence on the page has the leak check's own numbers."""
+    from trimoe.demo import calibration_note
     from trimoe.model.tiny import tasks
-    from trimoe.story_page import _held_out
 
     train = tasks.generate("code", "train", 48) + tasks.generate("code", "train", 96, seed=1)
     held = tasks.generate("code", "heldout", 200, seed=7)
@@ -317,10 +317,10 @@ def test_what_the_demo_says_of_its_calibration_set() -> None:
     report = check(texts, [of])
     row = report["benches"]["code"]
     assert 0 < len(row["overlapping"]) < len(row["boilerplate"])  # made-up tasks: most share patterns alone
-    said = _held_out(report)
+    said = calibration_note(report)
     assert f"{len(row['overlapping'])} of 200 held-out items share 13 words of their own" in said
     assert f"{len(row['boilerplate'])} others" in said
-    assert "Leak check" not in _held_out(None)
+    assert "Leak check" not in calibration_note(None)
     # and an item that really is in the set is counted
     leaked = check([*texts, SetText("code", f"Somebody wrote: {held[5].prompt} Nice.", False)], [of])
     assert held[5].item_id in leaked["benches"]["code"]["undeclared"]

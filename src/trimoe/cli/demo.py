@@ -1,4 +1,4 @@
-"""`trimoe demo`: the whole story on the bundled model, a table, and a page to look at."""
+"""`trimoe demo`: runs the pipeline on the bundled model and shows a table and a report page."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +10,9 @@ from trimoe.cli.parts.common import emit, json_option, progress
 from trimoe.cli.parts.sandbox import policy_of, sandbox_options
 
 if TYPE_CHECKING:
-    from trimoe.pipeline import Story
-    from trimoe.report.data import Duel, PageData
+    from trimoe.demo import Demo
+    from trimoe.report.data import Duel
+    from trimoe.report.story import Story
 
 
 @click.command()
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Work directory; a rerun continues there.",
+    help="Output directory; a rerun resumes there.",
 )
 @click.option(
     "--drop-fraction",
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of each layer's experts to drop.",
 )
-@click.option("--methods", default="", help="Recipes to compare, separated by commas; default: the seven of the demo.")
+@click.option("--methods", default="", help="Recipes to compare, separated by commas. Default: all seven.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N items of each bench, for a quick look.")
 @sandbox_options
 @json_option
@@ -46,7 +47,8 @@ def demo(
 ) -> int:
     """Prune the bundled model seven ways and show what each cost.
 
-    Writes OUT/report.html (opens without a network), OUT/runs.db, the statistics, maps and cut models.
+    Every pruned model is certified and evaluated on the same items as the base. Writes OUT/report.html (which loads
+    nothing from the network), OUT/runs.db, and the statistics, drop maps and pruned models.
 
     \b
     Examples:
@@ -54,29 +56,23 @@ def demo(
       trimoe demo --out half --drop-fraction 0.5
       trimoe demo --out quick --limit 20 --methods v5-coder,random-0
     """
-    from trimoe import pipeline
-    from trimoe.report import page
-    from trimoe.sandbox import require_sandbox, using
-    from trimoe.story_page import page_data
+    from trimoe.demo import run_demo
 
-    chosen = [m.strip() for m in methods.split(",") if m.strip()] or list(pipeline.METHODS)
-    with using(policy_of(sandbox, sandbox_image, unsafe_no_sandbox)), progress("demo") as tell:
-        require_sandbox()  # before minutes of work: the demo runs generated code at its end
-        story = pipeline.run_story(
+    with progress("demo") as tell:
+        made = run_demo(
             out,
-            methods=chosen,
+            recipes=[name.strip() for name in methods.split(",") if name.strip()],
             drop_fraction=drop_fraction,
             limit=limit,
-            progress=lambda step, done, total, note: tell(done, total, f"{step} {note}"),
+            sandbox=policy_of(sandbox, sandbox_image, unsafe_no_sandbox),
+            progress=lambda step, done, total, text: tell(done, total, f"{step} {text}"),
         )
-    report = out / "report.html"
-    data = page_data(story)
-    page.write_page(data, report)
-    emit(_as_json(story, data, report), _as_text(story, data, report), as_json)
+    emit(_as_json(made), _as_text(made), as_json)
     return 0
 
 
-def _as_json(story: "Story", data: "PageData", report: Path) -> dict[str, Any]:
+def _as_json(made: "Demo") -> dict[str, Any]:
+    story = made.story
     certificates = {
         n: {"status": c.status, "max_logit_difference": c.max_logit_difference} for n, c in story.certificates.items()
     }
@@ -86,29 +82,48 @@ def _as_json(story: "Story", data: "PageData", report: Path) -> dict[str, Any]:
         "certificates": certificates,
         "comparison": story.comparison.as_dict(),
         "overall": [asdict(row) for row in story.overall.values()],
-        "duels": [asdict(duel) for duel in data.duels],
-        "report": str(report),
+        "duels": [asdict(duel) for duel in made.page.duels],
+        "report": str(made.report),
         "seconds": {k: round(v, 1) for k, v in story.seconds.items()},
     }
 
 
-def _as_text(story: "Story", data: "PageData", report: Path) -> str:
-    """The table: accuracy in percent with its 95 % interval, and the paired difference over all items."""
+def _as_text(made: "Demo") -> str:
+    """The table of scores, what its marks mean, the tests, the proofs and the page."""
+    from trimoe.report.story import marked
+
+    certificates = made.story.certificates.values()
+    worst = max((c.max_logit_difference or 0.0 for c in certificates), default=0.0)
+    times = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in made.story.seconds.items())
+    return _table(made.story) + "\n".join(
+        [
+            *(f"! {mark}" for mark in marked(made.story)),
+            "Paired differences in points on the same items (exact McNemar p; Holm: adjusted for all these tests):",
+            *map(_duel, made.page.duels),
+            f"All {len(certificates)} pruned models proven: the base with these experts masked gives the same logits, "
+            f"largest difference {worst:.1e}.",
+            f"Times: {times}.",
+            f"Report: {made.report}",
+        ]
+    )
+
+
+def _table(story: "Story") -> str:
+    """Accuracy in percent with its 95 % interval, and the paired difference from the base over all items."""
     from rich.console import Console
     from rich.table import Table
 
-    from trimoe.story_page import marked
+    from trimoe.report.story import domain
 
     table = Table(title=f"{story.keep} of {story.model.num_experts} experts kept; accuracy in % with 95 % interval")
     table.add_column("method", no_wrap=True)
-    benches = list(dict.fromkeys(row.bench for row in story.comparison.rows))
-    for bench in benches:
-        table.add_column(bench.removeprefix("tiny-"), justify="right")
+    for bench in story.benches:
+        table.add_column(domain(bench), justify="right")
     for title in ("all", "against base, all items", "MB"):
         table.add_column(title, justify="right", no_wrap=True)
     cells = {(row.name, row.bench): row for row in story.comparison.rows}
     for name, total in story.overall.items():
-        shown = [*(cells[name, bench] for bench in benches), total]
+        shown = [*(cells[name, bench] for bench in story.benches), total]
         row = [
             f"{100 * (c.score.accuracy or 0):.1f} [{100 * c.score.low:.0f},{100 * c.score.high:.0f}]"
             + " !" * bool(c.marks)
@@ -122,12 +137,7 @@ def _as_text(story: "Story", data: "PageData", report: Path) -> str:
     console = Console(width=178, no_color=True)
     with console.capture() as capture:
         console.print(table)
-    worst = max((c.max_logit_difference or 0.0 for c in story.certificates.values()), default=0.0)
-    times = ", ".join(f"{k} {v:.0f} s" for k, v in story.seconds.items())
-    proof = f"All {len(story.certificates)} cuts proven; largest logit difference to the masked original {worst:.1e}."
-    tests = ["On the same items (exact McNemar; Holm over these tests):", *map(_duel, data.duels)]
-    marks = [f"! {mark}" for mark in marked(story)]
-    return capture.get() + "\n".join([*marks, *tests, proof, f"Times: {times}.", f"Look at {report}"])
+    return capture.get()
 
 
 def _duel(duel: "Duel") -> str:
