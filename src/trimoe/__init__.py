@@ -41,10 +41,7 @@ if TYPE_CHECKING:
     from trimoe.errors import UsageError as UsageError
     from trimoe.evaluate.evaluate import evaluate as evaluate
     from trimoe.evaluate.log.run_log import RunLog as RunLog
-<<<<<<< HEAD
-=======
     from trimoe.judge.compare import compare as compare
->>>>>>> b7a7faa (The pipeline takes any checkpoint, calibration set, recipes and benches; the demo is the pipeline on the bundled model; the story and its page content are report/story.py)
     from trimoe.judge.comparison import Comparison as Comparison
     from trimoe.model.checkpoint import Checkpoint as Checkpoint
     from trimoe.model.gguf.model import GgufModel as GgufModel

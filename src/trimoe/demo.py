@@ -14,7 +14,7 @@ from trimoe.bench.bench import Doc
 from trimoe.bench.catalog import find
 from trimoe.errors import Refused
 from trimoe.evaluate.guards import NAMES
-from trimoe.io.publish import publish_file
+from trimoe.io.atomic import publish_file
 from trimoe.model import tiny
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.generate import Generator

@@ -23,8 +23,9 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.evaluate import evaluate
+from trimoe.io.jsonfile import read_json
+from trimoe.io.manifest import MANIFEST
 from trimoe.io.progress import Progress
-from trimoe.io.publish import MANIFEST, read_json
 from trimoe.judge.compare import compare
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.report.story import BASE, Story
@@ -63,7 +64,7 @@ def run_pipeline(
     work, folder = Path(out), Path(data) if data is not None else None
     seconds: dict[str, float] = {}
     with _step("calibrate", seconds, progress) as tell:
-        stats = _statistics(base, calibration, work / "stats.safetensors", _texts(benches, folder), tell)
+        stats = _statistics(base, calibration, work / "stats.safetensors", _texts(benches, folder), device, tell)
     story = Story(base, work, keep, stats, seconds=seconds)
     with _step("map", seconds, progress):
         for recipe in recipes:
@@ -107,12 +108,13 @@ def _statistics(
     calibration: CalibrationSet | Path | str,
     path: Path,
     benches: Sequence[BenchTexts],
+    device: str,
     tell: Progress,
 ) -> ExpertStats:
     """The statistics file `path`, made once. Raises `BadInput` if it is of another model or calibration set."""
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
     if not path.exists():
-        return calibrate(base.path, chosen, path, benches=benches, progress=tell)
+        return calibrate(base, chosen, path, device=device, benches=benches, progress=tell)
     stats = ExpertStats.load(path)
     expected = {"model": base.fingerprint, "set_name": chosen.name}
     actual = {key: stats.metadata.get(key) for key in expected}
