@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +16,8 @@ from trimoe.bench.benches import gpqa_diamond
 from trimoe.bench.catalog import find
 from trimoe.bench.row_sources import iter_rows, read_file
 from trimoe.bench.rows import choose, few_shot, render
-from trimoe.bench.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
+from trimoe.bench.spec import BenchSpec, Dataset, Rows
+from trimoe.bench.spec_file import load_spec, with_variants
 from trimoe.cli.eval import eval_
 from trimoe.errors import BenchError, MissingPrerequisite
 from trimoe.model import tiny
@@ -24,12 +26,12 @@ PIN = "0" * 40
 
 
 def data_set(**keys: Any) -> Dataset:
-    return Dataset.model_validate({"hub": "o/n", "revision": PIN, "split": "test", "local": "f.jsonl", **keys})
+    return msgspec.convert({"hub": "o/n", "revision": PIN, "split": "test", "local": "f.jsonl", **keys}, Dataset)
 
 
 def spec_of(**keys: Any) -> BenchSpec:
-    base = load_spec("gsm8k_100").model_dump(mode="json")
-    return BenchSpec.model_validate({**base, "few_shot": None, "variant": {}, "variant_about": {}, **keys})
+    base = msgspec.to_builtins(load_spec("gsm8k_100"))
+    return msgspec.convert({**base, "few_shot": None, "variant": {}, "variant_about": {}, **keys}, BenchSpec)
 
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.json", "f.json.gz"])
@@ -94,7 +96,7 @@ def test_changed_rows_are_refused(shared: Path, tmp_path: Path) -> None:
         [{**source[0], "prompt": source[0]["prompt"] + " "}, *source[1:]],
         [source[1], source[0], *source[2:]],
     ):
-        with pytest.raises(BenchError, match="not the pinned ones"):
+        with pytest.raises(BenchError, match="not the pinned rows"):
             docs(rows)
 
 
@@ -241,7 +243,7 @@ def test_livecodebench_rows_come_in_the_pinned_order(tmp_path: Path) -> None:
 )
 def test_livecodebench_rows_that_are_not_what_their_id_says(changes: dict[str, Any], tmp_path: Path) -> None:
     write_lcb(tmp_path, **changes)
-    with pytest.raises(BenchError, match="not the pinned one"):
+    with pytest.raises(BenchError, match="not the pinned row"):
         find(["lcb-medium-55"])[0].docs(tmp_path)
 
 
@@ -275,7 +277,7 @@ def test_strided_rows_are_another_selection(shared: Path) -> None:
 def test_withheld_statements_are_scored_but_not_asked(shared: Path, tmp_path: Path) -> None:
     docs = find(["aime-2024"])[0].docs(shared / "benchmarks")
     assert {doc.doc_id for doc in docs} == {f"2024-{paper}-{n}" for paper in ("I", "II") for n in range(1, 16)}
-    with pytest.raises(BenchError, match="30 of 30 rows hold no question"):
+    with pytest.raises(BenchError, match="30 of 30 rows have no question"):
         run_model(tiny.path(), ["aime-2024"], tmp_path / "runs.db", data=shared / "benchmarks")
 
 
@@ -291,12 +293,12 @@ def test_dry_run_of_all_benches(shared: Path) -> None:
         assert plan["rows"] >= 5
         assert plan["prompt_tokens_estimate"] > 0
         assert plan["first_chat"][-1]["content"] == plan["first_prompts"][0]
-    assert "hold no question" in plans["aime-2024:smoke"]["note"]
+    assert "have no question" in plans["aime-2024:smoke"]["note"]
     assert [turn["role"] for turn in plans["gsm8k-100:smoke"]["first_chat"]] == ["user", "assistant"] * 5 + ["user"]
     text = CliRunner().invoke(eval_, [*command, "--smoke", "--dry-run"]).output
     assert "gsm8k-100:smoke: 10 rows, about " in text
-    assert "remedy: put it there" in text
+    assert "remedy: copy it there" in text
 
 
 def test_rows_rule_defaults_to_all() -> None:
-    assert Rows().model_dump() == {"first": None, "stride": None, "ids": ()}
+    assert msgspec.to_builtins(Rows()) == {"first": None, "stride": None, "ids": ()}

@@ -6,7 +6,8 @@ import pytest
 
 from trimoe.bench.bench import Doc
 from trimoe.bench.catalog import SUITES, benches, find
-from trimoe.bench.spec import load_spec, parse_spec, with_variants
+from trimoe.bench.spec import Rows, Sampler
+from trimoe.bench.spec_file import load_spec, parse_spec, with_variants
 from trimoe.errors import BenchError, UsageError
 
 CONTRACT = (
@@ -90,13 +91,13 @@ def test_the_qwen_variants_have_no_plain_text_stop(name: str) -> None:
     qwen = find([f"{name}:qwen"])[0]
     assert not plain & set(qwen.stops)
     assert qwen.protocol is not None
-    assert qwen.protocol.generation.sampler.model_dump() == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    assert qwen.protocol.generation.sampler == Sampler(temperature=0.6, top_p=0.95, top_k=20)
 
 
 def test_all_others_are_greedy() -> None:
     for bench in benches().values():
         if bench.protocol:
-            assert bench.protocol.generation.sampler.model_dump() == {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+            assert bench.protocol.generation.sampler == Sampler(temperature=0.0, top_p=1.0, top_k=0)
 
 
 def test_pinned_livecodebench_ids() -> None:
@@ -115,8 +116,8 @@ def test_pinned_livecodebench_ids() -> None:
     [
         (("version = 1", "version = 1\nverison = 2"), "verison"),
         (("version = 1", "version = 0"), "version"),
-        (('revision = "0123', 'revision = "main'), "dataset.0.revision"),
-        (('split = "test"', ""), "dataset.0"),
+        (('revision = "0123', 'revision = "main'), "dataset[0].revision"),
+        (('split = "test"', ""), "dataset[0]"),
         (("max_new_tokens = 100", "max_new_tokens = 100\nthink_budget = 100"), "generation"),
         (('thinking = "off"', 'thinking = "perhaps"'), "generation.thinking"),
         (("[prompt]", '[rows]\nids = ["a"]\nfirst = 3\n[prompt]'), "rows"),
@@ -148,7 +149,7 @@ def test_a_variant_can_drop_a_table_and_replaces_the_row_rule() -> None:
     spec = load_spec("math_500_100")
     assert spec.few_shot is not None
     assert with_variants(spec, ["zero-shot"]).few_shot is None
-    assert with_variants(spec, ["stride"]).rows.model_dump() == {"first": 100, "stride": 5, "ids": ()}
+    assert with_variants(spec, ["stride"]).rows == Rows(first=100, stride=5)
     assert with_variants(spec, ["stride", "smoke"]).rows.stride is None
     lcb = with_variants(load_spec("lcb_medium_100"), ["smoke"])
     assert lcb.rows.ids == load_spec("lcb_medium_55").rows.ids[:5]

@@ -18,6 +18,7 @@ from trimoe.calibrate.text.replies import BATCH, path_beside
 from trimoe.calibrate.text.tokenise import tokenise
 from trimoe.errors import BadInput, CalibrationError, CheckpointError, MissingPrerequisite
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.generate import Generator
 
 TOKENS = 12
 QUESTIONS = [f"What is {i} and {'x' * i}?" for i in range(BATCH + 3)]
@@ -120,13 +121,13 @@ class TestResume:
     def counted(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """Sizes of the batches that are generated."""
         sizes: list[int] = []
-        original = replies._Model.reply
+        original = Generator.reply
 
-        def reply(self: Any, batch: Any) -> Any:
-            sizes.append(len(batch))
-            return original(self, batch)
+        def reply(self: Generator, prompts: Any, tokens: int) -> Any:
+            sizes.append(len(prompts))
+            return original(self, prompts, tokens)
 
-        monkeypatch.setattr(replies._Model, "reply", reply)
+        monkeypatch.setattr(Generator, "reply", reply)
         return sizes
 
     def test_what_is_there_is_not_made_again(
@@ -135,7 +136,7 @@ class TestResume:
         def refuse(*args: object) -> None:
             raise AssertionError("the model was loaded")
 
-        monkeypatch.setattr(replies, "_Model", refuse)
+        monkeypatch.setattr(replies, "Generator", refuse)
         monkeypatch.setattr(replies, "require_memory", refuse)
         windows(random_model, chosen, tmp_path / "whole.jsonl")
         assert (tmp_path / "whole.jsonl").read_bytes() == whole
@@ -155,14 +156,14 @@ class TestResume:
     ) -> None:
         kept = tmp_path / "r.jsonl"
         with monkeypatch.context() as patch:
-            original = replies._Model.reply
+            original = Generator.reply
 
-            def fail(self: Any, batch: Any) -> Any:
+            def fail(self: Generator, prompts: Any, tokens: int) -> Any:
                 if len(counted) == after:
                     raise KeyboardInterrupt
-                return original(self, batch)
+                return original(self, prompts, tokens)
 
-            patch.setattr(replies._Model, "reply", fail)
+            patch.setattr(Generator, "reply", fail)
             with pytest.raises(KeyboardInterrupt):
                 windows(random_model, chosen, kept)
         assert not kept.exists()

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from trimoe.bench.catalog import find
@@ -94,7 +95,7 @@ def status(report: Any) -> dict[str, str]:
 def test_a_right_server_passes_and_an_unknown_hash_is_shown(server: Pages) -> None:
     report = check(endpoint_of(server), spec_of(GSM))
     assert status(report)["context"] == status(report)["thinking budget"] == status(report)["canary"] == "ok"
-    assert report.warnings == ["unverified model: the server names m; nobody knows the file's hash"]
+    assert report.warnings == ["unverified model: the server names m; the file's hash is unknown"]
     assert (report.endpoint.context, report.endpoint.slots) == (32768, 2)
 
 
@@ -151,7 +152,7 @@ def test_a_budget_nobody_tells_is_unverified(server: Pages) -> None:
 
 
 def test_thinking_where_the_bench_has_none_is_refused(server: Pages) -> None:
-    with pytest.raises(Refused, match="thinks where"):
+    with pytest.raises(Refused, match="thinking on the server does not match"):
         check(endpoint_of(server), spec_of("arc-challenge"))
     server.pages["/v1/chat/completions"] = message(content="8", reasoning_content="Let me think.")
     with pytest.raises(Refused, match="thinks although"):
@@ -159,7 +160,7 @@ def test_thinking_where_the_bench_has_none_is_refused(server: Pages) -> None:
 
 
 def test_another_model_is_refused(server: Pages) -> None:
-    with pytest.raises(Refused, match="does not serve this model"):
+    with pytest.raises(Refused, match="does not have this model"):
         check(endpoint_of(server, model="other"), spec_of(GSM))
     with pytest.raises(Refused, match="another file"):
         check(endpoint_of(server), spec_of(GSM), model=Path("/models/n.gguf"))
@@ -167,7 +168,7 @@ def test_another_model_is_refused(server: Pages) -> None:
 
 def test_files_changed_under_a_server_are_noticed(server: Pages) -> None:
     known = endpoint_of(server, model_hash="0" * 64, operational={"path": str(bundled())})
-    with pytest.raises(Refused, match="not those the server was started with"):
+    with pytest.raises(Refused, match="have changed since the server was started"):
         check(known, spec_of(GSM))
 
 
@@ -176,19 +177,19 @@ def test_an_answer_in_another_field_is_readable_and_none_at_all_is_refused(serve
     server.pages["/v1/chat/completions"] = message(content=None, **{field: "8"})
     check(endpoint_of(server), spec_of(GSM))
     server.pages["/v1/chat/completions"] = message(content="", thoughts="8")
-    with pytest.raises(Refused, match="none of it can be read"):
+    with pytest.raises(Refused, match="its text is missing"):
         check(endpoint_of(server), spec_of(GSM))
 
 
 def test_leaking_markers_and_wrong_shapes_are_refused(server: Pages) -> None:
     server.pages["/v1/chat/completions"] = message(content="<|channel>thought\n8<channel|>8")
-    with pytest.raises(Refused, match="leak"):
+    with pytest.raises(Refused, match="contains markers"):
         check(endpoint_of(server), spec_of(GSM))
     server.pages["/v1/chat/completions"] = {"error": "loading"}
-    with pytest.raises(Refused, match="canary"):
+    with pytest.raises(Refused, match="test question"):
         check(endpoint_of(server), spec_of(GSM))
     del server.pages["/v1/chat/completions"]
-    with pytest.raises(MissingPrerequisite, match="makes no reply"):
+    with pytest.raises(MissingPrerequisite, match="does not reply"):
         check(endpoint_of(server), spec_of(GSM))
 
 
@@ -210,13 +211,13 @@ def test_gated_data_needs_a_token_or_a_copy(server: Pages, tmp_path: Path, monke
 def test_a_gguf_is_no_tokenizer(server: Pages, tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="GGUF file was given as the tokenizer"):
         check(endpoint_of(server), spec_of(GSM), tokenizer=tiny_gguf)
-    with pytest.raises(Refused, match="holds no tokenizer"):
+    with pytest.raises(Refused, match="has no tokenizer"):
         check(endpoint_of(server), spec_of(GSM), tokenizer=tmp_path)
     assert status(check(endpoint_of(server), spec_of(GSM), tokenizer=bundled()))["tokenizer"] == "ok"
 
 
 def test_a_full_disk_is_refused(server: Pages, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="too full"):
+    with pytest.raises(Refused, match="not enough disk space"):
         check(endpoint_of(server), spec_of(GSM), log_path=tmp_path / "log.db", rows=10**12)
 
 
@@ -229,11 +230,8 @@ def test_a_running_llama_server_is_read(tiny_gguf: Path) -> None:
         with pytest.raises(Refused, match="1024 tokens per slot, 2 slots"):
             check(endpoint, spec_of(GSM))
         lying = replace(endpoint, settings={"thinking": "on", "think_budget": 12288})
-        wide = spec_of(GSM).model_copy(
-            update={
-                "generation": spec_of(GSM).generation.model_copy(update={"max_new_tokens": 512, "think_budget": 256})
-            }
-        )
+        generation = msgspec.structs.replace(spec_of(GSM).generation, max_new_tokens=512, think_budget=256)
+        wide = msgspec.structs.replace(spec_of(GSM), generation=generation)
         with pytest.raises(Refused) as caught:
             check(lying, wide)
         assert "slot" in str(caught.value)  # 256 + 4096 do not fit

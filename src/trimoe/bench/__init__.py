@@ -1,1 +1,1 @@
-"""Benches: what is asked and what counts as right."""
+"""Benches: questions, extraction of answers, and scorers."""

@@ -1,9 +1,7 @@
-"""What a benchmark is: rows, a prompt per row, extraction and an exact scorer; and the list of those there are.
+"""The type of a benchmark: rows with prompts, extraction of answers, and an exact scorer.
 
-Invariants: a bench's identity is the hash of its name, version, caps and every row, so two scores with the same hash
-answered the same questions. The scorer has a version of its own: replies can be scored again without being generated
-again. A bench is a TOML file in `benches/`, with a Python file that has a `BENCH` beside it where its answers need
-code; or a TOML file of the user's, named by its path. `name:variant` is another bench built from it.
+Invariants: a bench is identified by the hash of its name, version, caps and all rows, so scores with the same hash
+answer the same questions. The scorer has its own version, so replies can be judged again without being generated again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +16,16 @@ from trimoe.errors import BenchError, UsageError
 from trimoe.io.canonical import canonical_json, sha256_bytes
 from trimoe.model.tiny.tasks import generate
 
-HELD_OUT_SEED = 20  # the bundled benches' draw of held-out items; another seed would be another bench
+HELD_OUT_SEED = 20  # draws the held-out items of the bundled benches; another seed makes another bench
 SMOKE = "smoke"
-SMOKE_ROWS = 10  # of a bundled bench; the others state their own in the variant of that name
+SMOKE_ROWS = 10  # of a bundled bench; the specs of the others define their own variant `smoke`
 
 
 @dataclass(frozen=True)
 class Doc:
-    """One row: what is asked, a reference reply that passes, and what the scorer needs (`check`).
+    """One row: the prompt, a reference reply that passes, and the scorer's data (`check`).
 
-    `history` holds the turns before the prompt as (role, text), for few-shot examples. `part` names a group of rows.
+    `history` holds earlier turns as (role, text), such as few-shot examples. `part` names a group of rows.
     """
 
     doc_id: str
@@ -38,18 +36,18 @@ class Doc:
     part: str = ""
 
     def chat(self) -> list[dict[str, str]]:
-        """The conversation as a chat endpoint takes it."""
+        """The conversation as the messages of a chat request."""
         turns = (*self.history, ("user", self.prompt))
         return [{"role": role, "content": text} for role, text in turns]
 
     def asked(self) -> str:
-        """What a log keeps: the prompt, or the whole conversation as JSON where there is more than one turn."""
+        """The prompt as logged: its text, or the whole conversation as JSON if there are earlier turns."""
         return canonical_json(self.chat()).decode() if self.history else self.prompt
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`correct` None means not scored: a fault of the harness is never a wrong answer."""
+    """The judgement of one reply. `correct` None means not scored: a harness error is never a wrong answer."""
 
     correct: bool | None
     cause: Cause
@@ -59,13 +57,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark as data and two functions.
+    """A benchmark: its data, and functions for extraction and scoring.
 
-    `extract` returns None when the reply holds no answer in the asked form; `extract_for` does the same where the row
-    is needed (options, a signature). `score` judges a list of extracted answers at once, because code is cheaper to run
-    in batches. `protocol` is the spec file of a bench that has one, `record` makes a row of a recorded sample's `doc`,
-    and `build` makes the bench again with variants. `needs` raises when the scorer cannot work here (no sandbox, no
-    compiler); it is asked before anything is generated.
+    `extract` returns None if a reply has no answer in the requested form; `extract_for` does the same for benches whose
+    extraction needs the row (options, a signature). `score` judges many extracted answers at once, because code runs
+    faster in batches. `protocol` is the spec of a bench with a spec file. `record` makes a row from a recorded sample's
+    `doc`; `build` makes the bench again with variants. `needs` raises if the scorer cannot work here (no sandbox, no
+    compiler); it is called before anything is generated.
     """
 
     name: str
@@ -84,15 +82,15 @@ class Bench:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end a reply and are no part of it."""
+        """Texts that end a reply and are not part of it."""
         return self.protocol.generation.stops if self.protocol else ()
 
     def docs(self, data: Path | None = None) -> list[Doc]:
-        """All rows in their fixed order; `data` is a folder of local dataset files for benches that need one."""
+        """All rows in their fixed order. `data` is a folder with local data sets, for benches that need one."""
         return self.load(self.rows, data)
 
     def spec(self, docs: Sequence[Doc]) -> dict[str, Any]:
-        """Everything that decides which questions are asked and how long a reply may be."""
+        """Everything that determines the questions and the length of replies; hashed into the run's identity."""
         protocol = self.protocol.identity() if self.protocol else {}
         return {
             **protocol,
@@ -104,35 +102,39 @@ class Bench:
         }
 
     def variant(self, names: Sequence[str]) -> "Bench":
-        """The bench `name:variant:...`. Every bench has `smoke`, a few of its first rows."""
+        """The bench `name:variant:...`. Every bench has the variant `smoke`, its first few rows."""
         if self.build is not None:
             return self.build(names)
         if list(names) == [SMOKE]:
             return replace(self, name=f"{self.name}:{SMOKE}", rows=min(SMOKE_ROWS, self.rows))
-        raise UsageError(f"bench {self.name} has no variant {':'.join(names)}", expected=SMOKE)
+        raise UsageError(
+            f"bench {self.name} has no variant {':'.join(names)}",
+            expected=SMOKE,
+            remedy="see docs/reference/benches.md",
+        )
 
     def require_statements(self, docs: Sequence[Doc]) -> None:
-        """`BenchError` when the data holds placeholders instead of questions: good for scoring, not for asking."""
+        """`BenchError` if rows have placeholders instead of questions: they can be scored, but not asked."""
         mark = self.protocol.placeholder if self.protocol else ""
         withheld = [doc.doc_id for doc in docs if mark and mark in doc.prompt]
         if withheld:
             raise BenchError(
-                f"bench {self.name}: {len(withheld)} of {len(docs)} rows hold no question",
-                expected="the statements of the problems",
+                f"bench {self.name}: {len(withheld)} of {len(docs)} rows have no question",
+                expected="the text of every question",
                 actual=f"{mark!r} in {', '.join(withheld[:3])}",
-                remedy="use a copy of the data set that has them, or leave out --data to take it from the hub",
+                remedy="use a copy of the data set with the questions, or leave out --data to use the hub",
             )
 
     def answer(self, reply: str, doc: Doc) -> str | None:
-        """The answer in a reply, or None."""
+        """The extracted answer of a reply, or None."""
         return self.extract_for(reply, doc) if self.extract_for else self.extract(reply)
 
     def judge(self, replies: Sequence[tuple[str, str, Doc]]) -> list[Verdict]:
-        """Verdict and cause of each (reply, finish_reason, doc). A reply cut off at the cap may still be right."""
+        """Verdict and cause of each (reply, finish_reason, doc). A reply cut off at the cap may still be correct."""
         return self.judge_observed([(Observed(reply, finish), doc) for reply, finish, doc in replies])
 
     def judge_observed(self, replies: Sequence[tuple[Observed, Doc]], slot: int | None = None) -> list[Verdict]:
-        """The same for replies with reasoning and token counts; `slot` is the server's context per request."""
+        """The same for replies with reasoning and token counts. `slot` is the server's context in tokens."""
         limits = Limits(self.max_new_tokens, self.protocol.generation.think_budget if self.protocol else 0, slot)
         texts = [self._read(seen) for seen, _ in replies]
         answers = [self.answer(t, doc) if t.strip() else None for t, (_, doc) in zip(texts, replies, strict=True)]
@@ -146,9 +148,9 @@ class Bench:
         return verdicts
 
     def _read(self, seen: Observed) -> str:
-        """The text that is scored. Reasoning counts when the content is empty, or where the bench reads both.
+        """The text that is scored. Reasoning counts if the content is empty, or if the bench reads both.
 
-        Reading both everywhere is wrong: it turned IFEval 1.00 into 0.10 in the reference's history.
+        Reading both in every bench is wrong: in the reference it turned an IFEval score of 1.00 into 0.10.
         """
         if not seen.content.strip():
             return seen.reasoning
@@ -157,7 +159,7 @@ class Bench:
 
 
 def rows_sha256(docs: Sequence[Doc]) -> str:
-    """Hash of everything that is asked and of the gold answers, in order."""
+    """Hash of all prompts and gold answers, in order."""
     rows = [[doc.doc_id, doc.prompt, doc.check, *([doc.history] if doc.history else [])] for doc in docs]
     return sha256_bytes(canonical_json(rows))
 
@@ -171,7 +173,7 @@ def _attributed(verdict: Verdict, seen: Observed, limits: Limits) -> Verdict:
 
 
 def exact(check: Callable[[str, dict[str, Any]], bool]) -> Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]:
-    """A scorer from a yes/no question about one answer and the row's `check`."""
+    """A scorer from a predicate on one answer and the row's `check`."""
 
     def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
         passed = [check(answer, doc.check) for answer, doc in pairs]
@@ -183,17 +185,17 @@ def exact(check: Callable[[str, dict[str, Any]], bool]) -> Callable[[Sequence[tu
 
 
 def whole_reply(reply: str) -> str | None:
-    """Extraction for benches whose answer is the whole reply."""
+    """Extraction for benches whose answer is the whole reply, without surrounding white space."""
     return reply.strip() or None
 
 
 def verbatim(reply: str) -> str | None:
-    """The same without touching its ends, for scorers that look at them."""
+    """The whole reply unchanged, for scorers that look at white space."""
     return reply
 
 
 def held_out(domain: str) -> Callable[[int, Path | None], list[Doc]]:
-    """Rows of a bundled bench: held-out items of one domain. They are generated, so no data folder is needed."""
+    """Loader of a bundled bench: generated held-out items of one domain. Needs no data folder."""
 
     def load(rows: int, _data: Path | None) -> list[Doc]:
         return [

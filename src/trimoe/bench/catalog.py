@@ -1,4 +1,8 @@
-"""All benches by name: the shipped ones, users' own files, and suites."""
+"""Finds benches by name: shipped ones, users' own files, variants and suites.
+
+A shipped bench is a TOML file in `benches/`, with a Python file of the same name that defines `BENCH` if its answers
+need code. `name:variant` is another bench built from it.
+"""
 
 import importlib
 import pkgutil
@@ -6,10 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from trimoe.bench.answer_table import declared_bench, open_bench
 from trimoe.bench.bench import SMOKE, Bench
 from trimoe.bench.cause import Cause as Cause
-from trimoe.bench.declared import declared_bench, open_bench
-from trimoe.bench.spec import load_spec
+from trimoe.bench.spec_file import load_spec
 from trimoe.errors import BenchError, UsageError
 
 SUITES: dict[str, tuple[str, ...]] = {
@@ -30,22 +34,24 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 @cache
 def benches() -> dict[str, Bench]:
-    """Every bench by name, in the order of the names, without variants."""
+    """Every shipped bench by name, sorted by name, without variants."""
     from trimoe.bench import benches as folder
 
     infos = list(pkgutil.iter_modules(folder.__path__))
     modules = [importlib.import_module(f"{folder.__name__}.{info.name}") for info in infos]
     found = [module.BENCH for module in modules if isinstance(getattr(module, "BENCH", None), Bench)]
     if both := [b.name for b in found if b.protocol is not None and b.protocol.answer is not None]:
-        raise BenchError(f"bench {both[0]} has an [answer] table and a Python file", expected="one of them")
+        raise BenchError(
+            f"bench {both[0]} has an [answer] table and a Python file", expected="one of them", remedy="remove one"
+        )
     alone = {path.stem for path in Path(folder.__path__[0]).glob("*.toml")} - {info.name for info in infos}
     found += [declared_bench(load_spec(name)) for name in sorted(alone)]
     return {bench.name: bench for bench in sorted(found, key=lambda bench: bench.name)}
 
 
 def find(names: "Sequence[str | Bench]") -> list[Bench]:
-    """Benches by name or name:variant, or by the path of a bench file; one that is a bench already stays as it is.
-    `UsageError` lists the known ones. Repeated names count once."""
+    """Benches by name, `name:variant` or path of a bench file; `Bench` objects are kept. `UsageError` lists the known
+    names. Repeated names count once."""
     known = benches()
     texts = [name for name in names if isinstance(name, str)]
     unknown = [name for name in texts if name.split(":")[0] not in known and not _is_file(name)]
@@ -63,8 +69,8 @@ def find(names: "Sequence[str | Bench]") -> list[Bench]:
         file = name.split(":")[0] if isinstance(name, str) and _is_file(name) else ""
         if file and files.setdefault(bench.name.split(":")[0], file) != file:
             raise BenchError(
-                f"{file}: another file has a bench {bench.name.split(':')[0]} already",
-                remedy="give one of them another name",
+                f"{file}: another file also has a bench named {bench.name.split(':')[0]}",
+                remedy="rename one of them",
             )
         found.setdefault(bench.name, bench)
     return list(found.values())
@@ -107,5 +113,5 @@ def _named(known: dict[str, Bench], name: str, *variants: str) -> Bench:
 def _opened(known: dict[str, Bench], path: Path) -> Bench:
     bench = open_bench(path)
     if bench.name in known:
-        raise BenchError(f"{path}: there is a bench {bench.name} already", remedy="give yours another name")
+        raise BenchError(f"{path}: a shipped bench is already named {bench.name}", remedy="rename yours")
     return bench

@@ -1,9 +1,10 @@
-"""Why a reply missed: pure arithmetic on what was observed of it, nothing is generated or asked here.
+"""Attributes every wrong reply to a cause, from its text, token counts and limits.
 
-Every miss gets one cause, the first that applies: nothing was said, the answer never left the reasoning, the reply went
-round in circles, a ceiling cut it off, or what the scorer found (extraction failed, code error, code timeout, wrong).
-A correct reply is correct whatever else happened to it. Thresholds are those of the reference protocol, section 2.
-Not guaranteed: a cause is an attribution, not a proof; a cut reply may have been wrong anyway (`ceilings` bounds that).
+Every miss gets one cause, the first that applies: the reply is empty, the answer stayed in the reasoning, the reply
+looped, a token limit cut it off, or the scorer's finding (extraction failed, code error, code timeout, wrong). A
+correct reply is correct whatever else happened to it. Thresholds are those of section 2 of the reference protocol.
+Not guaranteed: a cause is an attribution, not a proof. A reply that was cut off may have been wrong anyway; `ceilings`
+bounds the effect on the score.
 """
 
 from collections import Counter
@@ -29,7 +30,7 @@ Cause = Literal[
 ]
 Ceiling = Literal["cap", "slot", "budget"]
 
-TOLERANCE = 16  # tokens: counts are taken again on the text, and differ a little from what the server counted
+TOLERANCE = 16  # tokens: counts taken again on the text differ slightly from those of the server
 
 LOOP_MIN_CHARS, LOOP_MIN_WORDS = 600, 60
 LOOP_WINDOW, LOOP_GRAM = 220, 5  # words
@@ -39,7 +40,7 @@ TAIL_PERIODS, TAIL_REPEATS, TAIL_RUN = range(2, 41), 8, 41  # characters
 
 @dataclass(frozen=True)
 class Limits:
-    """Tokens. `cap` bounds the whole reply, `think` is the part of it reserved for reasoning, `slot` the context."""
+    """Limits in tokens: `cap` of the whole reply, `think` of the reasoning in it, `slot` of the server's context."""
 
     cap: int
     think: int = 0
@@ -47,18 +48,18 @@ class Limits:
 
     @staticmethod
     def near(limit: int) -> int:
-        """The fewest tokens that count as having reached a limit. Short limits leave less to the tolerance than 16."""
+        """The fewest tokens that count as reaching a limit. The tolerance is smaller for limits below 1024 tokens."""
         return limit - min(TOLERANCE, limit // 64)
 
     @property
     def answer_room(self) -> int:
-        """What the thinking budget leaves for the answer; it is subtracted from the cap, not added."""
+        """Tokens left for the answer: the cap minus the thinking budget."""
         return self.cap - self.think
 
 
 @dataclass(frozen=True)
 class Observed:
-    """One reply as it came. Token counts are of the raw text; None means that nobody counted."""
+    """One reply as received. Token counts are of the raw text; None means not counted."""
 
     content: str
     finish_reason: str = ""
@@ -69,12 +70,12 @@ class Observed:
 
     @property
     def tokens(self) -> int | None:
-        """The whole reply."""
+        """Tokens of the whole reply."""
         return None if self.content_tokens is None else self.content_tokens + (self.reasoning_tokens or 0)
 
 
 def words_loop(text: str) -> bool:
-    """Whether the last 220 words say the same few things: distinct 5-grams under 0.30, or one of them 12 times."""
+    """Whether the last 220 words repeat: less than 30 % of the 5-grams are distinct, or one occurs 12 times."""
     words = text.split()
     if len(text) < LOOP_MIN_CHARS or len(words) < LOOP_MIN_WORDS:
         return False
@@ -85,27 +86,27 @@ def words_loop(text: str) -> bool:
 
 
 def tail_loop(text: str) -> bool:
-    """Whether the text ends in a short piece repeated: 2 to 40 characters 8 times, or one character 41 times.
+    """Whether the text ends in a repeated piece: 2 to 40 characters 8 times, or one character 41 times.
 
-    Only the end counts, because a ruler or a table holds such runs too, and a reply that left one did not loop.
+    Only the end counts: rulers and tables contain such runs, too, and a reply that continues after one did not loop.
     """
     if len(text) >= TAIL_RUN and len(set(text[-TAIL_RUN:])) == 1:
         return True
     for period in TAIL_PERIODS:
         tail = text[-period * TAIL_REPEATS :]
-        # a tail of one repeated character has every period: the limit of 41 above is the one for it
+        # A tail of one repeated character has every period; the limit of 41 above applies to it.
         if len(tail) == period * TAIL_REPEATS and len(set(tail)) > 1 and tail == tail[:period] * TAIL_REPEATS:
             return True
     return False
 
 
 def loops(text: str) -> bool:
-    """Either detector."""
+    """Whether one of the two detectors finds a loop."""
     return words_loop(text) or tail_loop(text.rstrip())
 
 
 def ruminates(seen: Observed, limits: Limits) -> bool:
-    """Reasoning pinned at its budget and content at what that leaves: it thought and wrote in circles to both ends."""
+    """Whether reasoning used up its budget and the content used up the rest of the cap."""
     if not limits.think or seen.content_tokens is None or seen.reasoning_tokens is None:
         return False
     return (
@@ -115,10 +116,10 @@ def ruminates(seen: Observed, limits: Limits) -> bool:
 
 
 def ceiling(seen: Observed, limits: Limits) -> Ceiling | None:
-    """Which limit the reply ran into; None when it ended by itself, or when that cannot be told.
+    """The limit that the reply reached; None if it ended by itself, or if token counts are unknown.
 
-    The answer room is a ceiling only where reasoning is counted apart from the answer: a reply without reasoning may
-    be as long as the cap.
+    The room for the answer is a limit only if reasoning is counted separately: a reply without reasoning may be as long
+    as the cap.
     """
     tokens = seen.tokens
     if tokens is None:
@@ -137,7 +138,7 @@ def ceiling(seen: Observed, limits: Limits) -> Ceiling | None:
 
 
 def attribute(correct: bool | None, found: Cause, seen: Observed, limits: Limits) -> Cause:
-    """The cause of one reply: `found` is what the scorer says of it, `seen` and `limits` what happened before."""
+    """The cause of one reply, from the scorer's finding, the reply, and its limits."""
     if correct is None:
         return "harness error"
     if correct:
@@ -167,7 +168,7 @@ def _truncated(cut: Ceiling | None) -> Cause:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What limits did to a run. `tax_pp` is the most the score could have lost to them, in percentage points."""
+    """The effect of token limits on a run. `tax_pp` is the most that they cost the score, in percentage points."""
 
     verdict: Literal["CLEAN", "CAPPED"]
     hit: Literal["cap", "answer room", "unexplained", "none"]
@@ -188,10 +189,10 @@ def ceilings(
 ) -> Ceilings:
     """Whether the lengths of a run's replies pile up at a limit, known or unknown. One entry per reply.
 
-    `tokens` counts the reply, or with `split` (reasoning apart) the answer alone; then `whole` counts the whole reply,
-    which is what the cap applies to. A reply that ended by itself (`stopped`) was not cut at the cap, however near.
-    A pile-up that no known limit explains is reported too: at least 2 of at least 10 replies within 16 tokens of the
-    longest, which has 256 tokens or more and twice the median of the others.
+    `tokens` counts the reply, or the answer alone if `split` (reasoning counted separately); `whole` then counts the
+    whole reply, to which the cap applies. A reply that ended by itself (`stopped`) was not cut at the cap, however
+    close. A pile-up that no known limit explains is reported, too: at least 2 of at least 10 replies within 16 tokens
+    of the longest, which has at least 256 tokens and twice the median of the others.
     """
     ended = stopped or [False] * len(tokens)
     at_cap = [n >= limits.near(limits.cap) and not end for n, end in zip(whole or tokens, ended, strict=True)]

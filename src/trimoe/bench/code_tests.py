@@ -1,7 +1,7 @@
-"""Where code benches meet the sandbox: which harness judges which form of tests.
+"""Scorers of code benches, by the form of their tests.
 
-Each function takes (source, row) pairs and gives one verdict each, in order; a test that could not be run is not
-scored.
+Each function takes (source, row) pairs and returns one verdict for each, in order. Tests that could not be run leave
+the row unscored.
 """
 
 from trimoe.bench.bench import Doc, Verdict
@@ -15,7 +15,7 @@ check_method = livecodebench.score
 
 
 def check_program(pairs: Pairs) -> list[Verdict]:
-    """MultiPL-E; rows of a language whose toolchain is missing are not scored, the others are."""
+    """MultiPL-E: whole programs. Rows in a language whose toolchain is missing are not scored."""
     languages = {doc.check["language"] for _, doc in pairs}
     here = {key for key in languages if language_of(key).toolchain() is not None}
     judged = iter(multipl_e.score([(source, doc) for source, doc in pairs if doc.check["language"] in here]))

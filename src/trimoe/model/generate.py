@@ -1,9 +1,15 @@
-"""Greedy generation inside this process: batches, left padding, key-value cache, finished rows dropped. Needs torch.
+"""Greedy generation in this process: batches, left padding, key-value cache, finished rows dropped. Needs torch.
 
-Invariants: a reply is a function of model and prompt; batch neighbours change nothing but the last float bits (fp32, so
-a verdict can only differ on a tie). Logits that are not finite stop the run: they are a broken model, not an answer.
+Invariants: a reply is a function of model and prompt. The other prompts of a batch change only the last bits of its
+floats, so a token can differ only at a tie. Penalties and samplers in the checkpoint's generation settings are ignored.
+Logits that are not finite stop the run, because they come from a broken model. A checkpoint is refused if a tensor is
+missing, has another shape, or is not part of the model, except vision and audio towers and draft blocks, which text
+generation does not use.
+Not guaranteed: the same tokens on another device or another version of torch, where a tie may be decided differently.
 """
 
+import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +19,39 @@ from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite
 
 TURN_END = "<turn|>"  # Gemma 4's end of turn; other families end with their eos token
 SAMPLER: dict[str, Any] = {"engine": "trimoe", "decoding": "greedy", "dtype": "float32"}
+_TOWER = re.compile(r"(?:^|\.)(?:vision|visual|audio|multi_modal)\w*\.")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """`text` without the stop token, special tokens kept as text; `finish_reason` is stop or length."""
+    """One reply. `text` has special tokens but not the stop token; `finish_reason` is stop or length.
+
+    `tokens` are the generated ids, including the stop token; `reply_tokens` is their number.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     reply_tokens: int
+    tokens: tuple[int, ...] = ()
 
 
 class Generator:
-    """A loaded model that answers chats."""
+    """A loaded model that answers chats.
 
-    def __init__(self, model_dir: Path, device: str = "cpu") -> None:
+    `tokenizer` replaces the checkpoint's own; `stops` are ids that end a reply besides the model's eos tokens.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        tokenizer: Any = None,
+        stops: Sequence[int] = (),
+    ) -> None:
         try:
             import torch
             from transformers import AutoTokenizer
@@ -37,23 +60,38 @@ class Generator:
                 "generation needs torch and transformers", actual=str(exc), remedy="pip install 'trimoe[torch]'"
             ) from exc
         self._torch = torch
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, padding_side="left")
+        self._tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         if not self._tokenizer.chat_template:
             raise BadInput(
                 f"{model_dir} has no chat template",
                 expected="chat_template.jinja beside the tokenizer",
                 remedy="copy it from the original model",
             )
-        self._model = _load(model_dir).to(device)
+        self._model = load_model(model_dir, dtype).to(device)
         self._device = device
-        self._stops = torch.tensor(sorted(self._stop_ids()), device=device)
+        ids = self._stop_ids() | set(stops)
+        if not ids:
+            raise CheckpointError(
+                f"{model_dir} does not say which token ends a reply",
+                expected="eos_token_id",
+                remedy="add generation_config.json of the original model",
+            )
+        self._stops = torch.tensor(sorted(ids), device=device)
         self._pad = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else int(self._stops[0])
+        takes_last = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if takes_last else {}
 
     def _stop_ids(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
         ids = set(configured) if isinstance(configured, list) else {configured}
         ids |= {self._tokenizer.eos_token_id, self._tokenizer.get_vocab().get(TURN_END)}
         return {i for i in ids if i is not None}
+
+    @property
+    def context(self) -> int | None:
+        """The model's context in tokens, if its config states it."""
+        value = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return None if value is None else int(value)
 
     def encode(self, prompt: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Token ids of the rendered chat, up to and including the marker that opens the reply.
@@ -64,41 +102,47 @@ class Generator:
         text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
-    def require_room(self, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
-        """`BadInput` when a prompt and its longest reply do not fit the model's context."""
-        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+    def require_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """`BadInput` if a prompt and its longest reply do not fit the model's context."""
         longest = max(map(len, prompts), default=0)
-        if context is not None and longest + max_new_tokens > context:
+        if self.context is not None and longest + max_new_tokens > self.context:
             raise BadInput(
                 "a prompt does not fit the model's context",
-                expected=f"at most {context} tokens",
+                expected=f"at most {self.context} tokens",
                 actual=f"{longest} of prompt and up to {max_new_tokens} of reply",
                 remedy="use a model with a longer context",
             )
 
-    def reply(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Reply]:
+    def reply(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
         """Greedy replies to one batch of encoded prompts, in their order. Peak memory grows with the batch."""
         with self._torch.inference_mode():
             rows, stopped = self._decode(prompts, max_new_tokens)
         return [
             Reply(
-                str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)),
-                "stop" if stop else "length",
-                len(prompt),
-                len(ids) + stop,
+                text=self._text(tokens[:-1] if stop else tokens),
+                finish_reason="stop" if stop else "length",
+                prompt_tokens=len(prompt),
+                reply_tokens=len(tokens),
+                tokens=tuple(tokens),
             )
-            for prompt, ids, stop in zip(prompts, rows, stopped, strict=True)
+            for prompt, tokens, stop in zip(prompts, rows, stopped, strict=True)
         ]
 
-    def _decode(self, prompts: Sequence[list[int]], max_new_tokens: int) -> tuple[list[list[int]], list[bool]]:
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _decode(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[list[int]], list[bool]]:
+        """The generated ids of each prompt, and whether a stop token ended them."""
         torch = self._torch
         from transformers import DynamicCache
 
         width = max(map(len, prompts))
-        ids = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts], device=self._device)  # [B, T]
+        ids = torch.tensor([[self._pad] * (width - len(p)) + list(p) for p in prompts], device=self._device)  # [B, T]
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         cache = DynamicCache(config=self._model.config)
+        # Linear attention layers cannot drop rows; there, finished rows stay in the batch and their tokens are ignored.
+        drops = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
         alive = list(range(len(prompts)))  # alive[k] = index of the prompt that row k of the batch belongs to
         rows: list[list[int]] = [[] for _ in prompts]
         stopped = [False] * len(prompts)
@@ -109,7 +153,7 @@ class Generator:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                **self._last_only,
             )
             logits = out.logits[:, -1]  # [rows alive, vocabulary]
             if not bool(torch.isfinite(logits).all()):
@@ -121,14 +165,13 @@ class Generator:
             chosen = logits.argmax(-1)
             ended = torch.isin(chosen, self._stops)
             for row, token, end in zip(alive, chosen.tolist(), ended.tolist(), strict=True):
-                if end:
-                    stopped[row] = True
-                else:
+                if not stopped[row]:
                     rows[row].append(token)
-            if bool(ended.any()):
+                    stopped[row] = end
+            if all(stopped):
+                break
+            if drops and bool(ended.any()):
                 keep = (~ended).nonzero().flatten()
-                if not len(keep):
-                    break
                 alive = [alive[k] for k in keep.tolist()]
                 cache.batch_select_indices(keep)
                 mask, positions, chosen = mask[keep], positions[keep], chosen[keep]
@@ -137,23 +180,35 @@ class Generator:
         return rows, stopped
 
 
-def _load(model_dir: Path) -> Any:
-    """The model in fp32; refuses when the loader left out, invented or reshaped any tensor."""
+def load_model(model_dir: Path, dtype: str = "float32") -> Any:
+    """The model on the CPU, in evaluation mode.
+
+    `CheckpointError` if a tensor is missing, has another shape, or is not part of the model: transformers would
+    initialise it at random or ignore it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        model_dir, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
     )
     model, info = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info.get(kind):
+    strays = [name for name in info.get("unexpected_keys") or () if not _unused_by_text(name, model.config)]
+    for kind, found in {**info, "unexpected_keys": strays}.items():
+        if kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") and found:
             raise CheckpointError(
                 f"{model_dir} does not load exactly: {kind}",
                 expected="none",
-                actual=", ".join(sorted(map(str, info[kind]))[:5]),
-                remedy="architecture and weights do not belong together",
+                actual=", ".join(sorted(map(str, found))[:5]),
+                remedy="use the config.json and the weights of the same model",
             )
     return model.eval()
+
+
+def _unused_by_text(name: str, config: Any) -> bool:
+    """Whether a tensor belongs to a vision or audio tower, or to a draft block after the last layer."""
+    layer = _LAYER.search(name)
+    draft = layer is not None and int(layer[1]) >= config.get_text_config().num_hidden_layers
+    return draft or _TOWER.search(name) is not None

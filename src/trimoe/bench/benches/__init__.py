@@ -1,1 +1,1 @@
-"""One thin file per benchmark. A module here with a `BENCH` is found by itself; nothing else needs editing."""
+"""One file per benchmark. A module with a `BENCH`, or a TOML file with an `[answer]` table, is found automatically."""

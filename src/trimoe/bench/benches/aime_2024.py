@@ -1,10 +1,10 @@
-r"""AIME 2024: a whole number, looked for in the places where a reply states its result, the surest place first.
+r"""AIME 2024: extracts a whole number from the places where replies state their result, the most reliable first.
 
 The order: the last \boxed{...} with a number, if that is one whole number; a line "(Final) Answer: N", or a line that
 ends in "answer is N"; a number that ends the last line after "is", "equals" or "="; the last "= N" anywhere; the last
-number near the end. The weaker rules do not look into boxes: a box that holds a fraction is not the whole numbers in
-it. A last box that the reply leaves unclosed withdraws the earlier ones, and nothing else counts.
-Signs, decimals and fractions stay with their number: -25, 12.5 and 25/2 are answers, and wrong ones.
+number near the end. The weaker rules skip boxes, because the parts of a boxed fraction are not answers. If the last box
+is unclosed, there is no answer.
+Signs, decimals and fractions stay with their number: -25, 12.5 and 25/2 are (wrong) answers.
 """
 
 import re
@@ -15,7 +15,7 @@ from trimoe.bench.extract import boxed, boxes, open_box
 from trimoe.bench.rows import Row, View, each, spec_bench
 
 TAIL = 400  # characters
-_END = r"(?!,?\d)(?!\.\d)"  # the number is over here: no further digits, no decimals
+_END = r"(?!,?\d)(?!\.\d)"  # the number ends here: no further digits, no decimals
 _ZEROS = r"(?:\.0{1,9})?"
 _LINE = re.compile(
     rf"^[ \t*#>_-]{{0,9}}(?:the\s)?(?:final\s)?answer[*_ \t]{{0,9}}:[*_ \t$\\(]{{0,9}}(\d++){_ZEROS}{_END}", re.I | re.M
@@ -24,7 +24,7 @@ _ANSWER_IS = re.compile(rf"answer is[*_ \t$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[^\w\
 _LAST_LINE = re.compile(rf"(?:\bis|\bequals|=)[*_\s$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[^\w\d]{{0,20}}$", re.I)
 _EQUALS = re.compile(rf"=[\s$]{{0,9}}(\d++){_END}(?!\s{{0,9}}[/^])")
 _NUMBER = re.compile(r"(?<![\w.,])[-−]?\d{1,30}+(?:,\d{3}){0,9}(?:\.\d{1,30}+)?(?:\s?/\s?\d{1,30}+)?")
-# In a box spaces are one space, style commands and braces go, and then words (units) go.
+# In a box, spaces are normalised, then style commands and braces, then words (units) are removed.
 _SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
 _STYLE = re.compile(
     r"\\(?:text|textbf|textit|textrm|mbox|mathbf|mathrm|bf|rm|displaystyle)(?![A-Za-z])|[{}$]|\^?\\circ"
@@ -49,7 +49,7 @@ def answer(reply: str) -> str | None:
 
 
 def whole_number(content: str) -> str | None:
-    """The one whole number that a box holds, beside units and style commands; None for anything else."""
+    """The whole number in a box, ignoring units and style commands; None for any other content."""
     bare = _WORD.sub(" ", _STYLE.sub("", _SPACE.sub(" ", content))).rpartition("=")[2]
     bare = _GROUPS.sub("", " ".join(bare.split())).strip(" .")
     found = _WHOLE.fullmatch(bare)
@@ -57,10 +57,10 @@ def whole_number(content: str) -> str | None:
 
 
 def without_boxes(reply: str) -> str:
-    r"""The reply with the content of every \boxed{...} taken out."""
+    r"""The reply without the contents of \boxed{...}."""
     parts, at = [], 0
     for begin, content in sorted((begin, content) for begin, content in boxes(reply) if content is not None):
-        if begin >= at:  # a box in a box goes with the outer one
+        if begin >= at:  # nested boxes are removed with the outer one
             parts.append(reply[at:begin])
             at = begin + len(content)
     return "".join([*parts, reply[at:]])
@@ -94,7 +94,7 @@ def _from_tail(reply: str) -> str | None:
 
 
 def problem_id(row: Row) -> str:
-    """Paper and number, "2024-II-4": copies of the data number and order the problems in ways of their own."""
+    """Paper and number, "2024-II-4": the copies of the data number and order the problems differently."""
     if "ID" in row:
         return str(row["ID"])
     match = re.search(r"(\d{4})_AIME_(I+)_Problems/Problem_(\d+)", str(row["url"]))
@@ -102,7 +102,7 @@ def problem_id(row: Row) -> str:
 
 
 def view(row: Row) -> View:
-    """Either copy of the data: {ID, Problem, Answer} of the hub, {id, problem, answer, url} of the local file."""
+    """A row of either copy of the data: {ID, Problem, Answer} (hub) or {id, problem, answer, url} (local file)."""
     gold = str(int(row["Answer"] if "Answer" in row else row["answer"]))
     return View(
         {"problem": row["Problem"] if "Problem" in row else row["problem"]}, {"answer": gold}, rf"\boxed{{{gold}}}"
@@ -110,7 +110,7 @@ def view(row: Row) -> View:
 
 
 def right(number: str, check: dict[str, Any]) -> bool:
-    """Equal as whole numbers; leading zeros do not count."""
+    """Equal as whole numbers; leading zeros are ignored."""
     return bool(number == check["answer"])
 
 

@@ -1,4 +1,4 @@
-"""ARC-Challenge: the letter that the reply states last."""
+"""ARC-Challenge: extracts the letter that the reply states last."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from trimoe.errors import BenchError
 
 LETTERS = "ABCD"
 _PHRASE = re.compile(r"answer is|final answer|answer:", re.IGNORECASE)
-# What may stand between the phrase and its letter: white space, quotes, brackets, emphasis, TeX around one letter.
+# Allowed between the phrase and its letter: white space, quotes, brackets, emphasis, TeX around one letter.
 _DECORATION = re.compile(
     r"(?:[\s:*_`$(\[{<\"'“‘]|\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)(?![A-Za-z])|\\[(\[,; ]"
     r"|(?:option|choice|letter)\b)*",
@@ -24,10 +24,10 @@ TAIL = 400  # characters
 
 
 def letter(reply: str) -> str | None:
-    """The letter stated last, in words ("the answer is ...", "answer: ...") or in a box; else the last capital that
-    stands alone near the end.
+    """The letter stated last, in words ("the answer is ...", "answer: ...") or in a box; else the last single capital
+    letter near the end.
 
-    Linear in the length of the reply: a phrase looks at most `REACH` characters ahead.
+    Linear in the length of the reply: the letter must start within `REACH` characters after a phrase.
     """
     stated = [
         (match.start(), (found[1] or found[2]).upper())
@@ -51,11 +51,16 @@ def _stated(after: str) -> re.Match[str] | None:
 
 
 def view(row: Row) -> View:
-    """Four choices as A to D whatever their labels are. The separators are a backslash and an n, see the spec."""
+    """The choices as A to D, whatever their labels. They are separated by a backslash and an n; see the spec."""
     texts, labels = list(row["choices"]["text"]), list(row["choices"]["label"])
     place = labels.index(row["answerKey"])
     if place >= len(LETTERS):
-        raise BenchError(f"ARC row {row['id']}", expected="a gold answer among the first four choices", actual="E")
+        raise BenchError(
+            f"ARC row {row['id']} cannot be asked",
+            expected="a gold answer among the first four choices",
+            actual=f"choice {place + 1}",
+            remedy="use the pinned data set, unchanged",
+        )
     shown = r"\n".join(f"{name}. {text}" for name, text in zip(LETTERS, texts, strict=False))
     gold = LETTERS[place]
     return View({"question": row["question"], "choices": shown}, {"letter": gold}, f"The best answer is {gold}")

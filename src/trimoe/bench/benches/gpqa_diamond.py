@@ -1,4 +1,4 @@
-"""GPQA Diamond: the last "(X)" of a reply, else the option it quotes, else a letter after a colon."""
+"""GPQA Diamond: extracts the last "(X)" of a reply, else the option it quotes, else a letter after a colon."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ _AFTER_COLON = re.compile(r":\s*([A-D])")
 
 
 def cleaned(text: str | None, keep_brackets: bool) -> str:
-    """An option as lm-eval shows it; version 0.4.11 also took out everything in square brackets."""
+    """An option as lm-eval shows it; version 0.4.11 also removed everything in square brackets."""
     if text is None:
         return " "
     text = text.strip().replace(" [title]", ". ")
@@ -28,7 +28,7 @@ def cleaned(text: str | None, keep_brackets: bool) -> str:
 
 
 def views(rows: Sequence[Row], spec: BenchSpec) -> list[View]:
-    """Options of all rows in the order that one generator gives them, row after row."""
+    """Rows with their options shuffled by one random generator for all rows."""
     draw = Random(int(spec.options["seed"]))
     return [_recorded(row) if "choices" in row else _shuffled(row, draw, spec) for row in rows]
 
@@ -42,7 +42,7 @@ def _shuffled(row: Row, draw: Random, spec: BenchSpec) -> View:
 
 
 def _recorded(row: Row) -> View:
-    """A row of an lm-eval sample, whose options are in order already."""
+    """A row of an lm-eval sample, whose options are already shuffled."""
     return _view(row["Question"], list(row["choices"]), str(row["answer"]).strip("()"))
 
 
@@ -57,14 +57,14 @@ def letter(reply: str, doc: Doc) -> str | None:
         return str(found[-1])
     options = {plain(text.strip()): name for name, text in zip(LETTERS, doc.check["options"], strict=True)}
     quoted = re.compile("|".join(map(re.escape, sorted(options, key=len, reverse=True))))
-    # an option that is nothing but punctuation matches everywhere and says nothing
+    # An option of nothing but punctuation matches everywhere and is ignored.
     if (found := quoted.findall(plain(reply))) and found[-1].strip():
         return options[found[-1].strip()] if found[-1].strip() in options else options[found[-1]]
     return str(found[-1]) if (found := _AFTER_COLON.findall(reply)) else None
 
 
 def plain(text: str) -> str:
-    """Lower case, punctuation of any script taken out."""
+    """Lower case, without punctuation of any script."""
     return text.lower().translate(_punctuation())
 
 

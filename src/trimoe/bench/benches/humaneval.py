@@ -1,4 +1,4 @@
-"""HumanEval: the last fenced block that holds a finished function, run against the row's tests."""
+"""HumanEval: runs the last fenced block with a complete function against the row's tests."""
 
 import ast
 
@@ -17,11 +17,11 @@ def view(row: Row) -> View:
 
 
 def candidate(reply: str, doc: Doc) -> str | None:
-    """Source to run: the row's prompt (for its imports) and the reply's code, or None when it has none.
+    """Source to run: the row's prompt (for its imports) and the reply's code, or None if it has none.
 
-    From each closed block the longest prefix of lines that parses and holds a function with a body; the last block with
-    one counts. Without any: the reply after an opening fence, up to the next fence, read as a continuation of the
-    prompt and cut back to what parses.
+    The last closed block whose longest parsing prefix has a function with a body counts, cut to that prefix. Without
+    one, the reply after an opening fence and up to the next one is read as a continuation of the prompt, cut to what
+    parses.
     """
     prompt = doc.check["prompt"]
     before = prompt if prompt.endswith("\n") else prompt + "\n"
@@ -42,7 +42,7 @@ def _finished(tree: ast.Module) -> bool:
 
 
 def _after_fence(reply: str) -> str:
-    """What follows an opening fence that the reply begins with; the reply itself where it begins otherwise."""
+    """The text after an opening fence at the start of the reply, or the whole reply if it starts otherwise."""
     first, _, rest = reply.lstrip().partition("\n")
     return rest if first.startswith(FENCE) else reply.lstrip("\n")
 

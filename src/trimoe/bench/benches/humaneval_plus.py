@@ -1,4 +1,4 @@
-"""HumanEval+: the functions of HumanEval, more tests."""
+"""HumanEval+: the functions of HumanEval with more tests."""
 
 from trimoe.bench.benches.humaneval import candidate, view
 from trimoe.bench.code_tests import check_function

@@ -1,4 +1,4 @@
-"""IFEval: Google's checkers as lm-eval ships them; every instruction of a prompt must be followed (strict)."""
+"""IFEval: Google's checkers as shipped with lm-eval. Every instruction of a prompt must be followed (strict)."""
 
 import contextlib
 import io
@@ -13,28 +13,28 @@ from trimoe.bench.punkt import provide
 from trimoe.bench.rows import Row, View, each, spec_bench
 from trimoe.errors import MissingPrerequisite
 
-# These two count with NLTK's tokenizers, whose data comes apart from the package.
+# These two need NLTK's tokenizers, whose data is not part of the package.
 NEEDS_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 LETTER = "keywords:letter_frequency"
 
 
 @dataclass(frozen=True)
 class Obedience:
-    """Per instruction: followed as the reply stands, and followed by the most favourable trimming of it."""
+    """Per instruction: followed by the unchanged reply, and by its most favourable trimming."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
 
 
 def view(row: Row) -> View:
-    """Arguments that are null in the hub's copy are absent in the original; both mean "not given"."""
+    """A row. Arguments that are null in the hub's copy and absent in the original both count as not given."""
     given = [{key: value for key, value in one.items() if value is not None} for one in row["kwargs"]]
     check = {"key": row["key"], "prompt": row["prompt"], "instructions": row["instruction_id_list"], "kwargs": given}
     return View({"prompt": row["prompt"]}, check, "")
 
 
 def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
-    """Strict verdict per reply; the detail names what was not followed, and says when trimming would have helped."""
+    """Strict verdicts. The detail names instructions that were not followed, and whether trimming would have helped."""
     return [_verdict(reply, doc.check) for reply, doc in pairs]
 
 
@@ -51,7 +51,7 @@ def _verdict(reply: str, check: Mapping[str, Any]) -> Verdict:
 
 
 def obedience(reply: str, check: Mapping[str, Any]) -> Obedience:
-    """Which instructions of a row a reply follows. The same reply gives the same answer, whatever ran before."""
+    """Which instructions of a row a reply follows. Deterministic: the result does not depend on earlier calls."""
     with _seeded():
         checkers = [
             _checker(name, given, check["prompt"])
@@ -63,10 +63,10 @@ def obedience(reply: str, check: Mapping[str, Any]) -> Obedience:
 
 
 def _checker(name: str, given: Mapping[str, Any], prompt: str) -> Any:
-    """Google's checker of one instruction with its arguments, set up as lm-eval does.
+    """Google's checker of one instruction with its arguments, set up as in lm-eval.
 
-    The letter checker draws a random letter when the asked one is none ("#", "!": keys 1122 and 1129), so those rows
-    were a matter of chance; here it counts the sign that was asked for.
+    For characters that are not letters ("#" and "!" in keys 1122 and 1129), Google's letter checker draws a random
+    letter, which makes those rows random; here it counts the requested character.
     """
     checker = registry()[name](name)
     checker.build_description(**{key: value for key, value in given.items() if value})
@@ -82,7 +82,7 @@ def _follows(checker: Any, candidates: Sequence[str]) -> bool:
 
 
 def trimmed(reply: str) -> list[str]:
-    """The reply, and without its first line, its last, or both; each as it is and without asterisks."""
+    """The reply whole, without its first line, its last, and both; each unchanged and without asterisks."""
     lines = reply.split("\n")
     cut = [reply, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return [*cut, *(text.replace("*", "") for text in cut)]
@@ -90,7 +90,7 @@ def trimmed(reply: str) -> list[str]:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """Language detection samples; a fixed seed makes it, and whatever draws from `random`, repeatable."""
+    """Fix the seed of language detection and of `random`, which the checkers use."""
     from langdetect import DetectorFactory
 
     state, before = random.getstate(), DetectorFactory.seed
@@ -105,13 +105,13 @@ def _seeded() -> Iterator[None]:
 
 @cache
 def has_punkt() -> bool:
-    """Whether the counting checkers can work."""
+    """Whether NLTK's data for the counting checkers is available."""
     return provide()
 
 
 @cache
 def registry() -> Mapping[str, Any]:
-    """Checkers by instruction id. Importing them would download punkt_tab, and say on standard output that it did."""
+    """Checkers by instruction id. `has_punkt` comes first, because importing them would download punkt_tab."""
     try:
         has_punkt()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

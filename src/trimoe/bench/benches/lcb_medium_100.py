@@ -1,4 +1,4 @@
-"""LiveCodeBench, medium: the 55 pinned problems and 45 older ones."""
+"""LiveCodeBench, medium: the 55 pinned problems of `lcb-medium-55` and 45 older ones."""
 
 from trimoe.bench.benches.lcb_medium_55 import between_fences, medium, row_id, views
 from trimoe.bench.code_tests import check_method

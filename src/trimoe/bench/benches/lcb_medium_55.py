@@ -1,7 +1,7 @@
-"""LiveCodeBench, medium: what stands between the last two fences, run against functional tests.
+"""LiveCodeBench, medium: runs the text between the last two fences against functional tests.
 
-A row's tests are text: one argument per line, each JSON, a Python literal, or itself. Private tests come compressed and
-pickled; nothing but plain data is taken out of the pickle.
+A row's tests are text with one argument per line: JSON, a Python literal, or plain text. Private tests are compressed
+and pickled; the unpickler accepts only plain data.
 """
 
 import ast
@@ -27,7 +27,7 @@ _METHOD = re.compile(r"def\s+(\w+)\s*\(\s*self")
 
 
 def between_fences(reply: str) -> str | None:
-    """Lines between the last two lines that hold a fence; with one, the side of it that is code; with none, all."""
+    """The lines between the last two fence lines; with one fence, the side that is code; with none, everything."""
     lines = reply.split("\n")
     fences = [i for i, line in enumerate(lines) if FENCE in line]
     if len(fences) >= 2:
@@ -41,12 +41,12 @@ def between_fences(reply: str) -> str | None:
 
 
 def row_id(row: Row) -> str:
-    """lcb/platform/number."""
+    """The id of a row: lcb/platform/number."""
     return f"lcb/{row['platform']}/{row['question_id']}"
 
 
 def medium(rows: Iterable[Row], spec: BenchSpec) -> Iterator[Row]:
-    """Rows of the pinned ids' platform, without the private tests (up to 100 MB a row) unless they are to be run."""
+    """Rows of the pinned ids' platform, without private tests (up to 100 MB per row) unless they will be run."""
     private = bool(spec.options["private_tests"])
     for row in rows:
         if row["platform"] == "leetcode":
@@ -54,7 +54,7 @@ def medium(rows: Iterable[Row], spec: BenchSpec) -> Iterator[Row]:
 
 
 def views(rows: Sequence[Row], spec: BenchSpec) -> list[View]:
-    """Rows that are not what their pinned id says (difficulty, kind of test) are refused."""
+    """Views of rows. `BenchError` for a row whose difficulty or kind of test does not match its pinned id."""
     return [_view(row, bool(spec.options["private_tests"])) for row in rows]
 
 
@@ -63,9 +63,10 @@ def _view(row: Row, private: bool) -> View:
     public = json.loads(row["public_test_cases"])
     if row["difficulty"] != "medium" or not method or not public or public[0]["testtype"] != "functional":
         raise BenchError(
-            f"LiveCodeBench row {row['question_id']} is not the pinned one",
+            f"LiveCodeBench row {row['question_id']} is not the pinned row",
             expected="difficulty medium, a functional public test, a method in the starter code",
             actual=f"difficulty {row['difficulty']}, {len(public)} public tests",
+            remedy="use the pinned data set, unchanged",
         )
     cases = [*public, *(private_tests(row["private_test_cases"]) if private else [])]
     tests = [[arguments(case["input"]), literal(case["output"].strip())] for case in cases]
@@ -74,12 +75,12 @@ def _view(row: Row, private: bool) -> View:
 
 
 def arguments(text: str) -> list[Any]:
-    """One argument per line."""
+    """The arguments of a call, one per line."""
     return [literal(line) for line in text.split("\n") if line.strip()]
 
 
 def literal(text: str) -> Any:
-    """A value as JSON, else as a Python literal, else the text itself."""
+    """The value of a JSON text, else of a Python literal, else the text itself."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -91,14 +92,14 @@ def literal(text: str) -> Any:
 
 
 class _Plain(pickle.Unpickler):
-    """Takes strings and containers out of a pickle; anything that needs a class is refused, so nothing can run."""
+    """Unpickles strings and containers only. Classes are refused, so no code can run."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} in a file of tests")
 
 
 def private_tests(packed: str) -> list[dict[str, Any]]:
-    """Private tests: JSON, or base64 of zlib of a pickle of JSON."""
+    """Private tests from JSON, or from base64 of zlib of a pickle of JSON."""
     try:
         return list(json.loads(packed))
     except ValueError:
@@ -107,7 +108,12 @@ def private_tests(packed: str) -> list[dict[str, Any]]:
         text = _Plain(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
         return list(json.loads(text))
     except (ValueError, TypeError, binascii.Error, zlib.error, pickle.UnpicklingError, EOFError) as exc:
-        raise BenchError("private tests of a LiveCodeBench row cannot be read", actual=str(exc)[:200]) from exc
+        raise BenchError(
+            "private tests of a LiveCodeBench row cannot be read",
+            expected="JSON, or base64 of a zlib-compressed pickle",
+            actual=str(exc)[:200],
+            remedy="use the pinned data set, unchanged",
+        ) from exc
 
 
 BENCH = spec_bench(

@@ -7,16 +7,16 @@ from typing import Any
 from trimoe.bench.bench import Doc, Verdict, verbatim
 from trimoe.bench.rows import Row, View, each, spec_bench
 
-TIMEOUT, LONGER = 5, 30  # seconds: math-verify's own limit, and the one of the second try
+TIMEOUT, LONGER = 5, 30  # seconds: math-verify's default, and the limit of the second try
 
 
 def view(row: Row) -> View:
-    """The gold is the whole solution: `answer` is another normalisation in 15 of the first 100 recorded rows."""
+    """A row. The gold is the whole solution: `answer` differs in normalisation in 15 of the first 100 recorded rows."""
     return View({"problem": row["problem"]}, {"solution": row["solution"]}, row["solution"])
 
 
 def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
-    """One verdict per reply. A gold that math-verify cannot read is a fault of ours, not a wrong answer."""
+    """One verdict per reply. If math-verify cannot read the gold solution, the row is not scored."""
     return [_verdict(reply, doc.check["solution"]) for reply, doc in pairs]
 
 
@@ -37,9 +37,9 @@ def _verdict(reply: str, solution: str) -> Verdict:
 
 
 def _patiently(step: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of one step of math-verify, or None when the longer limit was not enough either.
+    """The result of one step of math-verify, or None if the longer limit was not enough, either.
 
-    Its limits are alarms, which only the main thread can set; in another thread there is none.
+    Its limits are alarms, which only the main thread can set; other threads have no limit.
     """
     from math_verify.errors import TimeoutException
 
@@ -57,7 +57,7 @@ def _parse(text: str, seconds: int | None) -> Any:
 
     try:
         return parse(text, parsing_timeout=seconds, raise_on_error=True)
-    except Exception:  # noqa: BLE001 sympy raises anything; lm-eval counts it as "found nothing" too
+    except Exception:  # noqa: BLE001 sympy raises anything; lm-eval also counts it as "found nothing"
         return []
 
 
@@ -66,7 +66,7 @@ def _equal(expected: Any, found: Any, seconds: int | None) -> bool:
 
     try:
         return bool(verify(expected, found, timeout_seconds=seconds, raise_on_error=True))
-    except Exception:  # noqa: BLE001 as above: not comparable is not equal
+    except Exception:  # noqa: BLE001 sympy raises anything; not comparable is not equal
         return False
 
 

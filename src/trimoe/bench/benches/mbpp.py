@@ -1,4 +1,4 @@
-"""MBPP: the largest fenced block, or what begins at the first `def`, run against three asserts."""
+"""MBPP: runs the largest fenced block, or the text from the first `def`, against three asserts."""
 
 import re
 
@@ -11,14 +11,14 @@ _DEF = re.compile(r"^def ", re.MULTILINE)
 
 
 def view(row: Row) -> View:
-    """The prompt shows the asserts that are run."""
+    """A row. The prompt shows the asserts that are run."""
     tests = list(row["test_list"])
     check = {"tests": tests, "setup": row.get("test_setup_code") or ""}
     return View({"text": row["text"], "tests": "\n".join(tests)}, check, f"```python\n{row['code']}\n```")
 
 
 def code(reply: str) -> str | None:
-    """The largest block, closed or not; without a fence, from the first line that begins with `def`."""
+    """The largest block, closed or not; without a fence, the text from the first line that starts with `def`."""
     block = largest_block(reply, unterminated=True)
     if block is not None:
         return block

@@ -1,4 +1,4 @@
-"""MultiPL-E: the body of the asked function out of the largest fenced block, put between prompt and tests."""
+"""MultiPL-E: puts the function body from the largest fenced block between prompt and tests, and runs the program."""
 
 import re
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from trimoe.sandbox import require_sandbox
 
 NAMES = {"rs": "Rust", "java": "Java", "js": "JavaScript"}
 TAGS = {"rs": "rust", "java": "java", "js": "javascript"}
-# comments, raw strings, strings and character literals (not Rust's lifetimes): braces in them close nothing
+# Comments, raw strings, strings and character literals (not Rust's lifetimes): their braces do not count.
 _NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|r(#*)".*?"\1|"(?:\\.|[^"\\])*"|'(?:\\[^']*|[^'\\])'""", re.DOTALL)
 
 
 def views(rows: Sequence[Row], _spec: BenchSpec) -> list[View]:
-    """The tests bring the closing braces that the stop tokens name."""
+    """Views of rows. The tests contain the closing braces that the stop tokens name."""
     return [_view(row) for row in rows]
 
 
@@ -29,7 +29,7 @@ def _view(row: Row) -> View:
 
 
 def program(reply: str, doc: Doc) -> str | None:
-    """The whole program: prompt, body, tests. None when the reply has no closed block."""
+    """The whole program: prompt, body, tests. None if the reply has no closed block."""
     block = largest_block(reply)
     if block is None:
         return None
@@ -41,9 +41,9 @@ def program(reply: str, doc: Doc) -> str | None:
 
 
 def body(block: str, prompt: str) -> str:
-    """What follows the signature where the block restates it, else the block, which then is the body already.
+    """The text after the signature if the block repeats it, else the whole block.
 
-    The signature is the prompt's last non-blank line, white space apart; failing that, the function's name with any
+    The signature is the prompt's last non-blank line, ignoring white space, or else the function's name with any
     parameters. The last match counts.
     """
     signature = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
@@ -59,9 +59,9 @@ def body(block: str, prompt: str) -> str:
 
 
 def without_closing_braces(text: str) -> str:
-    """The text without those braces of the run at its end that it did not open: the tests bring them.
+    """The text without the final closing braces that it did not open, because the tests contain them.
 
-    Dropping the whole run, as the reference says, would take the last `if` or `for` of the body apart.
+    Removing all final braces, as in the reference, would break a body that ends in an `if` or `for`.
     """
     code = _NO_CODE.sub("", text)
     surplus = code.count("}") - code.count("{")

@@ -1,4 +1,4 @@
-"""Multiple choice about facts only the weights know; the stated letter counts."""
+"""Multiple choice about facts that only the weights contain; the stated letter counts."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ _ALONE = re.compile(r"\(?([A-D])\)?\.?")
 
 
 def letter(reply: str) -> str | None:
-    """The letter of the last "answer is (X)", or of a reply that is nothing but a letter."""
+    """The letter of the last "answer is (X)", or of a reply that is only a letter."""
     stated = _STATED.findall(reply)
     alone = _ALONE.fullmatch(reply.strip())
     return stated[-1] if stated else alone.group(1) if alone else None

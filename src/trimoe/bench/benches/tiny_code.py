@@ -1,4 +1,4 @@
-"""Python functions, executed against tests in the sandbox."""
+"""Python functions, run against tests in the sandbox."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Instructions with a checkable form: any reply that obeys the form passes, not only the reference answer."""
+"""Instructions about the form of the reply. Any reply with that form passes, not only the reference answer."""
 
 import json
 import re
@@ -66,7 +66,7 @@ KINDS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
 
 
 def obeys(reply: str, check: dict[str, Any]) -> bool:
-    """Whether the whole reply has the asked form."""
+    """Whether the whole reply has the requested form."""
     return KINDS[check["kind"]](reply, check)
 
 

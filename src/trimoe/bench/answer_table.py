@@ -1,17 +1,21 @@
-"""A bench that is data alone: one TOML file with an `[answer]` table says where the answer stands and what is right.
+"""Benches without Python code: the `[answer]` table of a TOML file describes extraction and comparison.
 
-For what is stated in a reply: a number, a letter, a word. Code, checked constraints and rules that need the row take a
-Python file beside the spec (`rows.spec_bench`). The scorer's version is a hash of the table, so replies are scored
-again when the table changes. Invariants: a row's own reference reply passes, or the bench is refused when it is read.
+Suited to answers that a reply states: a number, a letter, a word. Code, constraints and rules that depend on the row
+need a Python file beside the spec (`rows.spec_bench`). The scorer's version is a hash of the table, so stored replies
+are judged again when the table changes.
+Invariants: every row's reference reply passes, or the bench is refused when its rows are read.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from msgspec import to_builtins
+
 from trimoe.bench.bench import Bench, exact
 from trimoe.bench.rows import Row, View, render, spec_bench
-from trimoe.bench.spec import Answer, BenchSpec, parse_spec, with_variants
+from trimoe.bench.spec import Answer, BenchSpec
+from trimoe.bench.spec_file import parse_spec, with_variants
 from trimoe.errors import BenchError
 from trimoe.io.canonical import canonical_json, sha256_bytes
 
@@ -19,9 +23,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def open_bench(path: Path) -> Bench:
-    """The bench of a user's own file. Local data are looked for below `--data`, else beside the file.
+    """The bench of a user's own file. Local data are read from below `--data`, or from beside the file.
 
-    `BenchError` for a file that is missing or says something impossible.
+    `BenchError` for a file that is missing or invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -36,11 +40,11 @@ def open_bench(path: Path) -> Bench:
 
 
 def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
-    """The bench of a spec with an `[answer]` table; `folder` is where its local data are unless told otherwise."""
+    """The bench of a spec with an `[answer]` table; `folder` holds its local data unless `--data` is given."""
     rule = spec.answer
     if rule is None:
         raise BenchError(
-            f"bench {spec.name} does not say what an answer is",
+            f"bench {spec.name} has no rule for answers",
             expected="a table [answer]",
             remedy="see docs/howto/add-a-bench.md",
         ) from None
@@ -48,8 +52,8 @@ def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
     if changed:
         raise BenchError(
             f"bench {spec.name}: variant {changed[0]} changes [answer]",
-            expected="the same answers in all variants",
-            remedy="make it a bench of its own",
+            expected="one [answer] table for all variants",
+            remedy="make the variant a bench of its own",
         )
     find = finder(rule)
 
@@ -62,15 +66,15 @@ def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
         lambda rows, _: [view(rule, find, row, f"bench {spec.name}, row {place}") for place, row in enumerate(rows)],
         exact(lambda answer, check: normal(rule, answer) == normal(rule, check["gold"])),
         extract=find,
-        scorer=int(sha256_bytes(canonical_json(rule.model_dump(mode="json")))[:7], 16),
+        scorer=int(sha256_bytes(canonical_json(to_builtins(rule)))[:7], 16),
         folder=folder,
         shot=shot,
     )
 
 
 def finder(rule: Answer) -> Callable[[str], str | None]:
-    """Extraction: the last match of the first pattern that has one; its first filled group, or all of it if the pattern
-    has no groups."""
+    """Extraction: the last match of the first pattern that matches. Of a match, its first non-empty group, or all of it
+    if the pattern has no groups."""
     patterns = [re.compile(pattern) for pattern in rule.find]
 
     def find(reply: str) -> str | None:
@@ -86,7 +90,7 @@ def finder(rule: Answer) -> Callable[[str], str | None]:
 
 
 def normal(rule: Answer, answer: str) -> str:
-    """What is compared: without what is ignored, in lower case if case is."""
+    """The answer in the form that is compared: matches of `ignore` removed, lower case if `ignore_case`."""
     for pattern in rule.ignore:
         answer = re.sub(pattern, "", answer)
     return answer.lower() if rule.ignore_case else answer
@@ -95,8 +99,8 @@ def normal(rule: Answer, answer: str) -> str:
 def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) -> View:
     """The fields of a row as text, its options as lettered lines, and its gold answer.
 
-    Fields that are lists, objects or missing values (null) are no text: a template that names one is refused. A gold
-    that is no text and no whole number is refused too: 18.0 or True would be compared letter by letter.
+    A template that names a list, an object or a null is refused. So is a gold answer that is neither text nor a whole
+    number, because 18.0 or True would be compared as text.
     """
     options = _options(rule, row, where)
     fields = _Fields({k: str(v) for k, v in row.items() if isinstance(v, str | int | float)}, where)
@@ -109,8 +113,8 @@ def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) 
         gold = _letter(rule, gold, options, where)
     if not normal(rule, gold).strip():
         raise BenchError(
-            f"{where}: nothing is left of its gold answer",
-            expected="some text",
+            f"{where}: the gold answer is empty",
+            expected="some text after removing the matches of `ignore`",
             actual=repr(gold[:200]),
             remedy="correct `ignore` in [answer], or the data",
         )
@@ -118,7 +122,7 @@ def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) 
     found = find(reference)
     if found is None or normal(rule, found) != normal(rule, gold):
         raise BenchError(
-            f"{where}: its own reference reply does not pass",
+            f"{where}: the reference reply does not pass",
             expected=f"the answer {gold[:200]!r}",
             actual=f"{found!r} found in {reference[:200]!r}",
             remedy="correct `find`, `ignore` or `reference` in [answer]",
@@ -133,9 +137,10 @@ def _options(rule: Answer, row: Row, where: str) -> list[str]:
     texts = [str(option) for option in options] if isinstance(options, list) else []
     if not 2 <= len(texts) <= len(LETTERS) or len(set(texts)) < len(texts):
         raise BenchError(
-            f"{where}: {rule.options} is no list of options",
-            expected=f"2 to {len(LETTERS)} texts, each once",
+            f"{where}: {rule.options} is not a list of options",
+            expected=f"2 to {len(LETTERS)} different texts",
             actual=repr(options)[:200],
+            remedy="correct `options` in [answer], or the data",
         )
     return texts
 
@@ -146,16 +151,16 @@ def _letter(rule: Answer, gold: str, options: Sequence[str], where: str) -> str:
     names = {"place": [str(i) for i in range(len(options))], "letter": letters, "text": options}[rule.gold_is or "text"]
     if gold not in names:
         raise BenchError(
-            f"{where}: the gold answer is none of the options",
-            actual=gold[:200],
+            f"{where}: the gold answer is not one of the options",
             expected=f"a {rule.gold_is} of {len(options)}",
+            actual=gold[:200],
             remedy="correct `gold` or `gold_is` in [answer]",
         )
     return letters[list(names).index(gold)]
 
 
 class _Fields(dict[str, str]):
-    """A row's fields; one that is missing is an error that names it."""
+    """A row's fields. A missing one raises `BenchError` with its name."""
 
     def __init__(self, fields: Mapping[str, str], where: str) -> None:
         super().__init__(fields)
@@ -167,7 +172,7 @@ class _Fields(dict[str, str]):
     def __missing__(self, key: str) -> str:
         raise BenchError(
             f"{self.where} has no field {key} that is a text or a number",
-            actual=key,
             expected=", ".join(sorted(self)),
+            actual=key,
             remedy="correct the template, or the data",
         )
