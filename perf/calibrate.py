@@ -1,17 +1,17 @@
-"""Calibration against the plain forward pass and against a per-expert recomputing hook, on real Gemma 4 layer widths.
+"""Calibration against the plain forward pass and against a per-expert hook, on real Gemma 4 layer widths.
 
     python perf/calibrate.py DIR [--tokens 8192] [--runs 3] [--dtype bfloat16] [--part all] [--json]
 
-A random checkpoint (hidden 2816, 128 experts of width 704, top-8; small vocabulary; 1.7 GB per layer) is written to
-DIR/trimoe-bench-calibrate and removed at the end. Each part is a ratio within one run:
+A random checkpoint (hidden size 2816, 128 experts of width 704, top-8; small vocabulary; 1.7 GB per layer) is written
+to DIR/trimoe-bench-calibrate and removed at the end. Each part is a ratio within one run:
   plain   the engine, with everything `trimoe calibrate` does after tokenisation (opening the checkpoint, reading the
-          layers, writing hidden states and statistics), against transformers' own forward of the same model, type and
-          batches with all layers resident, by the fastest of its experts functions
-  hook    one document per forward with a hook that recomputes every expert in fp32 (protocol section 4, as the
-          reference measures) against the engine, on 2,048-token windows and on 128-token documents
-  depth   peak memory of the engine at 2 and at 6 layers, each in a process of its own, beside the prediction
-Contestants take turns, in reverse order every other time; the first turn warms up. Two clocks are shown: the wall's
-(median), and processor seconds of the whole process (least), which a machine shared with others disturbs less.
+          layers, writing hidden states and statistics), against transformers' forward pass of the same model, type and
+          batches with all layers resident and the fastest of its experts functions
+  hook    one document per forward pass, with a hook that recomputes every expert in fp32 (as the reference
+          implementation measures), against the engine; on 2,048-token windows and on 128-token documents
+  depth   peak memory of the engine at 2 and at 6 layers, each in its own process, beside the prediction
+Contestants take turns, in reverse order every other time; the first turn warms up. Two clocks are shown: wall time
+(median) and processor seconds of the process (minimum), which is less sensitive to other load on the machine.
 """
 
 import argparse
@@ -36,13 +36,13 @@ HIDDEN, WIDTH, EXPERTS, TOP_K, DENSE, VOCABULARY = 2816, 704, 128, 8, 2112, 512
 AT_MOST_OF_PLAIN, AT_MOST_GROWTH = 1.15, 0.10
 AT_LEAST_OF_HOOK = {"hook_2048": 1.8, "hook_128": 6.0}
 EXPERTS_FUNCTIONS = ("grouped_mm", "eager")
-"""transformers' default on this version, and its loop over experts, which is faster on a CPU."""
+"""The default of this transformers version, and its loop over experts, which is faster on a CPU."""
 
 Seconds = dict[str, float]
 
 
 def config(layers: int) -> dict[str, Any]:
-    """config.json of a text-only Gemma 4 with the 26B model's layer shapes; every sixth layer attends fully."""
+    """config.json of a text-only Gemma 4 with the 26B model's layer shapes; every sixth layer has full attention."""
     kinds = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)]
     kinds[-1] = "full_attention"
     return {
@@ -85,7 +85,7 @@ def config(layers: int) -> dict[str, Any]:
 
 
 def make_checkpoint(folder: Path, layers: int) -> None:
-    """Random bf16 weights: normal with deviation 0.02 (norms and scales 1), from one seeded bank at shifting places."""
+    """Write random bf16 weights: normal with deviation 0.02 (norms and scales 1), slices of one seeded array."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -109,7 +109,7 @@ def make_checkpoint(folder: Path, layers: int) -> None:
                 out.write(part.view(torch.uint8).numpy().data)
                 count -= len(part)
                 at = (at + len(part)) % len(bank)
-    os.sync()  # so that nobody's first write waits for these
+    os.sync()  # so that the first writes of a contestant do not wait for these
 
 
 def windows(documents: int, length: int) -> Any:
@@ -124,7 +124,7 @@ def windows(documents: int, length: int) -> Any:
 def engine(
     folder: Path, data: Any, dtype: str, device: str = "cpu", batch: int | None = None, neurons: bool = False
 ) -> dict[str, Any]:
-    """The contestant; returns predicted and measured peaks and the seconds of each layer."""
+    """Run the engine; returns predicted and measured peak bytes and the seconds of each layer."""
     from trimoe.calibrate.layerwise import Options, Run
     from trimoe.calibrate.state import RunState
     from trimoe.model.checkpoint import open_checkpoint
@@ -145,7 +145,7 @@ def engine(
 
 
 def load_plain(folder: Path, dtype: str, device: str = "cpu") -> Any:
-    """transformers' model with all layers resident."""
+    """Load transformers' model with all layers resident."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -153,7 +153,7 @@ def load_plain(folder: Path, dtype: str, device: str = "cpu") -> Any:
 
 
 def plain(model: Any, data: Any, batch: int, experts: str) -> None:
-    """The text model's forward over the same batches."""
+    """Run the text model's forward pass over the same batches."""
     import torch
 
     from trimoe.calibrate.forward.batching import batches_of, token_ids
@@ -167,8 +167,8 @@ def plain(model: Any, data: Any, batch: int, experts: str) -> None:
 
 
 def hook(model: Any, data: Any, experts: str) -> None:
-    """As the reference measures (protocol section 4): one document per forward, and in a hook every expert once more in
-    fp32, its tokens checked, its sums taken in Python."""
+    """Measure as the reference does: one document per forward pass, with a hook that recomputes every expert in fp32,
+    checks its tokens and accumulates its sums in Python."""
     import torch
     from torch.nn.functional import linear
 
@@ -219,7 +219,7 @@ def synchronize(device: Any) -> None:
 
 
 def alternate(contestants: dict[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, Seconds]]:
-    """{clock: {contestant: seconds}}: the wall's median and the least processor time over the turns after the first."""
+    """{clock: {contestant: seconds}}: median wall time and least processor time over the turns after the first."""
     wall: dict[str, list[float]] = {name: [] for name in contestants}
     processor: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(runs + 1):
@@ -242,7 +242,7 @@ def alternate(contestants: dict[str, Callable[[], Any]], runs: int) -> dict[str,
 
 
 def against_plain(folder: Path, model: Any, data: Any, dtype: str, batch: int, runs: int) -> dict[str, Any]:
-    """Engine over the fastest plain forward."""
+    """Time of the engine over that of the fastest plain forward pass."""
     device = str(model.device)
     took = alternate(
         {"engine": lambda: engine(folder, data, dtype, device, batch)}
@@ -256,7 +256,7 @@ def against_plain(folder: Path, model: Any, data: Any, dtype: str, batch: int, r
 def against_hook(
     folder: Path, model: Any, data: Any, dtype: str, batch: int, runs: int, least: float
 ) -> dict[str, Any]:
-    """The hook over the engine; both sum the neurons too."""
+    """Time of the hook over that of the engine; both also sum neurons."""
     device = str(model.device)
     took = alternate(
         {
@@ -269,7 +269,7 @@ def against_hook(
 
 
 def depth(root: Path, dtype: str) -> dict[str, Any]:
-    """Peak memory of processes that measure 2,048 tokens through 2 and through 6 layers, and the growth."""
+    """Peak memory of processes that measure 2,048 tokens through 2 and through 6 layers, and its growth."""
     found = {}
     for layers in (2, 6):
         folder = root / f"deep{layers}"
@@ -340,7 +340,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The ratios for people."""
+    """The ratios as lines of text."""
     lines = [" ".join(f"{key}={value}" for key, value in result["machine"].items())]
     for name in ("plain", "hook_2048", "hook_128"):
         if name in result:

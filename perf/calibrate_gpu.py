@@ -1,16 +1,16 @@
-"""Calibration on a GPU: what is reached, what limits it, and what a whole model would take.
+"""Calibration on a GPU: throughput, what limits it, and a projection for a full model.
 
     python perf/calibrate_gpu.py DIR [--device cuda] [--layers 6] [--tokens 65536] [--batch-tokens 8192] [--json]
 
 Random bf16 layers of the real Gemma 4 widths (see calibrate.py) are written to DIR/trimoe-bench-calibrate and removed
 at the end. Printed:
   plain, hook_2048, hook_128   the ratios of calibrate.py, on this device
-  tokens/s                     through one layer, over the layers after the first (the next one is being read meanwhile)
-  share of the peak            of what one large bf16 matrix product reaches on this device in the same run
+  tokens/s                     through one layer, over the layers after the first (the next layer is read meanwhile)
+  share of the peak            relative to one large bf16 matrix product on this device in the same run
   reading a layer              from the file, and from there to the device, each alone; as a share of a layer's time
-  projection                   30 layers and 400,000 tokens, with its arithmetic
-Peak memory on device and host is shown beside the prediction. `--tiny` takes small widths: it checks the script on any
-device and its figures mean nothing.
+  projection                   30 layers and 400,000 tokens, with the calculation
+Peak memory of device and host is shown beside the prediction. `--tiny` uses small widths to check the script on any
+device; its figures are meaningless.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LAYERS, TOKENS = 30, 400_000
 
 
 def flops_per_token(length: int) -> dict[str, float]:
-    """Multiply-adds x 2 that a token needs in a sliding layer of windows of `length` tokens, by part."""
+    """FLOPs per token in a layer with sliding attention and windows of `length` tokens, by part."""
     queries, keys = 16 * 256, 8 * 256
     seen = (length + 1) / 2 if length <= 1024 else 1024 - 1024 * 1023 / 2 / length
     return {
@@ -44,7 +44,7 @@ def flops_per_token(length: int) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], Any], device: str, times: int = 3) -> float:
-    """Median seconds of `work`, the device waited for."""
+    """Median seconds of `work`, including synchronisation with the device."""
     took = []
     for _ in range(times):
         bench.synchronize(device)
@@ -95,7 +95,7 @@ def reading(folder: Path, device: str) -> dict[str, float]:
 
 
 def projection(layer_bytes: float, rate: float, file_rate: float, load_rate: float, hidden: int) -> list[str]:
-    """What 30 layers and 400,000 tokens take, written out."""
+    """The projection for 30 layers and 400,000 tokens, with its calculation."""
     compute, read, load = TOKENS / rate, layer_bytes / file_rate, layer_bytes / load_rate
     layer = max(compute, read, load)
     written = TOKENS * hidden * 2
@@ -111,7 +111,7 @@ def projection(layer_bytes: float, rate: float, file_rate: float, load_rate: flo
 
 
 def tiny() -> None:
-    """Small widths for a check of the script."""
+    """Use small widths, to check the script."""
     bench.HIDDEN, bench.WIDTH, bench.EXPERTS, bench.TOP_K, bench.DENSE = 128, 32, 8, 2, 64
 
 
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one run."""
+    """Measure all figures of one run."""
     import torch
 
     device, batch = options.device, options.batch_tokens
@@ -160,7 +160,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     print("throughput", file=sys.stderr)
     bench.make_checkpoint(deep, options.layers)
     took = bench.engine(deep, long, "bfloat16", device, batch)
-    # The first layer reads in the open and the last one reads nothing ahead and attends fully.
+    # The first layer waits for its read; the last one has nothing to prefetch and uses full attention.
     layer = statistics.median(took["layer_seconds"][1:-1])
     read = reading(deep, device)
     flops = flops_per_token(2048)
@@ -182,7 +182,7 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The figures for people."""
+    """The figures as text."""
     flops, read, layer, memory = (result[k] for k in ("flops_per_token", "reading", "layer_seconds", "memory"))
     parts = " + ".join(f"{name} {value / 1e6:.1f}" for name, value in flops.items())
     return [

@@ -1,16 +1,16 @@
-"""Scoring HumanEval+ against evalplus's own evaluator: time on the same cores, and whether the verdicts agree.
+"""Scoring of HumanEval+ by trimoe and by evalplus's own evaluator: time on the same cores, and agreement of verdicts.
 
     python perf/codeexec.py HumanEvalPlus.jsonl.gz --evalplus PYTHON [--rounds 3] [--cores 2] [--json]
 
-PYTHON is an interpreter of its own that has evalplus 0.3.1 (its dependencies do not belong into ours):
+PYTHON is a separate interpreter with evalplus 0.3.1, whose dependencies must not mix with those of trimoe:
 
     python -m venv evalplus && evalplus/bin/pip install evalplus==0.3.1     # then --evalplus evalplus/bin/python
 
-Both score all canonical solutions, as whole processes pinned to the same cores with one worker per core, by turns.
-Each first runs cold (expected outputs are computed), then `--rounds` times with expected outputs kept. evalplus is
-timed until it prints its result: afterwards it may sleep 20 s more. CPU seconds are of the process and all its
-children. Then both judge one changed solution per problem (an operator, a constant, a condition), and every difference
-is listed.
+Both evaluators score all canonical solutions in turns, as complete processes pinned to the same cores, with one worker
+per core. Each first runs cold (it computes the expected outputs), then `--rounds` times with cached expected outputs.
+evalplus is timed until it prints its result, because it may sleep another 20 s afterwards. CPU seconds include all
+children. Then both judge one mutated solution per problem (an operator, a constant or a condition), and every
+difference is listed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ SWAPS: dict[type, type] = {
 
 
 def changed(source: str, entry: str, draw: random.Random) -> str:
-    """The source with one thing in the asked function changed; the same source where nothing can be."""
+    """The source with one mutation in the entry function; unchanged if nothing can be mutated."""
     tree = ast.parse(source)
     function = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry][-1]
     places: list[tuple[ast.AST, str]] = []
@@ -71,7 +71,7 @@ def changed(source: str, entry: str, draw: random.Random) -> str:
 
 
 def score_ours(data: Path, samples: Path, cache: Path, workers: int) -> None:
-    """The child of our side: score a file of samples and print a verdict per task."""
+    """The child process of trimoe: score a file of samples and print one verdict per task."""
     from trimoe.bench.code import evalplus
     from trimoe.sandbox import Sandbox
 
@@ -83,19 +83,19 @@ def score_ours(data: Path, samples: Path, cache: Path, workers: int) -> None:
 
 
 class Sides:
-    """Both evaluators on one data file, each with a place for its expected outputs."""
+    """Both evaluators on one data file, each with its own cache of expected outputs."""
 
     def __init__(self, data: Path, evalplus: Path, root: Path, cores: list[int]) -> None:
         self.data, self.root, self.cores, self._evalplus = data, root, cores, evalplus
         (root / "plain.jsonl").write_bytes(gzip.decompress(data.read_bytes()))
 
     def forget(self) -> None:
-        """Drop both sides' expected outputs."""
+        """Delete both caches of expected outputs."""
         for name in ("ours", "theirs"):
             shutil.rmtree(self.root / name, ignore_errors=True)
 
     def ours(self, solutions: Solutions) -> tuple[float, float, dict[str, Any]]:
-        """Wall seconds, CPU seconds, and per task whether it is right."""
+        """Score with trimoe: wall seconds, CPU seconds, and correctness by task."""
         command = [
             sys.executable,
             __file__,
@@ -109,7 +109,7 @@ class Sides:
         return wall, cpu, {task: correct for task, (correct, _) in json.loads(lines[-1]).items()}
 
     def theirs(self, solutions: Solutions) -> tuple[float, float, dict[str, Any]]:
-        """The same of evalplus."""
+        """Score with evalplus: the same values."""
         samples = self._write(solutions)
         result = samples.with_name("samples_eval_results.json")
         result.unlink(missing_ok=True)
@@ -138,7 +138,10 @@ class Sides:
         return path
 
     def _timed(self, command: list[str], more: dict[str, str], until: str | None) -> tuple[float, float, list[str]]:
-        """Run; time until the end, or until the second line with `until` (base tests, then all). Fails if it fails."""
+        """Run a command; time it until its end, or until the second line with `until` (base tests, then all).
+
+        Raises if the command fails.
+        """
         before, begin, lines = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), []
         wall = None
         with subprocess.Popen(
@@ -163,7 +166,7 @@ class Sides:
 
 
 def measure(sides: Sides, rounds: int) -> dict[str, Any]:
-    """Cold once, warm `rounds` times, by turns; then the changed solutions."""
+    """Cold once, warm `rounds` times, in turns; then the mutated solutions."""
     with gzip.open(sides.data, "rt") as handle:
         rows = [json.loads(line) for line in handle]
     canonical = {row["task_id"]: row["prompt"] + row["canonical_solution"] for row in rows}
@@ -205,7 +208,7 @@ def measure(sides: Sides, rounds: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as text."""
     lines = [f"{'':<10}{'wall s':>9}{'min':>8}{'max':>8}{'CPU s':>9}{'cold wall':>11}{'cold CPU':>10}"]
     for name in ("ours", "evalplus"):
         wall, cpu = result["median_wall_cpu"][name]
@@ -226,14 +229,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parse, measure, print, remove what was made."""
+    """Parse options, measure, print, and clean up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="HumanEvalPlus.jsonl.gz of an evalplus release")
     parser.add_argument("--evalplus", type=Path, help="a Python with evalplus 0.3.1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--json", action="store_true", dest="as_json")
-    parser.add_argument("--score", nargs=3, help=argparse.SUPPRESS)  # the child of our side
+    parser.add_argument("--score", nargs=3, help=argparse.SUPPRESS)  # the child process of trimoe
     options = parser.parse_args()
     if options.score:
         samples, cache, workers = options.score

@@ -1,13 +1,13 @@
-"""How often the 95 % intervals of a paired difference hold the truth: exactly, by summing over all tables of flips.
+"""Coverage of the 95 % intervals for paired differences: exact, by summation over all tables of flips.
 
     python perf/coverage.py [--json]
 
-Each line is one setting: n pairs, the chances that a pair is lost and gained, the flips expected, and the coverage of
-Tango's score interval and of the bootstrap (20,000 draws, as in use), in percent. Where few flips are expected there
-are few tables to come out, and no interval that does not toss a coin can cover exactly 95 %.
+Each line is one setting: n pairs, the probabilities that a pair is lost and gained, the expected number of flips, and
+the coverage in percent of Tango's score interval and of the bootstrap (20,000 draws, as in use). If few flips are
+expected, few tables are possible, and no deterministic interval can cover exactly 95 %.
 
-The last lines are of items that repeat: problems asked three times each, simulated (`--draws` samples, seeded). The
-smaller `alike`, the more the flips of one problem go together.
+The last lines are for items that repeat: problems asked three times each, simulated (`--draws` seeded samples). The
+smaller `alike`, the more the flips of one problem are correlated.
 """
 
 import argparse
@@ -27,26 +27,26 @@ REPEATED = (  # problems, lost, gained, alike
     *((100, 0.01, 0.005, 3), (100, 0.02, 0.02, 3), (100, 0.03, 0.01, 3), (100, 0.05, 0.05, 30)),
     *((100, 0.10, 0.05, 3), (100, 0.04, 0.04, 0.5), (30, 0.10, 0.05, 3)),
 )
-NEGLIGIBLE = 1e-7  # tables rarer than this are counted as missed
+NEGLIGIBLE = 1e-7  # less likely tables count as not covered
 
 Interval = Callable[[int, int, int], tuple[float, float]]
 
 
 @cache
 def score(n: int, b: int, c: int) -> tuple[float, float]:
-    """Tango's."""
+    """Tango's score interval."""
     return paired_difference(n, b, c)[1:]
 
 
 @cache
 def drawn(n: int, b: int, c: int) -> tuple[float, float]:
-    """The bootstrap's, of items that do not repeat."""
+    """The bootstrap interval for items that do not repeat."""
     made = paired_bootstrap(enumerate([-1] * b + [1] * c + [0] * (n - b - c)))
     return made.low, made.high
 
 
 def coverage(interval: Interval, n: int, lost: float, gained: float) -> float:
-    """Share of all tables, by their probability, whose interval holds gained - lost."""
+    """Total probability of the tables whose interval contains gained - lost."""
     covered = 0.0
     for b in range(n + 1):
         first = float(binom.pmf(b, n, lost))
@@ -59,7 +59,7 @@ def coverage(interval: Interval, n: int, lost: float, gained: float) -> float:
 
 
 def repeated(problems: int, lost: float, gained: float, alike: float, draws: int) -> tuple[float, float]:
-    """Share of draws whose score interval and whose bootstrap hold the truth; every problem has chances of its own."""
+    """Shares of draws whose score interval and bootstrap interval contain the truth; each problem has its own rates."""
     rng = np.random.default_rng(4)
     chances = [rng.beta(p * alike, (1 - p) * alike, (draws, problems, 1)) for p in (lost, gained)]
     u = rng.random((draws, problems, 3))
@@ -74,7 +74,7 @@ def repeated(problems: int, lost: float, gained: float, alike: float, draws: int
 
 
 def main() -> None:
-    """All settings, by expected flips."""
+    """Print all settings by expected number of flips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON list and nothing else")
     parser.add_argument("--draws", type=int, default=2000, help="samples per setting of repeated items")

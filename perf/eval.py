@@ -1,18 +1,18 @@
-"""Asking a server: trimoe's client and run log against lm-eval's `local-chat-completions` with its cache on.
+"""Throughput of asking a server: trimoe's client and run log against lm-eval's `local-chat-completions` with its cache.
 
     python perf/eval.py [--requests 2000] [--concurrency 32] [--rounds 3] [--lm-eval PYTHON] [--json]
 
-PYTHON is an interpreter that has lm-eval 0.4.13 with its `api` extra (default: this one, if it has it):
+PYTHON is an interpreter with lm-eval 0.4.13 and its `api` extra (default: this interpreter, if it has it):
 
     python -m venv lm-eval && lm-eval/bin/pip install 'lm-eval[api]==0.4.13'     # then --lm-eval lm-eval/bin/python
 
-The server answers at once, from a process of its own, and gives every reply its own id. Each contestant is a process
-of its own and asks the same questions; they take turns, and each round starts with empty stores. Timed is the asking,
-from the first request until the last reply is stored (and, on our side, judged, and its verdict stored).
+The server runs in its own process, answers at once, and gives every reply its own id. Each contestant is a process of
+its own and asks the same questions. They take turns, and each round starts with empty stores. The time runs from the
+first request until the last reply is stored (for trimoe: also judged, with its verdict stored).
 
-Our log commits with synchronous=FULL before a reply is counted; lm-eval's cache commits in the background, so its
-figure is not of durable replies. Without its cache it keeps nothing; that figure is shown for scale. The script fails
-if a store holds fewer replies than were asked for.
+trimoe's log commits with synchronous=FULL before it counts a reply; lm-eval's cache commits in the background, so its
+figure does not include durable storage. The figure without a cache, which stores nothing, is shown for scale. The
+script fails if a store holds fewer replies than were requested.
 """
 
 import argparse
@@ -37,7 +37,7 @@ REPLY = "Seven times six is six times seven: 7 + 7 + 7 + 7 + 7 + 7, which makes 
 
 
 class Zero(asyncio.Protocol):
-    """HTTP/1.1 with connections kept, one fixed reply with a counted id."""
+    """HTTP/1.1 with persistent connections and one fixed reply with a numbered id."""
 
     count = 0
     body = json.dumps(
@@ -85,7 +85,7 @@ async def serve() -> None:
 
 
 def ours(url: str, requests: int, concurrency: int, folder: Path) -> dict[str, Any]:
-    """Ask, store, judge; the log is verified afterwards."""
+    """Ask, store and judge with trimoe; then verify the log."""
     from trimoe.bench.bench import Bench, Doc, exact, whole_reply
     from trimoe.evaluate.intake import Job
     from trimoe.evaluate.log.run_log import RunLog
@@ -110,7 +110,7 @@ def ours(url: str, requests: int, concurrency: int, folder: Path) -> dict[str, A
 
 
 def theirs(url: str, requests: int, concurrency: int, folder: Path, cached: bool) -> dict[str, Any]:
-    """lm-eval's own client class and cache, as its evaluator calls them."""
+    """Ask with lm-eval's client class and cache, as its evaluator calls them."""
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CachingLM
     from lm_eval.models.openai_completions import LocalChatCompletion
@@ -145,7 +145,7 @@ def theirs(url: str, requests: int, concurrency: int, folder: Path, cached: bool
 
 
 def contest(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Replies per second of each contestant, one figure per round."""
+    """Replies per second of each contestant, one value per round."""
     rates: dict[str, list[float]] = {"trimoe": [], "lm-eval, cache on": [], "lm-eval, nothing kept": []}
     sides = {"trimoe": "ours", "lm-eval, cache on": "cached", "lm-eval, nothing kept": "bare"}
     server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
@@ -183,13 +183,13 @@ def contest(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Parse, run, print."""
+    """Parse options, run, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lm-eval", type=Path, default=Path(sys.executable), metavar="PYTHON")
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the stores are made: a real disk")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="folder for the stores, on a real disk")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)

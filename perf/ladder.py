@@ -1,10 +1,11 @@
-"""Every tier of the bundled model: size, KL divergence from the base on held-out text, accuracy on the bundled benches.
+"""Every tier of the bundled model: file size, KL divergence on held-out text, and accuracy on the bundled benches.
 
     python perf/ladder.py DIR [--tiers NAME,...] [--mix 4.7,5.5] [--rows 25] [--chunks 32] [--json FILE] [--png FILE]
 
-Files lie in DIR (a rerun keeps them, and what was measured of them). The imatrix comes from examples/tiny, a mix is
-measured on other training items, KL and accuracy on held-out ones: the three texts share no item. Replies are greedy,
-through llama-server, and judged by the benches' own scorers; intervals are 95 %, Wilson's for accuracy.
+Files are kept in DIR and reused by a rerun, together with their measurements. The imatrix comes from examples/tiny, a
+mix is measured on other training items, KL divergence and accuracy on held-out items: the three texts share no item.
+Replies are greedy, through llama-server, and judged by the benches' own scorers. Intervals are 95 %; Wilson's for
+accuracy.
 """
 
 import argparse
@@ -34,14 +35,14 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 
 
 def text(split: str, seed: int, path: Path, count: int = 150) -> Path:
-    """Prompts with their reference answers, all domains in turn."""
+    """Prompts with their reference answers, domains in turn."""
     lists = [generate(domain, split, count, seed) for domain in DOMAINS]
     path.write_text("\n\n".join(f"{i.prompt}\n{i.answer}" for row in zip(*lists, strict=True) for i in row) + "\n")
     return path
 
 
 def answers(tools: LlamaCpp, file: Path, rows: int) -> dict[str, list[int]]:
-    """bench -> (right, asked)."""
+    """{bench: (correct, asked)}."""
     found = {}
     with served(tools, file, threads=1, context=2048) as url:
         for name, bench in benches().items():
@@ -56,14 +57,14 @@ def answers(tools: LlamaCpp, file: Path, rows: int) -> dict[str, list[int]]:
 
 
 def wilson(right: int, asked: int) -> tuple[float, float]:
-    """95 % interval of a share."""
+    """Wilson's 95 % interval of a proportion."""
     z, p = 1.959964, right / asked
     middle, half = p + z * z / (2 * asked), z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked))
     return (middle - half) / (1 + z * z / asked), (middle + half) / (1 + z * z / asked)
 
 
 def draw(rows: list[dict[str, Any]], base_accuracy: float, path: Path) -> None:
-    """Quality against size: KL divergence above, accuracy below."""
+    """Plot quality against size: KL divergence above, accuracy below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,7 +103,7 @@ def draw(rows: list[dict[str, Any]], base_accuracy: float, path: Path) -> None:
         "IQ2_XXS",
         "CD-Q6_K",
     }
-    for row in rows:  # all names would cover each other
+    for row in rows:  # labels for all points would overlap
         if row["tier"] in named or kind_of(row["tier"]) == "AUTO":
             plain = kind_of(row["tier"]) == "plain"
             above.annotate(
@@ -138,12 +139,12 @@ def draw(rows: list[dict[str, Any]], base_accuracy: float, path: Path) -> None:
 
 
 def kind_of(tier: str) -> str:
-    """plain, CD or AUTO."""
+    """The kind of a tier: plain, CD or AUTO."""
     return next((kind for kind in ("CD", "AUTO") if tier.startswith(kind + "-")), "plain")
 
 
 def main() -> None:
-    """Make, measure, print."""
+    """Make the files, measure them, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tiers", default="all")
@@ -195,7 +196,7 @@ def main() -> None:
             write_json(kept_path, kept, overwrite=True)
         row["right"] = kept[key]
         right, asked = (sum(pair[i] for pair in kept[key].values()) for i in (0, 1))
-        # In the process the bundled model answers nine of ten. Half of that is a broken tokenizer or template, no tier.
+        # In process, the bundled model answers nine of ten. Half of that means a broken tokenizer or template.
         assert row["tier"] != "BF16" or right > asked / 2, f"the base answers {right} of {asked}: not this model"
         row |= {"accuracy": right / asked, "accuracy_interval": wilson(right, asked)}
     base_score = kept[f"{sha256_file(base)} {options.rows}"]
@@ -220,7 +221,7 @@ def main() -> None:
 
 
 def say(done: int, total: int, note: str) -> None:
-    """Progress as lines."""
+    """Print progress as lines."""
     print(json.dumps([done, total, note]), flush=True)
 
 

@@ -1,14 +1,14 @@
-"""NVFP4 against NVIDIA Model Optimizer: time and memory on one layer of Gemma 4 26B's shapes (1.5 GB of BF16).
+"""NVFP4 quantization against NVIDIA Model Optimizer: time and memory on one layer of Gemma 4 26B's shapes (1.5 GB).
 
     python perf/nvfp4.py DIR --modelopt PYTHON [--experts 128] [--runs 5] [--threads 2] [--json]
 
-PYTHON is an interpreter that has nvidia-modelopt and torch (tests/helpers/modelopt_env.py makes one). Each round runs
-in turn, order alternating: `trimoe quantize --tiers NVFP4A16` (the whole command in a child process: start, reading,
-both passes, hashing, writing, reading back), the same work on matrices in memory (`trimoe, in memory`), and Model
-Optimizer's NVFP4QTensor.quantize on the same expert matrices from the same file, in a process that is warm and writes
-nothing. Reported are medians of wall and processor seconds, the median of the rounds' own ratios, and the command's
-peak resident memory. Model Optimizer needs an export on top of this, which is not counted. DIR needs 3 GB and is
-emptied at the end.
+PYTHON is an interpreter with nvidia-modelopt and torch (tests/helpers/modelopt_env.py makes one). Each round runs in
+turn, in alternating order: `trimoe quantize --tiers NVFP4A16` (the complete command in a child process: start, reading,
+both passes, hashing, writing, reading back), the same computation on matrices in memory (`trimoe, in memory`), and
+Model Optimizer's NVFP4QTensor.quantize on the same expert matrices from the same file, in a warm process that writes
+nothing. Reported are medians of wall and processor seconds, the median of the per-round ratios, and the command's peak
+resident memory. Model Optimizer additionally needs an export, which is not counted. DIR needs 3 GB and is emptied at
+the end.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def make_layer(folder: Path, experts: int) -> Path:
 
 
 class Peer:
-    """Model Optimizer in a process that stays."""
+    """Model Optimizer in a long-lived process."""
 
     def __init__(self, python: str, file: Path, threads: int) -> None:
         self._process = subprocess.Popen(
@@ -92,14 +92,14 @@ class Peer:
         return wall, processor
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def command(source: Path, out: Path, threads: int) -> tuple[float, float, int]:
-    """(wall, processor seconds, peak bytes) of the whole command."""
+    """(wall seconds, processor seconds, peak bytes) of the complete command."""
     shutil.rmtree(out, ignore_errors=True)
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -127,7 +127,7 @@ def command(source: Path, out: Path, threads: int) -> tuple[float, float, int]:
 
 
 def in_memory(file: Path, threads: int) -> tuple[float, float]:
-    """(wall, processor) seconds of reading and quantizing every expert's matrices, as the peer does."""
+    """(wall, processor) seconds of reading and quantizing every expert's matrices, as Model Optimizer does."""
     begin, used = time.perf_counter(), time.process_time()
     matrices = plan_nvfp4(open_checkpoint(file.parent)).matrices
 
@@ -140,7 +140,7 @@ def in_memory(file: Path, threads: int) -> tuple[float, float]:
 
 
 def measure(root: Path, python: str, experts: int, runs: int, threads: int) -> dict[str, Any]:
-    """All rounds; see the module's text."""
+    """Run all rounds as the module docstring describes."""
     source, out = make_layer(root / "source", experts), root / "out"
     file = source / "model.safetensors"
     size = experts * 3 * WIDTH * HIDDEN * 2
@@ -186,7 +186,7 @@ def measure(root: Path, python: str, experts: int, runs: int, threads: int) -> d
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse options, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--modelopt", required=True, help="Python that has nvidia-modelopt")

@@ -1,18 +1,19 @@
-"""Prune against `cp`: time and memory on generated models of real Gemma 4 layer shapes.
+"""Prune against `cp`: time and memory on generated models with real Gemma 4 layer shapes.
 
     python perf/prune.py DIR [--gib 1,4,8] [--format safetensors,gguf] [--cache warm,cold] [--runs 5] [--only prune,cp]
                           [--sync] [--json]
 
-Each round deletes the output, waits for the disk, and runs in turn `trimoe prune` (the whole command in a child
-process, 30 of 128 experts dropped) as it is and with other options, and `cp --reflink=never` of a file of the output's
-size (`--only` takes these two, for many rounds); with `--sync` also both followed by waiting for the disk. The order
-alternates from round to round. Reported are medians, the ratio of the medians, and the median of the rounds' own
-ratios, which is steadier on a machine that does other things too. Peak memory is the child's own maximum resident set.
-Before every run the outputs of others leave the page cache, the input is read and (cold) dropped again, and the rest of
-memory is filled with the cache of a large empty file, as on a machine that has been at work for a while. Without that a
-virtual machine's memory lies free, its host takes it back within seconds, and what is measured is how the host gives it
-out again: then the same `cp` took between 1.2 and 4.2 s here, with the cache filled between 0.87 and 0.92 s. Everything
-below DIR/trimoe-bench is removed at the end; DIR needs about 4 times the largest size.
+Each round deletes the output, waits for the disk, and runs in turn `trimoe prune` (the complete command in a child
+process, 30 of 128 experts dropped) with and without its options, and `cp --reflink=never` of a file of the output's
+size (`--only` selects contestants, for many rounds). With `--sync` both also run followed by waiting for the disk. The
+order alternates from round to round. Reported are medians, the ratio of the medians, and the median of the per-round
+ratios, which is steadier on a shared machine. Peak memory is the child's maximum resident set.
+
+Before every run, other outputs are dropped from the page cache, the input is read and (cold) dropped again, and the
+remaining memory is filled with the page cache of a large empty file, as on a machine that has been busy for a while.
+Otherwise the host of a virtual machine reclaims free memory within seconds, and the measurement shows how fast the host
+returns it: the same `cp` took between 1.2 and 4.2 s, and between 0.87 and 0.92 s with a filled cache. Everything below
+DIR/trimoe-bench is removed at the end. DIR needs about 4 times the largest size.
 """
 
 import argparse
@@ -36,7 +37,7 @@ Run = tuple[float, int]  # seconds, peak resident bytes
 
 
 def child(command: list[str]) -> Run:
-    """One child process; its failure ends the benchmark."""
+    """Run one child process. Its failure ends the benchmark."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -48,12 +49,12 @@ def child(command: list[str]) -> Run:
 
 
 def files_of(place: Path) -> list[Path]:
-    """The files of a directory, or the file."""
+    """The files of a directory, or the file itself."""
     return sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
 
 
 def forget(place: Path) -> None:
-    """Drop files from the page cache (they are clean: the disk was waited for)."""
+    """Drop files from the page cache. They are clean, because the disk was waited for."""
     for file in files_of(place):
         fd = os.open(file, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -61,7 +62,7 @@ def forget(place: Path) -> None:
 
 
 def recall(place: Path) -> None:
-    """Read files, so that a warm run does not depend on what else went through the page cache."""
+    """Read files into the page cache, so that a warm run does not depend on earlier activity."""
     buffer = bytearray(4 << 20)
     for file in files_of(place):
         with file.open("rb", buffering=0) as handle:
@@ -70,7 +71,7 @@ def recall(place: Path) -> None:
 
 
 def fill(filler: Path) -> None:
-    """Fill what memory is free with the page cache of a file of holes, which nothing needs and costs no disk."""
+    """Fill free memory with the page cache of a sparse file, which uses no disk space."""
     if not filler.exists():
         with filler.open("wb") as file:
             file.truncate(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -78,12 +79,12 @@ def fill(filler: Path) -> None:
 
 
 def remove(place: Path) -> None:
-    """A file, a directory, or nothing."""
+    """Remove a file or a directory, if it exists."""
     shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 def make(root: Path, kind: str, size: int) -> tuple[Path, int]:
-    """The source and its map; returns the source and its number of layers."""
+    """Make the source and its map; returns the source and its number of layers."""
     source = root / ("source.gguf" if kind == "gguf" else "source")
     layers = make_gguf(source, size) if kind == "gguf" else make_checkpoint(source, size)
     draw = random.Random(1)
@@ -93,7 +94,7 @@ def make(root: Path, kind: str, size: int) -> tuple[Path, int]:
 
 
 def commands(root: Path, source: Path, sync: bool) -> dict[str, list[str]]:
-    """The contestants: name -> command. `cp` is the one that the others are compared with."""
+    """The contestants as {name: command}. The others are compared with `cp`."""
     out, copy = root / ("out.gguf" if source.is_file() else "out"), root / "copy"
     prune = [sys.executable, "-m", "trimoe", "prune", str(source), str(root / "map.json"), "-o", str(out)]
     cp = ["cp", "--reflink=never", str(root / "reference"), str(copy)]
@@ -111,30 +112,30 @@ def commands(root: Path, source: Path, sync: bool) -> dict[str, list[str]]:
 
 
 def measure(root: Path, kind: str, size: int, cache: str, runs: int, sync: bool, only: list[str]) -> dict[str, Any]:
-    """All rounds of one size; returns medians, ratios and the conditions."""
+    """Run all rounds of one size; returns medians, ratios and conditions."""
     source, layers = make(root, kind, size)
     jobs = {name: job for name, job in commands(root, source, sync).items() if not only or name in only}
     out, reference = Path(jobs["prune"][-1]), root / "reference"
-    child(jobs["prune"])  # also warms the interpreter's files
+    child(jobs["prune"])  # also warms the page cache of the interpreter
     with reference.open("wb") as target:  # cp's input: the output's bytes in one file
         for file in files_of(out):
             with file.open("rb") as part:
                 shutil.copyfileobj(part, target, 1 << 22)
     results: dict[str, list[Run]] = {name: [] for name in jobs}
     load = os.getloadavg()[0]
-    for turn in range(-1, runs):  # the first round is not counted: memory is not as full yet
-        for name in list(jobs) if turn % 2 == 0 else list(jobs)[::-1]:  # alternated, so drift hits all alike
+    for turn in range(-1, runs):  # the first round is not counted: memory is not yet full
+        for name in list(jobs) if turn % 2 == 0 else list(jobs)[::-1]:  # alternating, so that drift affects all equally
             remove(out)
             remove(root / "copy")
             os.sync()
             place = source if name.startswith("prune") else reference
             forget(source)
             forget(reference)
-            recall(place)  # cold too: what caches below a virtual disk hold is then the same for all
+            recall(place)  # cold, too: caches below a virtual disk are then in the same state for all
             if cache == "cold":
                 forget(place)
             fill(root / "filler")
-            if cache == "warm":  # the filler may have pushed it out; what is read twice stays
+            if cache == "warm":  # the filler may have evicted it; files read twice stay
                 recall(place)
                 recall(place)
             run = child(jobs[name])
@@ -170,7 +171,7 @@ def measure(root: Path, kind: str, size: int, cache: str, runs: int, sync: bool,
 
 
 def table(result: dict[str, Any]) -> str:
-    """One result for people."""
+    """One result as text."""
     machine, output = result["machine"], result["output_bytes"]
     lines = [
         f"{result['format']}, {result['cache']} cache: {result['source_bytes']:,} -> {output:,} bytes, "
@@ -189,9 +190,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parse, measure, print, remove what was made."""
+    """Parse options, measure, print, and clean up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where to work")
+    parser.add_argument("directory", type=Path, help="working directory")
     parser.add_argument("--gib", default="4", help="sizes of the generated models, comma-separated")
     parser.add_argument("--format", default="safetensors", help="safetensors, gguf, or both with a comma")
     parser.add_argument("--cache", default="warm,cold", help="warm, cold, or both with a comma")

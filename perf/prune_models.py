@@ -1,6 +1,6 @@
-"""Models for perf/prune.py: real Gemma 4 layer shapes, as a checkpoint in BF16 and as a GGUF of the Q4_K_M kind.
+"""Models for perf/prune.py with real Gemma 4 layer shapes: a BF16 checkpoint and a GGUF file with the types of Q4_K_M.
 
-Values are one seeded random MiB repeated with a running stamp, so no two megabytes are equal.
+Values are one seeded random MiB, repeated with a running stamp, so no two blocks of 1 MiB are equal.
 """
 
 import json
@@ -15,7 +15,7 @@ HIDDEN, WIDTH, DENSE, EXPERTS, TOP_K = 2816, 704, 2112, 128, 8
 QUERIES, KEYS = 16 * 256, 8 * 256
 Shapes = dict[str, tuple[int, ...]]
 
-# ggml's numbers and block sizes: type -> (number, values of a block, bytes of a block)
+# ggml types: name -> (number, values per block, bytes per block)
 _GGML = {"F32": (0, 1, 4), "Q5_0": (6, 32, 22), "Q4_K": (12, 256, 144)}
 _ALIGNMENT = 32
 

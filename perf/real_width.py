@@ -1,10 +1,10 @@
-"""Real widths, really quantized: two layers of gemma-4-26B-A4B with random weights, whole and cut to 98 of 128 experts.
+"""Sizes of really quantized layers of real width: two layers of gemma-4-26B-A4B with random weights, full and pruned.
 
     python perf/real_width.py DIR [--tiers Q4_K_M,CD-Q4_K_M,IQ4_XS,IQ3_XS] [--keep 98] [--vocabulary 16384]
 
-Sizes are predicted from the header of the whole model alone, before the pruned one exists; then the model and its
-imatrix (random too) are cut, llama-quantize makes every tier of both, and bytes are compared. Needs about 8 GB in DIR.
-Nothing here says anything about quality. Files are removed as soon as they are measured.
+Sizes are predicted from the header of the full model alone, before the pruned model exists. Then the model and its
+imatrix (also random) are pruned to `--keep` of 128 experts, llama-quantize makes every tier of both, and file sizes are
+compared. Needs about 8 GB in DIR. Says nothing about quality. Files are removed as soon as they are measured.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BLOCK = 1 << 24
 
 
 def make_model(path: Path, vocabulary: int) -> Path:
-    """A BF16 file of two layers, one of each kind of attention, filled with seeded normal values."""
+    """Write a BF16 file with one layer of each kind of attention and seeded normal values."""
     config = shipped_config("gemma-4-26B-A4B")
     assert config is not None
     text = config["text_config"] | {
@@ -61,7 +61,7 @@ def make_model(path: Path, vocabulary: int) -> Path:
 
 
 def imatrix_for(path: Path, model: Path) -> Path:
-    """Entries for every matrix that llama-quantize could quantize."""
+    """Write an imatrix with entries for every matrix that llama-quantize may quantize."""
     shapes = {}
     for name, info in open_gguf(model).index.items():
         if info.dtype == "BF16" and name != "token_embd.weight":
@@ -71,7 +71,7 @@ def imatrix_for(path: Path, model: Path) -> Path:
 
 
 def main() -> None:
-    """Predict, cut, quantize, compare."""
+    """Predict, prune, quantize, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tiers", default="Q4_K_M,CD-Q4_K_M,IQ4_XS,IQ3_XS")

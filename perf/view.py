@@ -1,11 +1,10 @@
-"""`trimoe view` over 20 runs of 2,000 samples: what each kind of page takes, from the request to its last byte.
+"""Page times of `trimoe view` over 20 runs of 2,000 samples, from the request to the last byte of each kind of page.
 
     python perf/view.py [--runs 20] [--samples 2000] [--rounds 5] [--keep DIR] [--json]
 
-The samples have prompts of about 0.6 kB, reasoning of about 2 kB and replies of about 1.2 kB. The server is a process
-of its own, as a user has it. "start to address" is the whole start of the command, with Python and the first reading of
-all verdicts; the first page follows it, and the others are the median of the rounds. A browser adds its own time for
-layout.
+The samples have prompts of about 0.6 kB, reasoning of about 2 kB and replies of about 1.2 kB. The server is a separate
+process, as for a user. "start to address" is the complete start of the command, including Python and the first reading
+of all verdicts. "first page" follows it; the others are medians over the rounds. A browser adds its own layout time.
 """
 
 import argparse
@@ -30,7 +29,7 @@ CAUSES = ["correct"] * 14 + ["wrong"] * 3 + ["truncated (cap)", "loop", "empty"]
 
 
 def make(path: Path, runs: int, samples: int) -> None:
-    """The log: every run on the same bench, each sample with another text."""
+    """Write the log: every run on the same bench, each sample with a different text."""
     draw = random.Random(7)
     with RunLog(path) as log:
         for number in range(runs):
@@ -56,7 +55,7 @@ def make(path: Path, runs: int, samples: int) -> None:
 
 
 def text(draw: random.Random, size: int) -> str:
-    """Words of about so many characters."""
+    """Random words of about `size` characters."""
     return " ".join(draw.choices(WORDS, k=size // 5))
 
 
@@ -85,7 +84,7 @@ def measure(log: Path, rounds: int) -> dict[str, dict[str, float]]:
         runs = json.load(urllib.request.urlopen(url + "api/runs"))["runs"]
         one = f"{url}run/{runs[0]['id']}"
         both = f"{url}diff/{runs[0]['id']}/{runs[1]['id']}"
-        audited, audit_size = timed(f"{one}/audit")  # the first time; then it is kept
+        audited, audit_size = timed(f"{one}/audit")  # computed on the first request, then cached
         pages = {
             "runs": url,
             "status of all runs": url + "api/runs",
@@ -119,12 +118,12 @@ def measure(log: Path, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Make the log, ask, print."""
+    """Make the log, request the pages, print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="folder for the log; made again only where it is missing")
+    parser.add_argument("--keep", type=Path, help="folder for the log, which is reused if it exists")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Shared fixtures. Reference data lies beside the checkout and is not part of the project."""
+"""Shared fixtures: reference data beside the checkout, and random checkpoints of every family."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The reference data folder; tests that need it are skipped where a checkout stands alone."""
+    """The reference data folder; tests that need it are skipped where it is not beside the checkout."""
     path = Path(__file__).resolve().parents[2] / "shared"
     if not path.is_dir():
         pytest.skip("the reference data is not beside this checkout")
@@ -25,7 +25,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Made], Path]:
-    """The random checkpoint of a family, made when it is first asked for; not to be changed."""
+    """Returns the random checkpoint of a family, written on first use. Tests must not change it."""
     import torch
 
     torch.set_num_threads(1)

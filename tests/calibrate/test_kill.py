@@ -1,4 +1,4 @@
-"""Twenty SIGKILLs at random moments of real processes; the file at the end is the one of an undisturbed run."""
+"""Twenty SIGKILLs at random calls of real processes; the final file equals that of an undisturbed run."""
 
 import json
 import os

@@ -4,11 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from click.testing import CliRunner
 
+from helpers import signals
 from trimoe.cli.main import cli
 from trimoe.model.tiny import path as bundled
 
@@ -22,34 +22,22 @@ def test_one_document_and_a_table(tmp_path: Path) -> None:
     assert data["file_bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
     assert len(data["relative_error_by_matrix"]) == data["matrices"] == 411
     again = CliRunner().invoke(cli, command)
-    assert "(kept)" in again.output
+    assert "(reused)" in again.output
     assert "experts.down_proj" in again.output
     assert (tmp_path / "out/hf_quant_config.json").is_file()
 
 
-def test_a_killed_command_goes_on(tmp_path: Path) -> None:
-    """SIGKILL at some moment, then the same command: the bytes of an undisturbed run."""
-    command = [
-        sys.executable,
-        "-m",
-        "trimoe",
-        "quantize",
-        str(bundled()),
-        "--tiers",
-        "NVFP4A16",
-        "--max-shard",
-        "300kB",
-        "-o",
-    ]
-    process = subprocess.Popen([*command, str(tmp_path / "out")], stdout=subprocess.DEVNULL)
-    journal = tmp_path / ".out.partial" / ".resume" / "errors"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not journal.exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_command_resumes(tmp_path: Path) -> None:
+    """SIGKILL among the matrices, then the same command: the bytes of an undisturbed run."""
+    arguments = ["quantize", bundled(), "--tiers", "NVFP4A16", "--max-shard", "300kB", "-o"]
+    command = signals.command(
+        signal.SIGKILL, 5, "trimoe.quantize.nvfp4.quantize:_Errors.add", [*arguments, tmp_path / "out"]
+    )
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / ".out.partial" / ".resume" / "errors").read_text().strip()
     for name in ("out", "straight"):
-        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
+        again = [sys.executable, "-m", "trimoe", *arguments, tmp_path / name]
+        subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
     files = sorted(file.name for file in (tmp_path / "straight").iterdir())
     assert files == sorted(file.name for file in (tmp_path / "out").iterdir())
     assert all((tmp_path / "out" / f).read_bytes() == (tmp_path / "straight" / f).read_bytes() for f in files)

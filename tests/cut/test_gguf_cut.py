@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ import pytest
 import xxhash
 
 from helpers.gguf_models import EXPERTS, LAYERS, WIDTH, read_oracle, write_imatrix, write_model
+from helpers.signals import TESTS
 from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
@@ -305,37 +305,44 @@ def test_an_imatrix_of_another_model_is_refused_before_anything_is_written(tmp_p
     assert not {"after.gguf", "o"} & {p.name for p in tmp_path.iterdir()}
 
 
-CHILD = """
+CHILD = f"""
 import sys
 from pathlib import Path
+sys.path.insert(0, {str(TESTS)!r})
+from helpers.signals import count_calls, signal_at
 from trimoe.choose.dropmap import DropMap
 from trimoe.io import copying
 from trimoe.io import hashing
 from trimoe.cut.prune import prune
-base, out = map(Path, sys.argv[1:3])
-print("start", flush=True)
-prune(base, DropMap({i: (1, 4) for i in range(3)}, 8), out)
+base, out, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+calls = count_calls() if number == 0 else signal_at(number)
+prune(base, DropMap(dict.fromkeys(range(3), (1, 4)), 8), out)
+if calls:
+    print(calls())
 """
 
 
 def test_kills_leave_nothing_under_the_final_name(tmp_path: Path) -> None:
-    """SIGKILL at random moments; the rerun takes over the leftover and ends with the undisturbed run's bytes."""
+    """SIGKILL at random calls; the rerun takes over the leftover and ends with the undisturbed run's bytes."""
     base, drop = write_model(tmp_path / "base.gguf", dtype="F32"), DropMap(dict.fromkeys(range(3), (1, 4)), 8)
-    prune(base, drop, tmp_path / "want.gguf")
-    want, rng, killed = (tmp_path / "want.gguf").read_bytes(), random.Random(0), 0
-    out = tmp_path / "out.gguf"
-    for _ in range(8):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(base), str(out)], stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(rng.uniform(0, 0.03))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        killed += child.returncode == -signal.SIGKILL
+
+    def child(out: str, number: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", CHILD, str(base), str(tmp_path / out), str(number)]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+
+    calls = int(child("want.gguf", 0).stdout)
+    want, rng, out = (tmp_path / "want.gguf").read_bytes(), random.Random(0), tmp_path / "out.gguf"
+    killed, leftovers = 0, 0
+    for number in (calls - 1, *(rng.randrange(1, calls) for _ in range(7))):
+        status = child("out.gguf", number).returncode  # 0: a leftover was taken over, so there were fewer calls
+        assert status in (0, -signal.SIGKILL)
+        killed += status == -signal.SIGKILL
+        leftovers += (tmp_path / ".out.gguf.partial").exists()
+        assert out.exists() or status != 0
         assert not out.exists() or out.read_bytes() == want
         out.unlink(missing_ok=True)
-    assert killed
+    assert killed >= 3
+    assert leftovers, "some kills must meet the writing"
     prune(base, drop, out)
     assert out.read_bytes() == want
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".partial")]

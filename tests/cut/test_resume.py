@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint
+from helpers.signals import count_calls, signal_at
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
 from trimoe.cut.prune import prune
@@ -220,24 +220,30 @@ def test_a_source_that_changes_after_it_was_opened(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
 
-def _command(arguments: list[str], report: Path) -> int:
-    """`trimoe` in a process of its own, forked so that imports are not paid again; returns its process id."""
+def _command(arguments: list[str], report: Path, kill_at: int = 0) -> int:
+    """`trimoe` in a process of its own, forked so that imports are not paid again; returns its wait status.
+
+    It kills itself at call `kill_at`; without one it counts its calls into REPORT.calls.
+    """
     pid = os.fork()
     if pid == 0:
         try:
+            calls = signal_at(kill_at) if kill_at else count_calls()
             os.dup2(os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 pytest's capture stays in the parent
             code = main(arguments)
             sys.stdout.flush()
+            if calls:
+                report.with_suffix(".calls").write_text(str(calls()))
             os._exit(code)
         finally:
             os._exit(99)
-    return pid
+    return os.waitpid(pid, 0)[1]
 
 
 @pytest.mark.slow
 def test_thirty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL at random moments of the writing, again and again over what the last one left; then the same command."""
+    """SIGKILL at random calls, again and again over what the last kill left; then the same command."""
     monkeypatch.setattr(hashing, "MARK", 1 << 20)  # so that a small model has many marks
     monkeypatch.setattr(hashing, "PIECE", 64 << 10)
     monkeypatch.setattr(hashing, "AHEAD", 1 << 20)
@@ -248,26 +254,14 @@ def test_thirty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     DropMap({0: (1, 5), 1: (0, 15)}, 16).save(tmp_path / "map.json")
     command = ["prune", str(source), str(tmp_path / "map.json"), "--json", "--max-shard", "30MB", "-o"]
     out, left, answer = tmp_path / "out", tmp_path / LEFT, tmp_path / "report.json"
-    assert os.waitpid(_command([*command, str(tmp_path / "whole")], answer), 0)[1] == 0
-    draw, killed, resumed = random.Random(0), 0, 0
-
-    def written() -> int:
-        try:
-            return sum(p.stat().st_size for p in left.glob("*.safetensors"))
-        except FileNotFoundError:  # renamed between the list and the look
-            return 0
-
+    assert _command([*command, str(tmp_path / "whole")], answer) == 0
+    calls = int(answer.with_suffix(".calls").read_text())
+    draw, killed, resumed, begun_with_leftover = random.Random(0), 0, 0, 0
     while killed < 30:
-        # Each run is killed when it has written a little more, so most of them begin with a leftover.
-        goal = written() + draw.randrange(1, 12 << 20)
-        pid, ended = _command([*command, str(out)], answer), False
-        deadline = time.monotonic() + 60
-        while written() < goal and not ended and time.monotonic() < deadline:
-            time.sleep(draw.uniform(0, 0.002))
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
+        begun_with_leftover += any(left.glob("*.safetensors"))
+        status = _command([*command, str(out)], answer, draw.randrange(1, calls))
         if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
             killed += 1
         else:
             assert os.WEXITSTATUS(status) == 0
@@ -276,9 +270,17 @@ def test_thirty_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             same(out, tmp_path / "whole")
             assert open_checkpoint(out).num_experts == 14
             shutil.rmtree(out)
-    assert os.waitpid(_command([*command, str(out)], answer), 0)[1] == 0
+    assert _command([*command, str(out)], answer) == 0
     report = json.loads(answer.read_text())
     same(out, tmp_path / "whole")
-    assert resumed + report["bytes_resumed"] > 0, "no run went on from a leftover: the test shows nothing"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "map.json", "out", "report.json", "whole"]
+    assert begun_with_leftover >= 10
+    assert resumed + report["bytes_resumed"] > 0, "no run resumed from a leftover: the test shows nothing"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "in",
+        "map.json",
+        "out",
+        "report.calls",
+        "report.json",
+        "whole",
+    ]
     assert np.isclose(report["bytes_after"], sum(p.stat().st_size for p in out.glob("*.safetensors")), rtol=0.01)

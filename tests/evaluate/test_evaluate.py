@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from helpers.evaluation import rescored, run_model
+from helpers.signals import TESTS
 from trimoe.cli.eval import eval_
 from trimoe.cli.log import log_group
 from trimoe.errors import BadInput, CheckpointError, Refused, RunLogError, UsageError
@@ -24,10 +24,14 @@ from trimoe.model.tiny.tasks import generate
 from trimoe.sandbox import UNSAFE, engines
 from trimoe.sandbox.pool import Worker, WorkerLost
 
-SCRIPT = """
+SCRIPT = f"""
 import sys, torch
+sys.path.insert(0, {str(TESTS)!r})
 torch.set_num_threads(1)
+from helpers.signals import signal_at
 from trimoe.evaluate.evaluate import evaluate
+if len(sys.argv) > 3:
+    signal_at(int(sys.argv[3]), function="trimoe.evaluate.log.run_log:RunLog._insert")
 evaluate(sys.argv[1], bench=["tiny-story", "tiny-choice"], log=sys.argv[2], limit=30, name="m", batch_size=4,
          ignore_guards=["zero", "short", "length", "empty", "marker"])
 """
@@ -104,26 +108,16 @@ def test_killed_and_resumed_equals_undisturbed(model_dir: Path, tmp_path: Path) 
     calm, rough = tmp_path / "calm.db", tmp_path / "rough.db"
     command = [sys.executable, "-c", SCRIPT, str(model_dir)]
     subprocess.run([*command, str(calm)], check=True)
-    for stored in (4, 20, 36):
-        process = subprocess.Popen([*command, str(rough)])
-        deadline = time.monotonic() + 120
-        while process.poll() is None and count(rough) < stored and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert count(rough) >= 4
+    stored = [0]
+    for sample in (6, 17, 15):  # in the middle of a batch of four; `sample` counts from the start of each run
+        killed = subprocess.run([*command, str(rough), str(sample)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        stored.append(len(contents(rough)))
+    assert stored == sorted(set(stored)), "every run stored samples before it was killed"
     subprocess.run([*command, str(rough)], check=True)
     assert contents(rough) == contents(calm)
     with RunLog(rough, create=False) as log:
         assert log.verify() == []
-
-
-def count(path: Path) -> int:
-    """Samples stored so far, as another process sees them."""
-    try:
-        return len(contents(path))
-    except RunLogError:
-        return 0  # not created yet
 
 
 def test_harness_errors_are_tried_again(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

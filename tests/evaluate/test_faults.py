@@ -185,6 +185,7 @@ def test_a_server_restarted_with_other_settings_stops_the_run(tmp_path: Path) ->
         summary = run(at, log, 20)
         assert (summary.n, summary.score, summary.errors) == (20, 1.0, 0)
         kept_prompts = {s.sample.prompt for s in kept}
+        assert len(kept_prompts) == len(kept)
         assert all(at.asked[prompt] == 1 for prompt in kept_prompts)
 
 

@@ -8,6 +8,8 @@ requests of every question, whatever came of them.
 import asyncio
 import json
 import threading
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -140,6 +142,18 @@ class FaultServer:
     ) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(30)
+
+    def settle(self) -> None:
+        """Wait until every request of clients that are gone was counted and its connection closed.
+
+        The server accepts connections in order, so the request made here is behind all of theirs.
+        """
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/props", timeout=60) as answer:
+            answer.read()
+        limit = time.monotonic() + 60
+        while self._connections:
+            assert time.monotonic() < limit, "a connection stays open"
+            time.sleep(0.005)
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()

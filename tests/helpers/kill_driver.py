@@ -1,4 +1,4 @@
-"""Runs `trimoe calibrate` in forked children and kills them with SIGKILL at random moments; prints what happened.
+"""`trimoe calibrate` in forked children that kill themselves with SIGKILL at random calls; prints what happened.
 
 Usage: kill_driver.py KILLS SEED MODEL SET OUT. The libraries are imported once and inherited, so that a child is in its
 first layer within a fraction of a second; the driver itself computes nothing, so there are no threads to lose.
@@ -9,50 +9,53 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 import transformers.models.gemma4.modeling_gemma4  # noqa: F401 inherited by the children
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.signals import count_calls, signal_at
 from trimoe.calibrate import engine  # noqa: F401
 from trimoe.calibrate.state import read_marks, state_path
 from trimoe.cli.main import main
 
 
-def start(arguments: list[str]) -> int:
-    """A child that runs the command; returns its process id."""
+def run_child(arguments: list[str], kill_at: int = 0, after_layer: bool = False) -> tuple[int, int]:
+    """Run the command in a child that kills itself at call `kill_at`, counted from the start or after its first layer.
+
+    Returns the wait status and the calls of a child that was left alone.
+    """
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         torch.set_num_threads(1)
-        os._exit(main(arguments))
-    return child
-
-
-def ended(child: int) -> int | None:
-    """Wait status if the child is over."""
-    pid, status = os.waitpid(child, os.WNOHANG)
-    return status if pid else None
+        if after_layer:
+            signal_at(1, function="trimoe.calibrate.state:RunState.commit", later=kill_at)
+        elif kill_at:
+            signal_at(kill_at)
+        calls = (lambda: 0) if kill_at else count_calls()
+        code = main(arguments)
+        os.write(writer, str(calls()).encode())
+        os._exit(code)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(reader) as counted:
+        return status, int(counted.read() or 0)
 
 
 def run(kills: int, seed: int, model: str, chosen: str, out: Path) -> dict[str, object]:
-    """Kill the command `kills` times at random moments, starting it again each time, then let it end."""
+    """Kill the command `kills` times at random calls, starting it again each time, then let it end."""
     rng = random.Random(seed)
     arguments = ["calibrate", model, "--set", chosen, "-o", str(out)]
     whole = out.with_name("whole")
-    begin = time.monotonic()
-    assert os.waitpid(start([*arguments[:-1], str(whole)]), 0)[1] == 0
-    undisturbed = time.monotonic() - begin
+    status, calls = run_child([*arguments[:-1], str(whole)])
+    assert status == 0
     done, finished, at_layer, partial = 0, 0, [], 0
     while done < kills:
-        child = start(arguments)
-        until = time.monotonic() + rng.uniform(0, undisturbed)
-        while (status := ended(child)) is None and time.monotonic() < until:
-            time.sleep(0.002)
-        if status is None:
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
+        after_layer = rng.random() < 0.5
+        status, _ = run_child(arguments, rng.randrange(1, calls // 10 if after_layer else calls), after_layer)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             done += 1
             at_layer.append(len(read_marks(state_path(out))))
@@ -63,7 +66,7 @@ def run(kills: int, seed: int, model: str, chosen: str, out: Path) -> dict[str, 
         assert out.read_bytes() == whole.read_bytes(), f"other bytes after {done} kills"
         finished += 1
         out.unlink()
-    assert os.waitpid(start(arguments), 0)[1] == 0
+    assert run_child(arguments)[0] == 0
     assert out.read_bytes() == whole.read_bytes(), "other bytes at the end"
     assert not state_path(out).exists()
     return {
@@ -71,7 +74,7 @@ def run(kills: int, seed: int, model: str, chosen: str, out: Path) -> dict[str, 
         "runs_finished": finished + 1,
         "layers_kept_at_each_kill": at_layer,
         "partial_files_seen": partial,
-        "undisturbed_seconds": round(undisturbed, 2),
+        "calls": calls,
     }
 
 

@@ -149,6 +149,7 @@ def running(*logs: Path) -> Iterator[Site]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
+            assert thread.is_alive(), "the viewer's server ended before it was up"
             time.sleep(0.01)
         try:
             yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}/", catalog)

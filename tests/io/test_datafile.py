@@ -99,14 +99,24 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read(tmp_path / "long.toml", "the file")
 
 
-@given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans(), max_size=3))
-def test_any_json_object_is_taken_or_refused(data: dict[str, object]) -> None:
-    try:
-        found = convert(data, Outer, "x")
-    except BadInput:
-        assert data.keys() != {"name"} or not isinstance(data["name"], str)
-    else:
-        assert found.name == data["name"]
+def test_any_json_object_is_taken_or_refused() -> None:
+    values = st.text() | st.integers() | st.booleans()
+    named = st.fixed_dictionaries({"name": st.text()}) | st.fixed_dictionaries({"name": values, "other": values})
+    seen = {"taken": 0, "refused": 0}
+
+    @given(st.dictionaries(st.text(), values, max_size=3) | named)
+    def check(data: dict[str, object]) -> None:
+        try:
+            found = convert(data, Outer, "x")
+        except BadInput:
+            assert data.keys() != {"name"} or not isinstance(data["name"], str)
+            seen["refused"] += 1
+        else:
+            assert found.name == data["name"]
+            seen["taken"] += 1
+
+    check()
+    assert min(seen.values()) >= 10, seen
 
 
 def test_a_name_alone_is_enough() -> None:

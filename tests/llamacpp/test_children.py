@@ -111,6 +111,8 @@ def test_no_llama_quantize_survives_trimoe(llamacpp: LlamaCpp, tmp_path: Path) -
         return bool(found)
 
     wait_for(at_work)
+    os.kill(found[0], signal.SIGSTOP)  # so that it cannot end by itself before its parent is killed
+    assert running(found[0])
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     wait_for(lambda: not running(found[0]))

@@ -1,13 +1,12 @@
 """GGUF headers against the gguf package, every refusal, and hostile bytes."""
 
-import contextlib
 import struct
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.gguf_models import read_oracle, write_model
@@ -16,6 +15,7 @@ from trimoe.model.gguf import header as ours
 from trimoe.model.gguf.file import find_gguf, open_gguf, split_name
 from trimoe.model.gguf.format import TYPES, header_bytes, nbytes_of, scalar_field
 from trimoe.model.gguf.header import read_gguf
+from trimoe.model.safetensors import read_bytes
 
 # Kinds that occur inside computations only and in no file; the package has another size for Q8_1 than ggml.h.
 NOT_IN_FILES = {"Q8_1", "Q8_K"}
@@ -175,29 +175,46 @@ def test_the_good_header_of_these_tests_is_good(tmp_path: Path) -> None:
 NUMBERS = [0, 1, 255, 1 << 31, 1 << 62, (1 << 64) - 1]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_mutated_headers_are_read_or_refused(data: st.DataObject, tmp_path: Path, model: Path) -> None:
-    raw = bytearray(model.read_bytes()[: read_gguf(model).data_start + 512])
+def mutated(raw: bytes, data: st.DataObject, header: int) -> bytes:
+    """One to six changes of the first `header` bytes."""
+    changed = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(raw) - 9))
-        kind = data.draw(st.sampled_from(["byte", "number", "cut", "insert"]))
+        at = data.draw(st.integers(0, header - 80))
+        kind = data.draw(st.sampled_from(["byte", "byte", "number", "cut", "insert"]))
         if kind == "byte":
-            raw[at] = data.draw(st.integers(0, 255))
+            changed[at] = data.draw(st.integers(0, 255))
         elif kind == "number":
-            raw[at : at + 8] = struct.pack(
-                "<Q", data.draw(st.sampled_from([0, 1, 255, 1 << 31, 1 << 62, (1 << 64) - 1]))
-            )
+            changed[at : at + 8] = struct.pack("<Q", data.draw(st.sampled_from(NUMBERS)))
         elif kind == "cut":
-            del raw[at : at + data.draw(st.integers(1, 64))]
+            del changed[at : at + data.draw(st.integers(1, 64))]
         else:
-            raw[at:at] = data.draw(st.binary(min_size=1, max_size=16))
-        if len(raw) < 64:
-            break
-    path = tmp_path / "mutated.gguf"
-    path.write_bytes(raw)
-    with contextlib.suppress(CheckpointError):
-        open_gguf(path)
+            changed[at:at] = data.draw(st.binary(min_size=1, max_size=16))
+    return bytes(changed)
+
+
+def test_mutated_headers_are_read_or_refused(tmp_path: Path) -> None:
+    """What is read lies inside the file, tensor beside tensor, in the size of its type and shape."""
+    model = write_model(tmp_path / "small.gguf", layers=1, experts=2)
+    raw, header = model.read_bytes(), read_gguf(model).data_start
+    path, seen = tmp_path / "mutated.gguf", {"read": 0, "refused": 0}
+
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        path.write_bytes(mutated(raw, data, header))
+        try:
+            found = open_gguf(path)
+        except CheckpointError:
+            seen["refused"] += 1
+            return
+        seen["read"] += 1
+        end = path.stat().st_size
+        for info in found.index.values():
+            assert header - 512 < info.start <= info.end <= end
+            assert len(read_bytes(info)) == info.nbytes
+
+    check()
+    assert min(seen.values()) >= 10, seen
 
 
 def test_split_files_are_one_model(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from helpers.hub_stand_in import Hub, running
-from trimoe.cli.main import VERBS, main
+from trimoe.cli.main import main
 from trimoe.errors import MissingPrerequisite
 from trimoe.llamacpp.tools import locate
 from trimoe.model import tiny
@@ -177,8 +177,6 @@ def test_publication(
 
 
 def test_the_report(made: Path) -> None:
-    if "report" not in VERBS:
-        pytest.skip("this version has no trimoe report")
     assert command("report", made / "runs.db", "-o", made / "report.html") == 0
     assert (made / "report.html").stat().st_size > 10_000
 

@@ -13,7 +13,7 @@ def test_classes_differ_by_at_most_one_document(documents: dict[str, list[tuple[
     found = balance(documents, enough)
     largest = max((size for items in documents.values() for _, size in items), default=0)
     assert max(found.tokens.values()) - min(found.tokens.values()) <= largest
-    assert found.total < enough + largest or found.total == 0
+    assert found.total < enough + largest or found.total == enough == 0
     for name, items in documents.items():
         sizes = [size for _, size in items]
         assert found.tokens[name] in [sum(sizes[:i]) for i in range(len(sizes) + 1)]  # a beginning of its documents

@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter, OrderedDict, deque, namedtuple
-from contextlib import suppress
 from decimal import Decimal
 from enum import IntEnum
 from fractions import Fraction
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.sandbox.inside import wire
@@ -187,12 +186,36 @@ def test_nonsense_is_refused(text: str) -> None:
 
 PLAIN = st.one_of(st.none(), st.integers(), st.text(), st.floats(allow_nan=False))
 KEYS = st.sampled_from(["$", "a"])
+TAGS = st.sampled_from([*wire._READERS, "ref", "no tag"])
 
 
-@given(st.recursive(PLAIN, lambda s: st.one_of(st.lists(s), st.dictionaries(KEYS, s)), max_leaves=20))
-def test_any_json_is_a_value_or_a_value_error(value: Any) -> None:
-    with suppress(ValueError):
-        wire.decode(value)
+def tagged(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Lists, dictionaries, and what looks like an encoded value."""
+    payload = inner | st.lists(inner, max_size=3) | st.lists(st.lists(inner, min_size=2, max_size=2), max_size=2)
+    encoded = st.tuples(TAGS, payload).map(lambda pair: {"$": list(pair)})
+    return st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner), encoded, encoded)
+
+
+def test_any_json_is_a_value_or_a_value_error() -> None:
+    """A value that is read can be encoded again, and means the same."""
+    seen = {"read": 0, "refused": 0, "containers": 0}
+
+    @settings(max_examples=500, deadline=None)
+    @given(st.recursive(PLAIN, tagged, max_leaves=12))
+    def check(value: Any) -> None:
+        try:
+            found = wire.decode(value)
+        except ValueError:
+            seen["refused"] += 1
+            return
+        seen["read"] += 1
+        seen["containers"] += b'"$"' in wire.dumps(value)
+        again = wire.encode(wire.decode(value))
+        assert again == wire.encode(found), "one text, two values"
+        assert wire.encode(wire.decode(again)) == again
+
+    check()
+    assert min(seen.values()) >= 20, seen
 
 
 def test_small_texts_do_not_become_huge_values() -> None:

@@ -47,7 +47,7 @@ def test_long_texts_are_compared_by_lines_then_by_their_ends() -> None:
     lines = [f"line {i} of many words that say little" for i in range(MOST // 2)]
     other = [*lines[:300], "another", *lines[301:]]
     left, right = marked("\n".join(lines), "\n".join(other))
-    assert ("another\n" in [t for t, mark in right if mark]) or any(mark and "another" in t for t, mark in right)
+    assert any(mark and "another" in t for t, mark in right)
     assert sum(len(t) for t, mark in left if mark) < 60
     one, two = "a\n" * (MOST + 5) + "x", "b\n" * (MOST + 5) + "x"
     left, right = marked(one, two)
@@ -63,13 +63,9 @@ def test_hits_are_marked_and_nothing_is_lost(text: str, needle: str) -> None:
     assert needle.lower() in excerpt(text + " " + needle, needle, 90).lower()
 
 
-@given(st.text(max_size=40))
+@given(st.text(max_size=40, alphabet=st.characters(codec="utf-8")) | st.sampled_from([".", "..", "", "a/b", "?", "#"]))
 @settings(max_examples=200, deadline=None)
 def test_addresses_of_samples_lead_back_to_their_ids(doc: str) -> None:
-    try:
-        doc.encode()
-    except UnicodeEncodeError:
-        return  # no log can hold it
     found = urlsplit(sample_link("/run/x", doc, "?cause=a"))
     place = found.path.removeprefix("/run/x/sample/")
     assert unquote(place) == doc or parse_qs(found.query, keep_blank_values=True)["doc"] == [doc]
@@ -155,7 +151,9 @@ def test_foreign_hosts_methods_and_paths_are_refused(site: Site) -> None:
 
 def test_every_id_has_an_address_that_works(site: Site) -> None:
     run, cut = site.id("base"), site.id("cut")
-    for shown in site.catalog.get(run).samples[:7]:
+    first = site.catalog.get(run).samples[:7]
+    assert len(first) == 7
+    for shown in first:
         doc = shown.sample.doc_id
         for base in (f"/run/{run}", f"/diff/{run}/{cut}"):
             link = sample_link(base, doc)

@@ -1,35 +1,35 @@
-"""Runs generated code where it can do no harm: Python warm, other languages through their compilers.
+"""A sandbox for generated code: warm Python processes, and compilers for other languages.
 
     with Sandbox() as sandbox:
         outcomes = sandbox.run([Calls(source, "f", ((1,), (2,)))])
 
 A worker is a Python process in its own namespaces (user, mount, process, network, IPC, host name, cgroup). For each
-sample it forks, into fresh process, mount and IPC namespaces, with an empty scratch folder; when the sample ends, the
-kernel ends every process in there and the folder is gone. So Python needs no start-up per sample, and no sample sees
-another. Works as root (samples are then `nobody`) and as an ordinary user; needs Linux 5.14 and nothing installed.
+sample it forks into fresh process, mount and IPC namespaces with an empty scratch folder. When the sample ends, the
+kernel ends every process in these namespaces, and the folder is removed. Python therefore needs no start-up per sample,
+and no sample sees another. Runs as root (samples are then `nobody`) or as an ordinary user. Needs Linux 5.14 and no
+installed tools.
 
-Contained, each by a test (tests/helpers/hostile.py):
-- files: a small read-only root with /usr, the running Python, numpy and the toolchain asked for. No home folder, no
-  /etc but a handful of made files, no /var, /run, /sys, no checkout. Scratch is limited in bytes and in files, and
+Contained, each with a test (tests/helpers/hostile.py):
+- Files: a small read-only root with /usr, the running Python, numpy and the requested toolchain. No home folders, no
+  /etc except a few generated files, no /var, /run or /sys, no checkout. Scratch is limited in bytes and in files, and
   wiped.
-- network: no interface is up, and only sockets between processes of the sample can be made.
-- processes: own numbering, no /proc (or only the sample's own), a limited number, no signal or trace leaves the sample,
-  daemons end with it. A worker ends with the process that started it, even if that is killed.
-- resources: CPU time of each process and of all together, CPU time of a single call, time asleep, memory of each
-  process and of all together, size of files, of results and of printed output. No core dumps.
-- privileges: no capabilities, none to be gained (setuid files, user namespaces), and a filter that refuses the system
-  calls in `inside/seccomp.py`, among them ptrace, mounts, keys, shared memory and queues, BPF, io_uring.
-- secrets: the environment is a fixed one; no descriptor of the caller is open inside.
-- the verdict: expected values and a dataset's tests never are in a process of the candidate, nor in memory it was
-  forked from. Leaving early, forged output, overloaded equality, patched built-ins change nothing but the candidate's
-  own results.
+- Network: no interface is up; only sockets between processes of the sample can be created.
+- Processes: own process ids, no /proc (or only the sample's own), a limited number, no signal or trace leaves the
+  sample, daemons end with it. A worker ends with the process that started it, even if that process is killed.
+- Resources: CPU time per process, per sample and per call; idle time; memory per process and per sample; size of files,
+  of results and of printed output. No core dumps.
+- Privileges: no capabilities and no way to gain them (setuid files, user namespaces). A filter refuses the system calls
+  listed in `inside/seccomp.py`, among them ptrace, mounts, keys, shared memory and queues, BPF and io_uring.
+- Secrets: the environment is fixed; no descriptor of the caller is open inside.
+- Verdicts: expected values and a data set's tests are never in a process of the candidate, nor in memory it was forked
+  from. Exiting early, forged output, overloaded equality or patched built-ins change only the candidate's own results.
 
-Not contained: faults of the kernel itself (a container or a virtual machine around all of this is for code you have
-reason to fear); use of the processor's shared parts, so timing can be observed; what everyone may read below /usr and
-the Python installation; up to the memory limit of each worker, the machine's memory. Programs in Rust, Java and
-JavaScript hold their tests in the same process (`codeexec/multipl_e.py` says what that means). The engines docker and
-podman contain as much as they do, with one container per sample; the engine `none` contains nothing and must be asked
-for as unsafe.
+Not contained: bugs of the kernel itself (use a container or a virtual machine around the sandbox if you have reason to
+fear the code); timing through shared parts of the processor; what every user may read below /usr and the Python
+installation; the machine's memory up to the limit of each worker. Programs in Rust, Java and JavaScript hold their
+tests in the same process (`bench/code/multipl_e.py` explains the consequence). The engines docker and podman contain
+as much as a container does, with one container per sample. The engine `none` contains nothing and must be requested
+explicitly as unsafe.
 """
 
 from trimoe.sandbox.engines import ENGINES, UNSAFE, Policy, current, using

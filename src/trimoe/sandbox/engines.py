@@ -1,8 +1,8 @@
-"""What builds the wall: namespaces (the default), docker, podman, or nothing, and only if told so in so many words.
+"""The sandbox engines: namespaces (the default), docker, podman, or none when explicitly requested as unsafe.
 
-`namespaces` needs nothing installed. `docker` and `podman` start one container per sample, for systems whose kernel
-refuses namespaces to ordinary users, or that are not Linux. `none` contains nothing: limits, a scratch folder, and
-killing what is left. The engine is part of every result (`Policy.describe`).
+`namespaces` needs no installed tools. `docker` and `podman` start one container per sample, for systems that are not
+Linux or whose kernel refuses namespaces to ordinary users. `none` contains nothing: it only sets limits, provides a
+scratch folder, and kills leftover processes. The engine is part of every result (`Policy.describe`).
 """
 
 import platform
@@ -40,7 +40,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Policy:
-    """How generated code is run. `unsafe` must be true for the engine `none` and only then."""
+    """How generated code runs. `unsafe` must be true for the engine `none`, and only for it."""
 
     engine: Engine = "namespaces"
     image: str = IMAGE
@@ -52,10 +52,15 @@ class Policy:
                 "generated code is not run without a sandbox",
                 expected="engine namespaces, docker or podman",
                 actual="engine none",
-                remedy="pass --unsafe-no-sandbox if you mean it: the code may then read and delete what you may",
+                remedy="choose an engine, or pass --unsafe-no-sandbox: the code can then read and delete your files",
             )
         if self.unsafe and self.engine != "none":
-            raise UsageError("--unsafe-no-sandbox contradicts --sandbox", actual=f"--sandbox {self.engine}")
+            raise UsageError(
+                "--unsafe-no-sandbox contradicts --sandbox",
+                expected="one of the two options",
+                actual=f"--sandbox {self.engine}",
+                remedy="remove one of them",
+            )
 
     @property
     def in_container(self) -> bool:
@@ -63,7 +68,7 @@ class Policy:
         return self.engine in _CONTAINERS
 
     def describe(self) -> dict[str, Any]:
-        """What a run log keeps."""
+        """What the run log records."""
         container = {"image": self.image} if self.engine in _CONTAINERS else {}
         return {"engine": self.engine, "sandboxed": self.engine != "none", **container}
 
@@ -74,13 +79,13 @@ _current: ContextVar[Policy] = ContextVar("sandbox_policy", default=_DEFAULT)
 
 
 def current() -> Policy:
-    """The policy in force here."""
+    """The policy of the current context."""
     return _current.get()
 
 
 @contextmanager
 def using(policy: Policy) -> Iterator[None]:
-    """Put a policy in force for the block."""
+    """Apply a policy within the block."""
     token = _current.set(policy)
     try:
         yield
@@ -89,17 +94,17 @@ def using(policy: Policy) -> Iterator[None]:
 
 
 def require_engine(policy: Policy) -> None:
-    """The cheap part of the check; whether the kernel agrees shows when the first worker starts."""
+    """Check the cheap prerequisites. Whether the kernel allows namespaces shows when the first worker starts."""
     if policy.engine in _CONTAINERS:
         if shutil.which(policy.engine) is None:
             raise MissingPrerequisite(
                 f"{policy.engine} is not installed",
                 expected=f"{policy.engine} on PATH",
-                remedy=f"install {policy.engine}",
+                remedy=f"install {policy.engine}, or omit --sandbox to use namespaces",
             )
     elif sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise Refused(
-            f"the sandbox engine '{policy.engine}' does not work here",
+            f"the sandbox engine '{policy.engine}' does not support this machine",
             expected="Linux on x86_64 or aarch64",
             actual=f"{sys.platform} on {platform.machine()}",
             remedy="use --sandbox docker",
@@ -107,7 +112,7 @@ def require_engine(policy: Policy) -> None:
 
 
 def command(policy: Policy, limits: Limits) -> list[str]:
-    """The command that starts a worker. For a container `limits` hold for the whole of it."""
+    """The command that starts a worker. A container as a whole gets `limits`."""
     if policy.engine not in _CONTAINERS:
         return [sys.executable, "-s", "-P", "-S", "-c", _BOOT.format(str(_SOURCE))]
     inside = "/trimoe-source"
@@ -124,7 +129,7 @@ def command(policy: Policy, limits: Limits) -> list[str]:
         "--volume": f"{_SOURCE / 'trimoe'}:{inside}/trimoe:ro",
         "--workdir": "/tmp",
     }
-    # all given, because defaults above the caller's own hard limits keep a container from starting
+    # All are set, because defaults above the caller's hard limits keep a container from starting.
     ulimits = [word for limit in ("core=0:0", "nofile=256:256", "nproc=4096:4096") for word in ("--ulimit", limit)]
     flags = [word for pair in options.items() for word in pair] + ulimits
     settings = [word for name, value in _ENVIRONMENT.items() if name != "PATH" for word in ("--env", f"{name}={value}")]
@@ -133,12 +138,12 @@ def command(policy: Policy, limits: Limits) -> list[str]:
 
 
 def environment(policy: Policy) -> dict[str, str] | None:
-    """The worker's whole environment: nothing of the caller's. A container's client needs it, to find its daemon."""
+    """The worker's whole environment, without the caller's. None for a container client, which must find its daemon."""
     return None if policy.engine in _CONTAINERS else dict(_ENVIRONMENT)
 
 
 def configuration(policy: Policy, folders: tuple[str, ...], proc: bool) -> dict[str, Any]:
-    """The first frame to a worker. `folders` are shown besides the usual; `proc` shows a sample its own processes."""
+    """The first frame to a worker. `folders` are additional visible folders; `proc` mounts a /proc of the sample."""
     common = {"engine": policy.engine, "proc": proc, "warm": not folders, "filtered": policy.engine in _CONTAINERS}
     if policy.engine == "namespaces":
         return {**common, "view": view_of(folders), "path": [SITE]}
@@ -154,9 +159,9 @@ REMEDIES = (
 
 
 def refusal(fault: dict[str, Any]) -> Refused:
-    """What the kernel's refusal means for the user."""
+    """The error for a kernel that refuses to build the sandbox."""
     return Refused(
-        "the sandbox for generated code cannot be built here",
+        "the sandbox for generated code cannot be built on this machine",
         expected="a kernel of at least 5.14 that lets this user create namespaces",
         actual=f"{fault.get('stage')}: {fault.get('error')} (Linux {platform.release()})",
         remedy=REMEDIES,

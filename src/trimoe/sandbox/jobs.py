@@ -1,7 +1,7 @@
-"""What can be run in a sandbox, and what comes back. Pure: nothing here starts anything.
+"""Jobs for a sandbox and their outcomes. Pure functions and data; starts no process.
 
-A verdict is reached outside the sandbox from what came back, and `harness` means that nothing was learned: a fault of
-ours is never an outcome of the candidate.
+Verdicts are computed outside the sandbox from the returned data. The status `harness` means that nothing was learned
+about the candidate: a fault of the harness is never attributed to the candidate.
 """
 
 import json
@@ -20,7 +20,7 @@ Status = Literal["ok", "wrong", "error", "timeout", "memory", "harness"]
 class Calls:
     """Run Python source, then call `entry` (an expression) once per argument tuple. Expected values stay outside.
 
-    Of a result whose encoded form is longer than `digest_over` bytes only the SHA-256 comes back.
+    A result whose encoded form exceeds `digest_over` bytes is returned as its SHA-256.
     """
 
     source: str
@@ -32,9 +32,9 @@ class Calls:
 
 @dataclass(frozen=True)
 class Check:
-    """Run a dataset's own test code against Python source that lives in another process.
+    """Run a data set's own test code against Python source in another process.
 
-    `setup` and `tests` are the dataset's; in `tests` the `names` stand for the candidate's functions and classes.
+    `setup` and `tests` come from the data set; in `tests`, `names` refer to the candidate's functions and classes.
     """
 
     source: str
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Program:
-    """Write files into an empty folder, then run commands there until one fails."""
+    """Write files into an empty folder, then run commands in it until one fails."""
 
     files: Mapping[str, str]
     steps: tuple[tuple[str, ...], ...]
@@ -59,7 +59,10 @@ Job = Calls | Check | Program
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a program: exit status (minus the signal that ended it) and the end and start of its output."""
+    """One command of a program: its exit status (negative: the signal that ended it), and excerpts of its output.
+
+    `out` is the end of standard output, `err` the start of standard error, `cpu` is in seconds.
+    """
 
     exit: int
     out: str = ""
@@ -69,10 +72,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one job did. `lines` are the encoded values of `Calls`, `steps` the commands of a `Program`.
+    """The outcome of one job. `lines` are the encoded values of `Calls`, `steps` the commands of a `Program`.
 
-    ok: all calls returned, the tests passed, or every command ended with 0. wrong: the dataset's tests failed.
-    error: the candidate raised, ended early, or broke a limit that is no resource (output). harness: ours.
+    ok: all calls returned, the tests passed, or every command exited with 0. wrong: the data set's tests failed.
+    error: the candidate raised, exited early, or wrote too much output. timeout and memory: it exceeded that limit.
+    harness: the harness failed.
     """
 
     status: Status
@@ -82,7 +86,7 @@ class Outcome:
     cpu: float = 0.0
 
     def values(self) -> list[Any]:
-        """The decoded results. `ValueError` if the candidate wrote nonsense in their place."""
+        """The decoded results. Raises `ValueError` if the candidate wrote something else in their place."""
         try:
             return [wire.decode(json.loads(line)["value"]) for line in self.lines]
         except (KeyError, TypeError, RecursionError) as exc:
@@ -90,7 +94,7 @@ class Outcome:
 
 
 def data_of(job: Job) -> tuple[str, list[bytes]]:
-    """The job's kind and the data of each of its samples, as the worker expects them."""
+    """The kind of a job and the data of each of its samples, in the form the worker expects."""
     match job:
         case Calls():
             args = [wire.encode(list(one)) for one in job.args]
@@ -110,7 +114,7 @@ def data_of(job: Job) -> tuple[str, list[bytes]]:
 
 
 def read(job: Job, header: Mapping[str, Any], results: bytes) -> Outcome:
-    """The outcome of a job from what its worker reported."""
+    """The outcome of a job, from its worker's report."""
     faults = [step["fault"] for step in [*header["steps"], *header.get("candidate", [])] if "fault" in step]
     if faults:
         return Outcome("harness", faults[0])
@@ -187,11 +191,11 @@ def _program(job: Program, reports: list[Mapping[str, Any]], cpu: float) -> Outc
 
 
 def _ended(job: Job, step: Mapping[str, Any]) -> tuple[Status, str] | None:
-    """What a signal that ended a process means; None if none did."""
+    """The meaning of the signal that ended a process; None if it exited by itself."""
     if step["exit"] >= 0:
         return None
     number = -step["exit"]
-    # SIGKILL is the hard limit's, for a candidate that ignores SIGXCPU
+    # The hard limit sends SIGKILL to a candidate that ignores SIGXCPU.
     if number == signal.SIGXCPU or (number == signal.SIGKILL and step["cpu"] >= job.limits.cpu):
         return "timeout", f"more than {job.limits.cpu:g} s of CPU"
     return "error", f"killed by {signal.Signals(number).name}"

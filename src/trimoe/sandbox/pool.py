@@ -1,7 +1,7 @@
-"""Workers, and the jobs they get: the part of the sandbox that runs outside it.
+"""The pool of sandbox workers and the distribution of jobs; runs outside the sandbox.
 
-Invariants: one outcome per job, in the order of the jobs, whatever candidates do; a worker that dies or falls silent
-costs its job one more try on a fresh worker, then the outcome is `harness`; leaving the `with` block leaves no process.
+Invariants: one outcome per job, in job order, whatever candidates do. If a worker dies or stops answering, its job is
+tried once more on a fresh worker; after that its outcome is `harness`. No process survives the `with` block.
 """
 
 import json
@@ -25,18 +25,18 @@ from trimoe.sandbox.engines import Policy
 from trimoe.sandbox.inside.limits import Limits
 from trimoe.sandbox.jobs import Job, Outcome, data_of, read
 
-_START_SECONDS = 60.0  # for a worker to come up on a busy machine; a container may have to fetch its image
-_GRACE_SECONDS = 30.0  # over a job's own limit of wall time, which the worker enforces
+_START_SECONDS = 60.0  # for a worker to start on a busy machine; a container may have to fetch its image first
+_GRACE_SECONDS = 30.0  # beyond a job's own wall-time limit, which the worker enforces
 _CLOSE_SECONDS = 5.0
 _TRIES = 2
 
 
 class WorkerLost(Exception):
-    """The worker ended or did not answer in time."""
+    """The worker exited or did not answer in time."""
 
 
 class Worker:
-    """One worker process and the two pipes to it. Raises `Refused` or `MissingPrerequisite` if it cannot be built."""
+    """One worker process and its two pipes. Raises `Refused` or `MissingPrerequisite` if it cannot be started."""
 
     def __init__(self, policy: Policy, limits: Limits, folders: tuple[str, ...], proc: bool) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
@@ -75,14 +75,13 @@ class Worker:
         return read(job, report, results)
 
     def kill(self) -> None:
-        """End the worker at once; whoever waits for it sees `WorkerLost` and closes it."""
+        """Kill the worker. The thread that waits for it gets `WorkerLost` and closes it."""
         if self._process.poll() is None:
-            os.killpg(
-                self._process.pid, signal.SIGKILL
-            )  # a group of its own, which its children cannot leave unnoticed
+            # It has a process group of its own, and its children end with it even if they leave the group.
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End the worker and everything in it. The end of its input is enough, unless it is broken."""
+        """End the worker and all its processes. Closing its input suffices unless it hangs."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -116,7 +115,7 @@ class Worker:
             try:
                 view = view[os.write(self._to, view) :]
             except BrokenPipeError as exc:
-                raise WorkerLost("the sandbox ended while it was given a job") from exc
+                raise WorkerLost("the sandbox exited while it was given a job") from exc
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytes]:
         (size,) = struct.unpack(">I", self._read(4, deadline))
@@ -129,7 +128,7 @@ class Worker:
             self._wait(self._from, select.POLLIN, deadline)
             block = os.read(self._from, min(1 << 20, size - len(data)))
             if not block:
-                raise WorkerLost("the sandbox ended before it reported")
+                raise WorkerLost("the sandbox exited before it reported")
             data += block
         return bytes(data)
 
@@ -141,10 +140,11 @@ class Worker:
 
 
 class Sandbox:
-    """A set of workers with one view. Use as a context manager; `run` may be called many times.
+    """Workers with the same visible files. Use as a context manager; `run` may be called many times.
 
-    `folders` are shown inside besides the usual ones (a toolchain's); `proc` shows a sample its own processes, which
-    language runtimes want and plain Python does not. The policy is the one in force, unless given.
+    `folders` are additional visible folders, such as a toolchain. `proc` mounts a /proc with the sample's own
+    processes, which language runtimes need and Python does not. `workers` defaults to the number of usable cores,
+    `policy` to the current one.
     """
 
     def __init__(
@@ -165,14 +165,14 @@ class Sandbox:
         self._closed = False
 
     def start(self, limits: Limits | None = None) -> None:
-        """Have one worker up; raises what prevents that. For a container `limits` are its own."""
+        """Start one worker, or raise the reason why it cannot start. A container as a whole gets `limits`."""
         self._give(self._take(limits or Limits()))
 
     def run(self, jobs: Sequence[Job], progress: Callable[[int], None] | None = None) -> list[Outcome]:
-        """One outcome per job, in order. `progress` is told how many are done."""
+        """One outcome per job, in order. `progress` is called with the number of finished jobs."""
         if not jobs:
             return []
-        self.start(jobs[0].limits)  # a sandbox that cannot be built is refused once, here
+        self.start(jobs[0].limits)  # fails once, here, if no sandbox can be built
         outcomes: list[Outcome] = []
         with ThreadPoolExecutor(min(self._most, len(jobs))) as threads:
             try:
@@ -180,7 +180,7 @@ class Sandbox:
                     outcomes.append(outcome)
                     if progress:
                         progress(len(outcomes))
-            except BaseException:  # Ctrl-C above all: the threads must not wait for their jobs
+            except BaseException:  # above all Ctrl-C: the threads must not wait for their jobs
                 self.close()
                 raise
         return outcomes
@@ -214,7 +214,7 @@ class Sandbox:
             if not self._closed:
                 self._all.add(worker)
                 return worker
-        worker.close()  # closed while this one was coming up
+        worker.close()  # the sandbox was closed while this worker started
         raise WorkerLost("the sandbox was closed")
 
     def _give(self, worker: Worker) -> None:
@@ -249,19 +249,19 @@ class Sandbox:
 
 
 def require_sandbox() -> None:
-    """Start and end one worker; raises `Refused` or `MissingPrerequisite` if the policy cannot be kept here."""
+    """Start and end one worker. Raises `Refused` or `MissingPrerequisite` if the policy does not work here."""
     with Sandbox(workers=1) as sandbox:
         sandbox.start()
 
 
 def run_jobs(jobs: Sequence[Job], *, folders: Sequence[str] = (), proc: bool = False) -> list[Outcome]:
-    """Run jobs in a sandbox of their own."""
+    """Run jobs in a new sandbox."""
     with Sandbox(folders=folders, proc=proc) as sandbox:
         return sandbox.run(jobs)
 
 
 def _cores() -> int:
-    """Cores this process may use; all of them where the system does not tell."""
+    """Cores that this process may use, or all cores where the system does not report that."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,8 +1,8 @@
-"""Which parts of the machine a sandbox shows: an allow list of folders, all read-only. Reads the disk, changes nothing.
+"""The files visible in a sandbox: an allow list of folders, all read-only.
 
-Shown: /usr and the system's library folders, the Python that runs (its installation, not a virtual environment), named
-packages of it, the folders of the toolchains asked for, and a handful of files made here. Not shown, because not named:
-home folders, /etc (but what the dynamic loader and the C compiler's links need), /var, /run, /sys, the project.
+Visible: /usr and the system's library folders, the running Python (its installation, not a virtual environment), named
+packages, the folders of requested toolchains, and a few generated files. Everything else is hidden: home folders, /etc
+(except what the dynamic loader and the C compiler's links need), /var, /run, /sys, the project. Only reads the disk.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ _MADE = {
     "/etc/group": "nogroup:x:65534:\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\n",
 }
-PACKAGES = ("numpy",)  # what a candidate may import besides the standard library
+PACKAGES = ("numpy",)  # importable by candidates, besides the standard library
 
 
 def view_of(folders: Iterable[str] = (), packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _package_binds(packages: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def package_paths(packages: Iterable[str] = PACKAGES) -> list[str]:
-    """Where the packages lie outside, for a run without a view."""
+    """Folders of the packages outside the sandbox, for runs without a view."""
     found = (importlib.util.find_spec(name) for name in packages)
     return sorted({str(Path(spec.origin).parents[1]) for spec in found if spec is not None and spec.origin})
 

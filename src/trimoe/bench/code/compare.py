@@ -1,15 +1,15 @@
-"""Whether a result is the expected one. Pure; both sides are plain values (the result came through `wire`)."""
+"""Comparison of results with expected values. Pure; both sides are plain values (results were decoded by `wire`)."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-_DEFAULT_ATOL = 1e-6  # evalplus: what a float result may differ by when the row says 0
+_DEFAULT_ATOL = 1e-6  # evalplus: absolute tolerance for floats when the row has 0
 _RTOL = 1e-7  # evalplus: passed to numpy.allclose explicitly
 
 
 def same(result: Any, expected: Any) -> bool:
-    """Python's equality. Values that refuse to be compared (arrays of different shapes) are not the same."""
+    """Python's equality. Values that cannot be compared, such as arrays of different shapes, differ."""
     try:
         return bool(result == expected)
     except (ValueError, TypeError, RecursionError):
@@ -17,7 +17,7 @@ def same(result: Any, expected: Any) -> bool:
 
 
 def shown(value: Any, width: int = 80) -> str:
-    """A value for a person to read, cut to a width. Numbers too long to print are named instead."""
+    """A value for a message, cut to `width` characters. Values that cannot be printed are replaced by their type."""
     try:
         return repr(value)[:width]
     except (ValueError, RecursionError, MemoryError):
@@ -25,11 +25,11 @@ def shown(value: Any, width: int = 80) -> str:
 
 
 def same_as_evalplus(result: Any, expected: Any, atol: float) -> bool:
-    """evalplus 0.3.1's rule: equal, or of the same type and within tolerance where the row has one or floats are due.
+    """The rule of evalplus 0.3.1: equal, or of the same type and within tolerance.
 
-    Tolerance is numpy.allclose's: |result - expected| <= atol + 1e-7 * |expected|, elementwise; a NaN is never close.
-    evalplus keeps a tolerance it needed once for all later inputs of the row. Here each input gets its own, so the
-    verdict does not depend on their order.
+    A tolerance applies if the row has one (`atol`) or floats are expected. It is numpy.allclose's, elementwise:
+    |result - expected| <= atol + 1e-7 * |expected|; a NaN is never close. evalplus keeps a tolerance, once needed, for
+    all later inputs of the row. Here each input gets its own, so the verdict does not depend on their order.
     """
     if same(result, expected):
         return True
@@ -59,5 +59,5 @@ def _close(result: Any, expected: Any, atol: float) -> bool:
         if math.isinf(expected) or math.isinf(result):
             return result == expected
         return abs(result - expected) <= atol + _RTOL * abs(expected)
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer beyond the range of floats
         return False

@@ -1,9 +1,10 @@
-"""HumanEval+ as evalplus scores it: every base and plus input, results compared with those of the canonical solution.
+"""HumanEval+ as evalplus scores it: results for every base and plus input equal those of the canonical solution.
 
-Tolerances are evalplus 0.3.1's (`compare.same_as_evalplus`), with two repairs. Its special case for HumanEval/32 (any
-root of the polynomial is right) jumps over the line that counts an input as passed, so it fails every answer; here the
-root is checked and counted. And a candidate never sees arguments that an earlier call changed. Time is counted in CPU
-seconds, so a busy machine fails nobody: 4 s for a call, or four times what the canonical solution took for all.
+Tolerances are those of evalplus 0.3.1 (`compare.same_as_evalplus`), with two corrections. Its special case for
+HumanEval/32 (any root of the polynomial is right) skips the line that counts an input as passed, so it fails every
+answer; here the root is checked and counted. And a candidate never sees arguments that an earlier call modified. Time
+is measured in CPU seconds, so a busy machine causes no failures: the limit per call is 4 s, or four times the total of
+the canonical solution.
 """
 
 import gzip
@@ -45,16 +46,17 @@ class Problem:
 
 
 def problems(path: Path) -> dict[str, Problem]:
-    """The problems of a HumanEvalPlus.jsonl(.gz), by task id. Raises `BadInput`."""
+    """The problems of a HumanEvalPlus.jsonl or .jsonl.gz by task id. Raises `BadInput`."""
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
             rows = [json.loads(line) for line in handle if line.strip()]
         found = [_problem(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise BadInput(
-            f"{path} does not hold evalplus problems",
-            expected="HumanEvalPlus.jsonl.gz of a release",
+            f"{path} has no evalplus problems",
+            expected="HumanEvalPlus.jsonl.gz of an evalplus release",
             actual=repr(exc)[:200],
+            remedy="download the file again",
         ) from exc
     return {problem.task_id: problem for problem in found}
 
@@ -68,7 +70,7 @@ def _problem(row: dict[str, Any]) -> Problem:
 def score(
     pairs: Sequence[tuple[str, Problem]], sandbox: Sandbox | None = None, cache: Path | None = None
 ) -> list[Verdict]:
-    """A verdict per (whole source, problem): correct when every base and plus input gives what it should."""
+    """One verdict per (complete source, problem): correct if every base and plus input gives the expected result."""
     if sandbox is None:
         with Sandbox() as fresh:
             return score(pairs, fresh, cache)
@@ -91,11 +93,11 @@ def _job(source: str, problem: Problem, reference: Expected) -> Calls:
 
 
 def _verdict(source: str, problem: Problem, reference: Expected, outcome: Outcome, sandbox: Sandbox) -> Verdict:
-    """Compare what came back, also of a candidate that failed later: the first fault is the cause."""
+    """Compare the results, even of a candidate that failed later: the first fault is the cause."""
     special = _SPECIAL.get(problem.task_id)
     for place, (line, due) in enumerate(zip(outcome.lines, reference.lines, strict=False)):
         if line == due and special is None and b"nan" not in line:
-            continue  # the same text is the same value
+            continue  # equal texts are equal values
         try:
             if b'"digest"' in line[:12] or b'"digest"' in due[:12]:
                 result, wanted = _in_full(source, problem, place, sandbox)
@@ -110,7 +112,7 @@ def _verdict(source: str, problem: Problem, reference: Expected, outcome: Outcom
 
 
 def _value(line: bytes) -> Any:
-    """The value of a line. `ValueError` when a candidate wrote nonsense there."""
+    """The value of a line. Raises `ValueError` if the candidate wrote something else."""
     try:
         return wire.decode(json.loads(line)["value"])
     except (KeyError, TypeError, RecursionError) as exc:
@@ -118,7 +120,7 @@ def _value(line: bytes) -> Any:
 
 
 def _in_full(source: str, problem: Problem, place: int, sandbox: Sandbox) -> tuple[Any, Any]:
-    """Result and expected result of one input whose hashes differ: they may still be equal (3 and 3.0), or close."""
+    """Result and expected result of one input whose hashes differ. They may still be equal (3 and 3.0) or close."""
     inputs = (problem.inputs[place],)
     calls = [Calls(source, problem.entry_point, inputs, LIMITS), _canonical(problem, inputs, LIMITS.output)]
     ours, theirs = sandbox.run(calls)

@@ -1,7 +1,7 @@
-"""HumanEval's form of tests: the row defines `check(candidate)`, which asserts. Also HumanEval+ in that form.
+"""HumanEval's test format: the row defines `check(candidate)` with assertions. Also HumanEval+ in this format.
 
-The tests run in a process of their own; the candidate answers its calls from another. Helpers that the tests take from
-the prompt (`poly`, `encode_cyclic`) are the prompt's, not what the candidate made of them.
+Tests and candidate run in separate processes. Helpers that the tests take from the prompt (`poly`, `encode_cyclic`) are
+the prompt's versions, not the candidate's.
 """
 
 from trimoe.bench.bench import Verdict
@@ -10,9 +10,8 @@ from trimoe.sandbox import Check, Limits, run_jobs
 
 LIMITS = Limits(cpu=10)
 
-# HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer: it unpacks the root, a number.
-# evalplus 0.3.1 fails every answer too, for another reason: its special case skips the line that counts an input as
-# passed.
+# HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer, because it unpacks the root, which is
+# a number. evalplus 0.3.1 fails every answer, too: its special case skips the line that counts an input as passed.
 _BROKEN = "assert _poly(*candidate(*inp), inp) <= 0.0001"
 _MENDED = "assert abs(_poly(*inp, candidate(*inp))) <= 0.0001"
 

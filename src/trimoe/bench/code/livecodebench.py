@@ -1,7 +1,7 @@
-"""LiveCodeBench's functional tests: a method of `Solution` is called with each test's arguments.
+"""LiveCodeBench's functional tests: a method of `Solution` is called with the arguments of each test.
 
-As in its own runner the module is given names that such solutions take for granted, one instance answers all tests, and
-tuples count as lists (the tests are JSON). Expected values stay outside the sandbox.
+As in LiveCodeBench's own runner, the module is given the imports that such solutions rely on, one instance answers all
+tests, and tuples count as lists, because the tests are JSON. Expected values stay outside the sandbox.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ PREAMBLE = "".join(f"import {name}\nfrom {name} import *\n" for name in _MODULES
 
 
 def score(pairs: Pairs) -> list[Verdict]:
-    """Rows have `method` and `tests`, a list of (arguments, expected value)."""
+    """One verdict per pair. Rows have `method` and `tests`, a list of (arguments, expected value)."""
     jobs = [_job(source, doc) for source, doc in pairs]
     return [_verdict(source, doc, outcome) for (source, doc), outcome in zip(pairs, run_jobs(jobs), strict=True)]
 
@@ -39,7 +39,7 @@ def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
 
 
 def listed(value: Any) -> Any:
-    """Tuples as lists, at any depth: a test's text cannot tell them apart."""
+    """Tuples converted to lists at any depth, because JSON does not distinguish them."""
     if isinstance(value, tuple | list):
         return [listed(item) for item in value]
     return {key: listed(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
-"""MBPP's form of tests: assert statements that call the candidate's functions by name, perhaps after some setup.
+"""MBPP's test format: assert statements that call the candidate's functions by name, with optional setup code.
 
-What a test names and neither defines nor Python has is the candidate's; a name that is a module of the standard library
-(`sys`, `math`) is that module, because reference solutions import them for their tests.
+A name that the tests neither define nor find among Python's built-ins refers to the candidate, unless it is a module of
+the standard library (`sys`, `math`): reference solutions import these for their tests.
 """
 
 import ast
@@ -16,7 +16,7 @@ LIMITS = Limits(cpu=10)
 
 
 def score(pairs: Pairs) -> list[Verdict]:
-    """Rows have `tests`, a list of statements, and `setup`, statements that come before them."""
+    """One verdict per pair. Rows have `tests`, a list of statements, and `setup`, statements that run before them."""
     jobs = [_job(source, doc.check["setup"], doc.check["tests"]) for source, doc in pairs]
     return [verdict(outcome, source) for outcome, (source, _) in zip(run_jobs(jobs), pairs, strict=True)]
 
@@ -28,7 +28,7 @@ def _job(source: str, setup: str, statements: list[str]) -> Check:
 
 
 def foreign_names(tests: str) -> tuple[list[str], list[str]]:
-    """Names that tests use without defining them: modules of the standard library, and the candidate's."""
+    """Names that tests use without defining them: (modules of the standard library, names of the candidate)."""
     used: set[str] = set()
     defined: set[str] = set()
     for node in ast.walk(ast.parse(tests)):
@@ -46,6 +46,6 @@ def foreign_names(tests: str) -> tuple[list[str], list[str]]:
 
 
 def _first_called(tests: str) -> list[str]:
-    """A task may ask for a function named like a built-in one (`sum`): then it is what the first test calls."""
+    """The function that the first test calls: a task may ask for one named like a built-in (`sum`)."""
     calls = [node.func for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Call)]
     return [function.id for function in calls[:1] if isinstance(function, ast.Name)]

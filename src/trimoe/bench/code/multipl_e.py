@@ -1,9 +1,9 @@
-"""MultiPL-E: whole programs in other languages, which must compile, run, and reach the end of their tests.
+"""MultiPL-E: complete programs in other languages, which must compile, run, and reach the end of their tests.
 
-Candidate and tests are one program in these languages, so an exit status alone proves nothing: a program could leave
-with 0 before the first test. A line with a number drawn for this run is added behind the last test, and only a
-program that printed it passes. What a program prints otherwise is ignored. Not prevented: a program written against
-this very harness that reads its own source or class file to find the number.
+Candidate and tests are one program in these languages, so an exit status proves nothing: a program could exit with 0
+before the first test. A statement that prints a random token is therefore added after the last test, and only a program
+that prints the token passes; its other output is ignored. Not prevented: a program written against this harness that
+reads its own source or class file to find the token.
 """
 
 import secrets
@@ -19,9 +19,9 @@ LIMITS = Limits(cpu=30, call_cpu=30, memory=3 << 30, scratch=256 << 20, processe
 
 
 def score(pairs: Pairs) -> list[Verdict]:
-    """Rows have `language` (rs, java, js) and `tests`, with which the source ends.
+    """One verdict per pair. Rows have `language` (rs, java, js) and `tests`, with which the source ends.
 
-    Raises `MissingPrerequisite` when a toolchain is not there: a language that cannot be run has no score.
+    Raises `MissingPrerequisite` if a toolchain is missing: a language that cannot run has no score.
     """
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for place, (_, doc) in enumerate(pairs):
@@ -34,7 +34,7 @@ def score(pairs: Pairs) -> list[Verdict]:
 
 
 def require_languages(keys: list[str]) -> None:
-    """Raise `MissingPrerequisite` naming what is not installed."""
+    """Raise `MissingPrerequisite` with all missing toolchains."""
     missing = [language_of(key) for key in keys if language_of(key).toolchain() is None]
     if missing:
         raise MissingPrerequisite(
@@ -47,7 +47,7 @@ def require_languages(keys: list[str]) -> None:
 
 def _score_language(language: Language, pairs: Pairs) -> list[Verdict]:
     toolchain = language.toolchain()
-    assert toolchain is not None  # checked for all languages before the first was run
+    assert toolchain is not None  # require_languages checked every language before
     tokens = [secrets.token_hex(16) for _ in pairs]
     programs = [_with_end(language, source, doc, token) for (source, doc), token in zip(pairs, tokens, strict=True)]
     runnable = [
@@ -71,7 +71,7 @@ def _with_end(language: Language, source: str, doc: Doc, token: str) -> str | No
 
 
 def judged(language: Language, outcome: Outcome, token: str) -> Outcome:
-    """The outcome once it is looked at what was printed. Pure."""
+    """The outcome in view of the printed output. Pure."""
     if outcome.status == "harness" or not outcome.steps:
         return outcome
     last = outcome.steps[-1]

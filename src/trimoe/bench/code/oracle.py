@@ -1,8 +1,7 @@
-"""Expected results of evalplus problems: what the canonical solution returns, computed in the sandbox and kept on disk.
+"""Expected results of evalplus problems: results of the canonical solutions, computed in the sandbox and cached.
 
-Invariants: a kept result is found by the hash of the source, every input, and the version of Python that ran it,
-never by a name; a file that does not hold what its name promises is computed again. Kept below
-$XDG_CACHE_HOME/trimoe/oracle.
+Invariants: a cached result is found by the hash of the source, of every input, and of the Python version that ran it,
+never by a name. A damaged file is computed again. The cache is $XDG_CACHE_HOME/trimoe/oracle.
 """
 
 import json
@@ -24,14 +23,14 @@ LIMITS = Limits(cpu=120, call_cpu=120, memory=4 << 30, output=64 << 20)
 
 @dataclass(frozen=True)
 class Expected:
-    """One encoded result per input, in order, and the CPU seconds that all of them took."""
+    """One encoded result per input, in order, and the CPU seconds of all calls together."""
 
     lines: tuple[bytes, ...]
     cpu: float
 
 
 def expected(calls: Sequence[Calls], sandbox: Sandbox, cache: Path | None = None) -> list[Expected]:
-    """Results of canonical solutions. Raises `Refused` if one fails: then the row is broken, and nothing is scored."""
+    """Results of canonical solutions. Raises `Refused` if one fails: the row is broken then, and nothing is scored."""
     folder = cache or _folder()
     paths = [folder / f"{_identity(call)}.json" for call in calls]
     known = [_read(path, call) for path, call in zip(paths, calls, strict=True)]
@@ -43,10 +42,13 @@ def expected(calls: Sequence[Calls], sandbox: Sandbox, cache: Path | None = None
                 f"the canonical solution of {calls[place].entry} does not run",
                 expected="a result for every input",
                 actual=f"{outcome.status}: {outcome.detail}",
-                remedy="check the data set file; if the machine was overloaded, run again",
+                remedy="check the data set file; run again if the machine was overloaded",
             )
         known[place] = Expected(outcome.lines, outcome.cpu)
-        body = {"lines": [line.decode("latin-1") for line in outcome.lines], "cpu": outcome.cpu}  # any bytes, unchanged
+        body = {
+            "lines": [line.decode("latin-1") for line in outcome.lines],
+            "cpu": outcome.cpu,
+        }  # latin-1 keeps any bytes
         with publish_file(paths[place], overwrite=True) as temporary:
             temporary.write_text(json.dumps(body))
     return [found for found in known if found is not None]

@@ -1,4 +1,4 @@
-"""From what a sandbox saw to what a bench says."""
+"""Verdicts of a bench from the outcomes of a sandbox."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from trimoe.bench.bench import Cause, Doc, Verdict
 from trimoe.sandbox import Outcome
 
 Pairs = Sequence[tuple[str, Doc]]
-"""Source to run, and the row it answers."""
+"""Source to run, and its row."""
 
 _CAUSES: dict[str, tuple[bool | None, Cause]] = {
     "ok": (True, "correct"),
@@ -19,7 +19,7 @@ _CAUSES: dict[str, tuple[bool | None, Cause]] = {
 
 
 def verdict(outcome: Outcome, source: str) -> Verdict:
-    """The verdict on an outcome whose results need no further comparison."""
+    """The verdict for an outcome whose results need no further comparison."""
     correct, cause = _CAUSES[outcome.status]
     detail = f"memory: {outcome.detail}" if outcome.status == "memory" else outcome.detail
     return Verdict(correct, cause, source, detail)

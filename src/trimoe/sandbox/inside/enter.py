@@ -1,10 +1,10 @@
-"""Builds the place a worker lives in: its own users, processes, network, mounts, host name and IPC, and a small root.
+"""The namespaces and the root file system of a worker.
 
-Three processes: the one that was started stays outside and writes the identity map, the second creates the namespaces,
-the third is process 1 in them and becomes the worker. Each dies with the one before it.
+Three processes: the one that was started stays outside and writes the identity map; the second creates the namespaces;
+the third is process 1 in them and becomes the worker. Each one dies with its predecessor.
 
-Invariants: only the paths of the view exist inside, all read-only; outside identities do not exist inside except the
-caller's own (started by root: root's during the setup, after it only `nobody`); no network interface is up.
+Invariants: only the paths of the view exist inside, all read-only. Of the outside identities only the caller's exists
+inside (if started by root: root during setup, only `nobody` afterwards). No network interface is up.
 """
 
 import os
@@ -25,11 +25,11 @@ _SPACES = {
     "cgroup": kernel.CLONE_NEWCGROUP,
 }
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_NEW = "/tmp"  # where the new root is put together: any folder that exists everywhere
+_NEW = "/tmp"  # where the new root is assembled: any folder that exists everywhere
 
 
 def enter(view: dict[str, Any], fault: Callable[[str, OSError], None]) -> None:
-    """Return inside, as process 1 of the new place. `fault(stage, error)` reports and ends the process it runs in."""
+    """Return as process 1 of the new namespaces. `fault(stage, error)` reports an error and ends the process."""
     (ready, tell_ready), (go, tell_go) = os.pipe(), os.pipe()
     middle = os.fork()
     if middle:
@@ -50,7 +50,7 @@ def enter(view: dict[str, Any], fault: Callable[[str, OSError], None]) -> None:
     inner = os.fork()
     if inner:
         for fd in (0, 1):
-            os.close(fd)  # only the worker talks; a closed end must be seen as closed
+            os.close(fd)  # only the worker uses them; otherwise the parent would not see them close
         _die_with_parent()
         _, status = os.waitpid(inner, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
@@ -64,7 +64,7 @@ def enter(view: dict[str, Any], fault: Callable[[str, OSError], None]) -> None:
 
 
 def _stay_outside(middle: int, ready: int, go: int, fault: Callable[[str, OSError], None]) -> None:
-    """Never returns: map the identities, then wait and hand on the exit status."""
+    """Map the identities, wait, and exit with the status of the worker. Never returns."""
     if os.read(ready, 1) == b"+":
         try:
             _map_identities(middle)
@@ -79,7 +79,7 @@ def _stay_outside(middle: int, ready: int, go: int, fault: Callable[[str, OSErro
 
 
 def _map_identities(pid: int) -> None:
-    """Inside, `nobody` is the caller. For root it is the real nobody, and 0 is root while the mounts are made."""
+    """Map `nobody` to the caller; for root, map `nobody` to itself, and 0 to root while mounts are made."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         users = groups = f"0 0 1\n{NOBODY} {NOBODY} 1\n"
@@ -101,7 +101,7 @@ def _write(path: str, text: str) -> None:
 def _build_root(view: dict[str, Any]) -> None:
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     locked = kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID
-    # copies first: mounting over _NEW may hide some of the sources
+    # Copy first: mounting over _NEW may hide some of the sources.
     copies = [(_copy(source, locked | kernel.MOUNT_NODEV), os.path.isdir(source), to) for source, to in view["binds"]]
     copies += [(_copy(device, locked | kernel.MOUNT_NOEXEC), False, device) for device in _DEVICES]
     kernel.mount("trimoe", _NEW, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
@@ -119,15 +119,15 @@ def _build_root(view: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(_NEW + path), exist_ok=True)
         with open(_NEW + path, "w") as handle:
             handle.write(text)
-    # now, while the old /proc can still be seen: the kernel demands that for a new one
+    # Mounted while the old /proc is still visible, as the kernel requires for a new one.
     kernel.mount("proc", f"{_NEW}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     os.fchdir(root)
     kernel.pivot_root(".", ".")
-    kernel.unmount(".")  # the old root lies on top of the new one
+    kernel.unmount(".")  # the old root is stacked on the new one
     os.chdir("/")
     os.close(root)
     here = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    kernel.restrict_mount(here, locked | kernel.MOUNT_NODEV, below=False)  # /proc below needs no more
+    kernel.restrict_mount(here, locked | kernel.MOUNT_NODEV, below=False)  # /proc below needs no further restriction
     os.close(here)
 
 
@@ -146,5 +146,5 @@ def _make_target(path: str, *, folder: bool) -> None:
 def _die_with_parent() -> None:
     parent = os.getppid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
+    if os.getppid() != parent:  # the parent died before the request
         os._exit(1)

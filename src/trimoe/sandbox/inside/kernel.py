@@ -1,7 +1,7 @@
-"""Linux system calls that Python 3.11 does not offer: namespaces, mounts, capabilities. By ctypes, x86_64 and aarch64.
+"""Linux system calls missing in Python 3.11: namespaces, mounts, capabilities; for x86_64 and aarch64.
 
-Invariant: every function raises `OSError` naming the call when the kernel refuses. Nothing here decides policy.
-Numbers from 424 on are the same on all architectures; the older ones are in `_NUMBERS`.
+Invariant: every function raises `OSError` with the name of the call when the kernel refuses it. This module decides no
+policy. Call numbers from 424 on are equal on all architectures; older ones are in `_NUMBERS`.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ def _check(result: int, call: str) -> int:
 
 
 def supported_machine() -> bool:
-    """Whether the numbers of this processor's system calls are known here."""
+    """Whether the system call numbers of this processor are known."""
     return platform.machine() in _NUMBERS
 
 
@@ -53,7 +53,7 @@ def unshare(flags: int, what: str) -> None:
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2): for CLONE_NEWPID, where the next children are born."""
+    """setns(2). With CLONE_NEWPID it sets the namespace of the next children."""
     _check(_libc.setns(fd, kind), "setns")
 
 
@@ -82,19 +82,19 @@ def pivot_root(new: str, old: str) -> None:
 
 
 def copy_mount(path: str) -> int:
-    """A detached copy of everything mounted at and below `path`, as a descriptor: open_tree(2)."""
+    """A detached copy of the mounts at and below `path`, as a descriptor: open_tree(2)."""
     flags = 1 | os.O_CLOEXEC | _AT_RECURSIVE  # OPEN_TREE_CLONE
     return _check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, path.encode(), flags), f"open_tree({path})")
 
 
 def attach_mount(fd: int, target: str) -> None:
-    """Mount a copy made by `copy_mount`: move_mount(2)."""
+    """Attach a copy made by `copy_mount`: move_mount(2)."""
     flags = 4  # MOVE_MOUNT_F_EMPTY_PATH
     _check(_libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, target.encode(), flags), f"move_mount({target})")
 
 
 def restrict_mount(fd: int, attributes: int, *, below: bool = True) -> None:
-    """Set attributes (MOUNT_*) on a mount and, unless told otherwise, all below it: mount_setattr(2), Linux 5.12."""
+    """Set attributes (MOUNT_*) on a mount and, with `below`, on all mounts below it: mount_setattr(2), Linux 5.12."""
     wanted = _MountAttr(attr_set=attributes)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if below else 0)
     result = _libc.syscall(_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
@@ -102,7 +102,7 @@ def restrict_mount(fd: int, attributes: int, *, below: bool = True) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up every capability for good: bounding set, then effective, permitted and inheritable."""
+    """Drop every capability for good: bounding set, then effective, permitted and inheritable."""
     for number in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(number), 0, 0, 0) < 0:
             break  # EINVAL: past the last capability of this kernel
@@ -119,7 +119,7 @@ def keep_capabilities_as(uid: int) -> None:
 
 
 def _capset(mask: int) -> None:
-    """Effective and permitted to `mask`, limited to what is permitted now; inheritable to none."""
+    """Set effective and permitted to `mask`, limited to what is permitted now; clear inheritable."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; low words, then high words
     _check(_libc.capget(ctypes.byref(header), ctypes.byref(data)), "capget")

@@ -1,4 +1,4 @@
-"""What a sample may use, how it is confined to that, and how use is measured while it runs."""
+"""Resource limits of a sample: their values, how they are set, and how use is measured while it runs."""
 
 import os
 import resource
@@ -18,43 +18,43 @@ class Limits:
     cpu: float = 10
     """CPU seconds of one process, and of all processes of the sample together."""
     idle: float = 15
-    """Seconds in which nothing of the sample runs or waits to run. Only sleepers meet it: a busy machine keeps
-    processes waiting, and that is not counted."""
+    """Seconds in which no process of the sample runs or waits to run. Waiting for a busy processor does not count, so
+    only sleeping samples reach this limit."""
     call_cpu: float = 10
     """CPU seconds between two results of a list of calls."""
     memory: int = 2 << 30
-    """Bytes that one process may map writable, and that all together may hold resident, scratch files not included."""
+    """Bytes that one process may map writable, and resident bytes of all together, without scratch files."""
     scratch: int = 64 << 20
     """Bytes of all files together, and of the largest one. They live in memory."""
     files: int = 4096
     """Files and folders."""
     processes: int = 64
-    """Processes and threads, three of ours included."""
+    """Processes and threads, including three of the harness."""
     output: int = 8 << 20
-    """Bytes of results, or of what a program prints."""
+    """Bytes of results, or of printed output."""
 
     @property
     def wall(self) -> float:
-        """Seconds from start to end, whatever happens: a net below the other limits."""
+        """Seconds of wall time: a safety net below the other limits."""
         return 60 + 20 * (self.cpu + self.idle)
 
 
 def seal() -> None:
-    """The calling process and all its children, for good: no capabilities, none to be gained, the filter of calls."""
+    """Drop all capabilities of the calling process and its children for good, and install the system call filter."""
     kernel.drop_capabilities()
     seccomp.install()
 
 
 def set_limits(limits: Limits, *, own_users: bool) -> None:
-    """The calling process, for good; in a session of its own.
+    """Limit the calling process for good, and give it a session of its own.
 
-    Address space is not limited as such: runtimes reserve much more than they use. RLIMIT_DATA counts what can be
-    written. Processes are counted per user, so that limit is set only where the users are the sandbox's own.
+    Address space is not limited, because runtimes reserve far more than they use; RLIMIT_DATA counts writable memory.
+    Processes are counted per user, so that limit is set only in a user namespace of the sandbox (`own_users`).
     """
     os.setsid()
     seconds = max(1, round(limits.cpu))
     wanted = {
-        resource.RLIMIT_CPU: (seconds, seconds + 1),  # the soft limit's SIGXCPU tells a timeout from any other kill
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # SIGXCPU of the soft limit tells a timeout from any other kill
         resource.RLIMIT_DATA: (limits.memory, limits.memory),
         resource.RLIMIT_FSIZE: (limits.scratch, limits.scratch),
         resource.RLIMIT_NOFILE: (256, 256),
@@ -73,7 +73,7 @@ def set_limits(limits: Limits, *, own_users: bool) -> None:
 
 @dataclass(frozen=True)
 class Use:
-    """Of several processes together: CPU seconds so far; now: whether any runs or waits to run, and bytes resident."""
+    """Use of several processes: CPU seconds so far, whether any runs or waits to run now, and resident bytes now."""
 
     cpu: float
     busy: bool
@@ -81,9 +81,9 @@ class Use:
 
 
 def use_below(root: int, shared: int) -> Use:
-    """What the descendants of process `root` use; CPU of those that ended is kept by whoever waited for them.
+    """Use of the descendants of process `root`; the CPU time of those that ended is in their parents' counters.
 
-    `shared` bytes are not counted for each: a forked child shows its parent's pages until it writes to them.
+    `shared` bytes are subtracted for each: a forked child reports its parent's pages until it writes to them.
     """
     parents: dict[int, int] = {}
     used: dict[int, tuple[int, int]] = {}
@@ -102,7 +102,7 @@ def use_below(root: int, shared: int) -> Use:
 
 
 def _fields(path: str) -> list[bytes]:
-    """What follows the name in /proc/PID/stat (state, parent, ...); nothing if it has ended meanwhile."""
+    """The fields after the name in /proc/PID/stat (state, parent, ...); empty if the process has ended."""
     try:
         return Path(f"/proc/{path}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -110,7 +110,7 @@ def _fields(path: str) -> list[bytes]:
 
 
 def _busy(pid: int) -> bool:
-    """Whether a thread of a process runs, waits for a processor (R), or for a disk (D)."""
+    """Whether a thread of a process runs or waits for a processor (R) or a disk (D)."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
@@ -119,5 +119,5 @@ def _busy(pid: int) -> bool:
 
 
 def resident_of(pid: int) -> int:
-    """Bytes resident of one process."""
+    """Resident bytes of one process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE

@@ -1,9 +1,9 @@
-"""What the processes of a Python sample do: the candidate, and the checker that questions it.
+"""The processes of a Python sample: the candidate, and the checker that calls it.
 
-The candidate runs generated source and answers calls; it is given arguments, never expected values, and lives in
-another process (and namespace) than the tests. So a verdict cannot be reached by overloading equality, patching the
-checker, leaving early, printing something, or reading the tests: whatever the candidate sends is only taken as the
-value of a call. The checker runs a dataset's own test code with stand-ins for the candidate's functions.
+The candidate runs generated source and answers calls. It receives arguments, never expected values, and runs in another
+process and namespace than the tests. It therefore cannot influence the verdict by overloading equality, patching the
+checker, exiting early, printing, or reading the tests: whatever it sends only counts as the value of a call. The
+checker runs a data set's own test code with proxies for the candidate's functions.
 
 Messages are single lines of JSON (`wire`).
 """
@@ -27,14 +27,14 @@ _LONGEST_TEXT = 300  # of an exception's message
 
 
 def candidate_calls(job: dict[str, Any], out: int) -> NoReturn:
-    """Run the source, then one call per argument list; writes a line per result and stops at the first exception.
+    """Run the source, then one call per argument list. Writes one line per result; stops at the first exception.
 
-    A result longer than `digest_over` bytes is replaced by its hash.
+    A result longer than `digest_over` bytes is replaced by its SHA-256.
     """
     write, longest = _Writer(out), job["digest_over"]
     try:
         entry = _load(job["source"], job["entry"])
-    except BaseException as exc:  # noqa: BLE001 generated code may raise anything, SystemExit too
+    except BaseException as exc:  # noqa: BLE001 generated code may raise anything, even SystemExit
         write({"load": _told(exc)})
         _leave(write)
     for encoded in job["args"]:
@@ -49,7 +49,7 @@ def candidate_calls(job: dict[str, Any], out: int) -> NoReturn:
 
 
 def candidate_serves(job: dict[str, Any], asked: int, answer: int) -> NoReturn:
-    """Run the source, then answer the checker's requests until it hangs up."""
+    """Run the source, then answer the checker's requests until it closes its pipe."""
     write, lines = _Writer(answer), _Lines(asked)
     held: list[object] = []
 
@@ -83,11 +83,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {"call": _call, "get": getattr, "se
 
 
 def check(job: dict[str, Any], answered: int, ask: int, out: int) -> NoReturn:
-    """Run `setup` and `tests` of a dataset against the candidate; writes one line: verdict and detail.
+    """Run `setup` and `tests` of a data set against the candidate; writes one line with verdict and detail.
 
-    `names` are the names of the candidate that the tests may use. Verdicts: ok; wrong (an assertion of the tests, or a
-    value they cannot work with); raised (by the candidate, with its type first); lost (it hung up); fault (the
-    dataset's own code failed: ours).
+    `names` are the candidate's names that the tests may use. Verdicts: ok; wrong (a failed assertion of the tests, or a
+    value they cannot handle); raised (by the candidate, with the exception type first); lost (the candidate closed its
+    pipe); fault (the data set's own code failed, which is the harness's fault).
     """
     remote = Candidate(answered, ask)
     try:
@@ -96,7 +96,7 @@ def check(job: dict[str, Any], answered: int, ask: int, out: int) -> NoReturn:
         for name in job["names"]:
             space[name] = Remote(remote, name=name)
         tests = compile(job["tests"], "tests.py", "exec")
-    except BaseException as exc:  # noqa: BLE001 SystemExit of a dataset's code would be our fault too
+    except BaseException as exc:  # noqa: BLE001 SystemExit of the data set's code is a harness fault, too
         _verdict(out, "fault", f"{type(exc).__name__}: {exc}")
     try:
         exec(tests, space)
@@ -110,25 +110,25 @@ def check(job: dict[str, Any], answered: int, ask: int, out: int) -> NoReturn:
 
 
 class Raised(Exception):
-    """Mixed into what the candidate raised, so that a test's own assertion is told from the candidate's."""
+    """Mixed into exceptions of the candidate, to distinguish them from the tests' own assertions."""
 
     told = "Exception"
 
 
 class Lost(BaseException):
-    """The candidate hung up or talks nonsense. Not an Exception: a test must not catch it."""
+    """The candidate closed its pipe or sent malformed messages. Not an Exception, so that tests cannot catch it."""
 
 
 class Candidate:
-    """The checker's ends of the two pipes."""
+    """The checker's connection to the candidate: its ends of the two pipes."""
 
     def __init__(self, answered: int, ask: int) -> None:
         self._write, self._lines = _Writer(ask), _Lines(answered)
 
     def ask(self, request: dict[str, Any], arguments: tuple[object, ...]) -> Any:
-        """The value of an operation, or the exception it raised."""
+        """Returns the value of an operation, or raises what it raised. Raises `Lost` if no valid answer comes."""
         request["args"] = wire.encode(list(arguments), _reference)
-        with suppress(OSError):  # it may have ended after an answer that still lies in the pipe
+        with suppress(OSError):  # it may have exited after an answer that is still in the pipe
             self._write(request)
             self._write.flush()
         try:
@@ -144,29 +144,29 @@ class Candidate:
 
 
 def _exception(kind: str) -> type[Exception]:
-    """The built-in exception of that name, or a plain one, marked as the candidate's."""
+    """The built-in exception of that name, or `Exception`, marked as raised by the candidate."""
     base = getattr(builtins, kind, Exception)
     if not (isinstance(base, type) and issubclass(base, Exception)) or base is StopIteration:
         base = Exception
-    with suppress(TypeError):  # a layout that does not mix
+    with suppress(TypeError):  # incompatible instance layouts
         own = {"told": kind, "__init__": Exception.__init__, "__str__": lambda self: str(self.args[0])}
         return type(kind, (Raised, base), own)
     return type(kind, (Raised,), {"told": kind})
 
 
 class Remote:
-    """A function or object of the candidate. Equal only to itself, so an overloaded equality stays where it is."""
+    """A proxy for a function or object of the candidate. Equal only to itself, so overloaded equality has no effect."""
 
     def __init__(self, candidate: Candidate, **where: Any) -> None:
         self.__dict__["_at"] = (candidate, where)
 
     def __call__(self, *arguments: object) -> Any:
-        """Call it over there."""
+        """Call it in the candidate."""
         candidate, where = self._at
         return candidate.ask({"do": "call", **where}, arguments)
 
     def __getattr__(self, name: str) -> Any:
-        """Read an attribute over there; special names are not looked up."""
+        """Read an attribute in the candidate. Special names are not looked up."""
         if name.startswith("__"):
             raise AttributeError(name)
         candidate, where = self._at
@@ -184,7 +184,7 @@ def _reference(value: object) -> wire.Encoded:
 
 
 def _run(source: str) -> dict[str, Any]:
-    """Execute generated source as a module that can be found (dataclasses look it up)."""
+    """Execute generated source as a module in sys.modules, where dataclasses look it up."""
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
     exec(compile(source, "candidate.py", "exec"), module.__dict__)
@@ -197,7 +197,7 @@ def _load(source: str, entry: str) -> Callable[..., Any]:
 
 
 def _told(exc: BaseException) -> list[str]:
-    """Type and message; the message is the candidate's own code and may raise."""
+    """Type and message of an exception. `str` runs the candidate's code and may raise itself."""
     name = type(exc).__name__
     try:
         return [name, str(exc)[:_LONGEST_TEXT]]
@@ -206,7 +206,7 @@ def _told(exc: BaseException) -> list[str]:
 
 
 def _where(exc: BaseException) -> str:
-    """The failing line of the tests, shortened, and what went wrong there."""
+    """The number of the failing line of the tests, and the shortened exception."""
     place, at = exc.__traceback__, 0
     while place is not None:
         if place.tb_frame.f_code.co_filename == "tests.py":
@@ -222,14 +222,14 @@ def _verdict(out: int, verdict: str, detail: str) -> NoReturn:
 
 
 def _leave(write: "_Writer") -> NoReturn:
-    """End at once: no atexit handler, no destructor, no flushing of what the candidate left in buffers."""
+    """Exit at once, without atexit handlers, destructors, or flushing the candidate's buffers."""
     with suppress(OSError):
         write.flush()
     os._exit(0)
 
 
 class _Writer:
-    """Lines to a descriptor, in few system calls."""
+    """Writes lines to a descriptor in few system calls."""
 
     def __init__(self, fd: int) -> None:
         self._fd, self._pending, self._flushed = fd, bytearray(), time.monotonic()
@@ -238,16 +238,16 @@ class _Writer:
         self.line(wire.dumps(message))
 
     def line(self, text: bytes) -> None:
-        """One message that is text already."""
+        """Append one encoded message."""
         self._pending += text + b"\n"
 
     def flush_if_due(self) -> None:
-        """So that whoever watches sees progress at least every 20 ms of it."""
+        """Flush at least every 20 ms of progress, so that the worker sees it."""
         if len(self._pending) > _FLUSH_BYTES or time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything. Raises `OSError` when nobody listens."""
+        """Write everything. Raises `OSError` if the other end is closed."""
         view = memoryview(self._pending)
         while view:
             view = view[os.write(self._fd, view) :]
@@ -256,13 +256,13 @@ class _Writer:
 
 
 class _Lines:
-    """Lines from a descriptor; None at its end. `ValueError` when a line is too long to be honest."""
+    """Reads lines from a descriptor; None at its end. Raises `ValueError` for a line of more than 16 MiB."""
 
     def __init__(self, fd: int) -> None:
         self._fd, self._data = fd, bytearray()
 
     def read(self) -> bytes | None:
-        """The next line without its end."""
+        """The next line without its line break."""
         start = 0
         while (at := self._data.find(b"\n", start)) < 0:
             start = len(self._data)

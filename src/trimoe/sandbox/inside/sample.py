@@ -1,11 +1,11 @@
-"""One run of untrusted code: processes of its own in namespaces of their own, limits, and the end of all of them.
+"""One run of untrusted code in its own namespaces, with limits, and the end of all its processes.
 
-A sample is a process 1 ("init", ours) in fresh process, mount and IPC namespaces with an empty scratch folder at /tmp,
-and what it starts, one after the other: a Python role (a function of this program, forked warm) or the commands of
-a toolchain. When init ends the kernel ends everything else in there, whatever it did to hide; then the scratch is gone.
+A sample is a process 1 ("init", trusted) in fresh process, mount and IPC namespaces with an empty scratch folder at
+/tmp. Init starts a Python role (a function of this program, forked warm) or the commands of a toolchain, one after the
+other. When init ends, the kernel ends every other process in the namespace and the scratch folder is gone.
 
-Init reads the sample's data itself, from the worker's input, so the worker never holds one sample's tests in the memory
-from which the next one is forked. It cannot be signalled, traced or read from inside.
+Init itself reads the sample's data from the worker's input, so the worker never holds the tests of one sample in the
+memory from which the next sample is forked. Init cannot be signalled, traced or read from inside.
 """
 
 import json
@@ -23,15 +23,15 @@ from trimoe.sandbox.inside import kernel
 from trimoe.sandbox.inside.enter import NOBODY
 from trimoe.sandbox.inside.limits import Limits, seal, set_limits
 
-_HEAD, _TAIL = 8 << 10, 4 << 10  # what is kept of a program's errors and of its output
+_HEAD, _TAIL = 8 << 10, 4 << 10  # bytes kept of a program's standard error and standard output
 _HIGHEST_FD = 4096
 
 Role = Callable[[Any], NoReturn]
-"""What a Python sample does with its data, in the sample's second process."""
+"""The function that a Python sample runs on its data, in its second process."""
 
 
 class Spaces:
-    """Fresh namespaces per sample; for a worker that lives in namespaces of its own."""
+    """Fresh namespaces per sample, for a worker in namespaces of its own."""
 
     scratch = "/tmp"
     filtered = True
@@ -42,12 +42,12 @@ class Spaces:
         self._proc = proc
 
     def before_fork(self) -> None:
-        """The next child becomes process 1 of a new namespace."""
+        """Make the next child process 1 of a new namespace."""
         kernel.setns(self._own, kernel.CLONE_NEWPID)
         kernel.unshare(kernel.CLONE_NEWPID, "pid")
 
     def in_init(self, limits: Limits) -> None:
-        """An empty /tmp, and a /proc that shows the sample's own processes, or nothing."""
+        """In init: mount an empty /tmp, and a /proc with the sample's own processes or nothing."""
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC, "mount, ipc")
         flags = kernel.MS_NOSUID | kernel.MS_NODEV
         options = f"size={limits.scratch},nr_inodes={limits.files},mode=700,uid={NOBODY},gid={NOBODY}"
@@ -58,9 +58,9 @@ class Spaces:
             kernel.mount("none", "/proc", "tmpfs", flags | kernel.MS_NOEXEC, "size=4k,mode=000")
 
     def sweep(self) -> None:
-        """In init: end what a finished command left running."""
+        """In init: end the processes that a finished command left behind."""
         if os.getpid() != 1:
-            raise RuntimeError("not alone in a process namespace")  # -1 would mean the whole machine
+            raise RuntimeError("not alone in a process namespace")  # -1 would address every process of the machine
         try:
             os.kill(-1, signal.SIGKILL)  # everything in the namespace but init itself
         except ProcessLookupError:
@@ -72,42 +72,42 @@ class Spaces:
                 return
 
     def after(self) -> None:
-        """In the worker, when init has been reaped: nothing is left to do, the kernel has done it."""
+        """In the worker, after init was reaped: nothing, the kernel has ended everything."""
 
 
 class Bare(Spaces):
-    """No namespaces: inside a container that is thrown away after each sample (`filtered`), or unsafe."""
+    """No namespaces: for a container that is discarded after each sample (`filtered`), or the unsafe engine."""
 
     def __init__(self, *, filtered: bool) -> None:
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # orphans of a sample come back to the worker
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # orphans of a sample are reparented to the worker
         self.filtered, self.own_users = filtered, False
         self._folders: list[str] = []
 
     def before_fork(self) -> None:
-        """A fresh folder."""
+        """Create a fresh scratch folder."""
         self.scratch = tempfile.mkdtemp(prefix="trimoe-sample-")
         self._folders.append(self.scratch)
 
     def in_init(self, limits: Limits) -> None:
-        """Nothing to build."""
+        """Nothing to set up."""
 
     def sweep(self) -> None:
-        """Left to `after`: without a namespace init cannot tell what is its own."""
+        """Left to `after`: without a namespace, init cannot tell which processes are its own."""
 
     def after(self) -> None:
-        """End the orphans, wipe the folders."""
+        """End orphans and wipe the folders."""
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         while orphans := children.read_text().split():
             for orphan in map(int, orphans):
                 os.kill(orphan, signal.SIGKILL)
-                os.waitpid(orphan, 0)  # one by one: its children come back to us now, alive
+                os.waitpid(orphan, 0)  # one by one: its living children are now reparented to this process
         while self._folders:
             shutil.rmtree(self._folders.pop(), ignore_errors=True)
 
 
 @dataclass
 class Sample:
-    """A started sample: its init and the descriptor of its report."""
+    """A running sample: its init and the descriptor of its report."""
 
     pid: int
     report_fd: int
@@ -115,20 +115,21 @@ class Sample:
     report: bytearray = field(default_factory=bytearray)
 
     def end(self) -> None:
-        """Kill and reap init; when this returns no process of the sample exists."""
+        """Kill and reap init. After that no process of the sample exists."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         os.close(self.report_fd)
 
     def steps(self) -> list[dict[str, Any]]:
-        """The report: per step exit status, CPU seconds and output. Empty when init was stopped."""
+        """The report: exit status, CPU seconds and output of each step. Empty if init was stopped."""
         return list(json.loads(self.report)) if self.report else []
 
 
 def start(spaces: Spaces, size: int, limits: Limits, role: Role | None = None, keep: Sequence[int] = ()) -> Sample:
     """Start a sample whose data are the next `size` bytes of standard input; returns when it has read them.
 
-    With a `role` it runs that; without, the data are files and commands. `keep` are descriptors that `role` uses.
+    The sample runs `role`, or without one the files and commands in its data. `keep` are descriptors for `role`.
+    Raises `OSError` if the sample cannot be set up.
     """
     reader, writer = os.pipe()
     spaces.before_fork()
@@ -149,12 +150,12 @@ def _init(spaces: Spaces, size: int, limits: Limits, role: Role | None, out: int
         spaces.in_init(limits)
         if spaces.filtered:
             seal()
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory and descriptors cannot be opened from inside
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # keeps its memory and descriptors closed to the sample
         job = json.loads(read_exactly(0, size))
         os.chdir(spaces.scratch)
         _keep_only(keep)
         os.write(out, b"+")
-    except BaseException as exc:  # noqa: BLE001 whatever it is, the worker must hear of it
+    except BaseException as exc:  # noqa: BLE001 the worker must learn of any failure
         os.write(out, f"-{exc!r}"[:1000].encode())
         os._exit(1)
     try:
@@ -168,7 +169,7 @@ def _init(spaces: Spaces, size: int, limits: Limits, role: Role | None, out: int
 
 
 def read_exactly(fd: int, size: int) -> bytes:
-    """`size` bytes; `EOFError` when there are fewer."""
+    """Read `size` bytes. Raises `EOFError` if there are fewer."""
     data = bytearray()
     while len(data) < size:
         block = os.read(fd, min(1 << 20, size - len(data)))
@@ -179,7 +180,7 @@ def read_exactly(fd: int, size: int) -> bytes:
 
 
 def _keep_only(keep: Sequence[int]) -> None:
-    """Standard input, output and errors become /dev/null; everything else but `keep` is closed."""
+    """Redirect standard input, output and error to /dev/null and close everything else except `keep`."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -194,7 +195,7 @@ def _python(spaces: Spaces, role: Role, job: Any, limits: Limits, ours: int) -> 
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(ours)  # the report is init's alone
+        os.close(ours)  # only init writes the report
         _limit_or_tell(spaces, limits, tell)
         os.close(ready)
         os.close(tell)
@@ -216,7 +217,7 @@ def _limit_or_tell(spaces: Spaces, limits: Limits, tell: int) -> None:
 
 
 def _commands(spaces: Spaces, job: Any, limits: Limits) -> list[dict[str, Any]]:
-    """Write the files, run the commands until one fails; one report each."""
+    """Write the files, then run the commands until one fails. One report per command."""
     for name, text in job["files"].items():
         path = Path(spaces.scratch, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,14 +264,17 @@ def _command(spaces: Spaces, argv: list[str], env: dict[str, str], limits: Limit
 
 
 def _listen(child: int, out: int, err: int, limits: Limits) -> tuple[dict[int, bytes], str | None]:
-    """Read both streams until the child ends; the end of one, the start of the other, and why it must be stopped."""
+    """Read both streams until the child ends.
+
+    Returns the end of standard output and the start of standard error by descriptor, and the limit it exceeded, if any.
+    """
     texts, total = {out: b"", err: b""}, 0
     poll, ended = select.poll(), os.pidfd_open(child)
     for fd in (out, err, ended):
         poll.register(fd, select.POLLIN)
     try:
         while True:
-            events = poll.poll()  # the worker keeps the time
+            events = poll.poll()  # no timeout: the worker watches the time
             for fd in (fd for fd, _ in events if fd != ended):
                 block = os.read(fd, 1 << 16)
                 if not block:
@@ -280,6 +284,6 @@ def _listen(child: int, out: int, err: int, limits: Limits) -> tuple[dict[int, b
             if total > limits.output:
                 return texts, "output"
             if [fd for fd, _ in events] == [ended]:
-                return texts, None  # it has ended and nothing more lies in the pipes
+                return texts, None  # it has ended and the pipes are empty
     finally:
         os.close(ended)

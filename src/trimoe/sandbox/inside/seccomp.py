@@ -1,10 +1,10 @@
-"""The system calls a sample may not make, as a seccomp filter (classic BPF).
+"""A seccomp filter (classic BPF) of the system calls that a sample may not make.
 
-A list of refusals, because four language runtimes need most of the rest: what reaches into other processes, builds
-namespaces or mounts, leaves something in the kernel behind (keys, System V memory and queues, memory files without a
-folder), opens a network socket, or talks to the kernel's machinery. Calls newer than this file, and calls of another
-architecture's numbering, are refused as a whole. A refusal is an error number (EPERM, EACCES for sockets, ENOSYS for
-what the C library can do without), never a kill: a runtime that probes goes on.
+A deny list, because four language runtimes need most of the other calls. It refuses calls that reach into other
+processes, create namespaces or mounts, leave objects in the kernel (keys, System V memory and queues, anonymous memory
+files), open network sockets, or administer the kernel. Calls newer than this file, and calls with the numbering of
+another architecture, are refused altogether. A refused call returns an error (EPERM, EACCES for sockets, ENOSYS where
+the C library has a fallback), so a runtime that only probes for a call continues.
 """
 
 import ctypes
@@ -98,12 +98,12 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
 }
-_CLONE3 = 435  # its flags lie in memory, out of a filter's reach; the C library falls back to clone
-_NEWEST = 450  # the last number whose meaning was known when this list was made
+_CLONE3 = 435  # its flags are in memory, which a filter cannot read; the C library falls back to clone
+_NEWEST = 450  # the last system call known when this list was made
 _CLONE, _SOCKET, _IOCTL = (56, 220), (41, 198), (16, 29)
 _NAMESPACES = 0x7E020000  # every CLONE_NEW* that clone(2) accepts
 _AF_UNIX = 1
-_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into somebody's terminal
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: inject input into a terminal
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -111,11 +111,11 @@ _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER_AT, _ARCH_AT, _ARGS_AT = 0, 4, 16  # offsets in struct seccomp_data; arguments are 8 bytes, low word first
 
 Instruction = tuple[int, int, int, int]
-"""code, jump if true, jump if false, operand: struct sock_filter."""
+"""struct sock_filter: code, jump if true, jump if false, operand."""
 
 
 def program(machine: str) -> list[Instruction]:
-    """The filter for a processor family; `KeyError` for an unknown one."""
+    """The filter for a machine name of `platform.machine()`. Raises `KeyError` for an unknown one."""
     column, architecture = _ARCHITECTURES[machine]
     lines: list[Instruction] = [
         (_LOAD, 0, 0, _ARCH_AT),
@@ -151,7 +151,7 @@ def program(machine: str) -> list[Instruction]:
 
 
 def install() -> None:
-    """Apply the filter to this process and its descendants, for good. Needs no privilege, only `no_new_privs`."""
+    """Apply the filter to this process and its descendants for good. Needs only `no_new_privs`, which it sets."""
     code = b"".join(struct.pack("HBBI", *line) for line in program(platform.machine()))
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))

@@ -1,12 +1,12 @@
-"""Values as JSON and back, between processes that do not trust each other.
+"""Encoding of Python values as JSON, for processes that do not trust each other.
 
-JSON holds what JSON can hold; everything else is {"$": [tag, payload]}: tuple, set, frozenset, dict, big integers,
-non-finite floats, complex, Fraction, Decimal, bytes, deque, range, views of dictionaries, built-in types by name,
-iterators (read out, up to a bound) and numpy arrays and scalars. Instances of subclasses travel as what they are
-below (a Counter as a dict, a named tuple as a tuple), read by the base class's own methods, so an overloaded operator
-stays behind. Anything else is handed to `other` (a reference, or refused).
+Plain JSON values are encoded as themselves; everything else as {"$": [tag, payload]}: tuple, set, frozenset, dict, big
+integers, non-finite floats, complex, Fraction, Decimal, bytes, deque, range, dictionary views, built-in types by name,
+iterators (their items, up to a bound) and numpy arrays and scalars. Instances of subclasses are encoded as their base
+class (a Counter as a dict, a named tuple as a tuple) by the base class's own methods, so overloaded operators are lost.
+Any other value is passed to `other`, which encodes a reference or refuses it.
 
-Decoding builds plain values only; it runs no code of the sender and raises `ValueError` on anything malformed.
+Decoding builds plain values only. It runs no code of the sender and raises `ValueError` for malformed input.
 """
 
 import itertools
@@ -18,10 +18,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, cast
 
-_LONG = 1 << 1024  # beyond this, decimal digits get slow (and Python refuses more than 4300 of them)
-_MOST_ITEMS = 1 << 20  # of an iterator, which may be endless
-_FEW = 1000  # of these, any can be put into a set in no time
-_DEEPEST = 200  # levels of containers; the JSON reader has a limit of its own
+_LONG = 1 << 1024  # above this, decimal digits are slow (and Python refuses more than 4300 of them)
+_MOST_ITEMS = 1 << 20  # of an iterator, which may be infinite
+_FEW = 1000  # so few items can be put into a set quickly, whatever their hashes
+_DEEPEST = 200  # levels of containers; the JSON reader has its own limit
 _EMPTY: list[Any] = []
 _MADE: tuple[Any, ...] = (
     *(iter([]), iter(()), iter({}), iter(""), iter(set()), iter(range(0)), reversed([]), (item for item in _EMPTY)),
@@ -35,7 +35,7 @@ Encoded = Any
 
 
 class Unencodable(ValueError):
-    """A value of a kind that does not travel."""
+    """A value that has no encoding."""
 
 
 def _refuse(value: object) -> Encoded:
@@ -43,7 +43,7 @@ def _refuse(value: object) -> Encoded:
 
 
 def encode(value: Any, other: Callable[[object], Encoded] = _refuse, depth: int = 0) -> Encoded:
-    """The JSON form of a value. `other` encodes what has none. Raises `Unencodable`."""
+    """The JSON form of a value. `other` encodes values without one. Raises `Unencodable`."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -81,13 +81,13 @@ def encode(value: Any, other: Callable[[object], Encoded] = _refuse, depth: int 
 
 
 def _is_plain(items: list[Any]) -> bool:
-    """Whether every item is its own JSON form: the case of long lists, decided without a step of Python per item."""
+    """Whether every item is its own JSON form. Decides the common case of long lists without a Python loop."""
     kinds = set(map(type, items))
     if kinds <= _PLAIN:
         return True
     try:
         return kinds <= _NUMBERS and all(map(math.isfinite, items))
-    except OverflowError:  # an integer beyond the floats, which is beyond _LONG too
+    except OverflowError:  # an integer beyond the range of floats, hence beyond _LONG
         return False
 
 
@@ -96,7 +96,7 @@ _NUMBERS = {int, float, bool}
 
 _TYPES = {kind.__name__: kind for kind in (int, float, str, bool, bytes, complex, list, tuple, dict, set, frozenset)}
 
-# By the base class's own methods: what a subclass overloads is not asked.
+# By the base class's own methods: overloads of subclasses are not called.
 _WRITERS: Mapping[type, Callable[[Any], tuple[str, Any]]] = {
     int: lambda v: ("int", int.__index__(v)),
     float: lambda v: ("float", float.__float__(v)),
@@ -130,8 +130,8 @@ def _numpy(value: Any) -> Encoded | None:
 
 
 def decode(value: Encoded, reference: Callable[[Any], object] | None = None, depth: int = 0) -> Any:
-    """The value of a JSON form; `reference` resolves what `other` of the encoder made. Raises `ValueError`."""
-    if depth > 2 * _DEEPEST:  # a dictionary is two levels here and one there
+    """The value of a JSON form; `reference` resolves references made by the encoder's `other`. Raises `ValueError`."""
+    if depth > 2 * _DEEPEST:  # a dictionary has two levels in encoded form and one as a value
         raise ValueError("too many levels of containers")
     if isinstance(value, list):
         return [decode(item, reference, depth + 1) for item in value]
@@ -155,12 +155,12 @@ def _ndarray(payload: Any) -> Any:
     kind, plain = payload
     if not isinstance(kind, str) or kind[1:2] not in ("b", "i", "u", "f", "c", "U") or len(kind) > 8:
         raise ValueError("not the type of an array")
-    # texts get the width they need: a width that the sender names would be paid for by every element
+    # Strings get the width they need: a width named by the sender would be allocated for every element.
     return np.array(plain, dtype=np.dtype("U" if kind[1] == "U" else kind))
 
 
 def _unlike(items: list[Any]) -> list[Any]:
-    """Items of a set or keys of a dictionary, refused when many have the same hash: a set of them takes for ever."""
+    """Check the items of a set or keys of a dictionary: many equal hashes would take quadratic time."""
     if len(items) > _FEW and len(set(map(hash, items))) < len(items) // 2:
         raise ValueError("many different items with the same hash")
     return items
@@ -196,5 +196,5 @@ _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
 
 
 def dumps(value: Encoded) -> bytes:
-    """One line of JSON, for `json.loads` of the bytes. Lone surrogates are not escaped: two would become one."""
+    """One line of JSON, for `json.loads` of the bytes. Lone surrogates are not escaped: a pair would become one."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

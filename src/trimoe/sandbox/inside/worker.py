@@ -1,8 +1,9 @@
-"""The worker: enters its place, then runs one job after the other for the process that started it.
+"""The worker: enters its namespaces, then runs one job after the other for the process that started it.
 
-Frames on standard input: a length (4 bytes, big endian), a JSON header, then the data of each sample of the job, whose
-sizes the header gives. Frames on standard output: a length, a JSON header with "size", then that many bytes of results.
-The first frame out says whether the place could be built. The end of standard input ends the worker and all in it.
+Frames on standard input: a length (4 bytes, big endian), a JSON header, then the data of each sample of the job, with
+the sizes given in the header. Frames on standard output: a length, a JSON header with "size", then that many bytes of
+results. The first output frame reports whether the sandbox was built. Closing standard input ends the worker and
+everything in it.
 """
 
 import fcntl
@@ -26,9 +27,9 @@ from trimoe.sandbox.inside.sample import Bare, Sample, Spaces, read_exactly, sta
 
 _WATCH_SECONDS = 0.05
 _F_SETPIPE_SZ, _BLOCK = 1031, 1 << 20
-_LAST_WORDS = 2.0  # seconds that a candidate which hung up has to end, so that its exit status can be told
+_LAST_WORDS = 2.0  # seconds for a candidate that closed its pipe to exit, so that its exit status is known
 
-# Loaded before the forks: what generated code imports most often.
+# Imported before forking: the modules that generated code imports most often.
 _WARM = (
     *("array", "ast", "bisect", "cmath", "collections.abc", "copy", "dataclasses", "datetime", "decimal", "enum"),
     *("fractions", "functools", "hashlib", "heapq", "inspect", "itertools", "math", "operator", "queue", "random"),
@@ -37,12 +38,12 @@ _WARM = (
 
 
 def main() -> None:
-    """Read the configuration, enter, serve."""
+    """Read the configuration, build the sandbox, run jobs."""
     frame = _read_frame()
     if frame is None:
         return
     config = json.loads(frame)
-    del sys.path[0]  # where this program lies
+    del sys.path[0]  # the folder of this program
     if config["engine"] == "namespaces":
         enter(config["view"], _fault)
     sys.path += config["path"]
@@ -51,19 +52,19 @@ def main() -> None:
     except OSError as exc:
         _fault("samples", exc)
     missing = [name for name in (_WARM if config["warm"] else ()) if not _imported(name)]
-    gc.freeze()  # a child's collections shall not touch, and so copy, the shared pages
+    gc.freeze()  # so that garbage collection in a child does not write to, and thereby copy, shared pages
     _reply({"ready": True, "python": sys.version.split()[0], "missing": missing})
     while (frame := _read_frame()) is not None:
         header = json.loads(frame)
         try:
             outcome, results = _KINDS[header["kind"]](spaces, Limits(**header["limits"]), header["sizes"])
         except (OSError, EOFError) as exc:
-            _fault("run", exc)  # what was read of the input is unknown: this worker is of no more use
+            _fault("run", exc)  # an unknown part of the input was read, so this worker cannot continue
         _reply(outcome, results)
 
 
 def _calls(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
-    """Calls of a function: the lines of their results."""
+    """Run the calls of one candidate; returns the report and the lines of results."""
     out, tell = _wide_pipe()
     sample = start(spaces, sizes[0], limits, partial(_start_calls, out=tell), (tell,))
     os.close(tell)
@@ -75,7 +76,7 @@ def _calls(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, 
 
 
 def _check(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
-    """A dataset's tests against a candidate: the checker's verdict. Two samples, joined by two pipes."""
+    """Run a data set's tests against a candidate: two samples joined by two pipes; returns the checker's verdict."""
     (asked, ask), (answered, answer), (out, tell) = _wide_pipe(), _wide_pipe(), os.pipe()
     serve = partial(_start_serving, asked=asked, answer=answer)
     candidate = start(spaces, sizes[0], limits, serve, (asked, answer))
@@ -97,7 +98,7 @@ def _check(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, 
 
 
 def _program(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
-    """Files and commands: a report per command."""
+    """Run the commands of a program; returns one report per command."""
     sample = start(spaces, sizes[0], limits)
     _, stopped = _watch(sample, None, limits)
     sample.end()
@@ -123,21 +124,21 @@ def _start_check(job: Any, answered: int, ask: int, out: int) -> NoReturn:
 
 
 def _wide_pipe() -> tuple[int, int]:
-    """A pipe that holds a mebibyte, so that long results pass with fewer switches between its two ends."""
+    """A pipe with a buffer of 1 MiB, so that long results need fewer context switches."""
     ends = os.pipe()
-    with suppress(PermissionError):  # the user has many such pipes already: the usual 64 KiB will do
+    with suppress(PermissionError):  # too many large pipes of this user: the default 64 KiB suffices
         fcntl.fcntl(ends[0], _F_SETPIPE_SZ, _BLOCK)
     return ends
 
 
 def _forget_ourselves() -> None:
-    """Generated code shall find a plain interpreter. Tidiness: what protects is that there is nothing to find."""
+    """Remove trimoe from sys.modules, so that generated code finds a plain interpreter. Not a protection."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "trimoe"]:
         del sys.modules[name]
 
 
 class _Meter:
-    """What a sample used, looked at every 50 ms, against its limits."""
+    """Compares the use of a sample with its limits, every 50 ms."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._shared = limits, resident_of(os.getpid())
@@ -145,9 +146,11 @@ class _Meter:
         self._idle = self._cpu_at_result = 0.0
 
     def exceeded(self, news: bool) -> str | None:
-        """Which limit is exceeded now. `news`: a result has come since the last look."""
+        """The limit that is exceeded now, if any. `news`: a result arrived since the last check."""
         now, use = time.monotonic(), use_below(os.getpid(), self._shared)
-        self._idle += 0.0 if use.busy else min(now - self._last, 2 * _WATCH_SECONDS)  # of a long gap nothing is known
+        self._idle += (
+            0.0 if use.busy else min(now - self._last, 2 * _WATCH_SECONDS)
+        )  # nothing is known about a longer gap
         self._last = now
         if news:
             self._cpu_at_result = use.cpu
@@ -158,14 +161,14 @@ class _Meter:
         return "idle" if self._idle > self._limits.idle or now - self._begin > self._limits.wall else None
 
     def due(self) -> bool:
-        """Whether it is time to look."""
+        """Whether the next check is due."""
         return time.monotonic() - self._last > _WATCH_SECONDS
 
 
 def _watch(sample: Sample, out: int | None, limits: Limits) -> tuple[bytes, str | None]:
-    """Collect `out` until the sample ends; returns it, and why the sample must be stopped if it must."""
+    """Collect `out` until the sample ends. Returns the data, and the exceeded limit if it must be stopped."""
     data, poll, meter, news = bytearray(), select.poll(), _Meter(limits), False
-    poll.register(0, 0)  # only that it was closed
+    poll.register(0, 0)  # reports only that it was closed
     for fd in (sample.report_fd, *(() if out is None else (out,))):
         poll.register(fd, select.POLLIN)
     while True:
@@ -173,7 +176,7 @@ def _watch(sample: Sample, out: int | None, limits: Limits) -> tuple[bytes, str 
             if fd == 0:
                 sample.end()
                 sample.spaces.after()
-                os._exit(0)  # whoever wanted this is gone
+                os._exit(0)  # the parent process is gone
             block = os.read(fd, _BLOCK)
             if fd == out:
                 data += block
@@ -193,7 +196,7 @@ def _watch(sample: Sample, out: int | None, limits: Limits) -> tuple[bytes, str 
 
 
 def _rest(out: int, limits: Limits) -> bytes:
-    """What still lies in a pipe when all who could write to it have ended; closes it."""
+    """Read the rest of a pipe without writers, up to the limit, and close it."""
     data = bytearray()
     while len(data) <= limits.output and (block := os.read(out, _BLOCK)):
         data += block
@@ -202,7 +205,7 @@ def _rest(out: int, limits: Limits) -> bytes:
 
 
 def _fault(stage: str, error: Exception) -> NoReturn:
-    """Report that this worker cannot work, and why; end."""
+    """Report why this worker cannot continue, and exit."""
     _reply({"ready": False, "stage": stage, "error": str(error), "errno": getattr(error, "errno", None)})
     os._exit(1)
 
@@ -216,7 +219,7 @@ def _imported(name: str) -> bool:
 
 
 def _read_frame() -> bytes | None:
-    """The next frame, None at the end of the input."""
+    """The next frame; None at the end of the input."""
     try:
         (size,) = struct.unpack(">I", read_exactly(0, 4))
     except EOFError:

@@ -1,4 +1,4 @@
-"""Languages besides Python: one file each, found by the key that MultiPL-E gives them."""
+"""Languages other than Python: one module each, found by MultiPL-E's key."""
 
 import importlib
 import pkgutil
@@ -18,5 +18,5 @@ def languages() -> dict[str, Language]:
 
 
 def language_of(key: str) -> Language:
-    """The language of a key; `KeyError` for one without a file here."""
+    """The language of a key. Raises `KeyError` for an unknown key."""
     return languages()[key]

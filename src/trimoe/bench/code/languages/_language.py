@@ -1,4 +1,4 @@
-"""What a language is to the sandbox."""
+"""The description of a language for the sandbox: how to find its toolchain, build, run and read failures."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Toolchain:
-    """An installed compiler or runtime: commands to build and run `file`, folders they need, their environment."""
+    """An installed compiler or runtime: the commands that build and run `file`, and their folders and environment."""
 
     version: str
     steps: tuple[tuple[str, ...], ...]
@@ -20,10 +20,10 @@ class Toolchain:
 
 @dataclass(frozen=True)
 class Language:
-    """One language. `with_end(tests, token)` makes the tests print the token when the last of them has passed.
+    """One language. `with_end(tests, token)` makes the tests print the token after the last test has passed.
 
-    `failed_test` recognises a failed assertion in what a program wrote to standard error, `out_of_memory` a runtime
-    that got no memory. `commands` is the number of steps, `extra` are files of ours beside the program.
+    `failed_test` recognises a failed assertion in a program's standard error, `out_of_memory` a runtime without memory.
+    `commands` is the number of steps; `extra` are harness files beside the program.
     """
 
     key: str
@@ -39,18 +39,18 @@ class Language:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def toolchain(self) -> Toolchain | None:
-        """What is installed here; None when something is missing."""
+        """The installed toolchain; None if a part is missing."""
         return self.find()
 
 
 def real(name: str) -> str | None:
-    """The file behind a command's name and its links."""
+    """The path of a command with links resolved; None if it is not on PATH."""
     path = shutil.which(name)
     return os.path.realpath(path) if path else None
 
 
 def asked(*command: str) -> str | None:
-    """What a tool of the toolchain prints; None if it does not work."""
+    """The output of a command; None if it fails."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -59,7 +59,7 @@ def asked(*command: str) -> str | None:
 
 
 def before_last(text: str, mark: str, count: int, line: str) -> str:
-    """`line` put before the `count`-th `mark` from the end."""
+    """`text` with `line` inserted before the `count`-th `mark` from the end."""
     at = len(text)
     for _ in range(count):
         at = text.rindex(mark, 0, at)

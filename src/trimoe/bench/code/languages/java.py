@@ -1,4 +1,4 @@
-"""Java: javac and java with assertions on; MultiPL-E's prompts use tuples of the library javatuples."""
+"""Java: javac and java with assertions enabled. MultiPL-E's prompts use the library javatuples."""
 
 import os
 import re
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from trimoe.bench.code.languages._language import Language, Toolchain, asked, before_last, real
 
-# Debian's package, and where MultiPL-E's own container has it.
+# The locations in Debian's package and in MultiPL-E's container.
 _JARS = ("/usr/share/java/javatuples.jar", "/usr/multiple/javatuples-1.2.jar")
 
 
 def javatuples() -> str | None:
-    """Where the library is: what TRIMOE_JAVATUPLES names, or one of the usual places."""
+    """The path of javatuples.jar: TRIMOE_JAVATUPLES, or one of the usual places."""
     places = (os.environ.get("TRIMOE_JAVATUPLES"), *_JARS)
     return next((os.path.realpath(place) for place in places if place and Path(place).is_file()), None)
 
@@ -22,7 +22,7 @@ def _find() -> Toolchain | None:
     if compiler is None or jar is None or version is None:
         return None
     home = Path(compiler).parents[1]
-    # Debian keeps parts of a JDK in /etc and links to them
+    # Debian keeps parts of a JDK in /etc, behind links.
     parts = [os.path.realpath(part) for part in (home / "lib" / "jvm.cfg", *(home / "conf").glob("*"))]
     elsewhere = {os.path.dirname(part) for part in parts if not part.startswith(f"{home}/")}
     quiet = ("-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xshare:auto")

@@ -1,4 +1,4 @@
-"""JavaScript: one file for node. The assertion library is frozen before the candidate can touch it."""
+"""JavaScript: one file for node. The assertion library is frozen before the candidate runs."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rust: rustc without cargo, a debug build, as MultiPL-E does."""
+"""Rust: a debug build with rustc and without cargo, as in MultiPL-E."""
 
 import re
 import shutil
@@ -7,7 +7,7 @@ from trimoe.bench.code.languages._language import Language, Toolchain, asked, be
 
 
 def _find() -> Toolchain | None:
-    # by its system root, because a rustup proxy needs a home folder
+    # By its system root: a rustup proxy would need a home folder.
     root = asked("rustc", "--print", "sysroot")
     if root is None or shutil.which("cc") is None:
         return None
@@ -19,7 +19,7 @@ def _find() -> Toolchain | None:
 
 
 def _with_end(tests: str, token: str) -> str:
-    """The assertion by its full path: a macro of the same name in the candidate would hide it."""
+    """Use the assertion macro by its full path, which a macro of the candidate cannot shadow."""
     return before_last(tests.replace(" assert_eq!(", " ::std::assert_eq!("), "}", 1, f'    println!("\\n{token}");')
 
 
