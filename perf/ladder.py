@@ -182,7 +182,7 @@ def main() -> None:
         context=512,
         threads=1,
         progress=say,
-    )
+    ).as_dict()
     for row, found in zip(rows, compared["files"], strict=True):
         assert row["sha256"] == found["sha256"]
         row |= found

@@ -9,8 +9,9 @@ import pytest
 from helpers.blueprints import real_width, write_hollow
 from trimoe.errors import BadInput, CheckpointError
 from trimoe.llamacpp.tools import LlamaCpp
-from trimoe.quantize import kld
-from trimoe.quantize.kld import Measured, measure, parse, summary
+from trimoe.quantize import perplexity
+from trimoe.quantize.kld import measure, summary
+from trimoe.quantize.perplexity import Measured, parse
 
 REPORT = """
 chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS         Same top p
@@ -64,10 +65,10 @@ def test_intervals_are_paired(tmp_path: Path) -> None:
         Measured(file, {"kld": float((chunks + plus).mean())}, chunks + plus)
         for file, plus in zip(files, (0.0, 0.01), strict=True)
     ]
-    first, second = summary(tmp_path / "base.gguf", found, tmp_path / "text", 512)["files"]
-    assert first["more_than_best_interval"] == [0.0, 0.0]
-    np.testing.assert_allclose(second["more_than_best_interval"], [0.01, 0.01], atol=1e-9)
-    low, high = first["kld_interval"]
+    first, second = summary(tmp_path / "base.gguf", found, tmp_path / "text", 512).files
+    assert first.more_than_best_interval == (0.0, 0.0)
+    np.testing.assert_allclose(second.more_than_best_interval, [0.01, 0.01], atol=1e-9)
+    low, high = first.interval
     error = chunks.std(ddof=1) / len(chunks) ** 0.5
     assert low == pytest.approx(chunks.mean() - 1.96 * error, abs=0.15 * error)
     assert high == pytest.approx(chunks.mean() + 1.96 * error, abs=0.15 * error)
@@ -75,14 +76,17 @@ def test_intervals_are_paired(tmp_path: Path) -> None:
 
 def test_an_incomplete_report_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama-perplexity may lose the end of what it prints: of the base's report as well as of a comparison's."""
-    for end, whole in ((kld._FINAL["same_top"], REPORT), (kld._BASE, "[1]12.5,\nFinal estimate: PPL = 12.5 +/- 0.4\n")):
+    for end, whole in (
+        (perplexity._FINAL["same_top"], REPORT),
+        (perplexity._BASE, "[1]12.5,\nFinal estimate: PPL = 12.5 +/- 0.4\n"),
+    ):
         answers = [whole[: len(whole) // 2], "", whole]
-        monkeypatch.setattr(kld, "_run", lambda *_, answers=answers: answers.pop(0))
-        assert kld._complete([], Path("x"), end) == whole
+        monkeypatch.setattr(perplexity, "_run", lambda *_, answers=answers: answers.pop(0))
+        assert perplexity._complete([], Path("x"), end) == whole
         assert not answers
-    monkeypatch.setattr(kld, "_run", lambda *_: REPORT[:300])
+    monkeypatch.setattr(perplexity, "_run", lambda *_: REPORT[:300])
     with pytest.raises(BadInput, match="no statistics"):
-        kld.parse(kld._complete([], Path("x"), kld._FINAL["same_top"]), Path("x"))
+        parse(perplexity._complete([], Path("x"), perplexity._FINAL["same_top"]), Path("x"))
 
 
 def test_files_of_the_bundled_model(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
@@ -95,13 +99,13 @@ def test_files_of_the_bundled_model(llamacpp: LlamaCpp, base: Path, tmp_path: Pa
     text = tmp_path / "text.txt"
     text.write_text("The sky is blue and the fox ran home. 12 plus 30 is 42. def add(a, b): return a + b. " * 40)
     data = measure(llamacpp, base, [*files, base], text, chunks=4, context=128, threads=1)
-    fine, coarse, same = data["files"]
-    assert data["tokens"] == 4 * 63
-    assert 0 < fine["kld"] < coarse["kld"]
-    assert fine["kld_interval"][0] <= fine["kld"] <= fine["kld_interval"][1]
+    fine, coarse, same = data.files
+    assert data.tokens == 4 * 63
+    assert 0 < fine.kld < coarse.kld
+    assert fine.interval[0] <= fine.kld <= fine.interval[1]
     # The base against its own logits: nothing but their storage in 16 bits.
-    assert abs(same["kld"]) < 1e-3
-    assert data["best"] == base.name
+    assert abs(same.kld) < 1e-3
+    assert data.best == base.name
 
 
 def test_another_vocabulary_is_refused(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:

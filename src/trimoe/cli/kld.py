@@ -13,12 +13,12 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("base", type=FILE)
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("--text", required=True, type=FILE, help="Held-out text; not the one that made the imatrix.")
+@click.option("--text", required=True, type=FILE, help="Held-out text, not the text of the imatrix.")
 @click.option("--chunks", type=click.IntRange(2), default=64, show_default=True, help="Chunks of text to compare on.")
 @click.option("--context", type=click.IntRange(32), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--threads", "-t", type=click.IntRange(1), default=1, show_default=True, help="Threads of llama.cpp.")
-@click.option("-o", "--out", type=FILE, help="Also write the result here (JSON, with a manifest).")
-@click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="A directory with llama.cpp's programs.")
+@click.option("-o", "--out", type=FILE, help="Also write the result to this file (JSON, with a manifest).")
+@click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="Directory with llama.cpp's programs.")
 @json_option
 def kld(
     base: Path,
@@ -43,30 +43,21 @@ def kld(
       trimoe kld model-BF16.gguf model-Q4_K_M.gguf model-CD-Q4_K_M.gguf --text held-out.txt
       trimoe kld model-BF16.gguf files/*.gguf --text held-out.txt -o kld.json
     """
-    from trimoe.io.atomic import require_absent
-    from trimoe.io.jsonfile import write_json
-    from trimoe.io.manifest import write_manifest
-    from trimoe.llamacpp.tools import locate
-    from trimoe.quantize.kld import measure
+    from trimoe.quantize.kld import kld as measure
 
-    if out is not None:
-        require_absent(out)
-    tools = locate(directory)
     with progress("kld") as report:
-        data = measure(tools, base, files, text, chunks=chunks, context=context, threads=threads, progress=report)
-    if out is not None:
-        write_json(out, data)
-        write_manifest(
-            out,
-            "kld",
-            {
-                "text": data["text_sha256"],
-                "context": context,
-                "chunks": data["chunks"],
-                "files": [row["sha256"] for row in data["files"]],
-                "llamacpp": tools.info or tools.version(),
-            },
+        made = measure(
+            base,
+            files,
+            text=text,
+            chunks=chunks,
+            context=context,
+            threads=threads,
+            out=out,
+            llamacpp=directory,
+            progress=report,
         )
+    data = made.as_dict()
     emit(data, _text(data), as_json)
 
 

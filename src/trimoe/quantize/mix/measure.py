@@ -24,10 +24,10 @@ from trimoe.io.progress import Progress
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.file import open_gguf
-from trimoe.quantize.kld import Reference
 from trimoe.quantize.ladder.dynamic import map_text
 from trimoe.quantize.ladder.sources import Base
 from trimoe.quantize.mix.options import Group, Option
+from trimoe.quantize.perplexity import Reference
 
 ITSELF = "base"
 

@@ -20,7 +20,7 @@ from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress, silent
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.imatrix import open_imatrix
-from trimoe.quantize.kld import RESAMPLES, Reference
+from trimoe.quantize.kld import RESAMPLES
 from trimoe.quantize.ladder.checks import blueprint_before, model_name, refuse_early
 from trimoe.quantize.ladder.dynamic import explain_overrides, map_text, normal
 from trimoe.quantize.ladder.importance import require_entries
@@ -44,6 +44,7 @@ from trimoe.quantize.mix.measure import Costs, measure_costs
 from trimoe.quantize.mix.options import Group, groups_of, overrides_of_mix, tier_of
 from trimoe.quantize.mix.result import Forecast, GroupChoice, Mix
 from trimoe.quantize.mix.target import MixTarget
+from trimoe.quantize.perplexity import Reference
 from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import DATASET_NAME, bytes_about, predict
 
