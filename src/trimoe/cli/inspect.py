@@ -46,6 +46,7 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
         check_finite(checkpoint)
     data = describe(checkpoint)
     data["finite"] = True if finite else None
+    data["warnings"] = checkpoint.warnings
     rows = [
         ("family", f"{data['family']} ({', '.join(data['dtypes'])})"),
         ("layers", f"{data['layers']} ({data['moe_layers']} with experts)"),
@@ -63,6 +64,7 @@ def inspect(model: Path, finite: bool, as_json: bool) -> None:
     if data["draft_blocks"]:
         rows.insert(4, ("drafting blocks", f"{', '.join(data['draft_blocks'])} (cut like the last layer with experts)"))
     rows += [("values", "all finite")] if finite else []
+    rows += [("warning", warning) for warning in data["warnings"]]
     width = max(len(label) for label, _ in rows) + 2
     emit(data, "\n".join(f"{label:<{width}}{value}" for label, value in rows), as_json)
 

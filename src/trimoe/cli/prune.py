@@ -100,6 +100,7 @@ def prune(
     )
     if report.files_left_out:
         text += f"\nleft out: {', '.join(report.files_left_out)}"
+    text += "".join(f"\nwarning: {warning}" for warning in report.warnings)
     if report.bytes_resumed:
         text += f"\nwent on after {show_size(report.bytes_resumed)} of an earlier run, verified by their hashes"
     if not dry_run:

@@ -65,6 +65,7 @@ def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOpti
         dry_run=options.dry_run,
         files_copied=[file.relative_to(checkpoint.path).as_posix() for file in files],
         files_left_out=left_out,
+        warnings=checkpoint.warnings,
     )
     require_absent(out)
     needed = report.bytes_after + sum(file.stat().st_size for file in files) + _HEADER_SPACE * len(shards)

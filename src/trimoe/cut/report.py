@@ -48,6 +48,8 @@ class PruneReport:
     copied_by: list[str] = field(default_factory=list)
     files_copied: list[str] = field(default_factory=list)
     files_left_out: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What is odd about the original and does not forbid a cut."""
 
     def __fspath__(self) -> str:
         """The output's path, so that the report stands for the pruned model wherever a path is expected."""

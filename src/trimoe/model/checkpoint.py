@@ -78,6 +78,11 @@ class Checkpoint:
             method_of(self.config),
         ).run()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the experts' tensors and does not forbid a cut."""
+        return self._search.warnings
+
     @cached_property
     def draft_blocks(self) -> tuple[str, ...]:
         """Name prefixes of the multi-token-prediction blocks; see `experts.draft_blocks`."""

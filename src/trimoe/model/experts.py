@@ -13,6 +13,7 @@ from trimoe.errors import CheckpointError
 from trimoe.model.family.hf import HfTensors, Role, Roles
 from trimoe.model.quant import Part, Quant, parts_of
 from trimoe.model.safetensors import TensorInfo
+from trimoe.model.siblings import QuantizedMatrix, compare_siblings, quantized_matrices
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class ExpertSearch:
     """Tensors on the expert axis by name."""
     whole: set[str] = field(default_factory=set)
     """Names of quantization scales that serve all experts of a stack."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd about the checkpoint and does not forbid a cut."""
+    matrices: list[QuantizedMatrix] = field(default_factory=list)
 
     def run(self) -> "ExpertSearch":
         """Search every layer and drafting block. Raises `CheckpointError` naming the tensor."""
@@ -76,6 +80,7 @@ class ExpertSearch:
                     self._claim(prefix, last, roles)
                     break
         self._refuse_strays()
+        self.warnings += compare_siblings(self.matrices, self.quant)
         return self
 
     def _claim(self, prefix: str, layer: int, roles: Roles) -> None:
@@ -83,7 +88,9 @@ class ExpertSearch:
         for role_name, role in roles.items():
             if role.optional and not self._begins(prefix, role):
                 continue
-            for part in self._parts(role, prefix + role.tensor):
+            parts = list(self._parts(role, prefix + role.tensor))
+            self.matrices += quantized_matrices(role_name, prefix, parts, self.index)
+            for part in parts:
                 info = self.index.get(part.name)
                 if info is None:
                     raise CheckpointError(
