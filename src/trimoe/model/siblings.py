@@ -62,9 +62,7 @@ def compare_siblings(matrices: Iterable[QuantizedMatrix], quant: Quant | None) -
             share = f"{_share(siblings, lacking)} {role} matrices in {block[:-1]} have it"
             if not suffix.startswith("input"):
                 raise _refusal(lacking[0], suffix, share)
-            warnings.append(
-                f"tensor {lacking[0].stem}{suffix} is missing: {text} {role} matrices in {block[:-1]} have it"
-            )
+            warnings.append(f"tensor {lacking[0].stem}{suffix} is missing: {share}")
     factors = {rule.factor for rule in (*quant.module, *quant.stack) if rule.factor} if quant else set()
     kinds: dict[str, list[QuantizedMatrix]] = defaultdict(list)
     for (_, kind, _), siblings in blocks.items():
