@@ -1,25 +1,14 @@
-"""`trimoe ladder`: quality against file size, several models and tiers."""
+"""`trimoe ladder`: quality against file size, for several models and tiers."""
 
-from math import isfinite
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
 
 import click
 
-from trimoe.cli.parts.common import emit, json_option, parse_size
-from trimoe.errors import UsageError
-from trimoe.judge.frontier.file import read_ladder
-from trimoe.judge.frontier.frontier import (
-    GB,
-    Pair,
-    Point,
-    best_under,
-    front,
-    gigabytes,
-    pair_by_size,
-    paired,
-    smallest_within,
-)
+from trimoe.cli.parts.common import emit, json_option
+from trimoe.io.sizes import parse_bytes
+from trimoe.judge.frontier.frontier import Frontier, frontier
+from trimoe.judge.frontier.points import GB, Pair, Point, gigabytes
 from trimoe.judge.text import columns, comma_separated, markdown
 
 PATH = click.Path(path_type=Path)
@@ -27,39 +16,39 @@ HEAD = ("model", "tier", "kind", "GB", "bpw", "score", "95 %", "front")
 
 
 @click.command()
-@click.argument("file", metavar="LADDER.csv", type=PATH)
+@click.argument("file", metavar="SCORES.csv", type=PATH)
 @click.argument("logs", metavar="[RUNS.db ...]", type=PATH, nargs=-1)
-@click.option("--bench", required=True, help="The bench whose scores are shown.")
-@click.option("--ours", metavar="MODEL", help="Pair this model's files with those of every other model by size.")
+@click.option("--bench", required=True, help="Bench whose scores are shown.")
+@click.option("--ours", metavar="MODEL", help="Pair this model's files by size with those of every other model.")
 @click.option(
     "--pick",
     type=click.Choice(["nearest", "best"]),
     default="nearest",
     show_default=True,
-    help="Which file of the size band is paired: the nearest in size, or the best score.",
+    help="File of a size band that is paired: the nearest in size, or the best score.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Width of a size band, as a share of the rival's size to each side.",
+    help="Half width of a size band, as a share of the rival's size.",
 )
-@click.option("--under", metavar="SIZE", help="Name the best file of at most this size, for example 13GB.")
+@click.option("--under", metavar="SIZE", help="Show the best file of at most this size, for example 13GB.")
 @click.option(
     "--within",
     metavar="POINTS",
     type=click.FloatRange(0, 100),
-    help="Name the smallest file within so many points of the best.",
+    help="Show the smallest file at most this many points below the best.",
 )
-@click.option("--plot", type=PATH, help="Draw score over size, as .svg or .png (extra: report).")
+@click.option("--plot", type=PATH, help="Plot score against size, as .svg or .png (extra: report).")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["text", "markdown", "csv"]),
     default="text",
     show_default=True,
-    help="How the table of files is written.",
+    help="Format of the table.",
 )
 @json_option
 def ladder(
@@ -79,57 +68,54 @@ def ladder(
 
     Adds bits per weight, and puts files of equal size side by side.
 
-    LADDER.csv has one file per line. A row with `run` is measured: its score comes from the run log. A row with `score`
+    SCORES.csv has one file per line. A row with `run` is measured: its score comes from the run log. A row with `score`
     is a published number; it is marked everywhere, has a front of its own, and never a paired test.
 
     \b
     Examples:
-      trimoe ladder ladder.csv runs.db --bench humaneval-plus --under 13GB --within 1
-      trimoe ladder ladder.csv --bench humaneval-plus --ours 98e --plot ladder.svg
+      trimoe ladder scores.csv runs.db --bench humaneval-plus --under 13GB --within 1
+      trimoe ladder scores.csv --bench humaneval-plus --ours 98e --plot ladder.svg
     """
-    if not isfinite(tolerance) or (within is not None and not isfinite(within)):
-        raise UsageError("--tolerance and --within are numbers", actual="nan", remedy="give a finite number")
-    points = read_ladder(file, list(logs), bench)
-    known = list(dict.fromkeys(p.model for p in points))
-    if ours is not None and ours not in known:
-        raise UsageError(f"no model {ours} in {file}", expected=", ".join(known), remedy="correct --ours")
-    limit = parse_size(under, "13GB") if under else None
-    fronts = {id(p) for kind in ("measured", "published") for p in front([p for p in points if p.kind == kind])}
-    own = [p for p in points if p.model == ours] if ours else points
-    body: dict[str, Any] = {"bench": bench, "points": [p.as_dict() | {"front": id(p) in fronts} for p in points]}
-    lines = []
-    # which file to take is asked of one kind at a time: of what was measured here, if anything was
-    choice = [p for p in own if p.kind == "measured"] or own
-    if limit is not None:
-        best = best_under(choice, limit)
-        body["best_under"] = best.as_dict()
-        lines.append(f"best under {limit / GB:g} GB: {_name(best)}")
-    if within is not None:
-        small, top = smallest_within(choice, within)
-        body["smallest_within"] = small.as_dict() | {"p": None if small is top else paired(top, small)[1]}
-        lines.append(f"smallest within {within:g} points of {_name(top)}: {_name(small)}")
-    if ours is not None:
-        pairs = pair_by_size(own, [p for p in points if p.model != ours], tolerance, _pick(pick))
-        body["pairs"] = [_pair(rival, pair) for rival, pair in pairs]
-        body["pick"] = pick
-        lines += ["", f"{ours} ({pick} in size bands of +-{100 * tolerance:g} %)", _pairs(pairs)]
+    made = frontier(
+        file,
+        logs,
+        bench=bench,
+        ours=ours,
+        pick="best" if pick == "best" else "nearest",
+        tolerance=tolerance,
+        under=under,
+        within=within,
+    )
+    body = made.as_dict()
     if plot is not None:
         from trimoe.report.ladder_plot import write_ladder_plot
 
-        write_ladder_plot(plot, bench, points)
+        write_ladder_plot(plot, bench, list(made.points))
         body["plot"] = str(plot)
-    rows = [_row(p, id(p) in fronts) for p in sorted(points, key=lambda p: (p.kind, p.model, -p.size))]
+    lines = _answers(made, under, within, ours, tolerance)
+    listed = sorted(
+        zip(made.points, made.on_front, strict=True), key=lambda one: (one[0].kind, one[0].model, -one[0].size)
+    )
+    rows = [_row(point, on_front) for point, on_front in listed]
     if form == "csv":
         emit(body, comma_separated(HEAD, rows).rstrip("\n"), as_json)
         if lines and not as_json:
-            click.echo("\n".join(lines).strip(), err=True)  # beside the file that the output becomes
+            click.echo("\n".join(lines).strip(), err=True)  # keeps the CSV on standard output clean
         return
     table = markdown(HEAD, rows, left=3) if form == "markdown" else columns(HEAD, rows, left=3)
     emit(body, "\n".join([table, "", *lines]).rstrip(), as_json)
 
 
-def _pick(text: str) -> Literal["nearest", "best"]:
-    return cast(Literal["nearest", "best"], text)
+def _answers(made: Frontier, under: str | None, within: float | None, ours: str | None, tolerance: float) -> list[str]:
+    """What --under, --within and --ours asked for."""
+    lines = []
+    if made.best_under is not None and under is not None:
+        lines.append(f"best under {parse_bytes(under) / GB:g} GB: {_name(made.best_under)}")
+    if (found := made.smallest_within) is not None:
+        lines.append(f"smallest within {within:g} points of {_name(found.top)}: {_name(found.point)}")
+    if made.pick is not None:
+        lines += ["", f"{ours} ({made.pick} in size bands of +-{100 * tolerance:g} %)", _pairs(made.pairs)]
+    return lines
 
 
 def _name(point: Point) -> str:
@@ -151,18 +137,12 @@ def _row(p: Point, on_front: bool) -> list[str]:
     ]
 
 
-def _pair(rival: Point, pair: Pair | None) -> dict[str, Any]:
-    if pair is None:
-        return {"rival": rival.as_dict(), "ours": None, "difference": None, "p": None}
-    return {"rival": rival.as_dict(), "ours": pair.ours.as_dict(), "difference": pair.difference, "p": pair.p}
-
-
-def _pairs(pairs: list[tuple[Point, Pair | None]]) -> str:
+def _pairs(pairs: Sequence[tuple[Point, Pair | None]]) -> str:
     rows = []
     for rival, pair in pairs:
         theirs = [rival.label, gigabytes(rival.size), f"{100 * rival.score:.2f}"]
         if pair is None:
-            rows.append([*theirs, "none of that size", "", "", "", ""])
+            rows.append([*theirs, "none of this size", "", "", "", ""])
             continue
         test = "" if pair.p is None else f"{pair.p:.2g}"
         rows.append(
@@ -176,9 +156,7 @@ def _pairs(pairs: list[tuple[Point, Pair | None]]) -> str:
             ]
         )
     table = columns(("rival", "GB", "score", "ours", "GB", "score", "difference", "p"), rows)
-    return (
-        f"{table}\ndifferences of measured files are on the same items; p of each alone, not adjusted for their number"
-    )
+    return f"{table}\ndifferences of measured files are on the same items; p is not adjusted for the number of pairs"
 
 
 COMMANDS = [ladder]

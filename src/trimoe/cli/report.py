@@ -9,7 +9,7 @@ from trimoe.cli.parts.common import emit, json_option, require_extra
 from trimoe.errors import UsageError
 
 if TYPE_CHECKING:
-    from trimoe.judge.frontier.frontier import Point
+    from trimoe.judge.frontier.points import Point
     from trimoe.report.heat import Panel
 
 PATH = click.Path(path_type=Path)
@@ -24,7 +24,7 @@ PATH = click.Path(path_type=Path)
     "--ladder",
     "sizes",
     type=PATH,
-    metavar="LADDER.csv",
+    metavar="SCORES.csv",
     help="File sizes and published numbers, as `trimoe ladder` reads them; needs --bench.",
 )
 @click.option("--bench", "benches", multiple=True, help="A bench whose ladder is drawn (may be repeated).")
@@ -53,7 +53,7 @@ def report(
     Examples:
       trimoe report runs.db -o report.html
       trimoe report runs.db other.db --base base -o report.html
-      trimoe report runs.db -o report.html --ladder ladder.csv --bench humaneval-plus
+      trimoe report runs.db -o report.html --ladder scores.csv --bench humaneval-plus
       trimoe report runs.db -o report.html --stats stats.safetensors
     """
     require_extra("report", "trimoe report")
@@ -89,9 +89,9 @@ def report(
 
 
 def _points(sizes: Path, logs: tuple[Path, ...], bench: str, alone: bool) -> "list[Point]":
-    from trimoe.judge.frontier.file import read_ladder
+    from trimoe.judge.frontier.score_table import read_score_table
 
-    points = read_ladder(sizes, list(logs), bench, alone=alone)
+    points = read_score_table(sizes, logs, bench, only_bench=alone)
     if not points:
         raise UsageError(f"{sizes} has no file of {bench}", remedy="correct --bench, or add rows")
     return points

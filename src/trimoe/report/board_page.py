@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from trimoe.errors import BadInput
 from trimoe.io.atomic import publish_file
-from trimoe.judge.frontier.frontier import Point, front, gigabytes
+from trimoe.judge.frontier.points import Point, front, gigabytes
 from trimoe.judge.text import safe, some
 from trimoe.report import canvas, plots, words
 from trimoe.report.board import Board, Claim, Group, Line

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from trimoe.errors import UsageError
 from trimoe.io.atomic import publish_file
-from trimoe.judge.frontier.frontier import GB, Point, front
+from trimoe.judge.frontier.points import GB, Point, front
 from trimoe.report import canvas, labels
 
 if TYPE_CHECKING:

@@ -1,139 +1,109 @@
-"""Quality against file size: several models and tiers as points, paired by the gigabytes they take.
+"""Quality against file size: a score table with its Pareto fronts, choices and pairs of equal size."""
 
-A point is measured (its score is read from a run log) or published (somebody else's number). Both may be compared, and
-every pair, front and plot says which is which; they are never averaged or ranked as if they were one kind.
-Invariants: sizes are bytes, GB is 10^9; measured points of one bench share engine, sampler and stack. Not guaranteed:
-that a published number was made under our protocol; a difference to it has no paired test.
-"""
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
 
 from trimoe.errors import UsageError
-from trimoe.judge.gather import Read
-from trimoe.judge.rows import against_base, own_row
-from trimoe.judge.statistics.paired import wilson
+from trimoe.io.sizes import parse_bytes
+from trimoe.judge.frontier.points import Pair, Point, best_under, front, pair_by_size, paired, smallest_within
+from trimoe.judge.frontier.score_table import read_score_table
 
-Kind = Literal["measured", "published"]
-GB = 10**9
-
-
-@dataclass(frozen=True)
-class Point:
-    """One file. `score` is a share, `n` the items behind it; `params` the number of weights, for bits per weight.
-    `read` is the run of a measured one: its interval and paired differences are those of `trimoe compare`."""
-
-    model: str
-    tier: str
-    size: int
-    score: float
-    kind: Kind
-    n: int | None = None
-    params: float | None = None
-    source: str = ""
-    read: Read | None = None
-
-    @property
-    def label(self) -> str:
-        """Model and tier."""
-        return f"{self.model} {self.tier}".strip()
-
-    @property
-    def bpw(self) -> float | None:
-        """Bits per weight of the whole file: 8 x bytes / weights."""
-        return 8 * self.size / self.params if self.params else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % Wilson interval of the score, where n is known."""
-        if self.read is not None:
-            score = own_row(self.read, False).score
-            return score.low, score.high
-        return wilson(self.score * self.n, self.n) if self.n else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
-        return body | {"gb": self.size / GB, "bpw": self.bpw, "interval": self.interval}
+Pick = Literal["nearest", "best"]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A rival's file beside ours of about the same size. `difference` is ours minus theirs, a share; `p` the paired
-    test of `trimoe compare` where both were measured, else None."""
+class SmallestWithin:
+    """The smallest file within some points of the best one, `top`; `p` is the paired test between them."""
 
-    rival: Point
-    ours: Point
-    difference: float
+    point: Point
+    top: Point
     p: float | None
 
 
-def pair_by_size(
-    ours: Sequence[Point], rivals: Sequence[Point], tolerance: float, pick: Literal["nearest", "best"]
-) -> list[tuple[Point, Pair | None]]:
-    """Every rival, largest first, with our file of the same size band, or None where we have none.
+@dataclass(frozen=True)
+class Frontier:
+    """The files of one bench. `on_front` says of each point whether it is on the Pareto front of its kind.
 
-    The band is the rival's size plus or minus `tolerance` (a share). `nearest` takes the file closest in size: the
-    choice that looks at no score. `best` takes the best score in the band, which favours us; say so beside it.
+    `best_under`, `smallest_within` and `pairs` are set if they were asked for; `pairs` has every rival with our file of
+    the same size, or None.
     """
-    made: list[tuple[Point, Pair | None]] = []
-    for rival in sorted(rivals, key=lambda p: -p.size):
-        band = [p for p in ours if abs(p.size - rival.size) <= tolerance * rival.size]
-        chosen = min(band, key=partial(_order, rival.size, pick), default=None)
-        pair = None if chosen is None else Pair(rival, chosen, *paired(rival, chosen))
-        made.append((rival, pair))
-    return made
+
+    bench: str
+    points: tuple[Point, ...]
+    on_front: tuple[bool, ...]
+    best_under: Point | None = None
+    smallest_within: SmallestWithin | None = None
+    pick: Pick | None = None
+    pairs: tuple[tuple[Point, Pair | None], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON values: the output of `trimoe ladder --json`."""
+        body: dict[str, Any] = {
+            "bench": self.bench,
+            "points": [p.as_dict() | {"front": on} for p, on in zip(self.points, self.on_front, strict=True)],
+        }
+        if self.best_under is not None:
+            body["best_under"] = self.best_under.as_dict()
+        if self.smallest_within is not None:
+            body["smallest_within"] = self.smallest_within.point.as_dict() | {"p": self.smallest_within.p}
+        if self.pick is not None:
+            body["pairs"] = [_pair_dict(rival, pair) for rival, pair in self.pairs]
+            body["pick"] = self.pick
+        return body
 
 
-def _order(size: int, pick: str, p: Point) -> tuple[float, float, int]:
-    """What comes first: closest in size, or best in score; then the better, then the smaller file."""
-    return (abs(p.size - size), -p.score, p.size) if pick == "nearest" else (-p.score, 0.0, p.size)
+def frontier(
+    table: Path | str,
+    logs: Sequence[Path | str] = (),
+    *,
+    bench: str,
+    ours: str | None = None,
+    pick: Pick = "nearest",
+    tolerance: float = 0.1,
+    under: int | str | None = None,
+    within: float | None = None,
+) -> Frontier:
+    """Read a score table and compare its files by size.
 
-
-def paired(before: Point, now: Point) -> tuple[float, float | None]:
-    """(now minus before, p). Of two measured files on the items that both answered, with the test of `trimoe compare`;
-    else the difference of the scores, without a test."""
-    if before.read is not None and now.read is not None:
-        change = against_base(own_row(now.read, False), before.read, now.read, False).change
-        if change is not None:
-            return change.difference, change.p
-    return now.score - before.score, None
-
-
-def front(points: Iterable[Point]) -> list[Point]:
-    """The Pareto front, smallest first: files that no other file of the same or less size equals or beats."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.size, -p.score)):
-        if not best or point.score > best[-1].score:
-            best.append(point)
-    return best
-
-
-def gigabytes(size: int) -> str:
-    """A size in GB for people: two decimals, of less than 1 GB three digits."""
-    return f"{size / GB:.2f}" if size >= GB else f"{size / GB:.3g}"
-
-
-def best_under(points: Sequence[Point], size: int) -> Point:
-    """The best file of at most `size` bytes; the smaller one of equals. `UsageError` when none is that small."""
-    fitting = [p for p in points if p.size <= size]
-    if not fitting:
-        smallest = min((p.size for p in points), default=0)
+    `ours` pairs the files of this model with those of every other model whose size differs by at most `tolerance` (a
+    share), choosing the `pick` in each band. `under` (bytes, or text such as "13GB") asks for the best file of at most
+    that size, `within` for the smallest file at most so many points below the best. Raises `UsageError` for impossible
+    options or where no file qualifies, `BadInput` for a wrong table, `Refused` for runs that cannot be compared.
+    """
+    if not isfinite(tolerance) or (within is not None and not isfinite(within)):
         raise UsageError(
-            f"no file is at most {size / GB:.2f} GB",
-            actual=f"the smallest has {smallest / GB:.2f} GB",
-            remedy="raise --under, or add smaller tiers",
+            "--tolerance and --within are numbers", expected="finite numbers", actual="nan", remedy="correct them"
         )
-    return min(fitting, key=lambda p: (-p.score, p.size))
+    points = read_score_table(table, logs, bench)
+    known = list(dict.fromkeys(p.model for p in points))
+    if ours is not None and ours not in known:
+        raise UsageError(f"no model {ours} in {table}", expected=", ".join(known), actual=ours, remedy="correct --ours")
+    limit = parse_bytes(under) if isinstance(under, str) else under
+    on_front = {id(p) for kind in ("measured", "published") for p in front([p for p in points if p.kind == kind])}
+    own = [p for p in points if p.model == ours] if ours else points
+    # A choice is made among files of one kind: among measured ones, if there are any.
+    choice = [p for p in own if p.kind == "measured"] or own
+    smallest = None
+    best = None if limit is None else best_under(choice, limit)
+    if within is not None:
+        small, top = smallest_within(choice, within)
+        smallest = SmallestWithin(small, top, None if small is top else paired(top, small)[1])
+    rivals = [p for p in points if p.model != ours]
+    return Frontier(
+        bench,
+        tuple(points),
+        tuple(id(p) in on_front for p in points),
+        best,
+        smallest,
+        pick if ours is not None else None,
+        tuple(pair_by_size(own, rivals, tolerance, pick)) if ours is not None else (),
+    )
 
 
-def smallest_within(points: Sequence[Point], points_pp: float) -> tuple[Point, Point]:
-    """(the smallest file at most `points_pp` below the best score, the file with that best score)."""
-    if not points:
-        raise UsageError("there is no file to choose from", remedy="give a ladder with at least one row")
-    top = min(points, key=lambda p: (-p.score, p.size))
-    # a millionth of a point: 1.0 pp must not fail by rounding
-    near = [p for p in points if 100 * (top.score - p.score) <= points_pp + 1e-6]
-    return min(near, key=lambda p: (p.size, -p.score)), top
+def _pair_dict(rival: Point, pair: Pair | None) -> dict[str, Any]:
+    if pair is None:
+        return {"rival": rival.as_dict(), "ours": None, "difference": None, "p": None}
+    return {"rival": rival.as_dict(), "ours": pair.ours.as_dict(), "difference": pair.difference, "p": pair.p}

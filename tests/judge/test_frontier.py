@@ -18,15 +18,15 @@ from trimoe.evaluate.log.records import Sample
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.compare import compare
-from trimoe.judge.frontier.file import read_ladder
-from trimoe.judge.frontier.frontier import Point, best_under, front, gigabytes, pair_by_size, smallest_within
+from trimoe.judge.frontier.points import Point, best_under, front, gigabytes, pair_by_size, smallest_within
+from trimoe.judge.frontier.score_table import read_score_table
 from trimoe.judge.statistics.paired import mcnemar_exact, sign_flip_exact
 
 CARD = Path(__file__).parent / "iso_disk.csv"
 
 
 def card() -> tuple[list[Point], list[Point]]:
-    points = read_ladder(CARD, [], "humaneval-plus")
+    points = read_score_table(CARD, [], "humaneval-plus")
     return [p for p in points if p.model == "98e"], [p for p in points if p.model != "98e"]
 
 
@@ -106,7 +106,7 @@ def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) ->
     file.write_text(
         "model,tier,bytes,file,run,score\nours,Q8,2000,,big,\nours,Q2,,weights.gguf,small,\nnews,Q4,1300,,,97\n"
     )
-    points = read_ladder(file, [log], "b")
+    points = read_score_table(file, [log], "b")
     assert [(p.kind, p.size, p.score) for p in points] == [
         ("measured", 2000, 0.9),
         ("measured", 1234, 0.5),
@@ -124,7 +124,7 @@ def test_measured_points_come_from_the_log_with_a_paired_test(tmp_path: Path) ->
     put(log, "hot", "11", engine="other")
     file.write_text("model,tier,bytes,run\no,Q8,2000,big\no,Q2,1000,hot\n")
     with pytest.raises(Refused, match="engine, sampler or stack"):
-        read_ladder(file, [log], "b")
+        read_score_table(file, [log], "b")
 
 
 def test_a_ladder_says_of_two_runs_what_compare_says(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_runs_that_answered_other_items_are_no_ladder(tmp_path: Path) -> None:
     put(log, "part", "1" * 10)
     file.write_text("model,tier,size_gb,run\nx,Q8,2,base\ny,Q4,1,part\n")
     with pytest.raises(Refused, match="did not answer the same items"):
-        read_ladder(file, [log], "b")
+        read_score_table(file, [log], "b")
 
 
 def test_what_csv_has_no_place_for_goes_beside_it(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_small_files_have_sizes_too() -> None:
 def test_a_score_without_a_bench_is_of_one_bench(tmp_path: Path) -> None:
     file = tmp_path / "ladder.csv"
     file.write_text("model,tier,size_gb,score,bench\na,b,1,20,\nc,d,1,30,m\n")
-    assert len(read_ladder(file, [], "m")) == 2
-    with pytest.raises(BadInput, match="of which bench"):
-        read_ladder(file, [], "m", alone=False)
+    assert len(read_score_table(file, [], "m")) == 2
+    with pytest.raises(BadInput, match="does not name the bench"):
+        read_score_table(file, [], "m", only_bench=False)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +198,12 @@ def test_a_score_without_a_bench_is_of_one_bench(tmp_path: Path) -> None:
         ("model,size_gb,score\na,1,2\n", "lacks columns"),
         ("model,tier,size_gb,score\na,b,1,120\n", "not in percent"),
         ("model,tier,size_gb,score\na,b,nan,20\n", "not a number"),
-        ("model,tier,size_gb,score\na,b,0,20\n", "is no size"),
+        ("model,tier,size_gb,score\na,b,0,20\n", "is not a size"),
         ("model,tier,size_gb,score,run\na,b,1,20,x\n", "either run or score"),
         ("model,tier,size_gb,score,run\na,b,1,,x\n", "no run named x"),
         ("model,tier,size_gb,bytes,score\na,b,1,2,20\n", "one size"),
-        ("model,tier,file,score\na,b,none.gguf,20\n", "holds no weights"),
-        ("model,tier,size_gb,score\na,b,1\n", "another number of cells"),
+        ("model,tier,file,score\na,b,none.gguf,20\n", "contains no weights"),
+        ("model,tier,size_gb,score\na,b,1\n", "different number of cells"),
         ("model,tier,size_gb,score\n", "no row"),
         ("model,tier,size_gb,score\na,b,1e300,20\n", "not a number"),
         ("model,tier,size_gb,score\na,b,1_0,20\n", "not a number"),
@@ -211,16 +211,16 @@ def test_a_score_without_a_bench_is_of_one_bench(tmp_path: Path) -> None:
         ("model,tier,size_gb,score,n\na,b,1,20,10.7\n", "whole number"),
         ("model,tier,size_gb,score,n\na,b,1,20,0\n", "whole number"),
         ("model,tier,size_gb,score\na,b,1,20\na,b,2,30\n", "each file once"),
-        ("model,tier,size_gb,score\n,,1,20\n", "no file of their own"),
+        ("model,tier,size_gb,score\n,,1,20\n", "do not name one file"),
         ("model,tier,size_gb,score,score\na,b,1,20,30\n", "column twice"),
-        ("model,tier,size_gb,score,run,n\na,b,1,,x,10\n", "not asked of a measured"),
+        ("model,tier,size_gb,score,run,n\na,b,1,,x,10\n", "not allowed for a measured"),
     ],
 )
 def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "ladder.csv"
     file.write_text(text)
     with pytest.raises(BadInput, match=message):
-        read_ladder(file, [], "b")
+        read_score_table(file, [], "b")
 
 
 def test_the_plot_keeps_published_numbers_apart(tmp_path: Path) -> None:
