@@ -24,11 +24,12 @@ from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.nvfp4 import matrices as nvfp4_matrices
-from trimoe.quantize.nvfp4 import quantize as nvfp4
+from trimoe.quantize.nvfp4 import write as nvfp4_write
 from trimoe.quantize.nvfp4.codes import bits_of, dequantize
 from trimoe.quantize.nvfp4.plan import plan_nvfp4, wildcards
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4, verify
 from trimoe.quantize.nvfp4.rules import LAYOUTS, parse_rules
+from trimoe.quantize.nvfp4.rules import rules as nvfp4_rules
 from trimoe.quantize.nvfp4.sizes import predict
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "nvfp4_bundled.json").read_text())
@@ -205,9 +206,9 @@ def test_finished_files_are_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         quantize_nvfp4(bundled(), tmp_path / "out", max_shard=300_000, progress=stop)
     done: list[str] = []
-    honest = nvfp4.quantized
-    monkeypatch.setattr(nvfp4, "largest_in", None)  # known from before
-    monkeypatch.setattr(nvfp4, "quantized", lambda m, scale: done.append(m.name) or honest(m, scale))
+    honest = nvfp4_write.quantized
+    monkeypatch.setattr(nvfp4_write, "largest_in", None)  # known from before
+    monkeypatch.setattr(nvfp4_write, "quantized", lambda m, scale: done.append(m.name) or honest(m, scale))
     quantize_nvfp4(bundled(), tmp_path / "out", max_shard=300_000)
     allowed = {entry.matrix.name for file in plan.files[-2:] for entry in file.entries if entry.matrix}
     assert set(done) <= allowed
@@ -303,10 +304,10 @@ def rewritten(folder: Path, name: str, dtype: str, shape: tuple[int, ...], data:
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown layout, quantized models, rows that 16 does not divide, other types, NaN, no space, a file in the way."""
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match="no layout gguf"):
+    with pytest.raises(UsageError, match="no NVFP4 layout gguf"):
         quantize_nvfp4(bundled(), out, layout="gguf")
     quantize_nvfp4(bundled(), tmp_path / "made")
-    with pytest.raises(BadInput, match="quantized already"):
+    with pytest.raises(BadInput, match="already quantized"):
         quantize_nvfp4(tmp_path / "made", out)
     odd = copied(tmp_path / "odd")
     rewritten(odd, "model.layers.1.mlp.down_proj.weight", "BF16", (256, 56), bytes(256 * 56 * 2))
@@ -336,7 +337,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, monkeyp
 def test_mxfp4_is_refused_by_name(tmp_path: Path) -> None:
     """gpt-oss as published."""
     source = write_family(next(m for m in MADE if m.quantized), tmp_path / "source")
-    with pytest.raises(BadInput, match="quantized already") as found:
+    with pytest.raises(BadInput, match="already quantized") as found:
         quantize_nvfp4(source, tmp_path / "out")
     assert "mxfp4" in str(found.value.actual)
 
@@ -345,7 +346,7 @@ def test_an_expert_that_stayed_unquantized_is_never_published(tmp_path: Path, mo
     """By the plan, and by what was written, each for itself."""
     checkpoint = open_checkpoint(bundled())
     plan = plan_nvfp4(checkpoint)
-    rules = nvfp4.rules()
+    rules = nvfp4_rules()
     monkeypatch.setattr(
         "trimoe.quantize.nvfp4.plan.rules", lambda: msgspec.structs.replace(rules, split={"down": ("down",)})
     )

@@ -21,23 +21,21 @@ ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
 @click.option(
     "--engine", type=click.Choice(ENGINES), help="Default: llamacpp for a .gguf file, transformers for a directory."
 )
+@click.option("--bench", metavar="NAME", help="Take thinking, budget, context, slots and cache type from this bench.")
 @click.option(
-    "--bench", metavar="NAME", help="Start it as this bench needs it (thinking, budget, context, slots, cache)."
-)
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1 (default: a free one). A taken one is refused."
+    "--port", type=click.IntRange(1, 65535), help="Port on 127.0.0.1; a taken port is refused. Default: a free one."
 )
 @click.option("--context", type=click.IntRange(min=256), metavar="TOKENS", help="Context of each slot.")
-@click.option("--parallel", type=click.IntRange(min=1), metavar="SLOTS", help="Requests answered at once.")
+@click.option("--parallel", type=click.IntRange(min=1), metavar="SLOTS", help="Parallel requests.")
 @click.option("--kv", metavar="TYPE", help="Type of the key-value cache: f16, q8_0, ...")
 @click.option(
     "--thinking/--no-thinking",
     default=None,
-    help="Whether the model may think first (default: as the bench says, else no).",
+    help="Whether the model may think before it answers. Default: as the bench says, else no.",
 )
-@click.option("--budget", type=click.IntRange(min=0), metavar="TOKENS", help="Most tokens of thinking.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp (default: half of the cores).")
-@click.option("--device", help="Device for transformers: cpu, cuda:0, auto (default: cpu).")
+@click.option("--budget", type=click.IntRange(min=0), metavar="TOKENS", help="Token limit of thinking.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp. Default: half of the cores.")
+@click.option("--device", help="Device for transformers: cpu, cuda:0, auto. Default: cpu.")
 @click.option("--dtype", help="Type of the weights for transformers and vLLM.")
 @click.option(
     "--llamacpp",
@@ -50,15 +48,15 @@ ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
     "extra",
     multiple=True,
     metavar="FLAG",
-    help="One more flag for the engine, as it is; may be repeated. Not for ollama, which has none.",
+    help="Extra flag, passed to the engine unchanged; may be repeated. Not for ollama, which has none.",
 )
 @click.option("--print", "show", is_flag=True, help="Print the command and start nothing.")
 @json_option
 def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json: bool, **given: Any) -> None:
     """Serve MODEL over the OpenAI API with the flags a bench needs.
 
-    MODEL is a checkpoint directory or a .gguf file. The server listens on 127.0.0.1 and ends with this command, however
-    that ends. --json prints one document when the server is ready.
+    MODEL is a checkpoint directory or a .gguf file. The server listens on 127.0.0.1 and ends with this command, even if
+    the command is killed. --json prints one document when the server is ready.
 
     \b
     Examples:
@@ -69,9 +67,9 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
     """
     if "://" in model:
         raise UsageError(
-            f"{model} is running already",
+            f"{model} is already running",
             expected="a checkpoint directory or a .gguf file",
-            remedy="give the address to `trimoe eval`",
+            remedy="pass the address to `trimoe eval`",
         )
     chosen = find([bench])[0] if bench else None
     options = {name: value for name, value in given.items() if value is not None}
@@ -101,11 +99,11 @@ def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json
 
 
 def _ready(data: dict[str, Any]) -> str:
-    context = f"{data['context']} tokens per slot" if data["context"] else "context not told"
+    context = f"{data['context']} tokens per slot" if data["context"] else "context unknown"
     return "\n".join(
         [
             f"{data['engine']} serves {data['model']} at {data['url']}",
-            f"  {context}, {data['slots']} at once; {json.dumps(data['settings'])}",
+            f"  {context}, {data['slots']} parallel; {json.dumps(data['settings'])}",
             *(f"  note: {note}" for note in data["operational"]["notes"]),
             f"  log: {data['operational']['log']}",
             f"  try: trimoe eval {data['url']} --bench tiny-math --log runs.db   (Ctrl-C ends the server)",

@@ -1,15 +1,15 @@
-"""NVFP4 in numpy: 16 weights share an E4M3 scale, a tensor one float32; the bytes of NVIDIA Model Optimizer 0.47.
+"""NVFP4 in numpy: 16 weights share an E4M3 scale, a tensor a float32 scale; the bytes of NVIDIA Model Optimizer 0.47.
 
 For a tensor with largest magnitude `amax`: scale_2 = amax / (6 x 448). For a block: scale = E4M3(amax of the block /
-(6 x scale_2)), kept within [2^-9, 448], and 1 for a block of zeros. For a weight: E2M1(w / (scale x scale_2)), where
-E2M1 is one of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with a sign, and a tie goes to the even code. All in float32, each operation
-rounded once. Source: get_weights_scaling_factor, _cast_per_block_scale_to_fp8 and _cast_fp4 in
+(6 x scale_2)), clipped to [2^-9, 448], and 1 for a block of zeros. For a weight: E2M1(w / (scale x scale_2)), where
+E2M1 is one of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with a sign, ties to the even code. All in float32, each operation rounded
+once. Source: get_weights_scaling_factor, _cast_per_block_scale_to_fp8 and _cast_fp4 in
 modelopt/torch/quantization/qtensor/nvfp4_tensor.py.
-One deliberate difference: a tensor whose weights are all 0, or all below 2^-116, gets scale_2 = 1 and zeros. There
-Model Optimizer divides 0 by 0 and stores NaN, and the reciprocal that compressed-tensors stores has no float32.
+One deliberate difference: a tensor whose weights are all 0, or all below 2^-116, gets scale_2 = 1 and zeros. For such a
+tensor Model Optimizer divides 0 by 0 and stores NaN, and float32 cannot hold the reciprocal of compressed-tensors.
 
-Invariants: the bytes depend on the values alone, not on how they are cut into pieces or how many threads work; buffers
-do not grow with the tensor. Not guaranteed: anything about weights that are not finite, which are refused (`largest`).
+Invariants: the bytes depend on the values alone, not on slices or threads; buffers do not grow with the tensor. Not
+guaranteed: anything about weights that are not finite; `largest` refuses them.
 """
 
 import threading
@@ -22,8 +22,8 @@ from trimoe.errors import CheckpointError
 Array = np.ndarray
 BLOCK = 16
 _CHUNK = 32768
-"""Blocks that are worked on at a time (9 MiB of buffers). One thread alone is fastest with 8192, which fits its own
-cache; two are twice as fast with this, because after each short operation they wait for the interpreter lock."""
+"""Blocks per step (9 MiB of buffers). A single thread is fastest with 8192, which fits its cache; two threads are twice
+as fast with this size, because they wait for the interpreter lock after each short operation."""
 _NOTHING = np.float32(2.0**-116)
 _MAGNITUDE, _INFINITE = (
     {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF},
@@ -38,8 +38,11 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4,
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix [rows, columns]: `packed` uint8 [rows, columns/2], the even column in the low half of a byte; `scales`
-    uint8 [rows, columns/16], the bits of E4M3; and the squared error and squared norm, for the relative error."""
+    """A quantized matrix [rows, columns].
+
+    `packed` uint8 [rows, columns/2], the even column in the low half of a byte; `scales` uint8 [rows, columns/16], the
+    bits of E4M3; `error` and `norm` are the squared error and squared norm.
+    """
 
     packed: Array
     scales: Array
@@ -61,7 +64,7 @@ def largest(bits: Array, dtype: str, name: str) -> np.float32:
         raise CheckpointError(
             f"tensor {name} holds NaN or infinite values",
             expected="finite weights",
-            remedy="the file is damaged or the model diverged; it cannot be quantized",
+            remedy="the file is damaged or the model diverged: download it again or use another checkpoint",
         )
     return np.float32(floats(np.array([top], _BITS[dtype]), dtype)[0])
 
@@ -74,20 +77,20 @@ def floats(bits: Array, dtype: str) -> Array:
 
 
 def scale_2(amax: np.float32) -> np.float32:
-    """The scale of a whole tensor; 1 for nothing but zeros."""
+    """The scale of a whole tensor; 1 for a tensor of zeros."""
     return np.float32(1.0) if amax < _NOTHING else np.float32(amax) / np.float32(6.0 * 448.0)
 
 
 def global_scale(amax: np.float32) -> np.float32:
-    """What compressed-tensors stores in its place, the reciprocal (its generate_gparam)."""
+    """The reciprocal, which compressed-tensors stores instead (its generate_gparam)."""
     return np.float32(1.0) if amax < _NOTHING else np.float32(6.0 * 448.0) / np.float32(amax)
 
 
 def e4m3(values: Array) -> Array:
     """Bits of E4M3 (without infinities) nearest to float32 values within [2^-9, 448]; ties to even."""
     bits = values.view(np.uint32)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # exponents of float32 begin 120 lower
-    # Below 2^-6 steps are 2^-9: adding 2^14, whose last place is that, rounds and leaves the count in the low bits.
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)  # the exponent bias of float32 is 120 larger
+    # Below 2^-6 the step is 2^-9, the last place of 2^14: adding 2^14 rounds and leaves the count in the low bits.
     small = (values + np.float32(16384.0)).view(np.uint32) & 0xF
     return np.where(values < np.float32(2.0**-6), small, normal).astype(np.uint8)
 
@@ -123,7 +126,7 @@ def quantize(bits: Array, dtype: str, scale: np.float32) -> Quantized:
 
 
 def dequantize(packed: Array, scales: Array, scale: np.float32) -> Array:
-    """float32 [rows, columns] of what `quantize` made: value x (block scale x scale_2), each product rounded once."""
+    """float32 [rows, columns] from codes: value x (block scale x scale_2), each product rounded once."""
     rows, half = packed.shape
     codes = np.empty((rows, half * 2), np.uint8)
     codes[:, 0::2], codes[:, 1::2] = packed & 15, packed >> 4
@@ -137,7 +140,7 @@ _of_thread = threading.local()
 
 
 def _workspace(blocks: int) -> "_Workspace":
-    """This thread's buffers, seen as so many blocks; kept, because fresh memory costs more than the arithmetic."""
+    """This thread's buffers as views of `blocks` blocks, reused because allocation costs more than the arithmetic."""
     kept: _Workspace | None = getattr(_of_thread, "workspace", None)
     if kept is None or kept.capacity < blocks:
         kept = _of_thread.workspace = _Workspace(blocks)
@@ -146,8 +149,9 @@ def _workspace(blocks: int) -> "_Workspace":
 
 
 class _Workspace:
-    """Buffers for some blocks, a row for each of the 16 places in a block, so that what belongs to blocks lies along
-    the rows and every operation runs through memory in order. Even places first: a byte holds an even and an odd one.
+    """Buffers with one row for each of the 16 places in a block, so that every operation reads memory in order.
+
+    Even places come first: a byte holds an even and an odd one.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -157,7 +161,7 @@ class _Workspace:
         self._pairs = np.empty(BLOCK // 2 * capacity, np.uint32)
 
     def see(self, blocks: int) -> None:
-        """Use as much of the buffers as so many blocks need."""
+        """Set the views to the part of the buffers that `blocks` blocks need."""
         count = BLOCK * blocks
         self._values, self._other = (buffer[:count].reshape(BLOCK, blocks) for buffer in self._floats)
         self._codes, self._mask, self._twice = (buffer[:count].reshape(BLOCK, blocks) for buffer in self._bytes)
@@ -176,7 +180,7 @@ class _Workspace:
             np.copyto(self._values[BLOCK // 2 :], values[:, 1::2].T)
 
     def divide(self, scale: np.float32) -> Array:
-        """Divide by the scales of the blocks, which are found here; returns their bits."""
+        """Compute the block scales and divide by them. Returns the bits of the scales."""
         np.abs(self._values, out=self._other)
         top = self._other.max(axis=0)
         ratio = top / (np.float32(6.0) * scale)
@@ -187,11 +191,11 @@ class _Workspace:
         return codes
 
     def encode(self, packed: Array) -> tuple[float, float]:
-        """Write the codes of the scaled values to `packed` [n, 8]; returns squared error and squared norm, unscaled."""
+        """Write the codes of the scaled values to `packed` [n, 8]. Returns squared error and squared norm, unscaled."""
         codes, mask, twice, size = self._codes, self._mask, self._twice, self._other
         flags = mask.view(np.bool_)
         np.abs(self._values, out=size)
-        # Codes count the bounds that lie below; at a bound the even code wins. `twice` is 2 x the value of the code.
+        # A code counts the bounds below the value; at a bound the even code wins. `twice` is 2 x the value of the code.
         np.greater(size, np.float32(0.25), out=codes.view(np.bool_))
         for bound, reached in ((0.75, np.greater_equal), (1.25, np.greater), (1.75, np.greater_equal)):
             reached(size, np.float32(bound), out=flags)
@@ -203,7 +207,7 @@ class _Workspace:
             np.multiply(mask, step, out=mask)
             np.add(twice, mask, out=twice)
         np.less(self._values, np.float32(0), out=flags)
-        np.multiply(mask, 8, out=mask)  # numpy has vector code for products of bytes, not for shifts
+        np.multiply(mask, 8, out=mask)  # numpy vectorises products of bytes, not shifts
         np.bitwise_or(codes, mask, out=codes)
         self._pack(packed)
         return self._errors()
@@ -217,7 +221,7 @@ class _Workspace:
         np.copyto(packed, odd.T)
 
     def _errors(self) -> tuple[float, float]:
-        """Sums over the blocks in float64, within one in float32."""
+        """Sum over the blocks in float64, within a block in float32."""
         rounded, factors = self._values, self._factors.astype(np.float64) ** 2
         norms = np.einsum("ij,ij->j", self._other, self._other)
         np.multiply(self._twice, np.float32(0.5), out=rounded, casting="unsafe")

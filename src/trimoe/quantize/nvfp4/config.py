@@ -1,6 +1,6 @@
-"""The small files of an NVFP4 checkpoint: config.json, hf_quant_config.json, preprocessor_config.json. Pure.
+"""Files that describe an NVFP4 checkpoint: config.json, hf_quant_config.json, preprocessor_config.json. Pure.
 
-Invariant: config.json is the original's text with one key added at its end.
+Invariant: config.json is the text of the original with one key added at the end.
 """
 
 import json
@@ -20,7 +20,7 @@ _ALGORITHM = "W4A16_NVFP4"  # what modelopt calls 4-bit weights with 16-bit acti
 
 
 def small_files(source: Path, plan: Plan) -> dict[str, bytes]:
-    """Names and contents of the files that describe the quantization, and the processor where one is to be derived."""
+    """Names and contents of the files that describe the quantization, and of a derived processor configuration."""
     settings = _modelopt(plan) if plan.layout == "modelopt" else _compressed_tensors(plan)
     files = {"config.json": with_settings((source / "config.json").read_bytes(), settings)}
     if plan.layout == "modelopt":
@@ -53,7 +53,7 @@ def _modelopt(plan: Plan) -> dict[str, Any]:
 
 
 def _compressed_tensors(plan: Plan) -> dict[str, Any]:
-    """As llm-compressor writes its scheme NVFP4A16."""
+    """The settings that llm-compressor writes for its scheme NVFP4A16."""
     weights = {
         "num_bits": 4,
         "type": "float",
@@ -82,7 +82,7 @@ def _compressed_tensors(plan: Plan) -> dict[str, Any]:
 
 
 def with_settings(raw: bytes, settings: dict[str, Any]) -> bytes:
-    """The text of a config.json with quantization settings added as its last key."""
+    """The text of a config.json with the quantization settings as its last key. Raises `CheckpointError`."""
     wanted = json.loads(raw)
     text = raw.decode("utf-8-sig").rstrip()
     body = text[:-1].rstrip()
@@ -98,8 +98,11 @@ def with_settings(raw: bytes, settings: dict[str, Any]) -> bytes:
 
 
 def preprocessor(source: Path) -> dict[str, Any] | None:
-    """preprocessor_config.json for loaders that do not know processor_config.json: its feature extractor's settings,
-    or else its image processor's. None where there is one already, or nothing to derive it from."""
+    """preprocessor_config.json for loaders that do not read processor_config.json.
+
+    It holds the settings of the feature extractor, or else of the image processor. None if the source has the file, or
+    has nothing to derive it from.
+    """
     file = source / "processor_config.json"
     if not file.is_file() or (source / "preprocessor_config.json").exists():
         return None

@@ -1,7 +1,7 @@
-"""Reading the matrices of a plan, and the work on each: largest weight of its group, then codes and scales.
+"""Reading and quantizing the matrices of a plan: the largest weight of each, then its codes and scales.
 
-Invariants: a matrix is read in slices of at most `SLICE` weights (a transposed one with its expert's stack), so memory
-depends on the number of threads and on no tensor; results come in the order of the plan, whatever the threads do.
+Invariants: a matrix is read in slices of at most `SLICE` weights (a transposed one with its expert's whole matrix), so
+memory depends on the number of threads, not on tensor sizes; results come in the order of the plan.
 """
 
 import threading
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 def slices(matrix: Matrix) -> Iterator[Array]:
-    """The bits of a matrix, some rows at a time; each only until the next is asked for, or another in this thread."""
+    """The bits of a matrix, some rows at a time. A slice is valid until this thread reads the next one."""
     info = matrix.info
     item = ITEM_BITS[info.dtype] // 8
     start = 0 if matrix.expert is None else matrix.expert * (info.nbytes // info.shape[0])
@@ -49,14 +49,16 @@ def slices(matrix: Matrix) -> Iterator[Array]:
                 more = file.readinto(part[done:])
                 if not more:
                     raise CheckpointError(
-                        f"tensor {info.name} in {info.file} ends early", remedy="run again when nothing writes to it"
+                        f"tensor {info.name} in {info.file} ends early",
+                        expected="a file that does not change",
+                        remedy="run again when nothing writes to it",
                     )
                 done += more
             yield bits_of(part, info.dtype, (count, matrix.columns))
 
 
 def _buffer(size: int) -> memoryview:
-    """This thread's memory to read into: reused, because fresh memory costs as much as reading."""
+    """This thread's read buffer, reused because allocating memory costs as much as reading."""
     if len(_of_thread.__dict__.get("buffer", b"")) < size:
         _of_thread.buffer = bytearray(size)
     return memoryview(_of_thread.buffer)[:size]
@@ -68,7 +70,7 @@ def largest_in(matrix: Matrix) -> np.float32:
 
 
 def quantized(matrix: Matrix, scale: np.float32) -> Quantized:
-    """A whole matrix. What is held is the result, a little more than a quarter of its BF16 form."""
+    """Quantize a whole matrix. Memory: the result, a little more than a quarter of the BF16 matrix."""
     parts = [quantize(part, matrix.info.dtype, scale) for part in slices(matrix)]
     if len(parts) == 1:
         return parts[0]
@@ -81,7 +83,7 @@ def quantized(matrix: Matrix, scale: np.float32) -> Quantized:
 
 
 def in_order(pool: ThreadPoolExecutor, threads: int, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` in threads, with no more results waiting than threads can make use of."""
+    """`map` in threads, in order, with a bounded number of results waiting."""
     waiting: deque[Future[R]] = deque()
     rest = iter(items)
     try:

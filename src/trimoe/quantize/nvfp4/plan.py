@@ -1,9 +1,9 @@
-"""Which matrices of a checkpoint become NVFP4, under which names, and what every output file holds. Pure: headers only.
+"""The plan of an NVFP4 checkpoint: matrices to quantize, their names, contents of every output file. Headers only.
 
-Invariants: every matrix of every expert of a decoder layer is planned, or the checkpoint is refused; what is not
-planned is copied under its own name; order and files are those of `trimoe prune` (source order, within a file by item
-size), so that cutting the result gives the tensors of quantizing the cut, and the same file where there is one file.
-Matrices that loaders fuse share a group, and so a scale.
+Invariants: every matrix of every expert in a decoder layer is planned, or the checkpoint is refused; all other tensors
+are copied under their own names; order and files are those of `trimoe prune` (source order, within a file by item
+size), so pruning the result gives the same tensors as quantizing the pruned model, and the same file if there is only
+one. Matrices that loaders fuse share a group, and therefore a scale.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,11 @@ _WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix [rows, columns] to quantize: module `name`, taken from `info`. Of a stack it is rows `first`.. of the
-    expert's matrix, or columns where that is stored `transposed` ([columns, all rows])."""
+    """One matrix [rows, columns] to quantize: module `name`, read from tensor `info`.
+
+    In a stack it starts at row `first` of the expert's matrix, or at that column if the stack is `transposed`
+    ([columns, all rows]).
+    """
 
     name: str
     info: TensorInfo
@@ -57,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class File:
-    """One output file, tensors in the order of their bytes."""
+    """One output file; tensors in the order of their bytes."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -69,7 +72,7 @@ class File:
 
     @property
     def header(self) -> bytes:
-        """The file's first bytes."""
+        """The safetensors header of the file."""
         return header_bytes({entry.name: (entry.dtype, entry.shape) for entry in self.entries}, {"format": "pt"})
 
 
@@ -95,7 +98,7 @@ def plan_nvfp4(checkpoint: Checkpoint, layout: str = "modelopt", max_shard: int 
     divide, a weight of another type, a stack in unknown order) or `Refused` (an expert would stay unquantized).
     """
     if layout not in LAYOUTS:
-        raise UsageError(f"there is no layout {layout}", expected=" or ".join(LAYOUTS), actual=layout)
+        raise UsageError(f"there is no NVFP4 layout {layout}", expected=" or ".join(LAYOUTS), actual=layout)
     _refuse_quantized(checkpoint)
     entries: list[Entry] = []
     matrices: list[Matrix] = []
@@ -115,7 +118,7 @@ def plan_nvfp4(checkpoint: Checkpoint, layout: str = "modelopt", max_shard: int 
         raise CheckpointError(
             f"{twice} tensors would be written twice",
             expected="each name once",
-            remedy="the checkpoint holds its experts in two forms: download it again",
+            remedy="the checkpoint stores its experts in two layouts: download it again",
         )
     ignored = {*rules().always_ignored, *unquantized}
     if layout == "modelopt":
@@ -124,7 +127,7 @@ def plan_nvfp4(checkpoint: Checkpoint, layout: str = "modelopt", max_shard: int 
 
 
 def matrices_of(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Matrix]:
-    """The matrices that a source tensor is quantized as; none for what is copied."""
+    """The matrices into which a source tensor is quantized; none if it is copied."""
     tensor = checkpoint.expert_tensors.get(info.name)
     if checkpoint.layer_of(info.name) is None or (
         tensor is None and not _is_linear(info, checkpoint.family.nvfp4.keep)
@@ -137,9 +140,9 @@ def matrices_of(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Matrix]:
 
 
 def wildcards(ignored: set[str], quantized: set[str]) -> set[str]:
-    """Model Optimizer's short form: for each module the shortest beginning that matches no quantized one.
+    """Model Optimizer's short form: for each module the shortest prefix that matches no quantized module.
 
-    `a.b*` if no quantized name begins with `a.b`, else `a.b.*` if none begins with `a.b.`, else the name itself.
+    `a.b*` if no quantized name starts with `a.b`, else `a.b.*` if none starts with `a.b.`, else the name itself.
     """
     beginnings = {name[:end] for name in quantized for end in range(len(name) + 1)}
     found = set()
@@ -160,13 +163,13 @@ def _matrix(name: str, info: TensorInfo) -> Matrix:
 
 
 def _group(name: str) -> str:
-    """The modules that share a scale have the same group."""
+    """The group of a module: modules that share a scale have the same."""
     parent, _, last = name.rpartition(".")
     return next((f"{parent}.{'+'.join(names)}" for names in rules().shared if last in names), name)
 
 
 def _unstacked(checkpoint: Checkpoint, tensor: ExpertTensor) -> Iterator[Matrix]:
-    """The experts' matrices of a stack, expert by expert."""
+    """The matrices of a stack, expert by expert."""
     info, into = tensor.info, checkpoint.family.nvfp4.unstack
     if into is None:
         raise Refused(
@@ -188,7 +191,7 @@ def _unstacked(checkpoint: Checkpoint, tensor: ExpertTensor) -> Iterator[Matrix]
 
 
 def _transposed(role: Role, target: Role) -> bool:
-    """Whether a stack holds [inputs, outputs]; `target` is [outputs, inputs]. Raises if the shapes do not say."""
+    """Whether a stack holds [inputs, outputs]; `target` is [outputs, inputs]. Raises `CheckpointError` if unclear."""
     axes = tuple(text[-1] for text in role.shape)
     if axes == ("E", target.shape[0][-1], target.shape[1][-1]):
         return False
@@ -198,6 +201,7 @@ def _transposed(role: Role, target: Role) -> bool:
         f"stack {role.tensor} has axes in an unknown order",
         expected="[E, outputs, inputs] or [E, inputs, outputs]",
         actual=str(list(role.shape)),
+        remedy="correct the shapes in the family file",
     )
 
 
@@ -214,7 +218,7 @@ def _parts(matrix: Matrix, layout: str) -> list[Entry]:
 
 
 def _files(entries: list[Entry], max_shard: int) -> tuple[File, ...]:
-    """As `plan_shards` of a cut."""
+    """Distribute tensors to files as `plan_shards` does for a cut."""
     groups: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -249,7 +253,7 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
     if method is not None or checkpoint.quant is not None:
         name = method or (checkpoint.quant.name if checkpoint.quant else "")
         raise BadInput(
-            f"{checkpoint.path} is quantized already",
+            f"{checkpoint.path} is already quantized",
             expected="weights in BF16, F16 or F32",
             actual=f"quantization {name}",
             remedy="quantize the unquantized checkpoint",
@@ -257,7 +261,7 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
 
 
 def _refuse_missing(checkpoint: Checkpoint, matrices: list[Matrix]) -> None:
-    """The guard against a file that is called NVFP4 and holds its experts in BF16."""
+    """Refuse a plan that would name a checkpoint NVFP4 and leave experts in BF16."""
     planned = {matrix.info.name for matrix in matrices}
     for name, tensor in checkpoint.expert_tensors.items():
         expert = tensor.expert is not None or tensor.role in rules().split or len(tensor.info.shape) == 3
@@ -269,4 +273,9 @@ def _refuse_missing(checkpoint: Checkpoint, matrices: list[Matrix]) -> None:
                 remedy="make GGUF tiers of this model",
             )
     if not any(checkpoint.expert_tensors.get(name) for name in planned):
-        raise Refused("no experts were found", expected="a mixture of experts", actual="none")
+        raise Refused(
+            "no experts were found in the decoder layers",
+            expected="a mixture of experts",
+            actual="none",
+            remedy="make GGUF tiers of this model",
+        )

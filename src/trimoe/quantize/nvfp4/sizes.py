@@ -1,4 +1,4 @@
-"""What an NVFP4 checkpoint will weigh, to the byte, from the headers of its source alone."""
+"""Size of an NVFP4 checkpoint to the byte, from the headers of its source alone."""
 
 from dataclasses import dataclass, replace
 
@@ -12,8 +12,10 @@ from trimoe.quantize.nvfp4.plan import Plan, plan_nvfp4
 
 @dataclass(frozen=True)
 class Nvfp4Size:
-    """Bytes of all weight files with their headers, of the tensors in them, and of those that are quantized; `values`
-    counts weights (not scales). Not counted: config, tokenizer and the index, a few MB at most."""
+    """Bytes of all weight files with their headers, of their tensors, and of the quantized tensors.
+
+    `values` counts weights (not scales). Not included: config, tokenizer and the index, a few MB at most.
+    """
 
     file_bytes: int
     tensor_bytes: int
@@ -24,16 +26,16 @@ class Nvfp4Size:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of the files for each weight."""
+        """Bits of the files per weight (bpw)."""
         return 8 * self.file_bytes / self.values
 
 
 def predict(
     checkpoint: Checkpoint, layout: str = "modelopt", *, keep: int | None = None, max_shard: int = DEFAULT_SHARD
 ) -> Nvfp4Size:
-    """The size of `trimoe quantize --tiers NVFP4A16`; with `keep` of the checkpoint pruned to so many experts before.
+    """The size of `trimoe quantize --tiers NVFP4A16`; with `keep`, after pruning to this many experts per layer.
 
-    Reads no weights. Raises what `plan_nvfp4` raises, and `UsageError` for a count of experts that is not there.
+    Reads no weights. Raises the errors of `plan_nvfp4`, and `UsageError` for an impossible `keep`.
     """
     return size_of_plan(plan_nvfp4(with_experts(checkpoint, keep) if keep else checkpoint, layout, max_shard))
 
@@ -60,9 +62,14 @@ def size_of_plan(plan: Plan) -> Nvfp4Size:
 
 
 def with_experts(checkpoint: Checkpoint, keep: int) -> Checkpoint:
-    """The headers of a checkpoint with the first `keep` experts; its bytes must not be read."""
+    """The headers of a checkpoint pruned to its first `keep` experts; its bytes must not be read."""
     if not checkpoint.top_k <= keep <= checkpoint.num_experts:
-        raise UsageError(f"{keep} experts cannot be kept", expected=f"{checkpoint.top_k} to {checkpoint.num_experts}")
+        raise UsageError(
+            f"{keep} experts cannot be kept",
+            expected=f"{checkpoint.top_k} (the top-k) to {checkpoint.num_experts}",
+            actual=str(keep),
+            remedy="choose a count in this range",
+        )
     index: dict[str, TensorInfo] = {}
     for name, info in checkpoint.index.items():
         tensor = checkpoint.expert_tensors.get(name)
