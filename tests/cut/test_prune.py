@@ -146,7 +146,8 @@ def test_small_files_metadata_and_manifest(gemma: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tools.jinja", "LICENSE"):
         assert filecmp.cmp(gemma / name, out / name, shallow=False)
     assert not (out / "LICENSE").is_symlink()
-    assert report.files_left_out == ["README.md", "pytorch_model.bin"]
+    assert list(report.files_left_out) == ["README.md", "pytorch_model.bin"]
+    assert report.files_left_out["pytorch_model.bin"] == "weights in another format, or their index"
     assert not (out / "README.md").exists()
     assert json.loads((out / "expert_drop_metadata.json").read_text()) == {
         "base_model": "base",

@@ -13,6 +13,7 @@ from trimoe.certify.certificate import CERTIFICATE, Check, Finding, make_check
 from trimoe.certify.expected import fit_map, kept_count
 from trimoe.certify.settings import changed_patterns, in_original_numbers, without_dropped
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut.config import PARAMS
 from trimoe.cut.history import map_from, read_record, steps
 from trimoe.cut.renumber import FILES, SETTINGS
 from trimoe.errors import BadInput, CheckpointError, MapError
@@ -20,7 +21,7 @@ from trimoe.io.canonical import sha256_file
 from trimoe.io.jsonfile import read_json
 from trimoe.io.manifest import MANIFEST
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.files import INDEX, METADATA, WEIGHTS, other_files
+from trimoe.model.files import INDEX, METADATA, WEIGHTS, walk, without_experts
 from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo, read_header
 
@@ -57,13 +58,16 @@ def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | 
     kept = None if drop_map is None else kept_count(drop_map)
     counts: set[str] = set()
     want, have = copy.deepcopy(base.config), copy.deepcopy(pruned)
-    scope = want
-    for part in base.config_scope:
-        scope = scope[part]
-    for name in (base.hf.config.num_experts, *base.hf.config.num_experts_also):
-        if name in scope:
-            scope[name] = kept
-            counts.add(".".join((*base.config_scope, name)))
+    names = (base.hf.config.num_experts, *base.hf.config.num_experts_also)
+    for prefix, scope in (("", want), ("text_config.", want.get("text_config"))):
+        own = prefix.rstrip(".") == ".".join(base.config_scope)
+        if not isinstance(scope, dict):
+            continue
+        for name in names:
+            # The count may be given in both places, and loaders read either.
+            if name in scope and (own or scope[name] == base.num_experts):
+                scope[name] = kept
+                counts.add(prefix + name)
     findings: list[Finding] = []
     if drop_map is not None:
         for where, (one, two) in {
@@ -128,30 +132,52 @@ def _short(value: Any) -> str:
 
 
 def check_files(base: Checkpoint, pruned: Path, pruned_index: dict[str, TensorInfo], drop_map: DropMap | None) -> Check:
-    """Tokenizer, chat template, generation config and the like are identical; no second set of weights lies around."""
-    originals, copies = _loader_files(base.path), _loader_files(pruned)
-    findings = []
+    """Every file of the original is in the pruned model, identical, or is named as left out with the reason.
+
+    The files are counted here, from the original's directory and its folders, and not by what `prune` decides to copy.
+    Left out may be weights that no index names (with experts in them, or in another format); documents may differ. No
+    second set of weights may lie in the pruned model.
+    """
+    originals, copies = _files(base.path, base.index), _files(pruned, pruned_index)
+    findings, left_out, compared = [], [], []
     for name in sorted(originals.keys() | copies.keys()):
-        if name not in copies:
+        one, two = originals.get(name), copies.get(name)
+        reason = _may_be_missing(one, base) if one is not None else ""
+        if two is None and reason:
+            left_out.append(f"{name} ({reason})")
+        elif two is None:
             findings.append(Finding(subject=f"file {name} is missing", expected="a copy of the original's"))
-        elif name not in originals:
-            findings.append(Finding(subject=f"file {name} is extra", expected="no such file, the original has none"))
-        elif sha256_file(originals[name]) != sha256_file(copies[name]):
-            findings += _file_findings(name, originals[name], copies[name], base, drop_map)
-    shards = {info.file.name for info in pruned_index.values()}
-    for file in sorted(p for p in pruned.iterdir() if p.is_file()):
-        # A loader may prefer such a file to the one that was compared.
-        stray_index = file.name.endswith(".index.json") and (file.name != INDEX or not pruned_index)
-        if (file.suffix in WEIGHTS and file.name not in shards) or stray_index:
-            findings.append(
-                Finding(
-                    subject=f"file {file.name} holds weights that are not part of the model",
-                    expected="only the model's shards",
+        elif two.suffix in WEIGHTS or two.name.endswith(".index.json"):
+            if one is None or reason or sha256_file(one) != sha256_file(two):
+                # A loader may prefer such a file to the one that was compared.
+                findings.append(
+                    Finding(
+                        subject=f"file {name} holds weights that are not part of the model",
+                        expected="only the model's shards",
+                    )
                 )
-            )
-    findings += _header_findings(base, pruned, shards)
-    claim = "tokenizer, chat template and every other file that is no document are identical to the original's"
-    return make_check("files", claim, f"{len(originals)} files: {', '.join(sorted(originals)) or 'none'}", findings)
+            compared.append(name)
+        elif one is None:
+            findings.append(Finding(subject=f"file {name} is extra", expected="no such file, the original has none"))
+        else:
+            compared.append(name)
+            # These count or number experts: a plain copy of the original's may be wrong.
+            if name in (*FILES, PARAMS) or sha256_file(one) != sha256_file(two):
+                findings += _file_findings(name, one, two, base, drop_map)
+    findings += _header_findings(base, pruned, {info.file.name for info in pruned_index.values()})
+    claim = "every other file of the original is there and identical, except documents and what is named as left out"
+    detail = f"{len(compared)} files: {', '.join(compared) or 'none'}"
+    detail += f"; left out: {', '.join(left_out)}" if left_out else ""
+    return make_check("files", claim, detail, findings)
+
+
+def _may_be_missing(file: Path, base: Checkpoint) -> str:
+    """Why a pruned model need not have this file of the original; empty if it must."""
+    if file.suffix == ".safetensors":
+        return "" if without_experts(file, base.index) else "weights that the index does not name"
+    if file.suffix in WEIGHTS or file.name.endswith(".index.json"):
+        return "weights in another format, or their index"
+    return ""
 
 
 def _header_findings(base: Checkpoint, pruned: Path, shards: set[str]) -> list[Finding]:
@@ -183,6 +209,10 @@ def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: 
         except CheckpointError as exc:
             return [Finding(subject=exc.subject, actual=exc.actual)]
         return _settings_findings(name, want, have, base, drop_map)
+    if name == PARAMS and drop_map is not None:
+        return _params_findings(one, two, base, drop_map)
+    if sha256_file(one) == sha256_file(two):
+        return []
     return [
         Finding(
             subject=f"file {name} differs from the original",
@@ -192,11 +222,32 @@ def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: 
     ]
 
 
-def _loader_files(directory: Path) -> dict[str, Path]:
+def _params_findings(one: Path, two: Path, base: Checkpoint, drop_map: DropMap) -> list[Finding]:
+    """Mistral's params.json: the original's with its expert count replaced."""
+    try:
+        want, have = (read_json(p, "model parameters", CheckpointError) for p in (one, two))
+    except CheckpointError as exc:
+        return [Finding(subject=exc.subject, actual=exc.actual)]
+    if isinstance(want, dict) and isinstance(want.get("moe"), dict) and "num_experts" in want["moe"]:
+        want["moe"]["num_experts"] = kept_count(drop_map)
+    return [
+        Finding(subject=f"{PARAMS}: {path} is not what it should be", expected=expected, actual=actual)
+        for path, expected, actual in _json_differences(want, have)
+    ]
+
+
+def _files(directory: Path, index: dict[str, TensorInfo]) -> dict[str, Path]:
+    """Every file below a directory by relative name, except shards, their index, documents and trimoe's own records."""
+    shards = {info.file.name for info in index.values()}
+    found = {path.relative_to(directory).as_posix(): path for path in walk(directory, {})}
     return {
-        p.relative_to(directory).as_posix(): p
-        for p in other_files(directory)[0]
-        if p.name not in _OURS and not _is_document(p) and (p.name[0] != "." or p.suffix in _READ_BY_LOADERS)
+        name: path
+        for name, path in found.items()
+        if name not in _OURS
+        and name not in shards
+        and not (name == INDEX and index)
+        and not _is_document(path)
+        and (path.name[0] != "." or path.suffix in _READ_BY_LOADERS)
     }
 
 

@@ -99,7 +99,7 @@ def prune(
         f"file{'s' if report.shards > 1 else ''}"
     )
     if report.files_left_out:
-        text += f"\nleft out: {', '.join(report.files_left_out)}"
+        text += "".join(f"\nleft out: {name} ({reason})" for name, reason in report.files_left_out.items())
     text += "".join(f"\nwarning: {warning}" for warning in report.warnings)
     if report.bytes_resumed:
         text += f"\nwent on after {show_size(report.bytes_resumed)} of an earlier run, verified by their hashes"

@@ -52,7 +52,7 @@ def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOpti
     shards = plan_shards(plan.pieces, limit)
     previous = previous_record(checkpoint)
     edited = edited_files(checkpoint, plan.keeps)
-    files, left_out = other_files(checkpoint.path)
+    files, left_out = other_files(checkpoint.path, checkpoint.index)
     report = PruneReport(
         out=str(out),
         experts_before=checkpoint.num_experts,

@@ -14,6 +14,7 @@ from trimoe.io.jsonfile import read_json
 from trimoe.model.checkpoint import Checkpoint
 
 Scope = tuple[str, ...]
+PARAMS = "params.json"
 
 
 def edited_files(checkpoint: Checkpoint, keeps: Keeps) -> dict[str, bytes]:
@@ -22,14 +23,36 @@ def edited_files(checkpoint: Checkpoint, keeps: Keeps) -> dict[str, bytes]:
     `keeps` are the kept experts of each layer. Raises `CheckpointError` for settings that cannot be kept true.
     """
     names = ExpertNames(checkpoint, keeps)
-    files = {"config.json": edited_config(checkpoint, len(next(iter(keeps.values()))), names)}
+    kept = len(next(iter(keeps.values())))
+    files = {"config.json": edited_config(checkpoint, kept, names)}
     for file in (checkpoint.path / name for name in FILES):
         if file.is_file():
             old = read_json(file, "quantization settings", CheckpointError)
             new = renumbered(old, names)
             if new != old:
                 files[file.name] = (json.dumps(new, indent=4, ensure_ascii=False) + "\n").encode()
+    if (params := _edited_params(checkpoint, kept)) is not None:
+        files[PARAMS] = params
     return files
+
+
+def _edited_params(checkpoint: Checkpoint, kept: int) -> bytes | None:
+    """params.json, Mistral's own configuration, with its expert count; None where it has none."""
+    file = checkpoint.path / PARAMS
+    if not file.is_file():
+        return None
+    data = read_json(file, "model parameters", CheckpointError)
+    count = data["moe"].get("num_experts") if isinstance(data, dict) and isinstance(data.get("moe"), dict) else None
+    if count is None:
+        return None
+    if count != checkpoint.num_experts:
+        raise CheckpointError(
+            f"{file} and config.json disagree",
+            expected=f"moe.num_experts = {checkpoint.num_experts}",
+            actual=str(count),
+            remedy="correct or remove the file that does not belong to these weights",
+        )
+    return _with_value(file.read_text(encoding="utf-8"), "num_experts", kept, ("moe",)).encode()
 
 
 def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> bytes:
@@ -43,10 +66,13 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
         raise CheckpointError(
             "config.json cannot be edited", expected="UTF-8", actual=str(exc)[:80], remedy="write it as UTF-8"
         ) from exc
-    scope = _at(wanted, checkpoint.config_scope)
-    for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
-        scope[key] = kept
-        text = _with_value(text, key, kept, checkpoint.config_scope)
+    for where in dict.fromkeys((checkpoint.config_scope, (), ("text_config",))):
+        scope = _at(wanted, where)
+        for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()) if scope else ():
+            # A copy of the count in the other scope is edited if it says the same; loaders read either.
+            if where == checkpoint.config_scope or scope[key] == checkpoint.num_experts:
+                scope[key] = kept
+                text = _with_value(text, key, kept, where)
     for where in ((), ("text_config",)):
         holder = _at(wanted, where)
         for key in SETTINGS:

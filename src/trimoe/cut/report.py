@@ -47,7 +47,8 @@ class PruneReport:
     """Written by an earlier killed or interrupted run, verified by hash and kept."""
     copied_by: list[str] = field(default_factory=list)
     files_copied: list[str] = field(default_factory=list)
-    files_left_out: list[str] = field(default_factory=list)
+    files_left_out: dict[str, str] = field(default_factory=dict)
+    """Files of the original that the output does not have, with the reason."""
     warnings: list[str] = field(default_factory=list)
     """What is odd about the original and does not forbid a cut."""
 

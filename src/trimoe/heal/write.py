@@ -94,7 +94,7 @@ def write_healed(
     stamps = source_stamps(pruned.path)
     edits = {edit.info.name: edit for edit in healing.edits}
     shards = _shards(pruned)
-    others, _ = other_files(pruned.path)
+    others, _ = other_files(pruned.path, pruned.index)
     needed = pruned.nbytes + sum(f.stat().st_size for f in others) + _HEADER_SPACE * len(shards)
     require_space(out, needed)
     sizes = {name: max(t.end for t in tensors) for name, tensors in shards.items()}

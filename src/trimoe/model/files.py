@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trimoe.errors import CheckpointError
 from trimoe.io.manifest import MANIFEST
+from trimoe.model.safetensors import TensorInfo, read_header
 
 METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
@@ -15,7 +16,6 @@ WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
 # The card describes the original, not the cut; attributes steer a git repository; neither is read by a loader.
 _NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
-_TEMPLATES = "additional_chat_templates"
 _SMALL_FILE = 256 << 20
 
 Stamps = dict[str, tuple[int, int, int]]
@@ -59,34 +59,69 @@ def require_planned(found: Headers, wanted: Headers) -> None:
         )
 
 
-def other_files(directory: Path) -> tuple[list[Path], list[str]]:
-    """Tokenizer, templates, processor, licence and other small files to copy; and the names of those left out."""
-    if broken := sorted(file.name for file in directory.iterdir() if file.is_symlink() and not file.exists()):
-        raise CheckpointError(
-            f"{directory / broken[0]} is a broken link",
-            expected="every file of the model",
-            remedy="download the file, or remove the link",
-        )
-    candidates = [file for file in directory.iterdir() if file.is_file()]
-    if (directory / _TEMPLATES).is_dir():
-        candidates += [file for file in (directory / _TEMPLATES).iterdir() if file.is_file()]
-    files, left_out = [], []
-    for file in sorted(candidates):
-        ours = file.name in _OURS or file.name.endswith((".safetensors", ".safetensors.index.json"))
-        if file.suffix in WEIGHTS or file.name.endswith(".index.json") or file.name in _NOT_COPIED or ours:
-            left_out += [] if ours else [file.name]
-        elif file.stat().st_size > _SMALL_FILE:
-            left_out.append(file.name)
+def other_files(directory: Path, index: Mapping[str, TensorInfo]) -> tuple[list[Path], dict[str, str]]:
+    """The files to copy beside the weights, and the others by relative name with the reason why they are left out.
+
+    Every file of the directory and its folders is one or the other, except the shards of `index`, the index and what
+    trimoe writes itself. Copied: tokenizer, templates, code, licence and the like, and weights that the index does not
+    name if no expert is in them. Raises `CheckpointError` for a broken link.
+    """
+    files, left_out = [], dict[str, str]()
+    shards = {info.file.name for info in index.values()}
+    for file in sorted(walk(directory, left_out)):
+        name = file.relative_to(directory).as_posix()
+        if name in _OURS or name in shards or name == INDEX:
+            continue
+        if reason := _left_out(file, index):
+            left_out[name] = reason
         else:
             files.append(file)
     return files, left_out
+
+
+def walk(directory: Path, hidden: dict[str, str]) -> Iterator[Path]:
+    """Every file below a directory; hidden folders are not entered but added to `hidden` with the reason."""
+    for entry in directory.iterdir():
+        if entry.is_symlink() and not entry.exists():
+            raise CheckpointError(
+                f"{entry} is a broken link",
+                expected="every file of the model",
+                remedy="download the file, or remove the link",
+            )
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and entry.name.startswith("."):
+            hidden[f"{entry.name}/"] = "a hidden folder"
+        elif entry.is_dir():
+            yield from walk(entry, hidden)
+
+
+def without_experts(file: Path, indexed: Collection[str]) -> bool:
+    """Whether a safetensors file that the index does not name can be kept as it is: no expert and no indexed tensor is
+    in it."""
+    try:
+        names = read_header(file)[0].keys()
+    except CheckpointError:
+        return False
+    return not any("expert" in name.lower() or name in indexed for name in names)
+
+
+def _left_out(file: Path, indexed: Collection[str]) -> str:
+    """Why a file is not copied; empty if it is."""
+    if file.suffix == ".safetensors":
+        return "" if without_experts(file, indexed) else "weights that the index does not name"
+    if file.suffix in WEIGHTS or file.name.endswith(".index.json"):
+        return "weights in another format, or their index"
+    if file.name in _NOT_COPIED:
+        return "about the original, and read by no loader"
+    return f"larger than {_SMALL_FILE >> 20} MiB" if file.stat().st_size > _SMALL_FILE else ""
 
 
 def copy_files(files: list[Path], source: Path, target: Path) -> None:
     """Copy files of the directory `source` to the same relative places in `target`."""
     for file in files:
         place = target / file.relative_to(source)
-        place.parent.mkdir(exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
 
 

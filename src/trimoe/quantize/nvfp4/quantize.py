@@ -75,7 +75,7 @@ def quantize_nvfp4(
     if (found := _finished(out, inputs)) is not None:
         return found
     require_absent(out)
-    files, _ = other_files(checkpoint.path)
+    files, _ = other_files(checkpoint.path, checkpoint.index)
     small = small_files(checkpoint.path, plan)
     needed = size_of_plan(plan).file_bytes + sum(file.stat().st_size for file in files) + (4 << 20)
     require_space(out, needed - partial_bytes(out))
