@@ -1,9 +1,9 @@
-"""Lets a model behind an OpenAI-compatible server answer prompts, for `kind: prompts` with `replies` in a set file.
+"""Collects a model's replies to prompts from an OpenAI-compatible server, for `kind: prompts` with `replies`.
 
     python examples/replies.py prompts.jsonl http://127.0.0.1:8080 -o replies.jsonl
 
-Reads JSON lines with `prompt`, or the shipped prompts (`generic`). What the output has already is not asked again.
-Start llama-server with `--reasoning-format none`, so that the thinking stays in the reply.
+Reads JSON lines with `prompt`, or the shipped prompts (`generic`). Prompts already answered in the output are skipped.
+Start llama-server with `--reasoning-format none` so that the reasoning stays in the reply.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from trimoe.calibrate.text.sources.prompts import builtin_prompts
 
 
 def main() -> int:
-    """Ask for every missing reply, in order; each is on disk before the next is asked for."""
+    """Request every missing reply in order; each is written before the next request."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("prompts", help="JSON lines with `prompt`, or `generic` for the shipped ones")
     parser.add_argument("url", help="the server, without /v1")
     parser.add_argument("-o", "--out", required=True, type=Path)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--model", default="default", help="name of the model, if the server has several")
+    parser.add_argument("--model", default="default", help="name of the model, if the server has several models")
     options = parser.parse_args()
     if options.prompts == "generic":
         prompts = [prompt for several in builtin_prompts().values() for prompt in several]
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def ask(url: str, model: str, prompt: str, new_tokens: int) -> tuple[str, str]:
-    """(raw reply, finish reason), greedy, thinking on; what a server splits off as reasoning is put in front."""
+    """(raw reply, finish reason), greedy, with thinking; reasoning that the server separated is put in front."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -60,7 +60,7 @@ def ask(url: str, model: str, prompt: str, new_tokens: int) -> tuple[str, str]:
     thought = message.get("reasoning_content") or message.get("reasoning") or ""
     reply = "\n".join(part for part in (thought, message.get("content") or "") if part)
     if not reply:
-        raise SystemExit(f"the server gave an empty reply to: {prompt[:80]}")
+        raise SystemExit(f"the server returned an empty reply to: {prompt[:80]}")
     return reply, str(choice["finish_reason"])
 
 

@@ -1,8 +1,8 @@
-"""Training batches: chats of all domains packed into rows of equal width, none seeing its neighbours.
+"""Training batches: chats of all domains packed into rows of equal width, without attention between chats.
 
-A row holds several chats one after the other; `positions` restart with each, from which transformers makes a mask that
-keeps them apart. Early batches also hold repeats of random tokens: they teach copying in 150 steps, which the chats
-alone had not taught in 900 (docs/log.md).
+A row holds several chats. `positions` restart with each chat; transformers derives from them a mask that separates the
+chats. Early batches also hold repeats of random tokens, which teach copying in 150 steps; the chats alone did not teach
+it in 900 (docs/log.md).
 """
 
 import random
@@ -23,7 +23,7 @@ BOS, TURN_END = 2, 5
 
 @dataclass(frozen=True)
 class Batch:
-    """All [rows, WIDTH]: token ids (0 is padding), positions inside each chat, weight of each token in the loss."""
+    """Tensors [rows, WIDTH]: token ids (0 is padding), positions within each chat, weight of each token in the loss."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -31,12 +31,12 @@ class Batch:
 
 
 def repeats_share(step: int) -> float:
-    """Share of repeats among the sequences of a step."""
+    """Share of random repeats among the sequences of a step."""
     return 0.4 if step < 150 else 0.1 if step < 600 else 0.0
 
 
 def encode(tok: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[list[int], int]:
-    """Token ids of a whole chat, and the number of prompt tokens before the reply."""
+    """Token ids of a chat, and the number of prompt tokens before the reply."""
     head = tok(f"<bos><|turn>user\n{prompt}<turn|>\n<|turn>model\n", add_special_tokens=False).input_ids
     return head + tok(f"{answer}<turn|>", add_special_tokens=False).input_ids, len(head)
 
@@ -44,9 +44,9 @@ def encode(tok: PreTrainedTokenizerFast, prompt: str, answer: str) -> tuple[list
 def batches(
     tok: PreTrainedTokenizerFast, rng: random.Random, tokens: int, shares: dict[str, float], repeats: bool = True
 ) -> Callable[[int], Batch]:
-    """A function from the step to its batch of about `tokens` tokens; call it once a step, in order.
+    """A function from the step to its batch of about `tokens` tokens; call it once per step, in order.
 
-    `repeats=False` leaves out the repeats: a model that is trained on already copies.
+    `repeats=False` omits the random repeats, for a model that has already learned to copy.
     """
     streams = {d: items(d, "train", seed=1) for d in DOMAINS}
 

@@ -1,9 +1,9 @@
-"""What dropping experts costs the bundled model: held-out accuracy per domain, by way of choosing. About 5 minutes.
+"""Cost of dropping experts from the bundled model: held-out accuracy per domain and method. About 5 minutes.
 
     python examples/tiny/drop_cost.py src/trimoe/model/tiny/checkpoint --rows 100 --log examples/tiny/drop_cost.jsonl
 
-Nothing is cut: the router's logits of dropped experts are set to -inf, which `trimoe certify` shows to be the same.
-The model must tell good choices from bad ones; where random dropping is nearly free, no comparison means anything.
+Nothing is cut: the router logits of dropped experts are set to -inf, which is equivalent (`trimoe certify` proves it).
+The model must separate good choices from bad ones: if random dropping costs nearly nothing, comparisons mean nothing.
 """
 
 import argparse
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 @contextmanager
 def dropped(model: torch.nn.Module, scores: np.ndarray, count: int) -> Iterator[None]:
-    """Inside, the `count` lowest experts of each layer are never routed to. `scores` [layers, experts]."""
+    """Context in which the `count` lowest experts of each layer are never chosen. `scores` is [layers, experts]."""
     hooks = []
     for layer, score in zip(model.model.layers, scores, strict=True):
         away = torch.from_numpy(np.argsort(score, kind="stable")[:count].copy())
@@ -43,7 +43,7 @@ def dropped(model: torch.nn.Module, scores: np.ndarray, count: int) -> Iterator[
 
 
 def accuracy(generator: Generator, rows: int) -> dict[str, float]:
-    """Percent of held-out items that the benches' own scorers pass, per domain."""
+    """Percent of held-out items that pass the benches' scorers, per domain."""
     result = {}
     for bench in find([f"tiny-{domain}" for domain in DOMAINS]):
         docs = bench.docs()[:rows]
@@ -54,7 +54,7 @@ def accuracy(generator: Generator, rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, log, print."""
+    """Measure, print and log every method."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--rows", type=int, default=100)

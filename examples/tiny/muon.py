@@ -1,6 +1,6 @@
-"""Muon: momentum whose update is made orthogonal, for matrices and stacks of matrices (Jordan et al. 2024).
+"""The Muon optimizer: momentum with orthogonalized updates, for matrices and stacks of matrices (Jordan et al. 2024).
 
-On the bundled model it reaches a loss in a third of AdamW's steps. Embeddings, router and vectors stay with AdamW.
+On the bundled model it needs a third of AdamW's steps. Embeddings, routers and vectors use AdamW.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import torch
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """[..., m, n] with all singular values brought near 1 by five Newton-Schulz steps of the published coefficients."""
+    """Bring all singular values of [..., m, n] near 1: five Newton-Schulz steps with the published coefficients."""
     x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -21,7 +21,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon:
-    """Nesterov momentum 0.95, weight decay 0.02; a step is scaled by sqrt(rows / columns) where that is above 1."""
+    """Nesterov momentum 0.95, weight decay 0.02; steps are scaled by max(1, sqrt(rows / columns))."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self.parameters = list(parameters)
@@ -29,7 +29,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One update from the gradients, which are cleared."""
+        """Apply one update and clear the gradients."""
         for parameter, momentum in zip(self.parameters, self._momentum, strict=True):
             gradient = parameter.grad
             momentum.lerp_(gradient, 0.05)

@@ -1,10 +1,11 @@
-"""Makes the tokenizer of the bundled model: BPE with byte fallback in the form of Gemma 4's own tokenizer.json.
+"""Trains the tokenizer of the bundled model: BPE with byte fallback, in the format of Gemma 4's tokenizer.json.
 
-llama.cpp splits Gemma 4 text on newlines only and merges over whole lines; so no merge may depend on a pre-tokenizer.
-Merges are learned on words with digits and punctuation apart, hence none crosses a word or holds a digit, and both
-implementations give the same tokens.
+llama.cpp splits Gemma 4 text only at newlines and merges within whole lines, so no merge may depend on a pre-tokenizer.
+Merges are learned on words with digits and punctuation split off. No merge therefore crosses a word boundary or contains a
+digit, and transformers and llama.cpp give the same tokens.
 """
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -22,8 +23,6 @@ def learn(texts: Iterable[str], merges: int = 280) -> Tokenizer:
     alphabet = [SPACE, "\n", *(chr(c) for c in range(33, 127))]
     trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + merges, initial_alphabet=alphabet, show_progress=False)
     learner.train_from_iterator(texts, trainer)
-    import json
-
     learned = json.loads(learner.to_str())["model"]["merges"]
     pairs = [tuple(pair) for pair in learned]
     tokens = [*SPECIALS, *(f"<0x{b:02X}>" for b in range(256)), *alphabet, *("".join(p) for p in pairs)]

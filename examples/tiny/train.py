@@ -2,9 +2,9 @@
 
     python examples/tiny/train.py --out src/trimoe/model/tiny/checkpoint --log examples/tiny/train.jsonl
 
-Seeded; data is generated on the fly (train split only). The load-balancing term keeps every expert in use: without it
-idle experts make any way of choosing look lossless, and nothing true about real models could be learned. What did not
-work is in docs/log.md.
+Seeded; data is generated on the fly (training split only). The load-balancing term keeps every expert in use. Without
+it, idle experts would make every choice look lossless, and the demo would say nothing about real models. docs/log.md
+lists what did not work.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TEMPLATE = (
 
 
 def build(vocab_size: int) -> Gemma4ForCausalLM:
-    """The architecture: every structural feature of the 26B model (sliding and full layers, shared K and V, MoE)."""
+    """A model with every structural feature of the 26B model (sliding and full layers, shared K and V, MoE)."""
     config = Gemma4TextConfig(
         vocab_size=vocab_size,
         hidden_size=256,
@@ -63,11 +63,11 @@ def build(vocab_size: int) -> Gemma4ForCausalLM:
     model = Gemma4ForCausalLM(config)
     for name, weight in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
-            # Gemma 4 attends with scale 1 on normalised queries and keys; from weights of 1 the softmax starts
-            # saturated and copying is not learned in 900 steps. This starts it at the usual 1/sqrt(head_dim).
+            # Gemma 4 attends with scale 1 on normalized queries and keys. With norm weights of 1 the softmax starts
+            # saturated, and copying is not learned in 900 steps. This gives the usual scale of 1/sqrt(head_dim).
             torch.nn.init.constant_(weight, weight.numel() ** -0.25)
         elif "post_" in name:
-            # The norms behind attention and FFN write into the residual stream; at 1 they drown the embedding.
+            # The norms after attention and FFN write to the residual stream; weights of 1 would drown the embeddings.
             torch.nn.init.constant_(weight, 0.3)
         elif name.endswith("embed_tokens.weight"):
             torch.nn.init.normal_(weight, std=config.hidden_size**-0.5)
@@ -105,7 +105,7 @@ def rate_at(step: int, steps: int) -> float:
 
 
 class Balance:
-    """Watches the routers of one forward pass: the load-balancing loss and the entropy of expert use per layer."""
+    """Records the routers of a forward pass: load-balancing loss, and entropy of expert use per layer."""
 
     def __init__(self, model: Gemma4ForCausalLM) -> None:
         self._routed: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -117,7 +117,7 @@ class Balance:
         self._routed.clear()
 
     def terms(self, real: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
-        """Loss (experts x share of choices x mean probability, mean over layers; 1 when even), entropy / maximum."""
+        """Loss (experts x share of choices x mean probability, mean over layers; 1 if even), entropy / maximum."""
         loss, entropy = torch.zeros(()), []
         for probs, index in self._routed:
             used = functional.one_hot(index[real], probs.shape[-1]).float().sum(1).mean(0) / index.shape[-1]
@@ -141,7 +141,7 @@ class Optimiser:
         self._muon = Muon(hidden)
 
     def step(self, share: float) -> None:
-        """One update at `share` of the maximum rates; gradients are cleared."""
+        """Apply one update at `share` of the maximum rates and clear the gradients."""
         for group in self._adam.param_groups:
             group["lr"] = self._rate * share
         torch.nn.utils.clip_grad_norm_(self._rest, 1.0)
@@ -151,14 +151,14 @@ class Optimiser:
 
 
 def main() -> None:
-    """Train, log, save."""
+    """Train the model, log the progress, save checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
     parser.add_argument("--log", type=Path, required=True, help="JSON lines: loss, entropy, held-out accuracy")
     parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--stop", type=int, help="stop after this step of the schedule (to compare a beginning)")
+    parser.add_argument("--stop", type=int, help="stop after this step of the schedule (to compare early training)")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's rate")
+    parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's learning rate")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--balance", type=float, default=0.02, help="weight of the load-balancing term")
     parser.add_argument("--threads", type=int, default=2)
@@ -169,7 +169,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    if args.start:  # its tokenizer too: one learned anew would give the same words other ids
+    if args.start:  # reuse its tokenizer: a new one would assign other ids
         tok = PreTrainedTokenizerFast.from_pretrained(args.start)
     else:
         texts = [text for d in DOMAINS for i in generate(d, "train", 2000, seed=9) for text in (i.prompt, i.answer)]
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def save(model: Gemma4ForCausalLM, tok: PreTrainedTokenizerFast, out: Path) -> None:
-    """bf16 weights, config, generation config, tokenizer and chat template."""
+    """Save bf16 weights, config, generation config, tokenizer and chat template."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.config.dtype = torch.bfloat16
     model.save_pretrained(out, state_dict=state)
