@@ -1,8 +1,8 @@
 """Trains the tokenizer of the bundled model: BPE with byte fallback, in the format of Gemma 4's tokenizer.json.
 
 llama.cpp splits Gemma 4 text only at newlines and merges within whole lines, so no merge may depend on a pre-tokenizer.
-Merges are learned on words with digits and punctuation split off. No merge therefore crosses a word boundary or contains
-a digit, and transformers and llama.cpp give the same tokens.
+Merges are learned on words with digits and punctuation split off. So no merge crosses a word or contains a digit, and
+transformers and llama.cpp give the same tokens.
 """
 
 import json
