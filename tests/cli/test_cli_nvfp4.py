@@ -31,7 +31,7 @@ def test_a_killed_command_resumes(tmp_path: Path) -> None:
     """SIGKILL among the matrices, then the same command: the bytes of an undisturbed run."""
     arguments = ["quantize", bundled(), "--tiers", "NVFP4A16", "--max-shard", "300kB", "-o"]
     command = signals.command(
-        signal.SIGKILL, 5, "trimoe.quantize.nvfp4.quantize:_Errors.add", [*arguments, tmp_path / "out"]
+        signal.SIGKILL, 5, "trimoe.quantize.nvfp4.errors:ErrorSums.add", [*arguments, tmp_path / "out"]
     )
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
     assert (tmp_path / ".out.partial" / ".resume" / "errors").read_text().strip()
