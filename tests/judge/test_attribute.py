@@ -15,7 +15,7 @@ from trimoe.cli.main import main
 from trimoe.errors import Refused, StatsError, UsageError
 from trimoe.evaluate.log.records import Sample
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.judge.attribute import attribute_chain
+from trimoe.judge.chain import attribute_chain
 from trimoe.judge.lost_experts import FIELD, force_keep, suggest, write_traces
 
 CAUSES: dict[str, Any] = {"1": "correct", "w": "wrong", "l": "loop"}

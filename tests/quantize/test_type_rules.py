@@ -132,7 +132,7 @@ def test_embeddings_have_no_fallback() -> None:
 
 
 def test_mixes_and_unknown_types_are_refused_as_types_of_tensors() -> None:
-    with pytest.raises(BadInput, match=r"(?s)IQ3_M is not a type.*a mix of several.*say IQ3_S"):
+    with pytest.raises(BadInput, match=r"(?s)IQ3_M is not a type.*a mix of several.*use IQ3_S"):
         Request("IQ3_M", (("ffn_up", "IQ3_M"),))
     with pytest.raises(BadInput, match="Q9_K is not a type"):
         Request("Q6_K", output="Q9_K")
@@ -141,7 +141,7 @@ def test_mixes_and_unknown_types_are_refused_as_types_of_tensors() -> None:
 
 
 def test_own_rules_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="rules of its own for falcon"):
+    with pytest.raises(CheckpointError, match="special quantization rules for falcon"):
         choose_types([], ModelFacts("falcon", 1, 0, 1), Request("Q6_K"))
 
 

@@ -1,1 +1,1 @@
-"""Run logs -> what may be claimed."""
+"""Judging run logs: comparisons, audits, and the statistics behind them."""

@@ -1,122 +1,84 @@
-"""Where items were lost along a chain of runs: base, pruned, quantized, served.
+"""Attributes lost items to the steps of a chain of runs, and to the experts that a prune dropped."""
 
-Invariants: only items scored in every run of the chain count; every step's gains minus losses add up to the whole
-difference. A step that also changes engine, sampler or stack is marked: its losses cannot be told from that change.
-"""
-
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimoe.errors import Refused, UsageError
-from trimoe.judge.gather import Read, gather, names_of
-from trimoe.judge.runs import bench_identity, conditions, differing, unknown_name
+from trimoe.choose.dropmap import DropMap
+from trimoe.errors import UsageError
+from trimoe.io.atomic import publish_file, require_absent
+from trimoe.judge.chain import Chain, attribute_chain
+from trimoe.judge.lost_experts import Suggestion, force_keep, measured, suggest, write_traces
 
 
 @dataclass(frozen=True)
-class Step:
-    """One link of the chain on one bench. `lost` and `gained` are (doc_id, cause) of flips in this step; `stays` the
-    lost ones that are still wrong at the end of the chain and were lost here last. `changed` names settings that
-    changed besides the model."""
+class KeepSuggestion:
+    """Dropped experts to keep, written as a force-keep file; measured on `lost` lost and `kept` surviving items."""
 
-    before: str
-    after: str
-    lost: tuple[tuple[str, str], ...]
-    gained: tuple[tuple[str, str], ...]
-    stays: tuple[str, ...]
-    changed: tuple[str, ...]
+    suggestion: Suggestion
+    lost: int
+    kept: int
+    force_keep: Path
 
 
 @dataclass(frozen=True)
-class BenchChain:
-    """A bench along the chain: `correct` of `items` common items per run, and the steps between."""
+class Attribution:
+    """Where items were lost; `keep` is set if experts were to be suggested."""
 
-    bench: str
-    items: int
-    correct: tuple[int, ...]
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """All benches that every run of the chain has."""
-
-    names: tuple[str, ...]
-    benches: tuple[BenchChain, ...]
+    chain: Chain
+    keep: KeepSuggestion | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
+        """The result as JSON values: the output of `trimoe attribute --json`."""
+        body = self.chain.as_dict()
+        if self.keep is None:
+            return body
+        found = self.keep
+        return body | {
+            "suggestion": found.suggestion.as_dict(),
+            "lost": found.lost,
+            "kept": found.kept,
+            "force_keep": str(found.force_keep),
+        }
 
 
-def attribute_chain(
-    logs: Sequence[Path | str], names: Sequence[str], benches: Sequence[str] | None = None
-) -> tuple[Chain, dict[tuple[str, str], Read]]:
-    """The chain, and the runs it was made of. Raises `UsageError` for unknown names or no common bench, `Refused` when
-    two runs of a bench did not answer the same questions."""
-    if len(names) < 2 or len(set(names)) < len(names):
+def attribute(
+    logs: Path | str | Sequence[Path | str],
+    chain: str | Sequence[str],
+    *,
+    benches: Sequence[str] | None = None,
+    model: Path | str | None = None,
+    drop_map: Path | str | None = None,
+    out: Path | str | None = None,
+    work: Path | str | None = None,
+    most: int = 32,
+) -> Attribution:
+    """Find the step of `chain` (run names in order, or one comma-separated string) at which each item was lost.
+
+    With the base checkpoint `model` and the `drop_map` of the first step, the base is also measured on its right
+    replies to the lost items (this needs torch), and at most `most` dropped experts that it used there are written to
+    `out`, a file for `trimoe map --force-keep`. `work` is the folder for the measured texts, by default OUT.traces.
+    Raises `UsageError` for unknown names or options that need each other, `Refused` for runs that answered different
+    items.
+    """
+    if len({model is None, drop_map is None, out is None}) > 1:
         raise UsageError(
-            "a chain needs at least two different names",
-            actual=", ".join(names),
-            remedy="for example --chain base,pruned,quantized",
+            "--model, --map and -o need each other",
+            expected="all three, or none",
+            actual="some of them",
+            remedy="give all three, or none",
         )
-    found = gather(logs)
-    for name in names:
-        if name not in names_of(found):
-            raise unknown_name(name, names_of(found), ", ".join(map(str, logs)))
-    shared = [b for n, b in found if n == names[0] and all((name, b) in found for name in names)]
-    chosen = [b for b in shared if benches is None or b in benches]
-    if not chosen:
-        raise UsageError(
-            f"{', '.join(names)} have no such bench in common",
-            expected=", ".join(shared) or "one bench",
-            remedy="evaluate all of them on it",
-        )
-    made = tuple(_bench(bench, [found[name, bench] for name in names]) for bench in chosen)
-    return Chain(tuple(names), made), found
-
-
-def _bench(bench: str, reads: Sequence[Read]) -> BenchChain:
-    for read in reads[1:]:
-        if changed := differing(bench_identity(reads[0].run), bench_identity(read.run)):
-            raise Refused(
-                f"{read.run.name} and {reads[0].run.name} answered different questions on {bench}",
-                expected="the same bench",
-                actual=", ".join(changed),
-                remedy="evaluate both with the same bench and version",
-            )
-    answers = [read.answers for read in reads]
-    common = [doc for doc in answers[0] if all(doc in each for each in answers)]
-    last = {doc: _lost_last([each[doc] for each in answers]) for doc in common}
-    steps = tuple(
-        _step(reads[i], reads[i + 1], common, [doc for doc in common if last[doc] == i]) for i in range(len(reads) - 1)
-    )
-    correct = tuple(sum(each[doc] for doc in common) for each in answers)
-    return BenchChain(bench, len(common), correct, steps)
-
-
-def _lost_last(right: Sequence[bool]) -> int | None:
-    """The step (0 is the first) after which an item was wrong to the end; None if it is right there or never was."""
-    if right[-1] or not any(right):
-        return None
-    return max(i for i, ok in enumerate(right) if ok)
-
-
-def _step(before: Read, after: Read, common: Sequence[str], stays: Sequence[str]) -> Step:
-    was, is_ = before.answers, after.answers
-    cause = [{s.sample.doc_id: s.verdict.cause for s in read.samples} for read in (before, after)]
-    return Step(
-        before.run.name,
-        after.run.name,
-        tuple((doc, cause[1][doc]) for doc in common if was[doc] and not is_[doc]),
-        tuple((doc, cause[0][doc]) for doc in common if is_[doc] and not was[doc]),
-        tuple(stays),
-        tuple(differing(conditions(before.run), conditions(after.run))),
-    )
-
-
-def causes(items: Sequence[tuple[str, str]]) -> str:
-    """Causes of some flips for people: "3 wrong, 1 loop"."""
-    return ", ".join(f"{count} {cause}" for cause, count in Counter(c for _, c in items).most_common())
+    names = [name.strip() for name in chain.split(",")] if isinstance(chain, str) else list(chain)
+    paths = [logs] if isinstance(logs, Path | str) else list(logs)
+    made, runs = attribute_chain(paths, names, benches)
+    if model is None or drop_map is None or out is None:
+        return Attribution(made)
+    target = Path(out)
+    require_absent(target)
+    gone = DropMap.load(Path(drop_map))
+    chosen, lost, kept = write_traces(made, runs, Path(work or target.with_name(target.name + ".traces")))
+    found = suggest(measured(Path(model), chosen), gone, most)
+    with publish_file(target) as temporary:
+        temporary.write_text(force_keep(found, names), encoding="utf-8")
+    return Attribution(made, KeepSuggestion(found, lost, kept, target))

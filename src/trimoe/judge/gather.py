@@ -1,6 +1,6 @@
-"""Runs of one or several logs under one set of names, with their samples read once.
+"""Gathers the runs of one or several logs under unique names, with their samples.
 
-Invariants: a name stands for one run per bench; where two logs use the same name for it, both are shown as NAME@LOG.
+Invariants: a name identifies one run per bench; where two logs use the same name, the runs are called NAME@LOG.
 """
 
 from collections import Counter
@@ -18,9 +18,9 @@ from trimoe.evaluate.log.summary import summarize
 
 @dataclass(frozen=True)
 class Read:
-    """A run with its samples; `score` is the bench's own average (a share), None when it cannot be scored.
+    """A run with its samples. `score` is the bench's own average (a share), None when it cannot be scored.
 
-    `marks` is what a reader must know of how it was made.
+    `marks` are the score's caveats.
     """
 
     run: Run
@@ -30,7 +30,7 @@ class Read:
 
     @property
     def answers(self) -> dict[str, bool]:
-        """doc_id -> right or wrong, of what was scored."""
+        """doc_id -> whether it was right, for scored items."""
         return {s.sample.doc_id: s.verdict.correct for s in self.samples if s.verdict.correct is not None}
 
     @property
@@ -39,14 +39,14 @@ class Read:
         return self.run.spec.get("average") == "macro"
 
     def cluster(self, doc_id: str) -> str:
-        """The problem behind an item: what stands after "::" where the bench has parts, else the item."""
+        """The problem behind an item: the part after "::" if the bench has parts, else the item itself."""
         return doc_id.rpartition("::")[2] if self.clustered else doc_id
 
 
 def gather(paths: Sequence[Path | str]) -> dict[tuple[str, str], Read]:
-    """(name, bench) -> run, in the order of the logs. `RunLogError` when there is none."""
+    """(name, bench) -> run, in the order of the logs. Raises `RunLogError` when there is none."""
     with ExitStack() as stack:
-        once = {Path(path).resolve(): Path(path) for path in paths}  # a log that is named twice is one
+        once = {Path(path).resolve(): Path(path) for path in paths}  # a log that is given twice counts once
         logs = [(path, stack.enter_context(RunLog(path, create=False))) for path in once.values()]
         runs = [(path, log, run) for path, log in logs for run in log.runs()]
         uses = Counter((run.name, run.bench) for _, _, run in runs)
@@ -59,7 +59,8 @@ def gather(paths: Sequence[Path | str]) -> dict[tuple[str, str], Read]:
             if (label, run.bench) in found:
                 raise RunLogError(
                     f"two logs named {path.stem} hold a run of {run.bench} named {run.name}",
-                    expected="logs whose file names differ",
+                    expected="logs with different file names",
+                    actual=f"{path.stem} twice",
                     remedy="rename one file, or merge them with `trimoe log merge`",
                 )
             found[label, run.bench] = read
@@ -67,6 +68,7 @@ def gather(paths: Sequence[Path | str]) -> dict[tuple[str, str], Read]:
         raise RunLogError(
             f"{', '.join(map(str, paths))} holds no runs",
             expected="a log with evaluated models",
+            actual="an empty log",
             remedy="run `trimoe eval MODEL --log ...` first",
         )
     return found

@@ -1,10 +1,10 @@
-"""Which dropped experts the base used most on the items that a prune lost, and which to keep instead.
+"""Suggests which dropped experts to keep: those that the base used most on the items that a prune lost.
 
-The base's own right replies to the lost items are measured again as one class of calibration text, its right replies to
-items that survived as another. A dropped expert is worth keeping when it did more on the lost items than the least used
-kept expert of its layer, and more there than on the surviving ones.
-Invariants: the suggestion only names dropped experts, at most as many per layer as could be swapped. Not guaranteed:
-that keeping them brings the items back; evaluate the new map. Measuring needs torch, the ranking does not.
+The base's right replies to the lost items are measured as one class of calibration text, its right replies to surviving
+items as another. A dropped expert is worth keeping if it contributed more on the lost items than the least used kept
+expert of its layer, and more there than on the surviving items.
+Invariants: the suggestion names only dropped experts, at most as many per layer as can be swapped. Not guaranteed: that
+keeping them recovers the items; evaluate the new map. Measuring needs torch, ranking does not.
 """
 
 import json
@@ -20,8 +20,9 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.errors import StatsError, UsageError
 from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import sha256_file
-from trimoe.judge.attribute import Chain
+from trimoe.judge.chain import Chain
 from trimoe.judge.gather import Read
+from trimoe.judge.text import safe
 
 LOST, KEPT = "lost", "kept"
 FIELD = "reap_sum"  # sum of router weight times output norm: what an expert added to the residual stream
@@ -30,8 +31,10 @@ KEPT_PER_LOST = 3
 
 @dataclass(frozen=True)
 class Pin:
-    """A dropped expert. `lost` and `kept` are its shares of all expert output of its layer on those items; `instead` is
-    the least used kept expert on the lost items, with its share there."""
+    """A dropped expert to keep. `lost` and `kept` are its shares of its layer's expert output on those items.
+
+    `instead` is the least used kept expert on the lost items, with its share `instead_lost` there.
+    """
 
     layer: int
     expert: int
@@ -42,26 +45,29 @@ class Pin:
 
     @property
     def gain(self) -> float:
-        """Share of output on the lost items that the swap wins."""
+        """Share of output on the lost items that the swap gains."""
         return self.lost - self.instead_lost
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """`gone_lost` and `gone_kept` are the shares of output, averaged over layers, that the dropped experts carried."""
+    """Experts to keep. `gone_lost`, `gone_kept`: the dropped experts' share of output, averaged over layers."""
 
     gone_lost: float
     gone_kept: float
     pins: tuple[Pin, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The suggestion as JSON values."""
         return {**asdict(self), "pins": [{**asdict(pin), "gain": pin.gain} for pin in self.pins]}
 
 
 def write_traces(chain: Chain, runs: dict[tuple[str, str], Read], folder: Path) -> tuple[Path, int, int]:
-    """A calibration set of two classes in `folder`: the base's right replies to items that the first step lost, and to
-    items right throughout that step. Returns (set file, lost, kept). Raises `UsageError` when nothing was lost."""
+    """Write a calibration set of two classes to `folder`; returns (set file, lost items, kept items).
+
+    The classes are the base's right replies to items that the first step lost, and to items that survived it. Raises
+    `UsageError` when nothing was lost.
+    """
     base = chain.names[0]
     lost: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
@@ -87,7 +93,8 @@ def write_traces(chain: Chain, runs: dict[tuple[str, str], Read], folder: Path) 
         raise UsageError(
             f"{chain.names[1]} lost {len(lost)} items of {base} and kept {len(kept)}",
             expected="some of both",
-            remedy="there is nothing to attribute; choose other runs",
+            actual="nothing to attribute",
+            remedy="choose other runs",
         )
     step = max(1, len(kept) // (KEPT_PER_LOST * len(lost)))
     kept = kept[::step][: max(KEPT_PER_LOST * len(lost), 8)]
@@ -107,7 +114,7 @@ def write_traces(chain: Chain, runs: dict[tuple[str, str], Read], folder: Path) 
 
 
 def measured(model: Path, chosen: Path) -> ExpertStats:
-    """Statistics of the base on the traces; made once per set and model content, beside the set."""
+    """Statistics of the base on the traces, kept beside the set; made once per content of set and model."""
     from trimoe.calibrate.engine import calibrate
     from trimoe.model.checkpoint import open_checkpoint
 
@@ -118,8 +125,10 @@ def measured(model: Path, chosen: Path) -> ExpertStats:
 
 
 def suggest(stats: ExpertStats, drop: DropMap, most: int) -> Suggestion:
-    """The dropped experts to keep, best first, at most `most`. Raises `StatsError` for statistics without the two
-    classes, `MapError` for a map of another shape."""
+    """The dropped experts to keep, best first, at most `most`.
+
+    Raises `StatsError` for statistics without the two classes, `MapError` for a map of another shape.
+    """
     missing = [name for name in (LOST, KEPT) if name not in stats.classes]
     if missing:
         raise StatsError(
@@ -133,7 +142,7 @@ def suggest(stats: ExpertStats, drop: DropMap, most: int) -> Suggestion:
     drop.validate(len(drop.drop), experts, 0)
     if set(drop.drop) != set(layers):
         raise StatsError(
-            "map and statistics have other layers",
+            "map and statistics have different layers",
             expected=f"{len(layers)} layers with experts",
             actual=f"{len(drop.drop)} in the map",
             remedy="give the map of this model",
@@ -162,7 +171,7 @@ def suggest(stats: ExpertStats, drop: DropMap, most: int) -> Suggestion:
 
 
 def _shares(stats: ExpertStats, name: str) -> np.ndarray:
-    """[layer, expert]: share of the layer's expert output on one class; zero where a layer has none."""
+    """[layer, expert]: share of the layer's expert output on one class; zero for a layer without output."""
     values: np.ndarray = stats.field(FIELD)[stats.classes.index(name)]
     total = values.sum(1, keepdims=True)
     shares: np.ndarray = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
@@ -170,9 +179,7 @@ def _shares(stats: ExpertStats, name: str) -> np.ndarray:
 
 
 def force_keep(suggestion: Suggestion, names: Sequence[str]) -> str:
-    """The file that `trimoe map --force-keep` reads. A name cannot end the comment it stands in."""
-    from trimoe.judge.text import safe
-
+    """Content of a file for `trimoe map --force-keep`. Names are escaped, so none can end its comment."""
     lines = [
         f"# dropped experts that {safe(names[0])} used most on items that {safe(names[1])} lost",
         "# LAYER:EXPERT, its share of expert output on lost and on surviving items, what it replaces",

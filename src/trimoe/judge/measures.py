@@ -1,7 +1,7 @@
-"""What can be counted in a run's replies: lengths, empties, fences, loops, markers, scripts, duplicates. Pure.
+"""Counts over a run's replies: lengths, empty replies, code fences, loops, markers, scripts, duplicates. Pure.
 
-Invariants: every count comes with the ids it counts. Not guaranteed: that what is counted is a fault; that is for
-the audit to decide.
+Invariants: every count comes with the ids of its items. Not guaranteed: that a counted reply is faulty; the audit
+decides.
 """
 
 import unicodedata
@@ -23,11 +23,11 @@ CUT = ("truncated", "truncated (cap)", "truncated (slot)", "truncated (budget)")
 
 @dataclass(frozen=True)
 class Measures:
-    """Of the samples of one run, in their order. `chars` are p10, p50, p90 of the replies' lengths (linear).
+    """Measures of the samples of one run, in their order. `chars` are p10, p50 and p90 of reply lengths (linear).
 
     `failures` has (doc_id, cause, detail) of every scored miss; `split` counts them as empty, loop, cut or normal.
-    `verbatim` is None where the data set's own solutions are not at hand; `finished` is whether the log says why
-    replies ended.
+    `verbatim` is None where the data set's own solutions are not available; `finished` says whether the log has finish
+    reasons.
     """
 
     n: int
@@ -54,12 +54,12 @@ class Measures:
 def measure(
     run: Run, samples: Sequence[Scored], limits: Thresholds, texts: Texts, docs: Mapping[str, Doc] | None = None
 ) -> Measures:
-    """Count everything at once; `docs` are the bench's rows, for the check against its own solutions."""
-    # a sample that never got a reply (an error of ours) is unscored, not empty
+    """Measure a run. `docs` are the bench's items, for the check against the data set's own solutions."""
+    # a sample without a reply because of a harness error is unscored, not empty
     replies = [
         (s.sample.doc_id, s.sample.reply) for s in samples if s.verdict.correct is not None or s.sample.reply.strip()
     ]
-    # right without content: the answer was read where it stood, in the reasoning
+    # right without content: the answer was found in the reasoning
     right = {s.sample.doc_id for s in samples if s.verdict.correct}
     misses = [s for s in samples if s.verdict.correct is False]
     lengths = np.array([len(reply) for _, reply in replies] or [0])
@@ -92,7 +92,7 @@ def measure(
 
 
 def split_failures(misses: Sequence[Scored]) -> dict[str, int]:
-    """Misses by what happened: nothing said, in circles, cut off, or a normal reply that was wrong."""
+    """Misses by kind: empty, loop, cut, or a normal reply that was wrong."""
     out = {"empty": 0, "loop": 0, "cut": 0, "normal": 0}
     for miss in misses:
         cause = miss.verdict.cause
@@ -102,17 +102,17 @@ def split_failures(misses: Sequence[Scored]) -> dict[str, int]:
 
 
 def looped(s: Scored) -> bool:
-    """Whether a reply goes round in circles, in its content or in the reasoning that came apart from it."""
+    """Whether a reply loops, in its content or in its separate reasoning."""
     return s.verdict.cause == "loop" or loops(s.sample.reply) or loops(s.sample.reasoning)
 
 
 def leaked(reply: str, prompt: str, markers: Sequence[str]) -> bool:
-    """Whether a control text of a chat template is in the reply and was not in the prompt."""
+    """Whether the reply has control text of a chat template that the prompt does not have."""
     return any(mark in reply and mark not in prompt for mark in markers)
 
 
 def foreign_share(reply: str, prompt: str, scripts: Sequence[str]) -> float:
-    """Share of the reply's letters in a script of the list that the prompt does not use."""
+    """Share of the reply's letters that are in one of `scripts` and in no script of the prompt."""
     if reply.isascii():
         return 0.0
     known = {script for c in prompt if not c.isascii() and (script := script_of(c)) in scripts}
@@ -127,7 +127,7 @@ def script_of(c: str) -> str:
 
 
 def duplicated(samples: Sequence[Scored], shortest: int) -> tuple[str, ...]:
-    """Ids of samples whose reply, of at least `shortest` characters, was also given to another prompt."""
+    """Ids of samples whose reply, of at least `shortest` characters, equals the reply to another prompt."""
     groups: dict[str, list[Scored]] = defaultdict(list)
     for s in samples:
         if len(text := s.sample.reply.strip()) >= shortest:
@@ -142,7 +142,7 @@ def _verbatim(replies: Sequence[tuple[str, str]], docs: Mapping[str, Doc]) -> tu
 
 
 def solution(doc: Doc) -> str:
-    """The data set's own solution without fence and prompt, as it would stand in a reply."""
+    """The data set's own solution without fence and prompt, as it would appear in a reply."""
     lines = doc.reference.strip().split("\n")
     if lines[0].startswith(FENCE):
         lines = lines[1:-1] if lines[-1].startswith(FENCE) else lines[1:]

@@ -1,4 +1,4 @@
-"""Which runs may stand beside each other: the same bench identity, engine, sampler and stack."""
+"""Decides which runs are comparable: those with the same bench identity, engine, sampler and stack."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from trimoe.errors import Refused, UsageError
 from trimoe.evaluate.log.records import Run
 
-RECORDED = "imported"  # a spec's note of where recorded samples came from; no part of what was asked
+RECORDED = "imported"  # key of a spec for the origin of imported samples; not part of the bench's identity
 
 
 def bench_identity(run: Run) -> dict[str, Any]:
-    """What decides the questions and the length of replies."""
+    """The settings that determine prompts and reply limits."""
     return {key: value for key, value in run.spec.items() if key != RECORDED}
 
 
 def conditions(run: Run) -> dict[str, Any]:
-    """Engine, sampler and stack, as far as the log knows them."""
+    """Engine, sampler and stack, as far as the log has them."""
     return dict(run.sampler)
 
 
 def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
-    """Nested settings as one table: {"server": {"kv": "f16"}} becomes {"server.kv": "f16"}."""
+    """Nested settings as a flat table: {"server": {"kv": "f16"}} becomes {"server.kv": "f16"}."""
     out: dict[str, Any] = {}
     for key, value in settings.items():
         out |= flat(value, f"{under}{key}.") if isinstance(value, Mapping) else {f"{under}{key}": value}
@@ -28,14 +28,14 @@ def flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
 
 
 def differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as text: "top_k 0 against 20"; those of nested settings with their path."""
+    """Settings that differ, as text: "top_k 0 against 20"; nested settings have their path."""
     first, second = flat(one), flat(two)
     keys = [key for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key)]
     return [f"{key} {first.get(key)} against {second.get(key)}" for key in keys]
 
 
 def differences(before: Run, now: Run) -> list[tuple[str, list[str]]]:
-    """What keeps two runs of one bench out of one column: (bench | engine, sampler or stack, settings)."""
+    """Why two runs of one bench are not comparable: (bench, or engine, sampler or stack; settings that differ)."""
     pairs = (
         ("bench", bench_identity(before), bench_identity(now)),
         ("engine, sampler or stack", conditions(before), conditions(now)),
@@ -44,13 +44,13 @@ def differences(before: Run, now: Run) -> list[tuple[str, list[str]]]:
 
 
 def require_same(before: Run, now: Run) -> None:
-    """`Refused` with the settings that differ."""
+    """Raise `Refused` with the settings that differ."""
     for what, found in differences(before, now):
         raise Refused(
             f"{now.name} and {before.name} differ in {what} on {now.bench}",
             expected="the same for both",
             actual=", ".join(found),
-            remedy="evaluate both alike, or show them apart with `trimoe compare --side-by-side`",
+            remedy="evaluate both under the same conditions, or use `trimoe compare --side-by-side`",
         )
 
 
@@ -59,5 +59,6 @@ def unknown_name(name: str, known: Sequence[str], where: str) -> UsageError:
     return UsageError(
         f"no run named {name} in {where}",
         expected="one of " + ", ".join(dict.fromkeys(known)),
+        actual=name,
         remedy="correct the name",
     )

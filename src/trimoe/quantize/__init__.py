@@ -1,4 +1,4 @@
-"""Checkpoint -> files people run: GGUF ladders, measured mixes, NVFP4; their sizes beforehand."""
+"""Quantization: GGUF ladders, measured mixes and NVFP4 checkpoints, with sizes predicted beforehand."""
 
 from trimoe.public import make_callable
 

@@ -1,1 +1,1 @@
-"""Whether a score is fit to publish: checks with evidence."""
+"""Audits of scores: checks with evidence."""

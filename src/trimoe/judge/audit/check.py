@@ -1,4 +1,4 @@
-"""One row of evidence."""
+"""One check of an audit, with its evidence."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ CheckLevel = Literal["ok", "notes", "refused", "not checked"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at and found. `value` and `limit` are in the unit that `text` names; `docs` are all items."""
+    """What was checked and found. `value` and `limit` are in the unit that `text` names; `docs` are all its items."""
 
     flag: str
     level: CheckLevel

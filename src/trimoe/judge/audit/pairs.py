@@ -1,4 +1,4 @@
-"""The flags of a variant against its base, on the items that both have answered (protocol section 9)."""
+"""Checks of a variant against its base, on the items that both have answered (protocol section 9)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -47,9 +47,7 @@ def pair_checks(before: Sequence[Scored], after: Sequence[Scored], limits: Thres
     yield row("KNOWLEDGE_SHIFT", knowledge, text, score, -limits.knowledge_pp)
     trade = score <= -limits.trade_pp and a.saturated < b.saturated and not a.loops and not knowledge
     text = f"score {score:+.2f} pp with fewer very long replies and no loops"
-    yield row(
-        "CLEAN_TRADE", trade, text if trade else "no score was traded for shorter replies", score, -limits.trade_pp
-    )
+    yield row("CLEAN_TRADE", trade, text if trade else "no loss of score for shorter replies", score, -limits.trade_pp)
 
 
 class _Side:

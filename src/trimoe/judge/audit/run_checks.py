@@ -1,4 +1,4 @@
-"""The checks of a single run: one row each, in the order a reader wants them."""
+"""Checks of a single run, one row each, in reading order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def run_checks(
     leaks: Mapping[str, Any] | None,
     code: bool,
 ) -> Iterator[Check]:
-    """Every check that one run allows; `code` asks for the data set's own solutions in the replies."""
+    """Every check of one run; `code` also looks for the data set's own solutions in the replies."""
     if m.n == 0:
         yield Check("NO_SAMPLES", r.levels["NO_SAMPLES"], "the run holds no samples")
         return
@@ -33,7 +33,7 @@ def run_checks(
 
 
 def mark_checks(marks: Sequence[Mark], known: bool, r: Rules) -> Iterator[Check]:
-    """What was switched off, ignored, left unverified or left out, one row each; one row when nothing was."""
+    """The score's caveats, one row each: what was switched off, ignored, unverified or left out; one row if nothing."""
     if not marks:
         yield (
             Check("MARKS", "ok", "nothing was switched off, ignored or left out")
@@ -45,16 +45,16 @@ def mark_checks(marks: Sequence[Mark], known: bool, r: Rules) -> Iterator[Check]
 
 
 _MEANING: Mapping[Flag, str] = {
-    "NO_SANDBOX": "generated code ran with nothing around it",
-    "NO_PREFLIGHT": "the server was not checked before it was asked",
-    "UNVERIFIED": "the server did not tell what the score depends on",
-    "GUARD_IGNORED": "the run was paused and went on all the same",
-    "LEFT_OUT": "rows failed and the score does without them",
+    "NO_SANDBOX": "generated code ran without a sandbox",
+    "NO_PREFLIGHT": "the server was not checked before the run",
+    "UNVERIFIED": "the server did not report settings that the score depends on",
+    "GUARD_IGNORED": "a guard paused the run and was overruled",
+    "LEFT_OUT": "rows failed and the score leaves them out",
 }
 
 
 def _share(flag: str, docs: tuple[str, ...], n: int, limit: float, what: str, r: Rules, some: str = "") -> Check:
-    """A check of a share: above the limit it fires, below it `some` fires if there is any."""
+    """A check of a share: `flag` fires above the limit; below it `some` fires if there is any item."""
     share = len(docs) / n
     text = f"{len(docs)} of {n} {what} ({100 * share:.1f} %, at most {100 * limit:g} %)"
     level = r.levels[flag] if share > limit else r.levels[some] if some and docs else "ok"
@@ -73,7 +73,7 @@ def _whole(run: Run, m: Measures, limits: Thresholds, r: Rules) -> Iterator[Chec
     if m.scored and not m.correct:
         yield Check("ZERO", r.levels["ZERO"], f"0 of {m.scored} are right: compare raw and extracted text first", 0.0)
     elif not m.scored:
-        yield Check("ZERO", r.levels["ZERO"], "nothing is scored, so there is no number")
+        yield Check("ZERO", r.levels["ZERO"], "nothing is scored, so there is no score")
     else:
         yield Check("ZERO", "ok", f"{m.correct} of {m.scored} are right", m.correct / m.scored)
 
@@ -95,7 +95,7 @@ def _length(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
         yield Check(flag, r.levels[flag] if fires else "ok", text, value, limit)
     what = "replies were cut at a limit"
     if not m.finished:
-        yield Check("LENGTH_STOPS", "not checked", "the samples do not say why they ended")
+        yield Check("LENGTH_STOPS", "not checked", "the samples have no finish reason")
     else:
         yield _share("LENGTH_STOPS", m.length_stops, m.n, limits.length_stops, what, r, "LENGTH_STOPS_SOME")
     yield _ceilings(m, r)
@@ -104,14 +104,14 @@ def _length(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
     collapse = share > limits.saturated_collapse
     level = r.levels["SAT_COLLAPSE"] if collapse else "ok"
     yield Check("SAT_COLLAPSE", level, text, share, limits.saturated_collapse, m.saturated)
-    text = f"{len(m.loops)} of {m.n} replies go round in circles, in content or reasoning"
+    text = f"{len(m.loops)} of {m.n} replies loop, in content or reasoning"
     yield Check("LOOP", r.levels["LOOP"] if m.loops else "ok", text, len(m.loops) / m.n, 0.0, m.loops)
 
 
 def _ceilings(m: Measures, r: Rules) -> Check:
     c = m.ceilings
     if c is None:
-        text = "tokens were not counted, so what limits cost is unknown"
+        text = "tokens were not counted, so the cost of limits is unknown"
         return Check("UNCOUNTED", r.levels["UNCOUNTED"], text)
     text = (
         f"{c.capped} replies at a ceiling ({c.hit}), {c.capped_correct} of them right: costs at most {c.tax_pp:.2f} pp"
@@ -121,26 +121,26 @@ def _ceilings(m: Measures, r: Rules) -> Check:
 
 
 def _text(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
-    yield _share("MARKERS", m.markers, m.n, 0.0, "replies hold control text of a chat template", r)
+    yield _share("MARKERS", m.markers, m.n, 0.0, "replies contain control text of a chat template", r)
     what = "replies drift into a script that the prompt does not have"
     yield _share("LANGUAGE", m.foreign, m.n, limits.foreign, what, r, "LANGUAGE_SOME")
-    what = "replies were given word for word to another prompt too"
+    what = "replies are equal to the reply to another prompt"
     yield _share("DUPLICATES", m.duplicates, m.n, limits.duplicates, what, r, "DUPLICATES_SOME")
 
 
 def _verbatim(m: Measures, limits: Thresholds, r: Rules) -> Check:
     if m.verbatim is None:
-        return Check("VERBATIM", "not checked", "the data set's own solutions are not at hand (--data)")
+        return Check("VERBATIM", "not checked", "the data set's own solutions are not available (--data)")
     share = len(m.verbatim) / m.n
-    text = f"{len(m.verbatim)} of {m.n} replies hold the data set's own solution ({100 * share:.1f} %)"
+    text = f"{len(m.verbatim)} of {m.n} replies contain the data set's own solution ({100 * share:.1f} %)"
     memorised = share >= limits.verbatim
     level = r.levels["VERBATIM"] if memorised else "ok"
-    more = f"; from {100 * limits.verbatim:g} % on it reads as memorised" if memorised else ""
+    more = f"; {100 * limits.verbatim:g} % or more suggests memorisation" if memorised else ""
     return Check("VERBATIM", level, text + more, share, limits.verbatim, m.verbatim)
 
 
 def _leaks(run: Run, samples: Sequence[Scored], leaks: Mapping[str, Any] | None, limits: Thresholds, r: Rules) -> Check:
-    """What the calibration set shares with the bench, and the score without those items."""
+    """Overlap of the calibration set with the bench, and the score without the overlapping items."""
     if leaks is None:
         return Check("LEAK", "not checked", "no calibration statistics given (--stats)")
     row = leaks.get("benches", {}).get(run.bench) or leaks.get("benches", {}).get(run.bench.partition(":")[0])
@@ -153,13 +153,13 @@ def _leaks(run: Run, samples: Sequence[Scored], leaks: Mapping[str, Any] | None,
         s.verdict.correct for s in samples if s.verdict.correct is not None and s.sample.doc_id not in overlapping
     ]
     shared = len(row.get("boilerplate", ()))
-    also = f"; {shared} others share only words that are common in the bench" if shared else ""
+    also = f"; {shared} others share only words common in the bench" if shared else ""
     rest = f"; without them {100 * sum(without) / len(without):.1f} % of {len(without)}" if without else ""
     if undeclared:
         flag = "LEAK" if share > limits.undeclared else "LEAK_SOME"
         text = (
-            f"{len(undeclared)} of {row['items']} items share words of their own with the calibration set without "
-            f"being declared{also}{rest}"
+            f"{len(undeclared)} of {row['items']} items share distinctive words with the calibration set and are "
+            f"not declared{also}{rest}"
         )
         return Check(flag, r.levels[flag], text, share, limits.undeclared, undeclared)
     if overlapping:

@@ -1,9 +1,9 @@
 """Bootstrap intervals of paired differences, over clusters of items that repeat.
 
 A unit is one item (difference -1, 0 or 1) or one cluster: the same problem in several languages or epochs, whose items
-are not independent. Whole clusters are drawn, so the interval is as wide as the number of clusters justifies.
-Invariants: seeded, so the same data give the same interval; never narrower than what is known: where all units agree
-there is nothing to draw from, and the interval is the bound on what such a sample could have missed.
+are not independent. Whole clusters are drawn, so the width of the interval reflects the number of clusters.
+Invariants: seeded, so the same data give the same interval. Where all units agree, resampling says nothing, and the
+interval is the bound on what such a sample could have missed.
 Not guaranteed: coverage below about 20 clusters; docs/explanation/comparison.md has the measured coverage.
 """
 
@@ -67,7 +67,7 @@ def paired_bootstrap(
 
 
 def _bound(mean: float, units: int, confidence: float) -> Interval:
-    """All units agree on `mean`: less than a share u of all clusters can differ from it, u = 1 - tail^(1/units)."""
+    """Interval when all units agree on `mean`: at most a share u of all clusters differs, u = 1 - tail^(1/units)."""
     u = 1 - ((1 - confidence) / 2) ** (1 / units)
     return Interval(mean, max(-1.0, mean - u * (1 + mean)), min(1.0, mean + u * (1 - mean)), 0.0, units, "bound")
 
@@ -75,7 +75,7 @@ def _bound(mean: float, units: int, confidence: float) -> Interval:
 def cluster_error(units: Iterable[Sequence[int]]) -> float:
     """Standard error of a mean over clusters given as (sum, size): the sandwich estimator with G / (G - 1).
 
-    With clusters of one it is the usual s / sqrt(n). Infinite below two clusters: one cluster says nothing of spread.
+    With clusters of one it is the usual s / sqrt(n). Infinite below two clusters: one cluster has no spread.
     """
     table = np.array(list(units), dtype=np.float64)
     g = len(table)

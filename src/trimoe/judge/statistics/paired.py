@@ -1,6 +1,6 @@
-"""The statistics of paired right-or-wrong answers. Pure; no dependency beyond the standard library.
+"""Statistics of paired right-or-wrong answers. Pure; no dependency beyond the standard library.
 
-`b` and `c` are the two kinds of flips everywhere: b = right before and wrong now, c = wrong before and right now.
+`b` and `c` are the two kinds of flips: b = right before and wrong now, c = wrong before and right now.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 
 def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of k right answers out of n. (0, 1) when n is 0: nothing is known.
+    """Wilson score interval of k right answers out of n. (0, 1) when n is 0.
 
     Fractions are for effective sample sizes: k = share x n / design effect.
     """
@@ -28,7 +28,7 @@ def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
 def standard_error(k: int, n: int) -> float | None:
     """Binomial standard error of k right answers out of n, sqrt(p (1 - p) / n); None when n is 0.
 
-    It is 0 at p = 0 and p = 1, where it says nothing: read the Wilson interval there.
+    It is 0 at p = 0 and p = 1, where only the Wilson interval is informative.
     """
     if not 0 <= k <= n:
         raise ValueError(f"{k} right answers out of {n}")
@@ -43,7 +43,7 @@ def difference_error(n: int, b: int, c: int) -> float | None:
 
 
 def mcnemar_exact(b: int, c: int) -> float:
-    """Two-sided exact McNemar test: how probable flips at least this uneven are when both ways are equally likely."""
+    """Two-sided exact McNemar test: probability of flips at least this uneven if both kinds are equally likely."""
     if b < 0 or c < 0:
         raise ValueError(f"counts of flips cannot be negative: {b}, {c}")
     n = b + c
@@ -55,9 +55,11 @@ def mcnemar_exact(b: int, c: int) -> float:
 
 
 def sign_flip_exact(values: Sequence[int]) -> float:
-    """Two-sided exact test of paired differences in whole units: how probable a sum at least this far from zero is when
-    each difference is as likely with the other sign (Fisher's randomisation test). With values of -1, 0 and 1 it is
-    McNemar's exact test."""
+    """Two-sided exact sign-flip test of paired integer differences (Fisher's randomisation test).
+
+    The probability of a sum at least this far from zero if each difference is as likely with the other sign. With
+    values of -1, 0 and 1 it is McNemar's exact test.
+    """
     sizes = [abs(v) for v in values if v]
     ways = {0: 1}  # sum -> number of sign patterns
     for size in sizes:
@@ -82,7 +84,7 @@ def mean_difference(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment, in the order given. Controls the chance of any false claim in the family."""
+    """Holm's step-down adjustment, in the order given. Controls the probability of any false claim in the family."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     running = 0.0
@@ -95,7 +97,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_difference(n: float, b: float, c: float, confidence: float = 0.95) -> tuple[float, float, float]:
     """Now minus before of n pairs, with its interval: (difference, low, high), as shares of all pairs.
 
-    Tango's score interval (Statistics in Medicine 17, 1998, 891-908): all differences that the score test does not
+    Tango's score interval (Statistics in Medicine 17, 1998, 891-908): the differences that the score test does not
     reject, its variance taken under the difference that is tested. With no flips it is z^2 / (n + z^2) either way.
     Pairs that did not flip count only through n. (0, -1, 1) when n is 0. Fractions are for effective sample sizes.
     """
@@ -110,10 +112,11 @@ def paired_difference(n: float, b: float, c: float, confidence: float = 0.95) ->
 
 
 def clustered_difference(n: int, b: int, c: int, error: float | None, clusters: int) -> tuple[float, float, float]:
-    """The same for items that repeat in `clusters`, as many independent pairs as they are worth: n divided by the
-    design effect, the square of `error` (the difference's standard error over clusters) over that of single items.
+    """`paired_difference` for items that repeat in `clusters`, with the effective number of independent pairs.
 
-    At least 1; where it cannot be measured (`error` None, or nothing flips) every cluster counts once.
+    That number is n divided by the design effect: the square of `error` (standard error of the difference over
+    clusters) over the standard error of single items, at least 1. Where it cannot be measured (`error` None, or no
+    flips) every cluster counts once.
     """
     plain = difference_error(n, b, c)
     effect = max(1.0, (error / plain) ** 2) if plain and error is not None else n / clusters if clusters else 1.0

@@ -1,7 +1,7 @@
-"""What a paired comparison could have seen at all: power of the exact McNemar test, and the smallest effect it detects.
+"""Power of the exact McNemar test, and the smallest effect that it detects.
 
-Invariants: powers are exact sums over the binomial, no approximation; so is the rejection rule, the same test as
-`stats.mcnemar_exact`. Not guaranteed: the share of flips is the observed one, itself an estimate.
+Invariants: powers are exact binomial sums without approximation, and the rejection rule is that of `mcnemar_exact`.
+Not guaranteed: the share of flips is the observed one, which is an estimate itself.
 """
 
 from functools import cache
@@ -13,13 +13,15 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def power(n: int, effect: float, flips: float, alpha: float = 0.05) -> float:
-    """Chance that the exact test rejects with n pairs, a true difference `effect` and a share `flips` of pairs that
-    differ. All in [0, 1]; flips >= effect, because each point of difference needs a flip."""
+    """Probability that the exact test rejects with n pairs, a true difference `effect` and a share `flips` of flips.
+
+    All are in [0, 1]; flips >= effect, because each point of difference needs a flip.
+    """
     if n < 0 or not 0 <= effect <= flips <= 1:
         raise ValueError(f"n {n}, effect {effect}, flips {flips}")
     if n == 0 or flips == 0:
         return 0.0
-    lean = (flips + effect) / (2 * flips)  # a flip goes the way of the effect
+    lean = (flips + effect) / (2 * flips)  # probability that a flip has the direction of the effect
     weights = _binomial(n, flips)
     spread = 8 * (n * flips * (1 - flips)) ** 0.5 + 8
     first, last = max(0, int(n * flips - spread)), min(n, int(n * flips + spread) + 1)
@@ -34,7 +36,7 @@ def power(n: int, effect: float, flips: float, alpha: float = 0.05) -> float:
 
 @cache
 def critical(m: int, alpha: float = 0.05) -> int:
-    """Largest smaller count of m flips that is significant, -1 if even 0 of m is not (m < 6 at 5 %)."""
+    """The largest count of the rarer kind of m flips that is significant; -1 if none is (m < 6 at 5 %)."""
     if m == 0:
         return -1
     cumulative = 2 * np.cumsum(_binomial(m, 0.5)[: (m - 1) // 2 + 1])
@@ -44,8 +46,8 @@ def critical(m: int, alpha: float = 0.05) -> int:
 def detectable(n: int, flips: float, alpha: float = 0.05, wanted: float = 0.8) -> float | None:
     """The smallest true difference (a share) that the test finds with probability `wanted` at n pairs.
 
-    `flips` is the share of pairs expected to differ without it; a difference larger than that makes its own flips.
-    None when not even n flips one way would do (n < 6 at 5 %).
+    `flips` is the share of pairs expected to flip without it; a larger difference brings its own flips. None when even
+    n flips of one kind are not significant (n < 6 at 5 %).
     """
     if power(n, 1.0, 1.0, alpha) < wanted:
         return None

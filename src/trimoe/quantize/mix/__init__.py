@@ -1,1 +1,1 @@
-"""The type mix with the least measured loss for a given size."""
+"""Measured mixes: the tensor types with the least measured loss for a given size."""

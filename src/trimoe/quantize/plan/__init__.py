@@ -1,1 +1,1 @@
-"""Size and memory of a model before it is made."""
+"""Predictions of size and memory before a model is quantized."""

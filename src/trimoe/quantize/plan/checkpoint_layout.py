@@ -1,4 +1,4 @@
-"""A model's safetensors headers without its files: from a config.json and a family's layout data. Pure.
+"""Safetensors headers of a model predicted from its config.json and its family file. Pure.
 
 Names and shapes are those of `transformers`; all tensors have 16 bits, and lie in one file in the order of their names,
 as safetensors writes them. Not guaranteed: how a published checkpoint is cut into shards, which changes the number of

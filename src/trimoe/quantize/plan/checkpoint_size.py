@@ -1,4 +1,4 @@
-"""Bytes of a checkpoint's weight files as `trimoe prune` writes them, before it does. Reads headers only."""
+"""Size of a checkpoint's weight files as `trimoe prune` writes them. Reads headers only."""
 
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.plan import Shard, plan_cut, plan_shards, shard_header
@@ -9,7 +9,8 @@ from trimoe.model.safetensors import header_bytes
 def checkpoint_bytes(checkpoint: Checkpoint, keep: int) -> int:
     """Size of all safetensors files with `keep` experts in each layer; which ones stay does not matter.
 
-    The whole model is as it lies there, if it does; a pruned one is laid out as `trimoe prune` does by default.
+    An unpruned model has the size of its files, if they exist; a pruned one is laid out as `trimoe prune` does by
+    default.
     """
     files = {info.file for info in checkpoint.index.values()}
     if keep == checkpoint.num_experts and all(file.exists() for file in files):
@@ -21,7 +22,7 @@ def checkpoint_bytes(checkpoint: Checkpoint, keep: int) -> int:
 
 
 def _header(shard: Shard) -> bytes:
-    """As prune writes it; of a checkpoint that is planned from its configuration, with the usual metadata."""
+    """The header that prune writes; for a checkpoint planned from its configuration, with the usual metadata."""
     if shard.pieces[0].source.file.exists():
         return shard_header(shard)
     return header_bytes({piece.name: (piece.dtype, piece.shape) for piece in shard.pieces}, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Size of a GGUF file to the byte, before it is made: header, tensors by predicted type, padding. Pure.
+"""Predicts the size of a GGUF file to the byte: header, tensors by predicted type, padding. Pure.
 
 The header is what llama-quantize writes: the metadata of its input without the keys of a split, with the file type, the
 quantization version and, if there is an imatrix, up to four keys about it (tools/quantize/quantize.cpp of the pinned
@@ -21,13 +21,16 @@ from trimoe.quantize.types.type_rules import choose_types
 # Keys that llama-quantize sets, with the bytes of their values (uint32).
 _SET = {"general.quantization_version": 4, "general.file_type": 4}
 IMATRIX_KEYS = "quantize.imatrix."
-IMATRIX_NAME, DATASET_NAME = "imatrix.gguf", "calibration.txt"  # as the ladder names them, so that sizes are known
-_MAX_TEXT = 127  # longer names are cut off by llama-quantize
+IMATRIX_NAME, DATASET_NAME = (
+    "imatrix.gguf",
+    "calibration.txt",
+)  # names in a ladder's folder, fixed so that sizes are known
+_MAX_TEXT = 127  # llama-quantize truncates longer names
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Bytes of all metadata entries (not of the file's first 24 bytes); `exact` is false for an estimate."""
+    """Bytes of all metadata entries, without the file's first 24 bytes; `exact` is false for an estimate."""
 
     nbytes: int
     exact: bool = True
@@ -35,7 +38,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Size:
-    """A predicted file. `values` are the weights, for bits per weight."""
+    """A predicted file: bytes of `header` and `data`; `values` is the number of weights."""
 
     header: int
     data: int
@@ -66,7 +69,7 @@ def predict(
 ) -> Size:
     """The file that llama-quantize makes of these tensors. Raises `CheckpointError` where it could not.
 
-    `about_imatrix` are the bytes of metadata about the imatrix, if the request has one; default: as our ladder's.
+    `about_imatrix` is the size of the metadata about the imatrix, if the request has one; by default that of a ladder.
     """
     choices = choose_types(tensors, facts, request)
     data = sum(padded(nbytes_of(c.dtype, c.tensor.shape), DEFAULT_ALIGNMENT) for c in choices)
@@ -78,12 +81,15 @@ def predict(
 
 
 def facts_of(gguf: Gguf) -> ModelFacts:
-    """What the rules need, from a file's metadata. Raises `CheckpointError`."""
+    """The facts that the rules depend on, from a file's metadata. Raises `CheckpointError`."""
     architecture = str(gguf.get("general.architecture"))
     layers = gguf.integer(f"{architecture}.block_count")
     if layers is None:
         raise CheckpointError(
-            f"{gguf.path} has no {architecture}.block_count", expected="a model", actual="no such key"
+            f"{gguf.path} has no {architecture}.block_count",
+            expected="a model",
+            actual="no such key",
+            remedy="give a GGUF model",
         )
     heads, kv = (_first(gguf, f"{architecture}.attention.{key}") for key in ("head_count", "head_count_kv"))
     kv = kv if f"{architecture}.attention.head_count_kv" in gguf.fields else heads
@@ -96,6 +102,7 @@ def metadata_of(gguf: Gguf) -> Metadata:
         raise CheckpointError(
             f"{gguf.path} is aligned to {alignment} bytes",
             expected=str(DEFAULT_ALIGNMENT),
+            actual=str(alignment),
             remedy="convert the model again with llama.cpp's own converter",
         )
     keep = {k: len(f.raw) for k, f in gguf.fields.items() if not k.startswith(("split.", IMATRIX_KEYS))}
@@ -103,7 +110,7 @@ def metadata_of(gguf: Gguf) -> Metadata:
 
 
 def imatrix_bytes(name: str, dataset: str | None, chunks: int) -> int:
-    """Bytes of the metadata about an imatrix: `name` as given to llama-quantize, the rest as the imatrix says."""
+    """Bytes of the metadata about an imatrix; `name` is the path given to llama-quantize."""
     texts = {"file": name} if dataset is None else {"file": name, "dataset": dataset}
     numbers = ("entries_count", "chunks_count") if chunks > 0 else ("entries_count",)
     return sum(12 + len(IMATRIX_KEYS + key) + 8 + len(text.encode()[:_MAX_TEXT]) for key, text in texts.items()) + sum(

@@ -1,6 +1,6 @@
-"""Types of GGUF tensors as llama-quantize sees them: what may be asked, what it touches, what it falls back to.
+"""Types of GGUF tensors in llama-quantize: valid requests, quantizable tensors, and fallbacks.
 
-Follows src/llama-quant.cpp of the pinned release (llamacpp_release.toml): `tensor_get_category`,
+Follows src/llama-quant.cpp of the pinned release (llamacpp/release.toml): `tensor_get_category`,
 `tensor_allows_quantization`, `tensor_type_fallback`, `tensor_requires_imatrix`. Pure. The mixes behind file types are
 in type_rules.py.
 """
@@ -64,7 +64,7 @@ _FALLBACK: dict[str, str] = {
 }
 NEEDS_IMATRIX = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-# A tensor whose name holds one of these keeps its type.
+# A tensor whose name contains one of these keeps its type.
 _KEPT = (
     "_norm.weight",
     "ffn_gate_inp.weight",
@@ -107,7 +107,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Tensor:
-    """Name, stored type and row-major shape: all that decides about a tensor."""
+    """Name, stored type and row-major shape of a tensor: all that the rules depend on."""
 
     name: str
     dtype: str
@@ -121,7 +121,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the rules ask of a model. `heads_per_kv` is n_gqa of layer 0, as llama.cpp takes it."""
+    """Facts of a model that the rules depend on. `heads_per_kv` is n_gqa of layer 0, as in llama.cpp."""
 
     architecture: str
     layers: int
@@ -131,7 +131,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of llama-quantize. `overrides` are --tensor-type pairs (regex, type); the first match wins."""
+    """A request to llama-quantize. `overrides` are --tensor-type pairs (regex, type); the first match wins."""
 
     file_type: str
     overrides: tuple[tuple[str, str], ...] = ()
@@ -140,7 +140,7 @@ class Request:
     imatrix: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what llama-quantize would refuse, or worse, would take for something else."""
+        """Refuse what llama-quantize would refuse or misinterpret."""
         if self.file_type not in FILE_TYPES:
             raise BadInput(
                 f"file type {self.file_type} is unknown to this llama.cpp",
@@ -155,24 +155,24 @@ class Request:
                     f"{kind} is not a type that a tensor can have ({pattern})",
                     expected=", ".join(TARGETS),
                     actual=f"{kind} is a file type, a mix of several" if mix else kind,
-                    remedy=f"say {FILE_TYPES[kind]}" if mix else "choose one of these",
+                    remedy=f"use {FILE_TYPES[kind]}" if mix else "choose one of these",
                 )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The type a tensor gets. `wanted` is the type before the fallback for rows that are no whole blocks."""
+    """The type of a tensor. `wanted` is the type before the fallback for rows that are not whole blocks."""
 
     tensor: Tensor
     dtype: str
     wanted: str
     override: int | None = None
-    """Number of the override that decided, if one did."""
+    """Number of the override that applied, if one did."""
     quantizable: bool = True
 
     @property
     def fell_back(self) -> bool:
-        """Whether the rows did not allow the wanted type."""
+        """Whether the row length did not allow the wanted type."""
         return self.dtype != self.wanted
 
 
@@ -182,7 +182,7 @@ def tensors_of(index: Mapping[str, TensorInfo]) -> list[Tensor]:
 
 
 def in_order(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """llama.cpp's order: tensors outside of layers first, then layer by layer, each by name (bytewise)."""
+    """llama.cpp's order: tensors outside layers first, then layer by layer, by name (bytewise)."""
     return sorted(tensors, key=lambda t: (layer_of(t.name), t.name.encode()))
 
 
@@ -194,7 +194,7 @@ def requires_imatrix(choice: Choice, file_type: str) -> bool:
 
 
 def category(name: str) -> str:
-    """Coarse role of a tensor, by the first of llama.cpp's tests that its name passes."""
+    """Coarse role of a tensor: the first of llama.cpp's name tests that matches."""
     if name == "output.weight":
         return "output"
     if name in _EMBEDDINGS:
@@ -206,7 +206,7 @@ def category(name: str) -> str:
 
 
 def allows_quantization(tensor: Tensor) -> bool:
-    """Whether llama-quantize touches the tensor at all: matrices named ...weight, except a list of small ones."""
+    """Whether llama-quantize quantizes the tensor at all: matrices named ...weight, except a list of small ones."""
     # ggml_n_dims ignores trailing axes of length 1; row-major shapes have them in front.
     shape = tensor.shape
     while len(shape) > 1 and shape[0] == 1:
@@ -218,7 +218,7 @@ def allows_quantization(tensor: Tensor) -> bool:
 
 
 def fallback(kind: str, row: int) -> str:
-    """The type that rows of this length can have instead. Raises `CheckpointError` where llama.cpp has none."""
+    """The type for rows of this length: `kind`, or its fallback. Raises `CheckpointError` where llama.cpp has none."""
     block = TYPES[NUMBERS[kind]][1]
     if row % block == 0:
         return kind

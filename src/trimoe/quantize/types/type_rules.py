@@ -1,10 +1,10 @@
-"""Which type llama-quantize gives to each tensor: a transcription of llama.cpp's rules, so that sizes are known before.
+"""Rules by which llama-quantize chooses the type of each tensor, transcribed so that sizes are known beforehand. Pure.
 
-Follows src/llama-quant.cpp of the pinned release (llamacpp_release.toml) branch by branch: `llama_tensor_get_type` and
-`llama_tensor_get_type_impl`, the mixes that file types stand for. Pure.
-Invariants: tensors are visited in llama.cpp's order (by layer, then name), because some rules count what came before.
-Not covered: architectures with rules of their own (falcon, glm5-next, bailingmoe3) are refused, and
-`--pure`, `--prune-layers` and `--leave-output-tensor`, which trimoe never passes.
+Follows src/llama-quant.cpp of the pinned release (llamacpp/release.toml) branch by branch: `llama_tensor_get_type` and
+`llama_tensor_get_type_impl`, the mixes that file types stand for.
+Invariants: tensors are visited in llama.cpp's order (by layer, then name), because some rules count earlier tensors.
+Not covered: architectures with special rules (falcon, glm5-next, bailingmoe3), which are refused, and `--pure`,
+`--prune-layers` and `--leave-output-tensor`, which trimoe never passes.
 """
 
 import re
@@ -35,8 +35,9 @@ def choose_types(tensors: Sequence[Tensor], facts: ModelFacts, request: Request)
     """The type of every tensor of the output file, in the order of the file. Raises `CheckpointError`."""
     if facts.architecture in OWN_RULES:
         raise CheckpointError(
-            f"llama.cpp has quantization rules of its own for {facts.architecture}, which are not transcribed here",
+            f"llama.cpp has special quantization rules for {facts.architecture}, which trimoe does not know",
             expected="another architecture",
+            actual=facts.architecture,
             remedy="quantize this model with llama-quantize directly",
         )
     ordered = in_order(tensors)
@@ -46,7 +47,7 @@ def choose_types(tensors: Sequence[Tensor], facts: ModelFacts, request: Request)
 
 
 def _without_fallback(tensor: Tensor, kind: str) -> Choice:
-    """--token-embedding-type and --output-tensor-type are taken as they are; other rows stop llama-quantize."""
+    """--token-embedding-type and --output-tensor-type have no fallback: rows that do not fit stop llama-quantize."""
     if tensor.row % (block := TYPES[NUMBERS[kind]][1]):
         raise CheckpointError(
             f"{tensor.name} cannot be quantized to {kind}",
@@ -59,7 +60,7 @@ def _without_fallback(tensor: Tensor, kind: str) -> Choice:
 
 @dataclass
 class _Rules:
-    """The state that llama.cpp keeps while it walks over the tensors."""
+    """The state that llama.cpp keeps while it visits the tensors."""
 
     facts: ModelFacts
     request: Request
@@ -72,7 +73,7 @@ class _Rules:
     patterns: list[re.Pattern[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # llama-quantize lower-cases patterns; std::regex_search (ECMAScript) agrees with re.search on what is used.
+        # llama-quantize lower-cases patterns; std::regex_search (ECMAScript) agrees with re.search here.
         self.patterns = [re.compile(pattern.lower()) for pattern, _ in self.request.overrides]
 
     def choose(self, tensor: Tensor) -> Choice:
@@ -93,20 +94,20 @@ class _Rules:
         return Choice(tensor, fallback(wanted, tensor.row), wanted, number)
 
     def more_bits(self, i: int, n: int) -> bool:
-        """The first and the last eighth, and every third between."""
+        """use_more_bits: the first and the last eighth of the layers, and every third one between."""
         return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
     def place(self, tensor: Tensor, seen: int) -> tuple[int, int]:
-        """(layer, layers): from the name in a mixture of experts, by counting otherwise."""
+        """(layer, layers): from the name in a Mixture-of-Experts model, by counting in others."""
         if self.facts.experts <= 1:
             return seen, self.facts.layers
         layer = layer_of(tensor.name)
         if not 0 <= layer < self.facts.layers:
             raise CheckpointError(
-                f"tensor {tensor.name} belongs to no layer",
+                f"tensor {tensor.name} does not belong to a layer",
                 expected=f"0..{self.facts.layers - 1}",
                 actual=str(layer),
-                remedy="the file is damaged",
+                remedy="convert or download the model again",
             )
         return layer, self.facts.layers
 
@@ -142,7 +143,7 @@ class _Rules:
         return default
 
     def output(self, tensor: Tensor, default: str) -> str:
-        """The output matrix, and tied embeddings."""
+        """The output matrix and tied embeddings."""
         if self.request.output:
             return self.request.output
         if self.request.file_type == "MXFP4_MOE" or tensor.row % TYPES[NUMBERS[default]][1]:
@@ -152,7 +153,7 @@ class _Rules:
         return default if default == "Q8_0" else "Q6_K"
 
     def very_low(self, kind: str, default: str) -> str:
-        """Types around two bits and below."""
+        """File types of about two bits and less."""
         ftype, better = self.request.file_type, self.request.file_type in ("IQ2_S", "IQ2_M")
         if kind in ("attn_v", "attn_qkv", "attn_kv_b"):
             self.attn_v_seen += 1
@@ -162,7 +163,7 @@ class _Rules:
         if kind == "attn_k" and self.facts.experts == 8:
             return "Q4_K"
         if kind == "ffn_down":
-            # Counted, not read from the name: with two down projections per layer this is half the depth.
+            # Counted, not read from the name: with two down projections per layer this reaches half the depth.
             self.ffn_down_seen += 1
             if self.ffn_down_seen - 1 < self.facts.layers // 8:
                 return "IQ3_S" if better else "Q2_K"
@@ -173,7 +174,7 @@ class _Rules:
         return default
 
     def attn_v(self, default: str) -> str:
-        """Value projections, fused ones included."""
+        """Value projections, including fused ones."""
         ftype, grouped, i = self.request.file_type, self.facts.heads_per_kv >= 4, self.attn_v_seen
         self.attn_v_seen += 1
         if self.facts.experts == 8:
@@ -193,7 +194,7 @@ class _Rules:
         return default
 
     def ffn_down(self, tensor: Tensor, default: str) -> str:
-        """Down projections, of experts and dense alike."""
+        """Down projections of experts and of dense FFNs."""
         ftype, imatrix = self.request.file_type, self.request.imatrix
         i, n = self.place(tensor, self.ffn_down_seen)
         self.ffn_down_seen += 1
