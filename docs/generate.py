@@ -1,8 +1,8 @@
-"""Writes what the code already says into the documentation: commands, errors, recipes, families, benches, the tree.
+"""Generates the reference pages and the architecture tree from the code.
 
-`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,recipes}.md and
-the tree in docs/explanation/architecture.md; with `--check` it writes nothing and exits 1 if a page is not what the
-code says. The base install is enough. set_page.py makes the page of calibration sets.
+`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,python,recipes}
+and the tree in docs/explanation/architecture.md. With `--check` it writes nothing, and exits 1 if a page is outdated.
+Needs only the base install. set_page.py makes the page of calibration sets, python_page.py that of the Python API.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from trimoe.serve.engine import engines
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
 
+from python_page import python_page
 from set_page import set_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +162,7 @@ def errors_page() -> str:
     for name, kind in vars(errors).items():
         if inspect.isclass(kind) and issubclass(kind, errors.TrimoeError):
             parent = kind.__mro__[1].__name__
-            when = " ".join((kind.__doc__ or "").split())
+            when = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
             parts.append(f"| `{name}` | `{parent}` | {kind.exit_code} | {when} |")
     return "\n".join(parts) + "\n"
 
@@ -382,6 +383,7 @@ def pages() -> dict[Path, str]:
     return {
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "errors.md": errors_page(),
+        REFERENCE / "python.md": f"{NOTE}\n{python_page()}",
         REFERENCE / "families.md": families_page(),
         REFERENCE / "recipes.md": recipes_page(),
         REFERENCE / "benches.md": benches_page(),

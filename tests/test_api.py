@@ -1,5 +1,6 @@
 """The public Python API: names, import cost, callable packages, and the example of the documentation."""
 
+import doctest
 import importlib
 import inspect
 import os
@@ -8,13 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 
 import trimoe
+from helpers.gguf_models import write_model
+from helpers.llamacpp import llamacpp
 from trimoe import errors
+from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model import tiny
 from trimoe.public import FUNCTIONS, CallablePackage
+
+__all__ = ["llamacpp"]
 
 PACKAGES = sorted(
     name for name in trimoe.__all__ if name in FUNCTIONS and FUNCTIONS[name].startswith(f"trimoe.{name}.")
@@ -119,3 +126,87 @@ def test_open_takes_a_directory_or_a_downloaded_hub_id(tmp_path: Path, monkeypat
     assert "hf download me/other" in caught.value.remedy
     with pytest.raises(trimoe.CheckpointError, match="is not a checkpoint directory"):
         trimoe.open(tmp_path / "nothing")
+
+
+EXAMPLES = sorted(set(trimoe.__all__) - {"__version__"})
+# Examples use what earlier ones made: the order of the workflow, then results, then errors.
+ORDER = (
+    *FUNCTIONS,
+    *(name for name in EXAMPLES if inspect.isclass(getattr(trimoe, name)) and not name.endswith("Error")),
+)
+
+
+def documented(name: str) -> object:
+    """The object whose docstring documents a public name."""
+    module, _, attribute = FUNCTIONS.get(name, "trimoe:" + name).partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_public_name_has_an_example(name: str) -> None:
+    assert doctest.DocTestParser().get_examples(documented(name).__doc__ or "")
+
+
+@pytest.mark.slow
+def test_examples_of_the_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tasks.yaml").write_text(
+        "name: tasks\nwindow: 512\nclasses:\n  generic_code: [{kind: tiny, domain: code, count: 4}]\n"
+    )
+    write_model(Path("model.gguf"))
+    flags = doctest.IGNORE_EXCEPTION_DETAIL | doctest.ELLIPSIS
+    names: dict[str, object] = {"trimoe": trimoe, "tiny": tiny}
+    failed = []
+    for name in (*ORDER, *(name for name in EXAMPLES if name not in ORDER)):
+        text, said = documented(name).__doc__ or "", list[str]()
+        case = doctest.DocTestParser().get_doctest(text, names, name, None, None)
+        doctest.DocTestRunner(optionflags=flags, verbose=False).run(case, out=said.append, clear_globs=False)
+        names = case.globs
+        failed += said
+    assert not failed, "".join(failed)
+
+
+CALIBRATION = "name: my-work\nwindow: 512\nclasses:\n  targeted_code: [{kind: tiny, domain: code, count: 8}]\n"
+EXAMPLE = """
+import trimoe
+
+model = trimoe.open("{model}")
+stats = trimoe.calibrate(model, "my-work.yaml", out="stats.safetensors")
+drop = trimoe.choose(stats, keep=24, recipe="reap", class_weights={{"*": 1.0}})
+small = trimoe.prune(model, drop, out="small")
+proof = trimoe.certify(model, small)
+base = trimoe.evaluate(model, bench="tiny-code", log="runs.db", name="base", limit=8)
+run = trimoe.evaluate(small, bench="tiny-code", log="runs.db", name="small", limit=8)
+comparison = trimoe.compare("runs.db", base="base")
+"""
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation_runs_from_str_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my-work.yaml").write_text(CALIBRATION)
+    code = EXAMPLE.format(model=tiny.path())
+    assert len(code.strip().splitlines()) < 30
+    made: dict[str, Any] = {}
+    exec(compile(code, "example", "exec"), made)
+    assert made["proof"].proven
+    assert made["small"].experts_after == 24
+    assert made["base"].scores["tiny-code"] is not None
+    assert [row.name for row in made["comparison"].rows] == ["base", "small"]
+    for table in (made["stats"], made["drop"], made["comparison"]):
+        assert len(table.to_pandas()) > 0
+        assert "<" in table._repr_html_()
+        assert table.as_dict()
+        assert len(repr(table)) < 120
+
+
+@pytest.mark.slow
+def test_the_quantizing_step_of_the_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacpp: LlamaCpp
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = trimoe.open(str(tiny.path()))
+    trimoe.prune(model, trimoe.DropMap(dict.fromkeys(range(4), (0, 1))), out="small")
+    files = trimoe.quantize("small", tiers=["Q8_0"], out="ladder", allow_unchecked=True)
+    assert [path.name for path in files.paths] == ["small-Q8_0.gguf"]
+    assert trimoe.open(files.paths[0]).num_experts == 30

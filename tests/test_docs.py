@@ -1,4 +1,4 @@
-"""Documentation is a contract: commands shown parse, the generated pages are current, every option is explained."""
+"""Documentation is a contract: commands parse, Python runs with the output shown, generated pages are current."""
 
 import importlib.util
 import re
@@ -10,8 +10,15 @@ from types import ModuleType
 import click
 import pytest
 
+import trimoe
+from helpers import notebook
+from helpers.llamacpp import llamacpp
 from trimoe.cli.main import cli
 from trimoe.cli.map import Maps
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.model import tiny
+
+__all__ = ["llamacpp"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -130,3 +137,27 @@ def test_architecture_names_every_module() -> None:
         peers = path.parent.relative_to(package).as_posix() in generate.PEERS
         assert path.name.startswith("_") or peers or path.name in named, path
     assert all(len(line.split(None, 1)) == 2 for line in tree), "a line without an explanation"
+
+
+NOTEBOOK = ROOT / "docs" / "howto" / "python.md"
+NEEDS_LLAMACPP = "# needs llama.cpp"
+
+
+@pytest.mark.slow
+def test_the_python_how_to_shows_what_its_code_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells that need nothing outside the extras; the others have a test of their own."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    cells = [cell for cell in notebook.cells(NOTEBOOK.read_text()) if NEEDS_LLAMACPP not in cell.code]
+    assert len(cells) > 10
+    for cell in cells:
+        assert notebook.run(cell, names) == (cell.shown or ""), cell.code
+
+
+@pytest.mark.slow
+def test_the_cell_that_needs_llamacpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacpp: LlamaCpp) -> None:
+    monkeypatch.chdir(tmp_path)
+    (cell,) = [cell for cell in notebook.cells(NOTEBOOK.read_text()) if NEEDS_LLAMACPP in cell.code]
+    drop = trimoe.DropMap(dict.fromkeys(range(4), (0, 1)))
+    names = {"trimoe": trimoe, "small": trimoe.prune(tiny.path(), drop, "small")}
+    assert notebook.run(cell, names) == cell.shown

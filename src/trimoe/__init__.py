@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from trimoe.model.checkpoint import Checkpoint as Checkpoint
     from trimoe.model.gguf.model import GgufModel as GgufModel
     from trimoe.model.open import open_model as open
+    from trimoe.quantize.plan.predict import plan as plan
+    from trimoe.quantize.quantize import quantize as quantize
 
 __version__ = "0.1.0"
 
@@ -103,7 +105,9 @@ __all__ = [
     "evaluate",
     "infer_map",
     "open",
+    "plan",
     "prune",
+    "quantize",
 ]
 
 

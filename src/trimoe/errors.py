@@ -19,7 +19,14 @@ Exit 1 is a finding (for example "not certified"): a result, not an exception.
 
 
 class TrimoeError(Exception):
-    """Base of all errors that trimoe raises on purpose."""
+    """Base of all errors that trimoe raises on purpose.
+
+    >>> try:
+    ...     trimoe.choose(stats, keep=99)
+    ... except trimoe.TrimoeError as error:
+    ...     print(type(error).__name__, error.exit_code, error.expected)
+    MapError 3 1..32
+    """
 
     exit_code = 3
 
@@ -47,58 +54,133 @@ class TrimoeError(Exception):
 
 
 class UsageError(TrimoeError):
-    """Options that contradict each other or are impossible."""
+    """Options that contradict each other or are impossible.
+
+    >>> trimoe.choose(stats, keep=24, drop_fraction=0.25)
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.UsageError: keep and drop_fraction contradict each other
+    """
 
     exit_code = 2
 
 
 class BadInput(TrimoeError):
-    """An input that cannot be used."""
+    """An input that cannot be used.
+
+    >>> trimoe.prune(model, drop, out="small")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.BadInput: small already exists
+    """
 
     exit_code = 3
 
 
 class CheckpointError(BadInput):
-    """Not a checkpoint, or a damaged or unsupported one."""
+    """Not a checkpoint, or a damaged or unsupported one.
+
+    >>> trimoe.open("nowhere")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.CheckpointError: nowhere is not a checkpoint directory
+    """
 
 
 class StatsError(BadInput):
-    """Expert statistics that are damaged or belong to another model."""
+    """Expert statistics that are damaged or belong to another model.
+
+    >>> trimoe.choose("tasks.yaml", keep=24)
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.StatsError: tasks.yaml is not a statistics file
+    """
 
 
 class MapError(BadInput):
-    """A drop map that is malformed or does not fit the model."""
+    """A drop map that is malformed or does not fit the model.
+
+    >>> trimoe.prune(model, trimoe.DropMap({0: (1, 2)}), out="other")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.MapError: the map does not cover exactly the layers of the model
+    """
 
 
 class RecipeError(BadInput):
-    """A recipe with an unknown key or an impossible value."""
+    """A recipe with an unknown key or an impossible value.
+
+    >>> trimoe.choose(stats, recipe="nonsense")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.RecipeError: unknown recipe nonsense
+    """
 
 
 class CalibrationError(BadInput):
-    """A calibration set that cannot be used."""
+    """A calibration set that cannot be used.
+
+    >>> trimoe.calibrate(model, "nothing.yaml", out="other.safetensors")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.CalibrationError: calibration set nothing.yaml not found
+    """
 
 
 class BenchError(BadInput):
-    """A bench spec with an unknown key, or benchmark rows that are not the expected ones."""
+    """A bench spec with an unknown key, or benchmark rows that are not the expected ones.
+
+    >>> trimoe.evaluate(model, bench="nonsense.toml", log="runs.db")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.BenchError: bench nonsense.toml
+    """
 
 
 class RunLogError(BadInput):
-    """A run log that is damaged or belongs to another run."""
+    """A run log that is damaged or belongs to another run.
+
+    >>> trimoe.compare("nothing.db")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.RunLogError: run log nothing.db not found
+    """
 
 
 class MissingPrerequisite(TrimoeError):
-    """An extra, a tool, or disk space is missing."""
+    """An extra, a tool, memory or disk space is missing.
+
+    >>> trimoe.calibrate(model, "tasks.yaml", out="other.safetensors", ram=1000)
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.MissingPrerequisite: memory
+    """
 
     exit_code = 4
 
 
 class Refused(TrimoeError):
-    """A guard refused to go on because the result could not be trusted."""
+    """A check stopped the work because the result could not be trusted.
+
+    >>> from trimoe.sandbox import Policy
+    >>> Policy("none")
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.Refused: generated code is not run without a sandbox
+    """
 
     exit_code = 5
 
 
 class Interrupted(TrimoeError):
-    """Stopped by the user; the same command resumes."""
+    """Stopped by the user. The same call resumes.
+
+    >>> def stop(done, total, text):
+    ...     raise KeyboardInterrupt
+    >>> trimoe.calibrate(model, "tasks.yaml", out="other.safetensors", progress=stop)
+    Traceback (most recent call last):
+        ...
+    trimoe.errors.Interrupted: calibration stopped: 0 of 4 layers are finished and kept
+    """
 
     exit_code = 6

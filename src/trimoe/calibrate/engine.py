@@ -6,6 +6,7 @@ what it is a function of) and `OUT.run.json` (predicted and measured needs). Dur
 its state.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_sta
 
 
 def calibrate(
-    model: Checkpoint | Path | str,
+    model: Checkpoint | str | os.PathLike[str],
     calibration: CalibrationSet | Path | str,
     out: Path | str,
     *,
@@ -62,10 +63,9 @@ def calibrate(
     settings), `Refused` (another process works on it), `MissingPrerequisite` (torch, memory budget, disk space),
     `Interrupted` (Ctrl-C; finished layers are kept).
 
-    >>> tasks = "classes: {generic_code: [{kind: tiny, domain: code, count: 4}]}"
-    >>> _ = Path("tasks.yaml").write_text(f"name: tasks\\n{tasks}\\n")
-    >>> trimoe.calibrate(tiny.path(), "tasks.yaml", out="tasks.safetensors")
-    ExpertStats(1 class, 4 layers, 32 experts; model ...)
+    >>> stats = trimoe.calibrate(model, "tasks.yaml", out="stats.safetensors")
+    >>> stats
+    ExpertStats(1 class, 4 layers, 32 experts; model 56fd32a947fb1979)
     """
     out = Path(out)
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, ram)
@@ -76,7 +76,7 @@ def calibrate(
 
 
 def prepare(
-    model: Checkpoint | Path | str,
+    model: Checkpoint | str | os.PathLike[str],
     calibration: CalibrationSet | Path | str,
     options: Options | None = None,
     out: Path | None = None,

@@ -89,7 +89,14 @@ class PromptIdentity(Data, frozen=True, kw_only=True):
 
 
 class Certificate(Data, frozen=True, kw_only=True):
-    """The verdict over all checks."""
+    """The verdict over all checks.
+
+    >>> proof = trimoe.Certificate.load("small/certificate.json")
+    >>> proof.status, proof.proven
+    ('proven', True)
+    >>> proof.check("logits").status
+    'passed'
+    """
 
     version: Literal[1] = 1
     status: Status

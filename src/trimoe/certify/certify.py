@@ -61,6 +61,9 @@ def certify(
     A damaged pruned model is refuted. Raises `CheckpointError` if `original` is unusable or `pruned` not a model of
     the same format, `MapError` if the given map does not fit the original, `UsageError` for options that contradict
     each other, `BadInput` for bad prompts or an output that cannot be written.
+
+    >>> trimoe.certify(model, small)
+    <Certificate proven: 9 of 9 checks passed, 24 of 32 experts>
     """
     settings = LogitSettings(float(tolerance), load_prompts(_path(prompts)), logits, keep_going)
     pair = open_pair(original, pruned, logits=logits, reference=reference, llamacpp=llamacpp, device=device)

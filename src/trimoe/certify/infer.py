@@ -46,6 +46,10 @@ def infer_map(
 
     Both are checkpoint directories or both GGUF models. A map that was found is written to `out`, if given. Raises
     `CheckpointError` if either is not a model, `BadInput` if `out` exists.
+
+    >>> found = trimoe.infer_map(model, small)
+    >>> found.map.drop == drop.drop, found.exact
+    (True, True)
     """
     if out is not None:
         require_absent(Path(out))

@@ -42,9 +42,6 @@ def choose(
     The result is a `DropMap` that can also explain each decision; the same arguments give the same map. Raises
     `UsageError`, `StatsError`, `RecipeError`, `MapError` or `BadInput`.
 
-    >>> tasks = "classes: {generic_code: [{kind: tiny, domain: code, count: 4}]}"
-    >>> _ = Path("tasks.yaml").write_text(f"name: tasks\\n{tasks}\\n")
-    >>> stats = trimoe.calibrate(tiny.path(), "tasks.yaml", out="tasks.safetensors")
     >>> drop = trimoe.choose(stats, keep=24)
     >>> drop
     Selection(4 layers, drops 8 of 32 experts)

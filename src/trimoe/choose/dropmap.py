@@ -17,7 +17,14 @@ from trimoe.io.jsonfile import read_json, write_json
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DropMap:
-    """`drop[layer]` are the ids of the dropped experts. Layers without experts are not in the map."""
+    """`drop[layer]` are the ids of the dropped experts. Layers without experts are not in the map.
+
+    >>> drop = trimoe.choose(stats, keep=24)
+    >>> drop.save("map.json")
+    >>> drop = trimoe.DropMap.load("map.json")
+    >>> len(drop.drop[0]), drop.keep(0)[:3]
+    (8, [1, 2, 3])
+    """
 
     drop: dict[int, tuple[int, ...]]
     num_experts: int | None = None

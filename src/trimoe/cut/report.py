@@ -30,7 +30,7 @@ class CutOptions:
         return self.jobs or min(MAX_JOBS, os.cpu_count() or 1)
 
 
-@dataclass
+@dataclass(repr=False)
 class PruneReport:
     """What a prune did or, for a dry run, would do. Sizes are bytes of tensors."""
 
@@ -51,6 +51,12 @@ class PruneReport:
     """Files of the original that the output does not have, with the reason."""
     warnings: list[str] = field(default_factory=list)
     """What is odd about the original and does not forbid a cut."""
+
+    def __repr__(self) -> str:
+        unit, size = ("GB", 1e9) if self.bytes_before >= 1e9 else ("MB", 1e6)
+        sizes = f"{self.bytes_before / size:.1f} -> {self.bytes_after / size:.1f} {unit}"
+        counts = f"{self.experts_after} of {self.experts_before} experts in {self.layers} layers"
+        return f"PruneReport({self.out!r}, {counts}, {sizes})"
 
     def __fspath__(self) -> str:
         """The output's path, so that the report stands for the pruned model wherever a path is expected."""

@@ -4,12 +4,13 @@ Invariants: benches that need the same server share one, in the given order. Unl
 preflight for every bench before the first request; a run without a preflight is marked.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trimoe.bench.bench import Bench
 from trimoe.bench.catalog import chosen_benches
@@ -31,16 +32,8 @@ from trimoe.serve.requirements import requirements_for
 IN_PROCESS = "trimoe"  # the engine name of this process
 
 
-class HasPath(Protocol):
-    """Anything with the path of a model, such as a `Checkpoint`."""
-
-    @property
-    def path(self) -> Path:
-        """Directory or .gguf file."""
-
-
 def evaluate(
-    model: str | Path | HasPath | Endpoint,
+    model: str | os.PathLike[str] | Endpoint,
     *,
     bench: str | Bench | Sequence[str | Bench] | None = None,
     suite: str | None = None,
@@ -76,6 +69,10 @@ def evaluate(
 
     Raises `UsageError`, `CheckpointError`, `BenchError`, `RunLogError`, `MissingPrerequisite`, and `Refused` when the
     preflight or a guard refuses, or the server changes.
+
+    >>> run = trimoe.evaluate(model, bench="tiny-code", log="runs.db", name="base", limit=4)
+    >>> run.scores
+    {'tiny-code': 1.0}
     """
     settings = Settings(
         limit=limit,
@@ -89,7 +86,7 @@ def evaluate(
     )
     settings.validate()
     benches = chosen_benches(bench, suite, smoke=smoke)
-    target = model if isinstance(model, str | Path | Endpoint) else model.path
+    target = model if isinstance(model, str | Endpoint) else Path(model)
     if isinstance(target, Endpoint) or is_served(target, engine):
         runs = _on_servers(target, benches, Path(log), settings, engine, dict(server or {}), patience, preflight)
     else:

@@ -33,6 +33,10 @@ def compare(
     if it was run under the same ones. `detail=False` leaves out standard errors, bootstrap intervals and detectable
     effects, which take most of the time. Raises `UsageError` for an unknown name, `RunLogError` for a log without runs,
     `Refused` when two runs did not answer the same items under the same conditions.
+
+    >>> _ = trimoe.evaluate(small, bench="tiny-code", log="runs.db", name="small", limit=4)
+    >>> trimoe.compare("runs.db", base="base")
+    Comparison(base='base', 1 models against it, 1 benches)
     """
     paths = [logs] if isinstance(logs, Path | str) else list(logs)
     found = gather(paths)

@@ -187,6 +187,11 @@ class Comparison:
     """All rows: per bench the base first, then the other models in the order asked for.
 
     `columns` are the conditions that rows refer to by number, from 1; `notes` are the caveats below the table.
+
+    >>> comparison = trimoe.compare("runs.db", base="base")
+    >>> row = comparison.rows[1]
+    >>> row.name, row.change.pairs
+    ('small', 4)
     """
 
     base: str

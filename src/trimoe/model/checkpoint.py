@@ -4,6 +4,7 @@ Invariants: opening checks every expert tensor's presence and shape against conf
 experts or the router unexplained, so later steps need not. Values are not checked: `finite.check_finite` does that.
 """
 
+import os
 import hashlib
 import json
 from collections.abc import Iterator
@@ -25,7 +26,12 @@ from trimoe.model.safetensors import TensorInfo, read_index
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened MoE checkpoint. `hf` and `prefix` (template of a layer's tensor names) are those recognised in it."""
+    """An opened MoE checkpoint. `hf` and `prefix` (template of a layer's tensor names) are those recognised in it.
+
+    >>> model = trimoe.open(tiny.path())
+    >>> model.family.name, model.moe_layers, model.nbytes
+    ('gemma4', (0, 1, 2, 3), 9194504)
+    """
 
     path: Path
     config: dict[str, Any]
@@ -134,7 +140,7 @@ def scopes_of(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return (scope for scope in (config.get("text_config"), config) if isinstance(scope, dict))
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open and check a checkpoint directory. Raises `CheckpointError` naming the file or tensor at fault."""
     path = Path(path)
     if not path.is_dir():

@@ -25,9 +25,9 @@ def open_model(model: str | os.PathLike[str]) -> Checkpoint | GgufModel:
 
     >>> model = trimoe.open(tiny.path())
     >>> model
-    Checkpoint('checkpoint', gemma4, 5 layers, 32 experts, top-4, 9.1 MB)
+    Checkpoint('checkpoint', gemma4, 4 layers, 32 experts, top-4, 9.2 MB)
     >>> model.num_layers, model.num_experts, model.top_k
-    (5, 32, 4)
+    (4, 32, 4)
     """
     path = find_model(model)
     gguf = find_gguf(path)

@@ -67,6 +67,10 @@ def quantize(
     together. Every option is explained in docs/howto/quantize-a-ladder.md. Raises `UsageError` for options that
     contradict each other, `BadInput` for inputs that do not fit, `MissingPrerequisite` without llama.cpp or disk space,
     `Refused` where a result could not be trusted.
+
+    >>> files = trimoe.quantize(small, tiers="NVFP4A16", out="small-nvfp4")
+    >>> files
+    Quantized(small-nvfp4)
     """
     nvfp4_tier = rules().tier
     _check_mix(mix, tiers, (target_size, target_bpw, mix_text, mix_types))

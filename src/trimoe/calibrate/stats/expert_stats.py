@@ -30,7 +30,14 @@ from trimoe.model.safetensors import header_bytes, read_array, read_header
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExpertStats:
-    """What was measured of every expert; the result of `calibrate`."""
+    """Measurements of every expert by class of the calibration set: the result of `calibrate`.
+
+    >>> stats = trimoe.ExpertStats.load("stats.safetensors")
+    >>> stats.shape  # classes, layers, experts
+    (1, 4, 32)
+    >>> stats.field("tc").sum(axis=2).tolist()  # 384 tokens, each routed to 4 experts of a layer
+    [[1536.0, 1536.0, 1536.0, 1536.0]]
+    """
 
     classes: tuple[str, ...]
     fields: dict[str, np.ndarray]

@@ -27,7 +27,12 @@ _DEFLATE_ABOVE = 2048  # bytes of a raw reply; shorter ones stay readable with a
 
 
 class RunLog(LogReader):
-    """An open run log. Use as a context manager. Raises `RunLogError` for a file that is not one."""
+    """An open run log. Use it as a context manager. Raises `RunLogError` for a file that is not one.
+
+    >>> with trimoe.RunLog("runs.db", readonly=True) as log:
+    ...     [(run.name, run.bench, len(log.samples(run))) for run in log.runs()]
+    [('base', 'tiny-code', 4), ('small', 'tiny-code', 4)]
+    """
 
     def __init__(self, path: Path | str, *, create: bool = True, readonly: bool = False) -> None:
         path = Path(path)

@@ -32,7 +32,11 @@ def expert_axis(info: TensorInfo) -> int | None:
 
 @dataclass(frozen=True)
 class GgufModel:
-    """An opened MoE model. `architecture` is general.architecture, the prefix of its metadata keys."""
+    """An opened GGUF model. `architecture` is general.architecture, the prefix of its metadata keys.
+
+    >>> trimoe.open("model.gguf")
+    GgufModel('model.gguf', qwen3moe, 3 layers, 8 experts, top-2, 5.5 MB)
+    """
 
     gguf: Gguf
     architecture: str

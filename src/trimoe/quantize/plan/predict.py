@@ -44,6 +44,10 @@ def plan(
     the number of experts per layer. Memory is for `parallel` conversations of `context` tokens with a `kv` cache;
     `vision` adds the vision tower. `table` lists every tier instead of the default ladder. Raises `UsageError` for
     options that contradict each other, `BadInput` or `CheckpointError` for a model that cannot be planned.
+
+    >>> plan = trimoe.plan("gemma-4-26B-A4B", keep=98, tier="Q4_K_M")
+    >>> plan.as_dict()["file_bytes"]
+    13239661120
     """
     nvfp4, name = rules().tier, os.fspath(model)
     _check(tier, layout, memory is not None, vision, table)
