@@ -4,9 +4,9 @@ Invariants: opening checks every expert tensor's presence and shape against conf
 experts or the router unexplained, so later steps need not. Values are not checked: `finite.check_finite` does that.
 """
 
-import os
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
