@@ -19,7 +19,7 @@ from trimoe import __version__
 from trimoe.cli.parts.common import EXTRAS, emit, install_command, json_option
 from trimoe.errors import MissingPrerequisite, TrimoeError
 
-BASE = ("numpy", "click", "rich", "pydantic", "msgspec", "pyyaml", "jinja2", "xxhash", "aiohttp")
+BASE = ("numpy", "click", "rich", "msgspec", "pyyaml", "jinja2", "xxhash", "aiohttp")
 
 # Programs outside Python: how to ask for the version, and what they are good for.
 TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
