@@ -171,5 +171,5 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", arrays, gemma_config(), [i % 2 for i in range(len(arrays))])
     first = next(iter(arrays))
     write_file(folder / "model-00002-of-00002.safetensors", {first: arrays[first]})
-    with pytest.raises(CheckpointError, match=f"tensor {first} stands in two shards"):
+    with pytest.raises(CheckpointError, match=f"tensor {first} is in two shards"):
         read_index(folder)

@@ -86,7 +86,7 @@ class Checkpoint:
 
     @property
     def warnings(self) -> list[str]:
-        """What is odd about the experts' tensors and does not forbid a cut."""
+        """Oddities of the expert tensors that do not prevent an exact cut."""
         return self._search.warnings
 
     @cached_property

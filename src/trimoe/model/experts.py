@@ -56,7 +56,7 @@ class ExpertSearch:
     whole: set[str] = field(default_factory=set)
     """Names of quantization scales that serve all experts of a stack."""
     warnings: list[str] = field(default_factory=list)
-    """What is odd about the checkpoint and does not forbid a cut."""
+    """Oddities of the expert tensors that do not prevent an exact cut."""
     matrices: list[QuantizedMatrix] = field(default_factory=list)
 
     def run(self) -> "ExpertSearch":

@@ -14,7 +14,7 @@ METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
-# The card describes the original, not the cut; attributes steer a git repository; neither is read by a loader.
+# No loader reads these: the card describes the original, and the git files belong to its repository.
 _NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
 _SMALL_FILE = 256 << 20
 

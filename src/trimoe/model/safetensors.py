@@ -1,8 +1,8 @@
-"""safetensors by our own hands: headers, byte ranges, lazy reads. Nothing here holds more than one tensor.
+"""A minimal safetensors reader without dependencies: headers, byte ranges, lazy reads. Holds at most one tensor.
 
-Invariants: `read_index` accepts only files whose header is exact: sizes match shapes, ranges tile the data without
-gaps beyond its end, no tensor twice, every shard present and complete. Format: 8 bytes little-endian header length,
-JSON header, data.
+Invariants: `read_index` accepts only files with an exact header: sizes match shapes, ranges cover the data without gaps
+or overlaps, no tensor is listed twice, every shard is present and complete. Format: 8 bytes little-endian header
+length, JSON header, data.
 """
 
 import json
@@ -58,12 +58,12 @@ _NUMPY = {
     "BOOL": "?",
 }
 MAX_HEADER = 100_000_000  # the format's own limit
-MAX_DIMENSIONS = 16  # no real tensor comes near; keeps a hostile header from asking for huge products
+MAX_DIMENSIONS = 16  # no real tensor comes near; limits what a hostile header can make us compute
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor's bytes are: `file[start:end]`, row-major."""
+    """Location of a tensor's bytes: `file[start:end]`, row-major."""
 
     name: str
     dtype: str
@@ -177,7 +177,7 @@ def read_index(directory: Path) -> dict[str, TensorInfo]:
         found, _ = read_header(directory / shard)
         for name, info in sorted(found.items(), key=lambda pair: pair[1].start):
             if name in tensors:
-                raise _bad(f"tensor {name} stands in two shards", actual=f"{tensors[name].file.name} and {shard}")
+                raise _bad(f"tensor {name} is in two shards", actual=f"{tensors[name].file.name} and {shard}")
             tensors[name] = info
     if weight_map is not None:
         for name, shard in weight_map.items():
@@ -189,7 +189,7 @@ def read_index(directory: Path) -> dict[str, TensorInfo]:
 
 
 def read_bytes(info: TensorInfo, offset: int = 0, length: int | None = None) -> bytes:
-    """Bytes of a tensor from `offset` on; short reads are an error, never a short result."""
+    """Bytes of a tensor from `offset`. Raises `CheckpointError` for a short read."""
     length = info.nbytes - offset if length is None else length
     with info.file.open("rb") as handle:
         data = os.pread(handle.fileno(), length, info.start + offset)
@@ -202,7 +202,7 @@ def read_bytes(info: TensorInfo, offset: int = 0, length: int | None = None) -> 
 
 
 def read_array(info: TensorInfo) -> "np.ndarray":
-    """The tensor as numpy; BF16 and F16 become float32, everything else keeps its type."""
+    """The tensor as a numpy array; BF16 and F16 become float32, all other types are kept."""
     import numpy as np
 
     raw = read_bytes(info)

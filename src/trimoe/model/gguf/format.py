@@ -1,6 +1,6 @@
-"""The words of the GGUF format: tensor types and their blocks, metadata values, and the header of a file to write.
+"""Constants and encodings of the GGUF format: tensor types and blocks, metadata values, headers to write.
 
-Pure data and bytes; reading files is `gguf`. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Pure; `header` and `file` read files. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import struct
@@ -61,7 +61,7 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Field:
-    """One metadata entry: `raw` is all of it (key, type, value) as it stands in the file."""
+    """One metadata entry; `raw` is its complete encoding in the file (key, type, value)."""
 
     key: str
     kind: int
@@ -122,7 +122,7 @@ def header_bytes(
 ) -> bytes:
     """The header of a file that holds `tensors` (name -> type, row-major shape) in this order, padded to its data.
 
-    Behind it each tensor follows, padded to the alignment, the last one too.
+    The tensors follow it, each padded to the alignment, including the last one.
     """
     fields = list(fields)
     parts = [MAGIC, struct.pack("<IQQ", version, len(tensors), len(fields)), *(f.raw for f in fields)]

@@ -1,4 +1,4 @@
-"""Importance matrices of llama.cpp: for each weight tensor the summed squares of its inputs, for each of its experts.
+"""Importance matrices (imatrix) of llama.cpp: the summed squared inputs of each weight tensor, per expert.
 
 Two formats: GGUF (NAME.in_sum2 [matrices, inputs] and NAME.counts [matrices, 1], float32) and the older .dat, which
 holds one flat vector per tensor and no counts per expert. Both are read lazily and written whole.
@@ -39,7 +39,7 @@ class Entry:
         return flat if self.counts is None else flat.reshape(self.counts.nbytes // 4, -1)
 
     def read_counts(self) -> np.ndarray:
-        """float32 [matrices]; from a .dat file the number of calls, once."""
+        """float32 [matrices]; from a .dat file float32 [1], the number of calls."""
         if self.counts is None:
             return np.array([self.calls], np.float32)
         return np.frombuffer(read_bytes(self.counts), "<f4")
@@ -85,7 +85,7 @@ def _open_gguf(path: Path) -> Imatrix:
             continue
         of = name.removesuffix(SUMS)
         counts = gguf.index.get(of + COUNTS)
-        # llama.cpp leaves away an axis of length 1, so one matrix comes as a vector.
+        # llama.cpp drops an axis of length 1, so a single matrix is stored as a vector.
         fits = counts is not None and (sums.dtype, counts.dtype) == ("F32", "F32") and len(sums.shape) in (1, 2)
         matrices = sums.shape[0] if len(sums.shape) == 2 else 1
         if not fits or counts is None or counts.shape not in ((matrices, 1), (1,) * (matrices == 1)):

@@ -90,7 +90,7 @@ class GgufModel:
             elif rest in self.names.refused:
                 raise self._stray(info, self.names.refused[rest])
             elif not match or rest not in self.names.untouched:
-                raise self._stray(info, "its name says that it belongs to experts, and it is not known here")
+                raise self._stray(info, "its name says that it belongs to experts, and no file describes it")
         for layer in sorted({tensor.layer for tensor in found.values()}):
             if missing := [n for n in self.names.required if f"blk.{layer}.{n}" not in found]:
                 raise CheckpointError(
@@ -117,12 +117,12 @@ class GgufModel:
 
     @cached_property
     def moe_layers(self) -> list[int]:
-        """Layers that have experts."""
+        """Layers with experts, ascending."""
         return sorted({tensor.layer for tensor in self.expert_tensors.values()})
 
     @property
     def predicting_layers(self) -> range:
-        """The last blocks, which only predict further tokens (multi-token prediction) and are not part of the depth."""
+        """The last blocks, which serve multi-token prediction only and do not belong to the decoder depth."""
         count = self.gguf.integer(f"{self.architecture}.nextn_predict_layers") or 0
         return range(self.num_layers - min(count, self.num_layers - 1), self.num_layers)
 
@@ -189,7 +189,7 @@ def open_gguf_model(path: Path | str) -> GgufModel:
 
 
 def _count(gguf: Gguf, key: str, required: bool = True) -> int | None:
-    """A positive count; the largest of one per layer. None if it may be absent and is, or is 0."""
+    """A positive count; of one per layer, the largest. None if it is not `required` and absent or 0."""
     value: Any = gguf.get(key)
     if isinstance(value, list) and value and all(type(v) is int for v in value) and key.endswith("expert_used_count"):
         value = max(value)
