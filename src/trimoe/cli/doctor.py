@@ -1,7 +1,7 @@
-"""`trimoe doctor`: what this machine has, what is missing, and what each missing piece would enable.
+"""`trimoe doctor`: shows what is installed, what is missing, and what each missing part enables.
 
-Invariants: reads only; imports no extra (versions come from package metadata), so it works in the barest install.
-Exit 0 unless a base dependency is missing or too old to be imported.
+Invariants: writes nothing; imports no extra (versions come from package metadata), so it works in the base install.
+Exits 0 unless a base dependency is missing.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ from trimoe.errors import MissingPrerequisite, TrimoeError
 
 BASE = ("numpy", "click", "rich", "msgspec", "pyyaml", "jinja2", "xxhash", "aiohttp")
 
-# Programs outside Python: how to ask for the version, and what they are good for.
+# Programs outside Python: the arguments that print the version, and what the program enables.
 TOOLS: dict[str, tuple[tuple[str, ...], str]] = {
     "c++": (("--version",), "building llama.cpp: trimoe llamacpp install"),
     "cmake": (("--version",), "building llama.cpp: trimoe llamacpp install"),
@@ -56,7 +56,7 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Everything doctor knows, ready for JSON. Sizes in bytes, versions as strings, None for what is absent."""
+    """The whole report as JSON values: sizes in bytes, versions as strings, None for what is absent."""
     disk = shutil.disk_usage(Path.cwd())
     extras = {
         name: {
@@ -89,7 +89,7 @@ def examine() -> dict[str, Any]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report of `examine` as lines for people."""
+    """The report of `examine` as text."""
     lines = [
         f"trimoe {report['trimoe']}, Python {report['python']}, {report['platform']}",
         f"{report['cores']} cores, memory {_size(report['memory_available'])} free of {_size(report['memory_total'])}, "
@@ -109,14 +109,14 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "servers: trimoe serve"]
     lines += [_row(n, "can run" if e["note"] is None else None, e["note"] or "") for n, e in report["engines"].items()]
     found = report["llama.cpp"]
-    note = "GGUF: quantize, serve, the logits of certify" + ("" if found else "; get it: trimoe llamacpp install")
+    note = "GGUF: quantize, serve, the logits of certify" + ("" if found else "; build it: trimoe llamacpp install")
     lines += ["", "tools outside Python", _row("llama.cpp", found and (found["version"] or found["origin"]), note)]
     lines += [_row(name, tool["version"], tool["enables"]) for name, tool in report["tools"].items()]
     return "\n".join(lines)
 
 
 def llamacpp() -> dict[str, Any] | None:
-    """Version and origin of the llama.cpp that is used, None if there is none."""
+    """Version and origin of the llama.cpp in use; None if there is none."""
     from trimoe.llamacpp.tools import locate
 
     try:
@@ -127,18 +127,18 @@ def llamacpp() -> dict[str, Any] | None:
 
 
 def sandbox_state() -> dict[str, str | None]:
-    """The engine `namespaces` if one worker of it comes up here, else why it does not and what to do."""
+    """The engine `namespaces` if a worker of it starts here; otherwise why it does not, and the remedy."""
     from trimoe.sandbox import require_sandbox
 
     try:
         require_sandbox()
     except TrimoeError as exc:
         return {"engine": None, "note": f"{exc.actual}; {exc.remedy}"}
-    return {"engine": "namespaces", "note": "contains generated code of code benches"}
+    return {"engine": "namespaces", "note": "isolates generated code of code benches"}
 
 
 def language_state() -> dict[str, dict[str, str | None]]:
-    """Toolchains for generated code in other languages: version, or how to get one."""
+    """Toolchains for generated code in other languages: the version, or how to install one."""
     from trimoe.bench.code.languages import languages
 
     found = {language.name: (language, language.toolchain()) for language in languages().values()}
@@ -153,7 +153,7 @@ def language_state() -> dict[str, dict[str, str | None]]:
 
 
 def engine_state() -> dict[str, dict[str, str | None]]:
-    """Engines that can be started, and why the others cannot here (`note` is None for those that can)."""
+    """Every engine that trimoe can start; `note` says why it cannot start here, None if it can."""
     from trimoe.serve.engine import engines, why_not
 
     return {e.name: {"about": e.about, "note": why_not(e)} for e in engines().values() if e.attach is None}
@@ -168,7 +168,7 @@ def package_version(name: str) -> str | None:
 
 
 def tool_version(name: str, arguments: tuple[str, ...]) -> str | None:
-    """The version a program prints, "found" if it prints none we can read, None if it is not on PATH."""
+    """The version that a program prints; "found" if it prints none, None if the program is not on PATH."""
     path = shutil.which(name)
     if path is None:
         return None

@@ -75,7 +75,7 @@ def eval_(
     as_json: bool,
     **serving: Any,
 ) -> int:
-    """Evaluate a checkpoint or a running server on benches. Every reply is stored as it arrives.
+    """Evaluate a checkpoint or a running server on benches.
 
     The same command resumes an interrupted run. MODEL is a checkpoint directory (evaluated in this process unless
     --engine names a server to start), a .gguf file, or the address of a server with the OpenAI protocol.

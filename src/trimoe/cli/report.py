@@ -1,4 +1,4 @@
-"""`trimoe report`: one page over run logs that opens anywhere."""
+"""`trimoe report`: writes a self-contained HTML report over run logs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("logs", metavar="RUNS.db [RUNS2.db ...]", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--out", type=PATH, required=True, help="The .html file to write; an older report is replaced.")
+@click.option("-o", "--out", type=PATH, required=True, help="The .html file to write; an existing report is replaced.")
 @click.option("--base", help="Name of the run to compare against (default: the first in the logs).")
 @click.option("--title", help="Heading of the page (default: what is compared with what).")
 @click.option(
@@ -46,8 +46,8 @@ def report(
 
     It has a scoreboard, paired differences, lost items by cause, and the audit.
 
-    The page has no script and loads nothing. Runs under another engine, sampler or stack stand in tables of their own.
-    A number that the audit refuses is shown with its reason, and named first.
+    The page has no script and loads nothing. Runs under another engine, sampler or stack have tables of their own.
+    A score that the audit refuses is shown with its reason, and listed first.
 
     \b
     Examples:

@@ -27,7 +27,7 @@ def rescore_(
     unsafe_no_sandbox: bool,
     as_json: bool,
 ) -> None:
-    """Judge every stored reply again, without generating anything.
+    """Score stored replies again without generating.
 
     \b
     Examples:

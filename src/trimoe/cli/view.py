@@ -1,4 +1,4 @@
-"""`trimoe view`: a local web page over run logs."""
+"""`trimoe view`: serves a local web page over run logs."""
 
 import socket
 import sys
@@ -29,8 +29,8 @@ def view(logs: tuple[Path, ...], port: int, no_open: bool, as_json: bool) -> Non
     """Browse run logs in a local web page until Ctrl-C.
 
     The page lists every run with its score and causes, and follows runs that are still being made. A run shows its
-    samples by cause, with search; two runs of a bench are shown item by item, what flipped first. The logs are only
-    read. The page can be reached from this machine alone. `--json` prints the address, then serves as well.
+    samples by cause, with search; two runs of a bench are compared item by item, flipped items first. The logs
+    are never written. The page is reachable from this machine only. `--json` prints the address, then serves as well.
 
     \b
     Examples:
@@ -47,14 +47,14 @@ def view(logs: tuple[Path, ...], port: int, no_open: bool, as_json: bool) -> Non
         f"{address}  ({len(runs)} runs; Ctrl-C ends it)",
         as_json,
     )
-    sys.stdout.flush()  # whoever waits for the address reads a pipe
+    sys.stdout.flush()  # a program that waits for the address reads a pipe
     if not no_open and not as_json:
         webbrowser.open(address)
     _serve(catalog, listening)
 
 
 def _listen(port: int) -> socket.socket:
-    """A socket on the loopback only; the address is known before anything is served."""
+    """A listening socket on the loopback interface; its port is known before anything is served."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -72,7 +72,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _serve(catalog: Catalog, listening: socket.socket) -> None:
-    """Until Ctrl-C or SIGTERM, which is how this command ends."""
+    """Serve until Ctrl-C or SIGTERM, the normal end of this command."""
     import uvicorn
 
     from trimoe.view.app import make_app
