@@ -1,4 +1,4 @@
-"""The reference page of calibration sets, from the models that validate them; called by generate.py."""
+"""Builds the reference page of calibration sets from the types that validate them; called by generate.py."""
 
 import ast
 import inspect
@@ -16,8 +16,8 @@ from trimoe.io.datafile import Data
 SET_PAGE = """\
 # The calibration set file
 
-A YAML file, UTF-8. Unknown keys, keys given twice and values of another type are refused; relative paths are resolved
-against the file's folder. `--set` also takes the name of a shipped set ({shipped}).
+A YAML file in UTF-8. Unknown keys, keys given twice and values of another type are refused; relative paths are resolved
+against the file's folder. `--set` also accepts the name of a shipped set ({shipped}).
 
 ```yaml
 name: my-work
@@ -33,33 +33,31 @@ classes:
 """
 
 SET_KEPT = """\
-The metadata of the statistics say where they come from; `trimoe stats show FILE --json` prints them, the
-hashes left out.
+The metadata of the statistics record their origin; `trimoe stats show FILE --json` prints them without the document
+hashes.
 """
 SET_METADATA = {
     "`set`, `set_name`": "hash of what is measured (token ids, classes, masks, weights, window), and the file's `name`",
     "`window`": "tokens per window",
     "`sources`": "class -> its sources: kind, file name or data set and commit, weight",
-    "`document_hashes`": "class -> one hash per document, of its tokens; by them `trimoe stats merge` refuses a "
+    "`document_hashes`": "class -> one hash of the tokens per document, with which `trimoe stats merge` detects a "
     "document that two runs measured",
     "`documents`, `windows`, `tokens`": "counts per class; `tokens` counts measured positions",
-    "`repeated_documents`": "class -> documents that are there more than once",
-    "`long_documents`, `cut_tokens`": "rule -> class -> documents longer than the window; class -> tokens left out by "
+    "`repeated_documents`": "class -> number of duplicate documents",
+    "`long_documents`, `cut_tokens`": "rule -> class -> documents longer than the window; class -> tokens removed by "
     "`cut`",
     "`unmeasured_documents`": "class -> documents in which `count_before` marks no position",
-    "`replies`": "of answers that the model gave itself: hash of the file beside the statistics, rows, tokens, and how "
-    "many the model ended",
-    "`bench_items`": "bench -> ids of its items that are in the set on purpose (`bench` of a source, traces)",
-    "`leak_check`": "of `--leak-check`: per bench the number of items, those not checked (shorter than 8 words), ids "
-    "of `overlapping` items, of those the `undeclared` ones, which are not in the set on purpose; "
-    "ids of items that share `boilerplate` alone; the "
-    "`rule` by which they are told apart. After a merge: a "
-    "list with one report per run, null where none was made",
+    "`replies`": "the model's own answers: hash of the file beside the statistics, rows, tokens, and how many the model "
+    "ended itself",
+    "`bench_items`": "bench -> ids of its items that are declared in the set (`bench` of a source, traces)",
+    "`leak_check`": "result of `--leak-check`: per bench the number of items, those not checked (shorter than 8 words), "
+    "ids of `overlapping` items and of the `undeclared` ones among them, ids of items that share only `boilerplate`, and "
+    "the `rule` that distinguishes them. After a merge: a list with one report per run, null where none was made",
 }
 
 
 def set_page() -> str:
-    """The keys of a calibration set, and what of it ends up in the statistics."""
+    """The keys of a calibration set, and what the statistics record of it."""
     parts = [SET_PAGE.format(shipped=", ".join(f"`{name}`" for name in shipped()))]
     parts += [key_table(CalibrationSet), "\n## Every source\n", key_table(BaseSource)]
     shared = {field.name: field for field in fields(BaseSource)}
@@ -68,13 +66,13 @@ def set_page() -> str:
         about = inspect.cleandoc(model.__doc__ or "")
         parts += [f"\n## `kind: {model.__struct_config__.tag}`\n", about, "", key_table(model, keep=tuple(own))]
     parts += ["\n## `fields`\n", f"{inspect.cleandoc(Fields.__doc__ or '')}\n", key_table(Fields)]
-    parts += ["\n## What ends up in the statistics file\n", SET_KEPT, "| Key | What it holds |\n|---|---|"]
+    parts += ["\n## What the statistics file records\n", SET_KEPT, "| Key | What it holds |\n|---|---|"]
     parts += [f"| {key} | {text} |" for key, text in SET_METADATA.items()]
     return "\n".join(parts) + "\n"
 
 
 def key_table(model: type[Data], keep: tuple[str, ...] | None = None) -> str:
-    """A table of a model's keys with the docstrings under them."""
+    """A table of a type's keys with the docstrings below them."""
     meaning: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if issubclass(base, Data) and base is not Data:

@@ -204,9 +204,9 @@ def test_one_process_per_output(random_model: Path, small_set: Path, tmp_path: P
     with (state_path(out) / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert status(out)["state"] == "running"
-        with pytest.raises(Refused, match="another calibration works in"):
+        with pytest.raises(Refused, match="another calibration is using"):
             calibrate(random_model, small_set, out)
-        with pytest.raises(Refused, match="another calibration works in"):
+        with pytest.raises(Refused, match="another calibration is using"):
             calibrate(random_model, small_set, out, start_at=0)
     assert status(out)["state"] == "unfinished"
     calibrate(random_model, small_set, out)

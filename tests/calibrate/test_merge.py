@@ -171,7 +171,7 @@ def wider() -> ExpertStats:
         (changed(shards=8), "different shards"),
         (changed(merge={"wnorm": "max"}), "different merge rules"),
         (changed(merge={"wnorm": "median"}), "unknown rule"),
-        (changed(tokens=[1]), "unlike counts"),
+        (changed(tokens=[1]), "counts of different forms"),
         (changed(document_hashes={"class0": 5}), "metadata of a run is damaged"),
         (changed(sources=[1]), "metadata of a run is damaged"),
         (changed(bench_items={"b": 3}), "metadata of a run is damaged"),

@@ -155,7 +155,7 @@ class TestDataSets:
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         commit = "0123456789abcdef0123456789abcdef01234567"
-        with pytest.raises(MissingPrerequisite, match="openai/gsm8k cannot be fetched") as caught:
+        with pytest.raises(MissingPrerequisite, match="openai/gsm8k cannot be downloaded") as caught:
             texts(tmp_path, f"kind: dataset, id: openai/gsm8k, revision: {commit}, config: main")
         assert f"hf download openai/gsm8k --repo-type dataset --revision {commit}" in caught.value.remedy
         assert caught.value.exit_code == 4
@@ -300,13 +300,13 @@ class TestRunLog:
         for broken, word in (
             (exported("base", "d0", True, reply=""), "field 'reply'"),
             ({k: v for k, v in exported("base", "d0", True).items() if k != "prompt"}, "field 'prompt'"),
-            (exported("base", "d0", "yes"), "no verdict"),  # type: ignore[arg-type]
+            (exported("base", "d0", "yes"), "not a verdict"),  # type: ignore[arg-type]
         ):
             rows(log, broken, name="b.jsonl")
             with pytest.raises(CalibrationError, match=word):
                 texts(log, "kind: run-log, path: b.jsonl, model: base")
         rows(log, exported("base", "d0", True), exported("base", "d0", True), name="b.jsonl")
-        with pytest.raises(CalibrationError, match="a second time"):
+        with pytest.raises(CalibrationError, match="repeats tiny-code/d0"):
             texts(log, "kind: run-log, path: b.jsonl, model: base")
         rows(log, exported("base", "d0", True, bench="multipl-e-100"), name="b.jsonl")
         with pytest.raises(Refused, match="MultiPL-E"):
@@ -358,9 +358,9 @@ class TestLmEval:
             self.read(shared, tmp_path, "gsm8k_100", ", filter: strict")
 
     def test_samples_without_prompts(self, shared: Path, tmp_path: Path) -> None:
-        with pytest.raises(CalibrationError, match="does not hold its prompt"):
+        with pytest.raises(CalibrationError, match="does not contain its prompt"):
             self.read(shared, tmp_path, "aime24")
-        with pytest.raises(CalibrationError, match="is no sample of lm-eval"):
+        with pytest.raises(CalibrationError, match="is not a sample of lm-eval"):
             self.read(shared, tmp_path, "lcb_medium_55")
 
     def test_weighed_against_another_model(self, shared: Path, tmp_path: Path) -> None:

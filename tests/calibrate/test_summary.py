@@ -136,9 +136,9 @@ class TestShow:
             "(1 never used)",
             "Jaccard of the 2 strongest (by chance 0.18), Spearman of all",
             "left out: out_mean_norm",
-            "holds 2 items of humaneval on purpose",
-            "leak check: 2 of 9 items of he share 13 words in a row with the set, 1 not on purpose: 7",
-            "leak check: nothing that counts is shared with math (4 of 5 items checked)",
+            "contains 2 items of humaneval, declared in the set",
+            "leak check: 2 of 9 items of he share 13 consecutive words with the set; 1 not declared: 7",
+            "leak check: no overlap with math (4 of 5 items checked)",
         ):
             assert part in text, text
 

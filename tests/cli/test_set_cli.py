@@ -53,8 +53,8 @@ def test_the_leak_check_is_printed_and_kept(leaking: Path, tmp_path: Path, capsy
     out.unlink()
     assert run(*options) == 0
     text = capsys.readouterr().out
-    assert "of tiny-code share 13 words of their own in a row with the set" in text
-    assert "nothing that counts is shared with other (4 of 4 items checked)" in text
+    assert "of tiny-code share 13 consecutive words of their own with the set" in text
+    assert "no overlap with other (4 of 4 items checked)" in text
 
 
 def test_leak_checks_that_cannot_be(leaking: Path, tmp_path: Path) -> None:

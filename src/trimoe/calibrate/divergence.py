@@ -1,10 +1,9 @@
-"""How far a smaller model is from the one it was made from, token by token, on a text; one layer of one model resident.
+"""KL divergence between a model and one made from it, on a text, with one layer of one model in memory.
 
-Per window: KL divergence of the next-token distributions, KL(original || other) in nats, and both models' loss on the
-text itself. Means are over tokens; windows of one document depend on each other, so documents are the sampling unit of
-every interval (percentile bootstrap, the same draws for all compared models: differences are paired).
-Invariants: float32 logits, float64 sums. Not guaranteed: that a smaller divergence means better generation; nothing
-here generates.
+Per window: KL(original || other) of the next-token distributions in nats, and the other model's loss on the text. Means
+are over tokens. Windows of one document are not independent, so documents are the sampling unit of every interval
+(percentile bootstrap, with the same draws for all compared models, so that differences are paired).
+Invariants: float32 logits, float64 sums. Not guaranteed: that a smaller divergence means better generation.
 """
 
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from trimoe.io.progress import Progress
 
 RESAMPLES = 10_000
 _POSITIONS = 512
-"""Positions whose logits are in memory at a time."""
+"""Positions whose logits are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Sums per window of a text. `kl` and `loss` are of the other model against, or beside, the original."""
+    """Sums per window of a text: tokens, KL divergence from the original, and the other model's loss."""
 
     windows: Windows
     tokens: np.ndarray
@@ -48,7 +47,7 @@ class Divergence:
 
 
 def interval(divergence: Divergence, values: np.ndarray) -> list[float]:
-    """95 % interval of the mean per token from per-window sums, by resampling documents, always with the same draws."""
+    """95 % interval of the mean per token from per-window sums: a bootstrap over documents, with fixed draws."""
     sums, counts = divergence.by_document(values), divergence.by_document(divergence.tokens)
     present = counts > 0
     sums, counts = sums[present], counts[present]
@@ -60,7 +59,7 @@ def interval(divergence: Divergence, values: np.ndarray) -> list[float]:
 
 
 class Text:
-    """Windows in batches, and what enters the first layer of a model for them."""
+    """A text as batches of windows, to be run through models."""
 
     def __init__(self, windows: Windows, batch_tokens: int = 4096) -> None:
         self.windows = windows
@@ -79,7 +78,7 @@ class Text:
             model.free_embedding()
 
     def through(self, model: LayerModel, progress: Progress | None = None, note: str = "") -> list[Any]:
-        """Hidden states after the last layer, by batch: in memory, 4 bytes x H per token in float32."""
+        """Hidden states after the last layer, by batch; in float32 they take 4 bytes x H per token of memory."""
         import torch
 
         hidden, layers = self.enter(model), model.checkpoint.num_layers

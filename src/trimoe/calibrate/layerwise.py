@@ -1,8 +1,8 @@
-"""One calibration run: all windows through layer 0, then through layer 1, and so on.
+"""One calibration run, layer by layer: all windows through layer 0, then through layer 1, and so on.
 
-Weights of one layer are in memory while the next ones are read (unless the memory budget forbids it); hidden states
-between layers stay in memory or on disk. After each layer everything is durable, see `state`.
-Invariants: one forward pass, nothing is computed twice; what is resumed equals what was never interrupted.
+Weights of one layer are in memory while the next layer is read (unless the memory budget forbids it); hidden states
+between layers are in memory or on disk. After each layer everything is durable, see `state`.
+Invariants: one forward pass, nothing is computed twice; a resumed run gives the same result as an undisturbed one.
 """
 
 import time
@@ -32,27 +32,27 @@ from trimoe.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a run. `dtype`, `shards`, `coactivation` and `neurons` belong to the result's identity; the others
+    """Settings of a run. `dtype`, `shards`, `coactivation` and `neurons` are part of the result's identity; the others
     are operational."""
 
     device: str = "cpu"
     dtype: str = "auto"
     """auto: float32 on a CPU and for float16 weights, otherwise the weights' own type."""
     shards: int = 16
-    """Bootstrap shards; a document is in the shard that its content hash says."""
+    """Bootstrap shards; the content hash of a document decides its shard."""
     coactivation: bool = False
-    """Also count for every pair of experts the tokens sent to both."""
+    """Also count, for every pair of experts, the tokens routed to both."""
     neurons: bool = False
     """Also sum the squared activation of every inner neuron."""
     batch_tokens: int | None = None
-    """Tokens (with padding) per forward of one layer; a longer window makes a batch of its own. None: 4096 on a CPU,
-    8192 on an accelerator."""
+    """Tokens, padding included, per forward pass of one layer; a longer window is a batch of its own. None: 4096 on a
+    CPU, 8192 on an accelerator."""
     ram: int | None = None
     """Memory budget in bytes; None: 80 % of what is free."""
 
 
 class Run:
-    """Prepared cheaply (names, shapes, plan), then executed layer by layer."""
+    """A run that is prepared cheaply (names, shapes, plan) and then executed layer by layer."""
 
     def __init__(self, checkpoint: Checkpoint, windows: Windows, options: Options, name: str) -> None:
         self.checkpoint, self.windows = checkpoint, windows
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that could change a bit of the result; an interrupted run goes on only if all of it is equal."""
+        """Everything that could change a bit of the result; an interrupted run resumes only if all of it is equal."""
         import torch
         import transformers
 
@@ -109,7 +109,8 @@ class Run:
     def execute(
         self, state: RunState, progress: Progress | None = None, on_layer: Callable[[Mark], None] | None = None
     ) -> ExpertStats:
-        """All layers that `state` does not have yet, then the whole. `on_layer` hears of each layer that is durable."""
+        """Run the layers that `state` does not have, and assemble the statistics. `on_layer` gets each finished layer's
+        mark."""
         import torch
 
         marks = state.finished()
@@ -140,7 +141,7 @@ class Run:
         return assemble(results, self.windows, self.about, self.checkpoint.moe_layers)
 
     def _enter(self, hidden: HiddenStates, marks: list[Mark]) -> None:
-        """Hidden states that enter the first unfinished layer: the embedding, or what the state kept."""
+        """Prepare the hidden states that enter the first unfinished layer: the embedding, or those of the state."""
         if marks:
             self.model.returns_tuple = marks[-1].returns_tuple
             hidden.resume(marks[-1])
@@ -153,7 +154,7 @@ class Run:
         self.model.free_embedding()
 
     def _layer(self, layer: int, hidden: HiddenStates, progress: Progress | None) -> tuple[dict[str, np.ndarray], Mark]:
-        """One layer over all batches: its statistics, and the mark that makes it finished."""
+        """Run one layer over all batches: its statistics, and its mark."""
         start = time.monotonic()
         layers, count = self.checkpoint.num_layers, len(self.batches)
         recorder = LayerRecorder(self.shape, self.model.device)
@@ -181,14 +182,14 @@ class Run:
         return nullcontext() if experts is None else recording(experts, self.model.router(layer), recorder)
 
     def _peak_device(self) -> int:
-        """Bytes on the accelerator at worst; 0 on a CPU."""
+        """Peak bytes on the accelerator; 0 on a CPU."""
         import torch
 
         return int(torch.cuda.max_memory_allocated(self.model.device)) if self.model.device.type == "cuda" else 0
 
 
 def compute_dtype(checkpoint: Checkpoint, options: Options) -> str:
-    """The type of the forward pass: see `Options.dtype`."""
+    """The type of the forward pass, see `Options.dtype`."""
     if options.dtype != "auto":
         return options.dtype
     stored = {t.info.dtype for t in checkpoint.expert_tensors.values()}

@@ -1,6 +1,6 @@
-"""What a calibration run will need, said before it starts, and what it took, measured after it.
+"""Memory and disk needs of a calibration run: predicted before it starts, measured after it.
 
-The prediction adds up what the engine holds at the worst moment; it is meant to be within 20 % of the measured peak.
+The prediction adds up what the engine holds at its peak; the target is within 20 % of the measured peak.
 """
 
 import math
@@ -18,19 +18,19 @@ from trimoe.errors import CalibrationError, MissingPrerequisite
 
 GB = 10**9
 WARM_UP = 40 << 20
-"""What libraries take at the first forward beyond what the process holds before it (measured on Linux)."""
+"""Memory that libraries allocate during the first forward pass (measured on Linux)."""
 COVERAGE = 16
-"""Fewer tokens than this per expert and class are reported as thin evidence."""
+"""An expert with fewer tokens than this in a class is reported as thinly covered."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes, counts and choices of a run, before its first expensive step."""
+    """Predicted bytes, counts and strategy of a run, made before its first expensive step."""
 
     tokens: dict[str, int]
     """Counted tokens per class."""
     tokens_per_expert: dict[str, float]
-    """What an expert gets of them if routing is even."""
+    """Tokens per expert if routing were even."""
     layers: int
     windows: int
     batches: int
@@ -39,12 +39,12 @@ class Plan:
     dtype: str
     hidden_in_memory: bool
     prefetch: bool
-    """The next layer is read while one computes, so two are in memory."""
+    """The next layer is read during the computation of the current one, so two are in memory."""
     peak_ram: int
     peak_device: int
     """Bytes on the accelerator; 0 on a CPU."""
     disk: int
-    """Bytes beside the output while the run goes on (it is removed at the end)."""
+    """Bytes beside the output during the run; removed at the end."""
 
     @property
     def thin(self) -> dict[str, float]:
@@ -56,7 +56,7 @@ class Plan:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The plan as lines of text."""
         per_class = [
             f"  {name:24s} {count:>12,d} tokens, {self.tokens_per_expert[name]:,.0f} per expert"
             for name, count in self.tokens.items()
@@ -79,19 +79,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """What the prediction needs to know of one layer."""
+    """Sizes of one layer that the prediction uses."""
 
     weights: int
     """Bytes in the forward pass's type."""
     loading: int
-    """Bytes that reading it takes beyond that while it goes on."""
+    """Further bytes that are needed while it is being read."""
     wide: int
     """Values per token of the widest result outside the experts (attention heads, dense FFN)."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the prediction is made of."""
+    """Sizes of the model that the prediction uses."""
 
     layers: Sequence[LayerSizes]
     embedding: int
@@ -104,10 +104,10 @@ class Sizes:
 def make_plan(
     windows: Windows, batches: Sequence[Batch], sizes: Sizes, shape: Shape, dtype: str, on_cpu: bool, ram: int | None
 ) -> Plan:
-    """Predict memory and disk. What does not fit into `ram` (default: what is free) is left out in this order: hidden
-    states in memory, reading ahead.
+    """Predict memory and disk. If memory exceeds `ram` (bytes; default: 80 % of what is free), first hidden states go
+    to disk, then layers are no longer read ahead.
 
-    Raises `CalibrationError` for a class with fewer tokens than experts and `MissingPrerequisite` if nothing helps.
+    Raises `CalibrationError` for a class with fewer tokens than experts and `MissingPrerequisite` if neither suffices.
     """
     tokens = windows.tokens()
     for name, count in tokens.items():
@@ -139,7 +139,7 @@ def make_plan(
             "the memory budget is too small for this model",
             expected=f"--ram of at least {least:.2f}GB",
             actual=f"{ram / GB:.2f}GB",
-            remedy="give more, or fewer tokens per batch (--batch-tokens)",
+            remedy="raise --ram, or lower --batch-tokens",
         )
     prefetch, kept = fitting[0] if fitting else ways[-1]
     return Plan(
@@ -159,7 +159,7 @@ def make_plan(
 
 
 def _layers(sizes: Sizes, shape: Shape, positions: int, prefetch: bool) -> int:
-    """Bytes of weights and of the largest batch at the worst moment: a layer in work, and the next one being read."""
+    """Peak bytes of weights and of the largest batch: one layer computing while the next is being read."""
     worst = 0
     for layer, following in zip_longest(sizes.layers, sizes.layers[1:]):
         ahead = following.weights + following.loading if prefetch and following else 0
@@ -169,10 +169,10 @@ def _layers(sizes: Sizes, shape: Shape, positions: int, prefetch: bool) -> int:
 
 
 def _working(positions: int, wide: int, sizes: Sizes, shape: Shape) -> int:
-    """Bytes of a batch while it goes through a layer. The factors were measured on Gemma 4 layers of several widths.
+    """Bytes of a batch inside a layer. The factors were measured on Gemma 4 layers of several widths.
 
     In the attention: the residual, its norm, and queries, keys and values before and after rotation. In the experts:
-    seven hidden states, and for the rows of the most used expert their outputs in the forward's type and in float64.
+    seven hidden states, and for the rows of the most used expert the outputs in the forward's type and in float64.
     """
     attention = (2 * shape.hidden + 5.5 * wide) * sizes.item
     share = min(1.0, 8 * sizes.top_k / shape.experts)
@@ -181,14 +181,14 @@ def _working(positions: int, wide: int, sizes: Sizes, shape: Shape) -> int:
 
 
 def _arrays(shape: Shape, layers: int) -> int:
-    """Bytes of the statistics of all layers. In memory they are there up to three times while they are put together."""
+    """Bytes of the statistics of all layers. While they are assembled, up to three copies are in memory."""
     per_cell = len(SUMS) * shape.shards + len(MAXIMA) + 2
     per_cell += shape.experts * shape.coactivation + shape.inner * shape.neurons
     return 8 * shape.cells * per_cell * layers
 
 
 def available_memory() -> int:
-    """Bytes that can be used without swapping."""
+    """Bytes available without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -197,12 +197,12 @@ def available_memory() -> int:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory now."""
+    """Resident bytes of this process."""
     return _own_status("VmRSS") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def reset_peak() -> None:
-    """Let the kernel forget this process's peak so that the run's own is measured; if it refuses, the old one stays."""
+    """Reset the kernel's record of this process's peak, so that the run's own peak is measured. May be refused."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -215,7 +215,7 @@ def peak_memory() -> int:
 
 
 def _own_status(key: str) -> int:
-    """Bytes of a line of /proc/self/status; 0 where there is none (not Linux)."""
+    """Bytes of a line of /proc/self/status; 0 where the file does not exist (not Linux)."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

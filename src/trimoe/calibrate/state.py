@@ -1,10 +1,10 @@
-"""What a calibration run keeps on disk so that a kill loses at most the layer in work.
+"""The state of a calibration run on disk, from which a killed run resumes; a kill loses at most the current layer.
 
-A folder beside the output: settings.json (what the run is), and after each layer L its statistics `stats-L.npz`, the
-hidden states that enter the next layer `hidden-(L+1).bin`, and last, by rename, the mark `layer-L.json` with checksums.
-A layer counts as finished when its mark exists. The hidden states of layer L go when those of L+1 are marked.
-Invariants: data is synced before the mark; one process at a time (a lock); settings that could change a bit of the
-result must be equal to go on. A folder without a mark holds nothing worth keeping and is taken over.
+A folder beside the output: settings.json (identity of the run), and after each layer L its statistics `stats-L.npz`,
+the hidden states that enter the next layer `hidden-(L+1).bin`, and last, by rename, the mark `layer-L.json` with
+checksums. A layer is finished when its mark exists. The hidden states of layer L are removed once those of L+1 are
+marked. Invariants: data is synced before the mark; a lock allows one process at a time; a run resumes only if every
+setting that could change a bit of the result is equal. A folder without a mark is reused.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from trimoe.io.jsonfile import write_json
 
 @dataclass(frozen=True)
 class Mark:
-    """The last finished layer: checksums, how the model returns hidden states, and what the layer took."""
+    """A finished layer: checksums, how the model returns hidden states, time and memory."""
 
     layer: int
     hidden_crc: int
@@ -38,12 +38,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far the run in a state folder is."""
+    """Progress of the run in a state folder."""
 
     settings: dict[str, Any]
     marks: list[Mark]
     running: bool
-    """Another process works on it now."""
+    """Another process is working on it."""
     nbytes: int
     """Bytes of the folder."""
 
@@ -54,14 +54,14 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the mean of the finished layers; None if there is none."""
+        """Estimated from the mean of the finished layers; None before the first."""
         if not self.marks:
             return None
         return sum(mark.seconds for mark in self.marks) / len(self.marks) * (self.layers - len(self.marks))
 
 
 class RunState:
-    """The folder of one run; use as a context manager (it holds the lock)."""
+    """The folder of one run. Use as a context manager, which holds the lock."""
 
     def __init__(self, path: Path, settings: dict[str, Any], *, start_over: bool = False) -> None:
         self.path, self.settings, self._start_over = path, settings, start_over
@@ -76,10 +76,10 @@ class RunState:
         except BlockingIOError as exc:
             self._lock.close()
             raise Refused(
-                f"another calibration works in {self.path}",
+                f"another calibration is using {self.path}",
                 expected="one process per output",
-                actual="it is locked",
-                remedy="wait for it, or choose another -o",
+                actual="the folder is locked",
+                remedy="wait for it to finish, or choose another -o",
             ) from exc
         except BaseException:
             self._lock.close()
@@ -87,7 +87,7 @@ class RunState:
         return self
 
     def _adopt(self) -> None:
-        """Go on with what is there, or begin: with `start_over`, or if no layer is finished."""
+        """Resume the run, or begin anew with `start_over` or if no layer is finished."""
         if self._start_over or not read_marks(self.path):
             self.clear()
             write_json(self.path / "settings.json", self.settings, overwrite=True)
@@ -99,7 +99,7 @@ class RunState:
                 f"{self.path} holds an unfinished run with other settings",
                 expected=f"the same {', '.join(names)}",
                 actual="; ".join(f"{n} was {known.get(n)}, is {wanted.get(n)}" for n in names)[:300],
-                remedy="repeat the first command to go on, or pass --from 0 to start over",
+                remedy="repeat the first command to resume, or pass --from 0 to start over",
             )
 
     def __exit__(
@@ -123,11 +123,11 @@ class RunState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the folder takes now."""
+        """Bytes of the folder."""
         return folder_bytes(self.path)
 
     def commit(self, results: dict[str, np.ndarray], mark: Mark) -> None:
-        """Make a layer durable; its hidden states have been written and synced before. `stats_crc` is filled in."""
+        """Store a layer durably, after its hidden states were written and synced. Fills in `stats_crc`."""
         path = self._stats_path(mark.layer)
         with path.open("wb") as out:
             np.savez(out, **results)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ class RunState:
         self.hidden_path(mark.layer).unlink(missing_ok=True)
 
     def results(self, mark: Mark) -> dict[str, np.ndarray]:
-        """The arrays of a finished layer. Raises `BadInput` if the file is not what was committed."""
+        """The arrays of a finished layer. Raises `BadInput` if the file was changed."""
         path = self._stats_path(mark.layer)
         if not path.exists() or zlib.crc32(path.read_bytes()) != mark.stats_crc:
             raise damaged(path)
@@ -146,7 +146,7 @@ class RunState:
             return {name: arrays[name] for name in arrays.files}
 
     def clear(self) -> None:
-        """Remove everything but the lock, marks first so that a kill in between leaves no mark without its data."""
+        """Remove everything but the lock, marks first, so that a kill leaves no mark without its data."""
         for path in sorted(self.path.glob("layer-*.json"), reverse=True):
             path.unlink()
         for path in self.path.iterdir():
@@ -154,18 +154,18 @@ class RunState:
                 path.unlink()
 
     def remove(self) -> None:
-        """The run is over. Marks go first, as in `clear`."""
+        """Remove the folder at the end of the run, marks first."""
         self.clear()
         shutil.rmtree(self.path)
 
 
 def state_path(out: Path) -> Path:
-    """Where the state of a run that writes `out` lies."""
+    """The state folder of a run that writes `out`."""
     return out.parent / f".{out.name}.calibrating"
 
 
 def progress_of(path: Path) -> RunProgress | None:
-    """How far the run in a state folder is, without disturbing it; None if there is none."""
+    """Progress of the run in a state folder, without disturbing it; None if there is none."""
     if not (path / "lock").exists():
         return None
     with (path / "lock").open("rb") as lock:
@@ -181,8 +181,8 @@ def progress_of(path: Path) -> RunProgress | None:
 
 
 def status(out: Path | str) -> dict[str, Any]:
-    """How far the calibration that writes `out` is; reads files only. `state` is one of none, unfinished, running,
-    finished; times in seconds, sizes in bytes."""
+    """Progress of the calibration that writes `out`; reads files only. `state` is none, unfinished, running or
+    finished; times are in seconds, sizes in bytes."""
     out = Path(out)
     found = progress_of(state_path(out))
     if found is None:
@@ -200,7 +200,7 @@ def status(out: Path | str) -> dict[str, Any]:
 
 
 def read_marks(path: Path) -> list[Mark]:
-    """Marks of the finished layers, in order. Raises `BadInput` for one that is not what `commit` wrote."""
+    """Marks of the finished layers, in order. Raises `BadInput` for a damaged one."""
     marks: list[Mark] = []
     while (file := path / f"layer-{len(marks):04d}.json").exists():
         try:
@@ -211,7 +211,7 @@ def read_marks(path: Path) -> list[Mark]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Settings of the run in a state folder."""
+    """Settings of the run in a state folder. Raises `BadInput`."""
     try:
         known = json.loads((path / "settings.json").read_bytes())
         if not isinstance(known, dict) or type(known.get("layers")) is not int:
@@ -222,7 +222,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of the files in a folder; files that vanish meanwhile count nothing."""
+    """Bytes of the files in a folder; files that disappear meanwhile are not counted."""
     total = 0
     for file in path.glob("*"):
         try:
@@ -233,9 +233,9 @@ def folder_bytes(path: Path) -> int:
 
 
 def damaged(path: Path) -> BadInput:
-    """The error for a file that is not what was committed."""
+    """The error for a file of the state that is missing or changed."""
     return BadInput(
         f"{path} is missing or damaged",
-        expected="the file as it was written by the interrupted run",
+        expected="the file as the interrupted run wrote it",
         remedy="pass --from 0 to start over",
     )

@@ -1,9 +1,9 @@
-"""The algebra of drop maps: what several maps keep together, what they all keep, and two cuts as one.
+"""Union, intersection and composition of drop maps.
 
-Invariants: pure; the order of the given maps does not matter to `combine`. All layers must keep equally many experts,
-which a union or intersection does not by itself: the layer that keeps the most decides, and the others are filled up
-with the experts that most of the maps keep, then those of higher score (if scores are given), then those of lower id.
-Filling adds experts and never takes one away, so a union holds everything that any map keeps.
+Invariants: pure functions; `combine` does not depend on the order of the maps. All layers must keep equally many
+experts, which a union or intersection alone does not ensure: the layer that keeps the most decides, and the others are
+filled up with the experts that most of the maps keep, then those of higher score (if scores are given), then those of
+lower id. Filling up only adds experts, so a union contains everything that any map keeps.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ How = Literal["union", "intersection"]
 def combine(
     maps: Sequence[DropMap], how: How, *, keep: int | None = None, scores: "np.ndarray | None" = None
 ) -> DropMap:
-    """Keep what any (`union`) or every (`intersection`) map keeps, in every layer equally many.
+    """Keep the experts that any map (`union`) or every map (`intersection`) keeps, equally many in every layer.
 
-    `keep` experts per layer instead of the most that a layer needs; `scores` [layer, expert], higher is better, order
-    the filling. The result's metadata say which experts were filled in. Raises `MapError` for maps of different models,
-    or if `keep` is less than a layer needs.
+    `keep` is the number of experts per layer, by default the most that a layer needs. `scores` [layer, expert], higher
+    is better, decide which experts are filled in; the metadata of the result list them. Raises `MapError` for maps of
+    different models, or if `keep` is less than a layer needs.
     """
     count, model = _common(maps)
     layers = _layers(maps)
@@ -42,24 +42,24 @@ def combine(
     if keep is not None:
         if count is None:
             raise MapError(
-                "no map says how many experts there are",
+                "no map records how many experts there are",
                 expected="num_experts in one of them",
-                remedy="make the maps with trimoe map, or leave --keep out",
+                remedy="make the maps with trimoe map, or leave out --keep",
             )
         if not 0 < keep <= count or count - keep > target:
             layer = min(routed, key=lambda i: len(gone[i]))
             raise MapError(
-                f"{keep} experts per layer are not what the maps can give",
+                f"the maps cannot be combined to {keep} experts per layer",
                 actual=f"--keep {keep}",
                 expected=f"{count - target} (layer {layer} needs them) to {count}",
-                remedy="keep more, or combine other maps",
+                remedy="choose --keep in this range, or combine other maps",
             )
         target = count - keep
     if count == target:
         raise MapError(
             "the maps have no expert in common",
             expected="at least one in some layer",
-            remedy="combine other maps, or say how many to --keep",
+            remedy="combine other maps, or give a number with --keep",
         )
     _check_scores(scores, gone)
     filled: dict[int, list[int]] = {}
@@ -85,15 +85,16 @@ def combine(
 
 
 def compose(first: DropMap, second: DropMap, num_experts: int | None = None) -> DropMap:
-    """One map for two cuts, in the ids of the first's model. `second` counts the experts that `first` keeps, from 0.
+    """One map for two successive cuts, in ids of the first map's model. `second` numbers the experts that `first` keeps
+    from 0.
 
-    `num_experts` is the first's count if it does not say. Raises `MapError` if the second does not fit what the first
-    leaves.
+    `num_experts` is the count of the first map's model if the map does not record it. Raises `MapError` if the second
+    map does not fit what the first leaves.
     """
     count = first.num_experts or num_experts
     if count is None:
         raise MapError(
-            "the first map does not say how many experts there are",
+            "the first map does not record how many experts there are",
             expected="num_experts",
             remedy="make it with trimoe map, or add num_experts to its file",
         )
@@ -118,7 +119,7 @@ def compose(first: DropMap, second: DropMap, num_experts: int | None = None) -> 
 
 
 def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:
-    """Number of experts and fingerprint that the maps agree on, as far as they say."""
+    """Number of experts and model fingerprint that the maps agree on, as far as they record them."""
     counts = {m.num_experts for m in maps} - {None}
     models = {m.metadata.get("model") for m in maps} - {None}
     if len(counts) > 1 or len(models) > 1:
@@ -127,7 +128,7 @@ def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:
             "the maps are of different models",
             expected="one model",
             actual=f"{'experts' if len(counts) > 1 else 'models'} {' and '.join(facts)}",
-            remedy="combine maps of one model; for one cut after another: trimoe map compose",
+            remedy="combine maps of one model; for successive cuts use trimoe map compose",
         )
     count = next(iter(counts), None)
     for m in maps:
@@ -135,15 +136,16 @@ def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:
             wrong = [i for i in ids if i < 0 or (count is not None and i >= count)]
             if wrong or len(set(ids)) < len(ids):
                 raise MapError(
-                    f"a map drops an expert that cannot be, in layer {layer}",
-                    actual=str(ids)[:80],
+                    f"a map drops an impossible expert in layer {layer}",
                     expected="ids from 0, each once" + (f", below {count}" if count else ""),
+                    actual=str(ids)[:80],
+                    remedy="correct the map",
                 )
     return count, next(iter(models), None)
 
 
 def _layers(maps: Sequence[DropMap]) -> list[int]:
-    """The layers of all maps. A layer that a map leaves out must drop nothing in the others: it has no experts."""
+    """The layers of all maps. A layer that one map lacks must drop nothing in the others, because it has no experts."""
     layers = sorted(set().union(*(m.drop for m in maps)))
     for layer in layers:
         if any(layer not in m.drop for m in maps) and any(m.drop.get(layer) for m in maps):
@@ -163,4 +165,5 @@ def _check_scores(scores: "np.ndarray | None", gone: dict[int, set[int]]) -> Non
             "the statistics are of another model",
             expected=f"layer {max(gone)}, expert {highest}",
             actual=f"{scores.shape[0]} layers of {scores.shape[1]} experts",
+            remedy="use statistics of the maps' model",
         )

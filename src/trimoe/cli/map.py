@@ -1,4 +1,4 @@
-"""`trimoe map`: statistics and a recipe become a drop map; and the group of commands that make maps."""
+"""`trimoe map`: choose the experts to drop, and the group of commands that make drop maps."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ FILE = click.Path(path_type=Path)
     metavar="NAME|FILE",
     help="A shipped recipe (random-N is seed N) or a .toml file.",
 )
-@click.option("--base-stats", type=FILE, help="Statistics of the generic classes, for the floor. Default: STATS.")
+@click.option("--base-stats", type=FILE, help="Statistics with the generic classes, for the floor. Default: STATS.")
 @click.option("--keep", type=click.IntRange(1), help="Experts to keep in every layer.")
 @click.option(
     "--drop-fraction", type=click.FloatRange(0, 1, max_open=True), help="Share of the experts to drop, 0 to 1."
@@ -30,27 +30,29 @@ FILE = click.Path(path_type=Path)
 @click.option("--criterion", help="Score of an expert: contribution, wnorm, frequency, reap, ean or random.")
 @click.option("--alpha", type=float, help="Weight of wnorm in the contribution score.")
 @click.option("--normalize", help="Within class and layer: rank, mean or none.")
-@click.option("--aggregate", help="Over classes: max, sum, mean, lp4, softmax_t4, second, top3mean or geomean.")
+@click.option("--aggregate", help="Across classes: max, sum, mean, lp4, softmax_t4, second, top3mean or geomean.")
 @click.option(
-    "--class-weights", metavar="C=W,...", help="Weights of classes or patterns; those not named keep the recipe's."
+    "--class-weights", metavar="C=W,...", help="Weights of classes or patterns; all others keep the recipe's weight."
 )
-@click.option("--protect-top", metavar="N", help="Never drop the N best of a layer; a share 16/128 is scaled.")
+@click.option(
+    "--protect-top", metavar="N", help="Never drop the N best experts of a layer; a share such as 16/128 is scaled."
+)
 @click.option("--floor", metavar="LO:HI", help="Protect LO to HI experts per layer by pooled score, or `none`.")
 @click.option("--floor-file", type=FILE, help="The floor of every layer, from a JSON file.")
-@click.option("--floor-clamp", metavar="LO:HI", help="Rescale the floor, given or derived, to LO..HI.")
-@click.option("--breadth-bonus", type=float, help="Times the mean over classes, added to the aggregate.")
+@click.option("--floor-clamp", metavar="LO:HI", help="Rescale the floor, from a file or derived, to LO..HI.")
+@click.option("--breadth-bonus", type=float, help="This times the mean over classes is added to the aggregate.")
 @click.option("--class-min", metavar="C=N,...", help="Keep at least N experts whose best class is C.")
-@click.option("--force-keep", type=FILE, help="File of LAYER:EXPERT lines that stay whatever their score.")
+@click.option("--force-keep", type=FILE, help="File of LAYER:EXPERT lines: experts to keep whatever their score.")
 @click.option(
     "--outliers",
     metavar="MODE:LIMIT",
-    help="Cells with wnorm above LIMIT: median, zero, drop, keep (as they are), or `none`.",
+    help="What to do with cells whose wnorm exceeds LIMIT: median, zero, drop, keep (rank as they are), or `none`.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Seed of the random criterion.")
 @click.option("-o", "--out", type=FILE, help="The map to write (JSON).")
-@click.option("--dry-run", is_flag=True, help="Make the map and report it; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Make the map and report it, but write nothing.")
 @click.option(
-    "--explain", "explained", metavar="LAYER:EXPERT", multiple=True, help="Say why this expert stays or goes."
+    "--explain", "explained", metavar="LAYER:EXPERT", multiple=True, help="Explain why this expert is kept or dropped."
 )
 @click.option("--diff", type=FILE, help="Compare with another map.")
 @json_option
@@ -125,35 +127,37 @@ def _text(data: dict[str, Any]) -> str:
         lines.append(f"{data['imputed_cells']} outlier cells imputed")
     if data["extreme_cells_ranked"]:
         lines.append(
-            f"warning: {data['extreme_cells_ranked']} cells with an implausibly large wnorm were ranked as they "
-            "are; repair them with --outliers median:1e4"
+            f"warning: {data['extreme_cells_ranked']} cells with an implausibly large wnorm were ranked as they are; "
+            "impute them with --outliers median:1e4"
         )
     for layer, short in data["class_min_unmet"].items():
-        lines.append(f"warning: layer {layer} keeps fewer than the class minimum: {short}")
+        lines.append(f"warning: layer {layer} keeps fewer experts than the class minimum: {short}")
     for e in data.get("explain", ()):
         fate = "dropped" if e["dropped"] else "kept"
         why = [n for n in ("rank", "floor") if e.get(f"protected_by_{n}")]
+        swapped = f" by {e['reason']}" if e["reason"] in ("forced", "class minimum") else ""
         lines.append(
-            f"expert {e['layer']}:{e['expert']} is {fate}: score {e['score']:.4g}, place {e['rank']} of {e['of']}"
+            f"expert {e['layer']}:{e['expert']} is {fate}{swapped}: "
+            f"score {e['score']:.4g}, rank {e['rank']} of {e['of']}"
             + (f", protected by {' and '.join(why)}" if why else "")
             + f" (lowest kept {e['lowest_kept_score']:.4g})"
         )
         lines += [f"  {name}: {c['normalised']:.4g} x {c['weight']:g}" for name, c in e["classes"].items()]
     if "diff" in data:
-        lines.append(f"{data['diff']['swaps']} swaps against the other map in {len(data['diff']['layers'])} layers")
+        lines.append(f"{data['diff']['swaps']} swaps from the other map, in {len(data['diff']['layers'])} layers")
     lines.append(f"wrote {data['map']}" if data["map"] else "dry run: nothing written")
     return "\n".join(lines)
 
 
 class Maps(click.Group):
-    """A group whose first word may be left out: `trimoe map STATS` is `trimoe map make STATS`."""
+    """A command group with a default command: `trimoe map STATS` means `trimoe map make STATS`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts the word in."""
+        """Insert the default command."""
         return super().parse_args(ctx, self.completed(args))
 
     def completed(self, args: list[str]) -> list[str]:
-        """The arguments with the name of the command first."""
+        """The arguments, starting with the name of a command."""
         explicit = not args or args[0] in self.commands or args[0] in ("-h", "--help")
         return args if explicit else ["make", *args]
 

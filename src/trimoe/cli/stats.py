@@ -1,6 +1,5 @@
-"""`trimoe stats`: look at, convert and merge statistics files."""
+"""`trimoe stats`: show, convert and merge statistics files."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,7 @@ from trimoe.cli.parts.common import emit, json_option
 from trimoe.cli.parts.stats_text import summary_lines
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from trimoe.calibrate.stats.expert_stats import ExpertStats
-
-    Array = np.ndarray[Any, np.dtype[Any]]
 
 FILE = click.Path(path_type=Path)
 
@@ -35,7 +30,7 @@ def stats() -> None:
 @click.option(
     "--by",
     metavar="CRITERION",
-    help="What experts are compared by, as in `map --criterion`. Default: the first that was measured of "
+    help="Criterion by which experts are compared, as in `map --criterion`. Default: the first that was measured of "
     "contribution, reap, frequency.",
 )
 @click.option(
@@ -43,12 +38,12 @@ def stats() -> None:
     "patterns",
     multiple=True,
     metavar="PATTERN",
-    help="Only classes of this name or pattern (generic_*); may be repeated.",
+    help="Only classes of this name or pattern (generic_*). Repeatable.",
 )
 @click.option(
     "--top",
     type=click.IntRange(min=1),
-    help="Size of the sets of strongest experts that classes are compared by. Default: a quarter of the experts.",
+    help="Compare classes by their N strongest experts. Default: a quarter of the experts.",
 )
 @click.option(
     "--show",
@@ -56,16 +51,16 @@ def stats() -> None:
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="Experts listed at either end of a layer.",
+    help="Strongest and weakest experts to list per layer.",
 )
 @click.option(
     "--min-tokens",
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="An expert with fewer tokens of a class is called thin.",
+    help="Count experts with fewer tokens of a class as thinly covered.",
 )
-@click.option("--heatmap", type=FILE, help="Also draw the experts of every class: a new .html or .png file.")
+@click.option("--heatmap", type=FILE, help="Also draw a heat map of every class: a new .html or .png file.")
 @json_option
 def show(
     file: Path,
@@ -77,7 +72,7 @@ def show(
     heatmap: Path | None,
     as_json: bool,
 ) -> None:
-    """What was measured and how it is spread: coverage, Gini, top and bottom experts, kinship of classes.
+    """Summarize statistics: coverage, Gini coefficients, strongest and weakest experts, similarity of classes.
 
     \b
     Examples:
@@ -85,7 +80,6 @@ def show(
       trimoe stats show base.json.gz --json
       trimoe stats show stats.safetensors --by reap --class 'targeted_*' --heatmap experts.html
     """
-    from trimoe.calibrate.stats.criteria import criterion_scores
     from trimoe.calibrate.stats.reference import open_stats
     from trimoe.calibrate.stats.summary import summarize
     from trimoe.errors import StatsError
@@ -96,30 +90,30 @@ def show(
     loaded = open_stats(file)
     if patterns:
         loaded = loaded.select(list(patterns))
-    by, scores = criterion_scores(loaded, by)
-    top = min(top or max(1, loaded.shape[2] // 4), loaded.shape[2])
-    data = summarize(loaded, scores, by, top=top, show=shown, least=min_tokens)
+    data = summarize(loaded, by, top=top, show=shown, least=min_tokens)
     if heatmap:
-        _draw(heatmap, file.name, data, loaded, scores)
+        _draw(heatmap, file.name, data, loaded)
     try:
         text = "\n".join(summary_lines(data, heatmap))
-    except (AttributeError, KeyError, TypeError) as exc:  # metadata is JSON of any form: never trusted
+    except (AttributeError, KeyError, TypeError) as exc:  # metadata is arbitrary JSON
         raise StatsError(
             f"the metadata of {file} is damaged",
             expected="what `trimoe calibrate` writes",
             actual=f"{type(exc).__name__}: {exc}"[:200],
-            remedy="make the file again",
+            remedy="make the file again with trimoe calibrate",
         ) from exc
     emit({**data, "heatmap": str(heatmap) if heatmap else None}, text, as_json)
 
 
-def _draw(path: Path, name: str, data: dict[str, Any], loaded: "ExpertStats", scores: "Array") -> None:
+def _draw(path: Path, name: str, data: dict[str, Any], loaded: "ExpertStats") -> None:
+    from trimoe.calibrate.stats.criteria import criterion_scores
     from trimoe.report.heat import Panel, write_heatmap
 
+    _, scores = criterion_scores(loaded, data["by"])
     layers = data["moe_layers"]
     panels = [Panel(c, scores[i, layers].tolist()) for i, c in enumerate(loaded.classes)]
     facts = [
-        f"{data['num_experts']} experts in {len(layers)} layers, by {data['by']}. Every layer is scaled to its "
+        f"{data['num_experts']} experts in {len(layers)} layers, by {data['by']}. Each layer is scaled to its "
         "strongest expert; grey cells are not finite.",
         f"Statistics {data['sha256'][:16]} of model {str(data['model'])[:16]}.",
     ]
@@ -155,22 +149,16 @@ def import_(file: Path, out: Path, as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=FILE, help="The JSON to write; .gz compresses it.")
 @json_option
 def export(file: Path, out: Path, as_json: bool) -> None:
-    """Write FILE in the reference JSON layout. Fields that layout does not have are left out and named.
+    """Write FILE in the reference JSON layout. Fields that the layout does not have are left out and listed.
 
     \b
     Examples:
       trimoe stats export stats.safetensors -o map.json.gz
     """
-    import gzip
-
-    from trimoe.calibrate.stats.reference import export_reference, left_out, open_stats
-    from trimoe.io.atomic import publish_file
+    from trimoe.calibrate.stats.reference import left_out, open_stats, save_reference
 
     loaded = open_stats(file)
-    with publish_file(out) as temporary:
-        # NaN and Infinity are no JSON, but the reference layout has them and they must not turn into numbers.
-        body = json.dumps(export_reference(loaded)).encode()
-        temporary.write_bytes(gzip.compress(body, mtime=0) if out.name.endswith(".gz") else body)
+    save_reference(loaded, out)
     left = left_out(loaded)
     whole = [name for name in left if "/" not in name]
     whole += ["the bootstrap shards"] if len(whole) < len(left) else []
@@ -183,10 +171,10 @@ def export(file: Path, out: Path, as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=FILE, help="The statistics file to write.")
 @json_option
 def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Add up statistics of one model over disjoint documents; the result is that of one run over all of them.
+    """Add up statistics of one model over disjoint documents; the result equals a single run over all of them.
 
-    Runs may have classes of their own. A document that two runs measured in the same class is refused. Fields that
-    cannot be merged (the norm of a mean vector) are left out and named.
+    Runs may have different classes. A document that two runs measured in the same class is refused. Fields that cannot
+    be merged (the norm of a mean vector) are left out and listed.
 
     \b
     Examples:
@@ -205,7 +193,7 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
     lines = [f"{len(files)} files merged; wrote {out}"]
     lines += [f"left out, cannot be merged: {', '.join(data['left_out'])}"] if data["left_out"] else []
     lines += [
-        f"warning: {name} does not record its documents; that they are not in another file is not checked"
+        f"warning: {name} does not record its documents, so overlap with other files is not checked"
         for name in unknown
         if len(files) > 1
     ]
@@ -213,7 +201,7 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
 
 
 def _brief(loaded: "ExpertStats") -> dict[str, Any]:
-    """What import and merge say of their result."""
+    """The result of import and merge as JSON data."""
     import numpy as np
 
     broken = sum(int((~np.isfinite(array)).sum()) for array in (*loaded.fields.values(), *loaded.wide.values()))

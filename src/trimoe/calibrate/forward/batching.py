@@ -1,7 +1,7 @@
-"""Which windows go through a layer together. Operational: it changes no statistic.
+"""Batches: which windows go through a layer together. Operational; no statistic depends on it.
 
 Invariant: a window is padded to a length that follows from its own length alone, never from its neighbours'. Matrix
-kernels treat each row alike once there are a few, so a token's values do not depend on the batch it was in.
+kernels treat all rows alike once there are a few of them, so a token's values do not depend on its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from trimoe.calibrate.text.calibration import Windows
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows padded on the right to a common length; those of one class and weight stand side by side."""
+    """Windows padded on the right to a common length; those of one class and weight are adjacent."""
 
     length: int
     windows: tuple[int, ...]
     category: np.ndarray
     """int [window] class of each."""
     weight: np.ndarray
-    """float64 [window] how often each one's document counts."""
+    """float64 [window] weight of each one's document."""
     shards: np.ndarray
     """int [window] bootstrap shard of each."""
     counted: np.ndarray
@@ -32,17 +32,17 @@ class Batch:
 
     @cached_property
     def places(self) -> np.ndarray:
-        """int [tokens] where the tokens stand in the flattened [window, length]."""
+        """int [tokens] index of each token in the flattened [window, length]."""
         return np.flatnonzero(self.real.reshape(-1))
 
     @cached_property
     def window(self) -> np.ndarray:
-        """int [tokens] which window of the batch each token is in; ascending."""
+        """int [tokens] the window of each token; ascending."""
         return self.places // self.length
 
     @property
     def full(self) -> bool:
-        """No padding."""
+        """Whether there is no padding."""
         return len(self.places) == self.real.size
 
     @cached_property
@@ -59,13 +59,13 @@ class Batch:
 
 
 def padded_length(tokens: int) -> int:
-    """The next multiple of 8, above 128 of an eighth of the power of two below: at most an eighth is padding."""
+    """The next multiple of 8; above 128, of an eighth of the power of two below. At most an eighth is padding."""
     step = max(8, 1 << tokens.bit_length() >> 4)
     return -(-tokens // step) * step
 
 
 def batches_of(windows: Windows, batch_tokens: int) -> list[Batch]:
-    """Batches of windows of one padded length, the longest first (what needs most memory comes at once).
+    """Batches of windows of one padded length, the longest first, so that the peak of memory comes first.
 
     A batch holds at most `batch_tokens` tokens with its padding, or one window if that is longer.
     """
@@ -101,7 +101,7 @@ def _batch(windows: Windows, chosen: Sequence[int], length: int) -> Batch:
 
 
 def token_ids(windows: Windows, batch: Batch) -> np.ndarray:
-    """int64 [window, length] token ids, 0 where there is padding."""
+    """int64 [window, length] token ids, 0 for padding."""
     tokens = np.zeros(batch.real.shape, np.int64)
     for row, i in enumerate(batch.windows):
         tokens[row, : len(windows.windows[i].tokens)] = windows.windows[i].tokens

@@ -1,11 +1,11 @@
-"""The forward pass of a layer's experts, written once for every family of transformers' experts interface.
+"""The forward pass of a layer's experts, for every family that uses transformers' experts interface.
 
-Same values as transformers' own functions up to rounding; the caller sees every expert output while it is at hand.
-Layout differences (biases, transposed weights, own gate, post norm) come from the flags that transformers puts on every
-experts module, never from class names. Experts outside that interface, which take tokens already scaled by their weight
-and every expert every token, are fitted to it by `adapt`.
+Values equal those of transformers' own functions up to rounding; the caller sees every expert output as it is computed.
+Layout differences (biases, transposed weights, gate, post norm) come from the flags that transformers sets on every
+experts module, never from class names. `adapt` converts experts outside that interface, which take tokens already
+scaled by their weight, all tokens for every expert.
 Invariants: the order of all sums is fixed, so the same input gives the same bits; a row's values do not depend on how
-many others its expert got (tiny groups are filled up, because kernels for a few rows round differently).
+many other rows its expert got (small groups are padded, because kernels for a few rows round differently).
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from trimoe.calibrate.forward.batching import padded_length
 IMPLEMENTATION = "trimoe_recording"
 """Name under which the function is registered in transformers."""
 ROWS_PER_THREAD = 8
-"""Fewest rows of a product on a CPU. Measured with MKL and AVX-512: a thread with 1 to 3 rows takes another kernel than
-one with 4 and more, and two threads share up to 11 rows so that one of them may get that few."""
+"""Fewest rows of a product on a CPU. Measured with MKL and AVX-512: a thread with 1 to 3 rows uses another kernel than
+one with 4 or more, and two threads divide up to 11 rows so that one of them may get so few."""
 MOST_FILLED = 64
-"""Rows to which a small group is filled up at most, however many threads there are."""
+"""Most rows to which a small group is padded, for any number of threads."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Routing:
     """P routed pairs (token, expert) sorted by expert, then by token; all on the layer's device."""
 
     order: Any
-    """int [P] place of the pair in the flattened [tokens, k]."""
+    """int [P] index of the pair in the flattened [tokens, k]."""
     token: Any
     """int [P]"""
     expert: Any
@@ -39,7 +39,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Seen:
-    """Pairs `rows` of the sorted ones: what experts `first` to `last` (exclusive) made of their tokens."""
+    """Outputs of experts `first` to `last` (exclusive); `rows` are their pairs among the sorted ones."""
 
     first: int
     last: int
@@ -51,7 +51,7 @@ class Seen:
 
 
 def register() -> None:
-    """Make the recording function known to transformers (idempotent)."""
+    """Register the recording function with transformers (idempotent)."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     if IMPLEMENTATION not in ALL_EXPERTS_FUNCTIONS:
@@ -66,10 +66,10 @@ def _dispatch(module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: 
 
 
 def adapt(experts: Any, router: Any, transposed: bool) -> None:
-    """Fit experts that take scaled tokens [E x T, H], all tokens for every expert, to the interface above.
+    """Adapt experts that take scaled tokens [E x T, H], all tokens for every expert, to transformers' interface.
 
     Their block repeats the tokens once per column of the router's scores, scales them, and sums the experts' outputs
-    over these copies. Here the router's scores are narrowed to the k chosen columns, so that the block makes k copies
+    over the copies. Here the router's scores are reduced to the k chosen columns, so that the block makes k copies
     instead of E; the outputs left out would be zero.
     """
     experts.has_gate, experts.has_bias, experts.has_post_expert_norm = True, False, False
@@ -89,7 +89,7 @@ def adapt(experts: Any, router: Any, transposed: bool) -> None:
         tokens, k = index.shape
         inputs = copies.view(k, tokens, -1).transpose(0, 1)
         sums = _dispatch(experts, inputs, index, torch.ones_like(index, dtype=copies.dtype))
-        return torch.cat([sums, sums.new_zeros((tokens * (k - 1), sums.shape[-1]))])  # the block adds up the copies
+        return torch.cat([sums, sums.new_zeros((tokens * (k - 1), sums.shape[-1]))])  # the block sums over the copies
 
     router.register_forward_hook(narrow)
     experts.forward = forward
@@ -101,7 +101,7 @@ def _gated(activation: Callable[[Any], Any], inner: Any) -> Any:
 
 
 def route(index: Any, experts: int) -> Routing:
-    """Sort the choices `index` [tokens, k]. On a GPU this is the one place where the host waits for the device."""
+    """Sort the choices `index` [tokens, k]. On a GPU, this is the only point where the host waits for the device."""
     import torch
 
     expert, order = torch.sort(index.reshape(-1), stable=True)
@@ -113,7 +113,7 @@ def run_experts(module: Any, x: Any, weight: Any, routing: Routing, see: Callabl
     """Outputs [T, H] for `x` [T, H] and the router's `weight` [T, k].
 
     `x` may be [T, k, H]: an input of its own for each chosen expert.
-    On a CPU experts are computed one after the other, which keeps what is in work small; on an accelerator in one
+    On a CPU, experts are computed one after the other, which keeps the working set small; on an accelerator, in one
     grouped product, because thousands of small kernels would leave it idle.
     """
     return (_one_by_one if x.device.type == "cpu" else _grouped)(module, x, weight, routing, see)
@@ -135,7 +135,7 @@ def _one_by_one(module: Any, x: Any, weight: Any, routing: Routing, see: Callabl
         entering = _entering(x, routing, rows)
         filled = max(count, fewest)
         if x.dtype != torch.float32:
-            # oneDNN compiles and caches a kernel for every number of rows, 0.7 MB each: let there be few numbers.
+            # oneDNN compiles and caches a kernel of 0.7 MB for every number of rows: round them to few values.
             filled = padded_length(filled)
         if count < filled:
             entering = torch.cat([entering, entering.new_zeros(filled - count, entering.shape[1])])
@@ -165,7 +165,7 @@ def _grouped(module: Any, x: Any, weight: Any, routing: Routing, see: Callable[[
         out = module.post_expert_norm(out)
     if see is not None:
         see(Seen(0, len(routing.counts), slice(0, len(routing.order)), inner, out))
-    # Back to token order and summed there: scattering with atomic additions would give other bits in each run.
+    # Back to token order, then summed: scattering with atomic additions would give other bits in each run.
     weighted = out * weight.reshape(-1)[routing.order, None]
     back = torch.empty_like(weighted)
     back[routing.order] = weighted

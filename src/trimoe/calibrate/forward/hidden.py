@@ -1,7 +1,7 @@
-"""Hidden states between two layers: read batch by batch for one layer while those for the next are written.
+"""Hidden states between two layers, read batch by batch for one layer while those for the next are written.
 
-They are always written to the state folder, because a killed run goes on from there; in memory they stay too if the
-plan says that they fit. Both ways give the same values.
+They are always written to the state folder, from which a killed run resumes; they stay in memory too if the plan says
+that they fit. Both ways give the same values.
 Invariants: a file is complete, checksummed and synced when `end` returns; at most `_AHEAD` batches wait to be written.
 """
 
@@ -26,8 +26,8 @@ _SYNC_EVERY = 64 << 20
 class HiddenStates:
     """Hidden states [windows, length, H] of all batches, in the forward pass's type.
 
-    A file is the batches one after the other without a header. `in_memory`: they are kept in RAM too, and the file
-    serves only a resumed run; otherwise each batch is read from the file.
+    A file holds the batches one after the other, without a header. With `in_memory` they are also kept in RAM, and only
+    a resumed run reads the file; otherwise each batch is read from it.
     """
 
     def __init__(self, state: RunState, batches: list[Batch], hidden: int, dtype: Any, in_memory: bool) -> None:
@@ -45,7 +45,7 @@ class HiddenStates:
         return int(self._offsets[-1])
 
     def begin(self, layer: int) -> None:
-        """`write` goes to the file for `layer` from now on, batch after batch."""
+        """From now on, `write` appends to the file for `layer`."""
         self._writer = _Writer(self._state.hidden_path(layer))
 
     def write(self, i: int, hidden: Any) -> None:
@@ -59,14 +59,14 @@ class HiddenStates:
         self._writer.put(hidden.reshape(-1).view(torch.uint8).numpy().data)
 
     def end(self) -> int:
-        """Sync what was written and return its checksum; `read` gives it from now on."""
+        """Sync what was written and return its checksum; from now on, `read` returns it."""
         assert self._writer is not None
         crc = self._writer.finish()
         self._open(self._writer.path)
         return crc
 
     def resume(self, mark: Mark) -> None:
-        """Take up the hidden states that enter the layer after `mark`, verified."""
+        """Open and verify the hidden states that enter the layer after `mark`. Raises `BadInput` if damaged."""
         path, crc = self._state.hidden_path(mark.layer + 1), 0
         if not path.exists() or path.stat().st_size != self.nbytes:
             raise damaged(path)
@@ -84,7 +84,7 @@ class HiddenStates:
         return self._kept[i] if self._in_memory else self._tensor(i, self._raw(i))
 
     def close(self) -> None:
-        """Release files and memory; a file in work stays unfinished."""
+        """Release files and memory; a file that is being written stays incomplete."""
         if self._reader:
             self._reader.close()
         if self._writer:
@@ -111,7 +111,7 @@ class HiddenStates:
 
 
 class _Writer:
-    """Writes, checksums and syncs a file in a thread of its own, so that a forward need not wait for the disk."""
+    """Writes, checksums and syncs a file in its own thread, so that the forward pass does not wait for the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,7 +123,7 @@ class _Writer:
         self._thread.start()
 
     def put(self, data: memoryview) -> None:
-        """Append `data`, which must not change any more."""
+        """Append `data`, which must not change afterwards."""
         self._raise()
         self._queue.put(data)
 
@@ -134,7 +134,7 @@ class _Writer:
         return self._crc
 
     def abandon(self) -> None:
-        """Stop; what was given so far is written."""
+        """Stop after writing what was queued."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
@@ -148,7 +148,7 @@ class _Writer:
         with self._file as file:
             while (data := self._queue.get()) is not None:
                 if self._error is not None:
-                    continue  # keep taking, so that `put` never waits for a dead writer
+                    continue  # keep emptying the queue, so that `put` never blocks
                 try:
                     self._crc = zlib.crc32(data, self._crc)
                     file.write(data)

@@ -37,7 +37,7 @@ class LayerModel(ModelShell):
         self.text.norm.forward = _unchanged
 
     def _adapt_experts(self) -> None:
-        """Experts that stand outside transformers' experts interface are fitted to it."""
+        """Adapt experts outside transformers' experts interface to it."""
         hf = self.checkpoint.hf
         for layer in self.checkpoint.moe_layers:
             experts, router = self.experts(layer), self.router(layer)
@@ -91,7 +91,7 @@ class LayerModel(ModelShell):
         import torch
 
         self.active, self._input, self._output = layer, hidden, None
-        # The text model needs embeddings of the right shape to make masks and positions; their values are not used.
+        # The text model derives masks and positions from the shape of its embeddings; their values are not used.
         shape = torch.zeros(1, 1, 1, dtype=hidden.dtype, device=hidden.device).expand(hidden.shape)
         try:
             self.text(inputs_embeds=shape, use_cache=False)

@@ -10,9 +10,9 @@ from trimoe.calibrate.stats.accumulate import LayerRecorder
 
 @contextmanager
 def recording(experts: Any, router: Router, recorder: LayerRecorder) -> Iterator[None]:
-    """While the block runs, the forward passes of this layer's experts and router are recorded.
+    """While the block runs, record the forward passes of this layer's experts and router.
 
-    The logits are what the linear map inside the router gives; what the router module returns differs by family.
+    The logits are the output of the linear map inside the router; what the router module returns differs by family.
     """
     from torch.nn.functional import linear
     from torch.overrides import TorchFunctionMode

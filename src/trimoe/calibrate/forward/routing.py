@@ -1,6 +1,6 @@
-"""The router of a layer, and by what it prefers one expert to another.
+"""The router of a layer, and the values by which it prefers one expert to another.
 
-The family's data says what turns its logits into scores and what is added to them; no class names.
+How logits become scores, and what is added to them, comes from the family's data, never from class names.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +16,12 @@ class Router:
     module: Any
     routing: Routing
     terms: list[tuple[Any, str]] = field(default_factory=list)
-    """Module and attribute of each tensor of E values that is added to the scores before the choice. Not the tensors
-    themselves: they are replaced whenever a layer is loaded."""
+    """Module and attribute of each tensor [E] that is added to the scores before the choice. Not the tensors
+    themselves, because loading a layer replaces them."""
 
     def preference(self, logits: Any) -> Any:
-        """[tokens, E], larger for an expert chosen earlier: the scores, or the logits where both order alike."""
+        """[tokens, E], larger for an expert that is chosen first: the scores, or the logits where the order is the
+        same."""
         if not self.terms:
             return logits
         scores = logits.float().sigmoid() if self.routing.score == "sigmoid" else logits.float().softmax(-1)

@@ -66,9 +66,9 @@ class ModelShell:
         )
 
     def _map_names(self) -> dict[str, str]:
-        """Checkpoint tensor name -> parameter name; refuses tensors of the decoder layers without a partner.
+        """Checkpoint tensor name -> parameter name. Refuses a tensor of a decoder layer that the model does not have.
 
-        Others may be without: parts of a multimodal model, or a drafting block, that this class has no use for.
+        Other tensors may have no parameter: parts of a multimodal model, or a drafting block, are not loaded.
         """
         from transformers.core_model_loading import rename_source_key
 
@@ -90,7 +90,7 @@ class ModelShell:
         return targets
 
     def _materialize_buffers(self) -> None:
-        """Buffers that no checkpoint holds (rotary frequencies) are computed by the model's own initialiser."""
+        """Compute buffers that no checkpoint stores (rotary frequencies) with the model's own initialiser."""
         import torch
 
         for module in self.text.modules():
@@ -111,11 +111,10 @@ class ModelShell:
         return sum(t.numel() * t.element_size() for name, t in self._meta_state.items() if name.startswith(prefix))
 
     def loading_bytes(self, layer: int) -> int:
-        """What loading a layer takes beyond its own bytes, at the worst moment.
+        """Peak memory of loading a layer, beyond the bytes of its weights.
 
-        Weights that are used as they are stored are mapped and take nothing more. Others are read one by one, the last
-        of the large ones when the rest is there already. What is stored as one tensor per expert is converted first,
-        then stacked, and gate and up are joined once more.
+        Weights that are used as stored are memory-mapped and take nothing more. Others are read one by one, in the
+        worst case a large one last. Tensors stored per expert are converted, then stacked, and gate and up are joined.
         """
         infos = [self.checkpoint.index[name] for name in self.names_of(layer)]
         another_type = any(info.nbytes != math.prod(info.shape) * self.dtype.itemsize for info in infos)
@@ -131,7 +130,7 @@ class ModelShell:
         return int(module.down_proj.shape[1 if module.is_transposed else 2])
 
     def widest(self, layer: int) -> int:
-        """Most values per token that a linear layer outside the experts gives (attention heads, dense FFN)."""
+        """Widest output, in values per token, of a linear layer outside the experts (attention heads, dense FFN)."""
         prefix = f"{self.layers_name}.{layer}."
         shapes = [t.shape for name, t in self._meta_state.items() if name.startswith(prefix) and t.dim() == 2]
         return max(int(shape[0]) for shape in shapes)
@@ -142,7 +141,7 @@ class ModelShell:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        # The plan names what a family keeps in float32 whatever the rest is in, such as corrections of the choice.
+        # The dtype plan lists what a family keeps in float32 in any case, such as routing corrections.
         config = LoadStateDictConfig(
             device_map={"": self.device},
             dtype=self.dtype,
@@ -167,14 +166,14 @@ class ModelShell:
         self._load(self.names_of(layer), {name for name in self._meta_state if name.startswith(prefix)})
 
     def free(self, layer: int) -> None:
-        """Forget the weights of one layer."""
+        """Release the weights of one layer."""
         _to_meta(self.layers[layer])
         return_freed_memory()
 
     def load_embedding(self, tokens: np.ndarray) -> None:
         """Read the rows of `tokens` (distinct ids, ascending) of the input embedding; only the first layer needs them.
 
-        The whole table is among the largest tensors of a model, and a calibration set uses a part of it.
+        The whole table is among the largest tensors of a model, and a calibration set uses only part of it.
         """
         import torch
 
@@ -190,11 +189,11 @@ class ModelShell:
         rows = mapped(self.checkpoint.index[name])[torch.from_numpy(tokens)]
         require_finite(rows, name)
         module.weight = torch.nn.Parameter(rows.to(self.device, self.dtype), requires_grad=False)
-        module.padding_idx = None  # it matters to gradients only, and need not be among the rows
+        module.padding_idx = None  # only gradients need it, and its row may not be loaded
         self._vocabulary = tokens
 
     def free_embedding(self) -> None:
-        """Forget it again."""
+        """Release the input embedding."""
         _to_meta(self.text.get_input_embeddings())
 
     def experts(self, layer: int) -> Any:
@@ -215,7 +214,7 @@ class ModelShell:
         return self.model.get_submodule(path), attribute
 
     def load_head(self) -> None:
-        """Read what stands behind the last layer (norm, output matrix, or the embedding that serves as one)."""
+        """Read what follows the last layer: the norm and the output matrix, or the embedding where they are tied."""
         import torch
 
         state, layers = self._meta_state, f"{self.layers_name}."
@@ -226,7 +225,7 @@ class ModelShell:
         names = [
             n for n, t in self._targets.items() if t in state and t.startswith(wanted) and not t.startswith(layers)
         ]
-        embedding = self.text.get_input_embeddings()  # `load_embedding` may have left a part of the rows there
+        embedding = self.text.get_input_embeddings()  # `load_embedding` may have left some of its rows
         target = next(n for n, m in self.model.named_modules() if m is embedding) + ".weight"
         embedding.weight = torch.nn.Parameter(torch.empty_like(self._meta_state[target]), requires_grad=False)
         self.model.tie_weights()
@@ -260,7 +259,7 @@ def _refuse_unsupported(config: Any) -> None:
 
 
 def experts_in(layer: Any) -> Any:
-    """The module that holds the stacked matrices of all experts of a layer, or None."""
+    """The module with the stacked matrices of all experts of a layer, or None."""
     return next((m for m in layer.modules() if getattr(getattr(m, "down_proj", None), "ndim", 0) == 3), None)
 
 

@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint as torch sees them: mapped from their byte range, looked at only when asked for.
+"""Tensors of a checkpoint as torch tensors, memory-mapped from their byte range on first use.
 
-Mapped pages are the kernel's file cache: weights that are used in their stored type are never copied, and the kernel
-may drop and read them again when memory is short. Invariant: a tensor that is handed out holds finite values only.
-Not guaranteed: an orderly end if the file is truncated while it is mapped (the process dies of SIGBUS, and can resume).
+Mapped pages belong to the kernel's file cache: weights used in their stored type are never copied, and the kernel may
+drop and read them again when memory is short. Invariant: a returned tensor holds only finite values.
+Not guaranteed: a clean exit if the file is truncated while mapped (the process gets SIGBUS; the run can be resumed).
 """
 
 import ctypes
@@ -30,9 +30,9 @@ _BLOCK = 1 << 22
 
 
 class LazyTensor:
-    """Stands for a tensor in a state dict; `lazy[...]` maps its byte range and checks it.
+    """A placeholder for a tensor in a state dict; `lazy[...]` maps its byte range and checks it.
 
-    `edit` (bytes to bytes of the same length) stands between file and model: a change tried before it is written.
+    `edit` (bytes to bytes of the same length) changes the tensor as it is loaded, to try a change before writing it.
     """
 
     def __init__(self, info: TensorInfo, edit: Callable[[bytes], bytes] | None = None) -> None:
@@ -53,7 +53,7 @@ def _edited(info: TensorInfo, edit: Callable[[bytes], bytes]) -> Any:
 
 
 def require_readable(info: TensorInfo) -> None:
-    """Raise `CheckpointError` for a type that is not a plain number (a quantized checkpoint)."""
+    """Raise `CheckpointError` for a type that is not a plain number, as in a quantized checkpoint."""
     if info.dtype not in _TORCH_DTYPES:
         raise CheckpointError(
             f"tensor {info.name} has type {info.dtype}",
@@ -74,39 +74,40 @@ def mapped(info: TensorInfo) -> Any:
     with info.file.open("rb") as handle:
         if os.fstat(handle.fileno()).st_size < info.end:
             raise CheckpointError(
-                f"tensor {info.name} in {info.file} ends early", remedy="download or copy the file again"
+                f"tensor {info.name} in {info.file} is truncated",
+                expected=f"{info.end} bytes",
+                remedy="download or copy the file again",
             )
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(handle.fileno(), info.start, info.nbytes, os.POSIX_FADV_WILLNEED)
         pages = mmap.mmap(handle.fileno(), info.end - first, access=mmap.ACCESS_COPY, offset=first)
     raw = torch.frombuffer(pages, dtype=torch.uint8)[info.start - first :]
-    if info.start % dtype.itemsize:  # the format does not promise aligned tensors
+    if info.start % dtype.itemsize:  # the format does not guarantee alignment
         raw = raw.clone()
     return raw.view(dtype).reshape(info.shape)
 
 
 def require_finite(tensor: Any, name: str) -> None:
-    """Raise `CheckpointError` if a value is NaN or infinite. Reads the whole tensor, so it also fetches the pages."""
+    """Raise `CheckpointError` if a value is NaN or infinite. Reads the whole tensor, so it also loads the pages."""
     import torch
 
     if not tensor.is_floating_point():
         return
-    # A sum in the tensor's own type makes no copy. Only if it is not finite, which takes an overflow or a culprit, is
-    # each value looked at.
+    # A sum in the tensor's own type makes no copy. Values are checked one by one only if it is not finite.
     if bool(torch.isfinite(tensor.sum())):
         return
     if not all(bool(torch.isfinite(part).all()) for part in torch.split(tensor.reshape(-1), _BLOCK)):
         raise CheckpointError(
             f"tensor {name} holds NaN or infinite values",
             expected="finite weights",
-            remedy="the file is damaged or the model diverged; no statistic of it means anything",
+            remedy="download the file again; if it is intact, the model diverged in training and cannot be measured",
         )
 
 
 def return_freed_memory() -> None:
-    """Give what the allocator keeps of freed tensors back to the system (glibc; elsewhere nothing happens).
+    """Return freed memory from the allocator to the system (glibc only; does nothing elsewhere).
 
-    Without it the readers' threads keep a share of every layer, and memory grows with the depth of the model.
+    Without it, reader threads retain a part of every layer, and memory grows with the depth of the model.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

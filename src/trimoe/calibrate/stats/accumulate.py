@@ -1,14 +1,14 @@
-"""Per-layer statistics of routed experts, from the values that the forward pass computes anyway.
+"""Sums of one layer's routed experts, taken from the values that the forward pass computes anyway.
 
-`LayerRecorder` stands in for the experts of one layer: their output is computed once, and the sums of protocol section
-4 are taken from it for every window. w_t is the weight that is really applied to the expert's output: with Gemma 4 that
-is the renormalised router probability times `per_expert_scale`; where a family scales the expert's input instead (Llama
-4) it is 1.
+`LayerRecorder` replaces the experts' forward of one layer: each output is computed once, and the sums of section 4 of
+the protocol are taken from it for every window. w_t is the weight by which the expert's output is multiplied: with
+Gemma 4 the renormalised router probability times `per_expert_scale`; where a family scales the expert's input instead
+(Llama 4), 1.
 
-Invariants: row norms are fp32, every sum over tokens and windows is float64 in token order, so the results do not
-depend on how windows were batched. A document's weight multiplies every sum as if the document had been seen that
-often; `cc` and `routed` count once and maxima are maxima, whatever the weight.
-Masked and counted: tokens whose layer input or expert input is not finite or exceeds 1e6 in absolute value; expert
+Invariants: row norms are fp32; every sum over tokens and windows is float64 in token order, so results do not depend on
+batching. A document's weight multiplies every sum as if the document occurred that many times; `cc` and `routed` count
+it once, and maxima ignore it.
+Masked and counted: tokens whose layer input or expert input is not finite or exceeds 1e6 in absolute value, and expert
 outputs whose norm is not finite.
 """
 
@@ -22,7 +22,7 @@ from trimoe.calibrate.forward.experts import Seen, route, run_experts
 from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS, Shape
 
 MAX_ABS = 1e6
-"""Tokens beyond it are numerical accidents (protocol section 4), not evidence."""
+"""Larger values are numerical accidents (section 4 of the protocol); their tokens are left out."""
 
 
 class LayerRecorder:
@@ -47,7 +47,7 @@ class LayerRecorder:
         self._preference: Callable[[Any], Any] = lambda logits: logits
 
     def begin(self, batch: Batch, layer_input: Any) -> None:
-        """Announce the next forward: `layer_input` [windows, length, hidden] is checked for accidents."""
+        """Announce the next forward; `layer_input` [windows, length, hidden] is checked for values out of range."""
         import torch
 
         self._batch, self._logits = batch, None
@@ -55,7 +55,7 @@ class LayerRecorder:
         self._sane = _sane(self._tokens(layer_input.reshape(-1, layer_input.shape[-1])))
 
     def result(self) -> dict[str, np.ndarray]:
-        """Everything of this layer as arrays: sums [class, shard, expert], the others [class, expert, ...]."""
+        """The layer's arrays: sums [class, shard, expert], all others [class, expert, ...]."""
         count = self.sums["tc"].sum(1)
         length = np.sqrt(np.square(self._vectors.cpu().numpy()).sum(-1))
         mean = np.divide(length, count, out=np.zeros_like(length), where=count > 0)
@@ -79,7 +79,7 @@ class LayerRecorder:
         self._logits, self._preference = logits.detach().reshape(-1, self.shape.experts), preference
 
     def forward(self, module: Any, hidden: Any, top_index: Any, top_weight: Any) -> Any:
-        """The experts' output for `hidden` [tokens, H]; padding rows give zeros. Statistics are added on the way.
+        """The experts' output for `hidden` [tokens, H], with zeros for padding; updates the sums.
 
         `hidden` is [tokens, k, H] where each chosen expert has an input of its own.
         """
@@ -113,7 +113,7 @@ class LayerRecorder:
         use: np.ndarray,
         counted: np.ndarray,
     ) -> None:
-        """Fold one batch into the sums. P = tokens x top-k routed pairs, sorted by expert, then by token."""
+        """Add one batch to the sums. Its P = tokens x top-k routed pairs are sorted by expert, then by token."""
         experts, count = self.shape.experts, len(batch.windows)
         category = batch.category[batch.window]
         np.add.at(self.masked_tokens, category, counted & ~use)
@@ -168,7 +168,7 @@ class LayerRecorder:
             self.coactivation[category] += weight * (part.T @ part)
 
     def _logit_rows(self, batch: Batch, index: Any, use: np.ndarray) -> dict[str, np.ndarray]:
-        """Sums of the router logits and counts of the runner-up, [window, expert]; nothing if no router was seen."""
+        """Sums of the router logits and counts of the runner-up, [window, expert]; empty if no router was recorded."""
         if self._logits is None:
             return {}
         experts, count = self.shape.experts, len(batch.windows)
@@ -187,7 +187,7 @@ class LayerRecorder:
 
 
 class _Measured:
-    """Sees the expert outputs of one batch: their norms, and sums of vectors that never leave the device."""
+    """Norms of the expert outputs of one batch, and sums of vectors, which stay on the device."""
 
     def __init__(self, recorder: LayerRecorder, batch: Batch, routing: Any, use: Any) -> None:
         import torch
@@ -196,19 +196,19 @@ class _Measured:
         self.norm = torch.empty(len(routing.order), dtype=torch.float32, device=use.device)
         """float32 [P] Euclidean norms of the outputs before weighting; not finite where an output is not."""
         runs = len(batch.runs)
-        # Pairs are sorted by expert, then token, and tokens by run: the pairs of an (expert, run) are one stretch.
+        # Pairs are sorted by expert, then token, and tokens by run: the pairs of an (expert, run) are contiguous.
         cell = routing.expert * runs + torch.from_numpy(batch.run).to(use.device)[routing.token]
         lengths = torch.bincount(cell, minlength=recorder.shape.experts * runs).tolist() if runs > 1 else routing.counts
         self._ends = np.cumsum(lengths).reshape(-1, runs)
 
     def see(self, seen: Seen) -> None:
-        """Take what is measured of one group of experts."""
+        """Measure one group of experts."""
         import torch
 
         length = torch.linalg.vector_norm(seen.out, dim=-1, dtype=torch.float32)
         self.norm[seen.rows] = length
         good = torch.isfinite(length) & self._use[self._token[seen.rows]]
-        # On an accelerator asking for all() would wait for the device; there the rows are always selected.
+        # On an accelerator, all() would wait for the device; there the rows are always selected.
         clean = seen.out.device.type == "cpu" and bool(good.all())
         self._sum(self._recorder._vectors, seen, seen.out if clean else torch.where(good[:, None], seen.out, 0))
         if self._recorder._neurons is not None:

@@ -22,17 +22,18 @@ SUMS = (
     "logit_sqsum",
     "tokens",
 )
-"""Additive fields [class, shard, expert]. reap_l2_sum: sum of w_t |o_t|^2; runner_up: tokens for which the expert came
-next after the chosen ones; logit_sum, logit_sqsum: router logits over all tokens; tokens: their number (the same for
-every expert)."""
+"""Additive fields [class, shard, expert]. reap_l2_sum: sum of w_t |o_t|^2; runner_up: tokens for which the expert
+ranked next after the chosen ones; logit_sum, logit_sqsum: sums of the router logits and of their squares over all
+tokens; tokens: number of tokens (the same for every expert)."""
 COUNT = "routed"
-"""Tokens sent to the expert, each document once: the evidence behind its numbers. Additive, not split into shards."""
+"""Tokens routed to the expert, each document counted once whatever its weight: the sample size behind its numbers.
+Additive, not split into shards."""
 MAXIMA = ("contrib_max", "out_max")
 """Fields merged by maximum: w_t |o_t| and |o_t|."""
 MEAN_VECTOR = "out_mean_norm"
 """Euclidean norm of the mean output vector over a class; it can be neither summed nor split into shards."""
 COACTIVATION = "coactivation"
-"""[class, expert, expert] sum over tokens sent to both; its diagonal is tc. Additive, optional."""
+"""[class, expert, expert] tokens routed to both experts; the diagonal is tc. Additive, optional."""
 NEURONS = "neuron_act"
 """[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
 

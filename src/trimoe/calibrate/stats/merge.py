@@ -1,11 +1,11 @@
-"""Runs of one model over disjoint documents as one: `merge`, equal to one run over all of them.
+"""`merge`: statistics of one model over disjoint documents as one, equal to a single run over all of them.
 
-Sums add up, maxima keep the larger value. Some fields can do neither: of the norm of a mean vector only the norms are
-known, not the vectors, so a class that several runs measured has no merged value; such a field is left out and named in
-`metadata["left_out"]`, unless no class is in more than one run. A class that a run does not have counts as zero there.
-Invariants: what could make the result differ from one run over everything is refused (another model, window, type or
-number of shards, a document in two runs); the order of the runs changes only the order of lists and classes, and the
-last bits of sums of more than two.
+Sums add up, maxima keep the larger value. The norm of a mean vector can do neither, because the vectors are not stored:
+such a field is left out and listed in `metadata["left_out"]`, unless no class is in more than one run. A class that a
+run does not have counts as zero there.
+Invariants: whatever could make the result differ from a single run is refused (another model, window, type or number of
+shards, a document in two runs). The order of the runs changes only the order of lists and classes, and the last bits of
+sums of more than two.
 """
 
 from collections.abc import Sequence
@@ -31,20 +31,21 @@ _ADDED = (
     "unmeasured_documents",
     "skipped_tokens",
 )
-"""Counts: numbers, or dicts and lists of them, added place by place."""
+"""Counts: numbers, or dicts and lists of numbers, added element by element."""
 _JOINED = ("document_hashes", "sources")
-"""class -> list: the lists one after the other."""
+"""class -> list: the lists are concatenated."""
 _PER_RUN = ("set", "set_name", "replies", "leak_check")
-"""One value per run in a list, null where a run has none."""
+"""A list with one value per run, null where a run has none."""
 
 
 def merge(parts: Sequence[ExpertStats]) -> ExpertStats:
-    """See the module's docstring. Raises `StatsError` naming what does not fit, or the document that is in two runs."""
+    """Merge the statistics of several runs; see the module's docstring. Raises `StatsError` if they do not fit
+    together, or if a document is in two of them."""
     first = parts[0]
     hashes = [part.content_hash for part in parts]
     if len(set(hashes)) < len(hashes):
         raise StatsError(
-            "the same statistics are given twice", expected="runs over disjoint documents", remedy="name each file once"
+            "the same statistics are given twice", expected="runs over disjoint documents", remedy="list each file once"
         )
     try:
         for part in parts[1:]:
@@ -111,7 +112,7 @@ def _widths(stats: ExpertStats) -> list[tuple[str, int]]:
 
 
 def _require_disjoint(parts: Sequence[ExpertStats]) -> None:
-    """Raise `StatsError` for a document that two runs measured in the same class: its tokens would count double."""
+    """Raise `StatsError` for a document that two runs measured in the same class: its tokens would count twice."""
     seen: dict[tuple[str, str], int] = {}
     for number, part in enumerate(parts):
         recorded = part.metadata.get("document_hashes")
@@ -123,8 +124,8 @@ def _require_disjoint(parts: Sequence[ExpertStats]) -> None:
                     f"runs {seen[name, both[0]] + 1} and {number + 1} measured the same documents",
                     expected="disjoint documents",
                     actual=f"{len(both)} of class {name}, the first is {both[0]}",
-                    remedy="calibrate again on documents of their own (`skip` and `limit` in the set file), "
-                    "or leave one run out",
+                    remedy="calibrate again on other documents (`skip` and `limit` in the set file), or leave one run "
+                    "out",
                 )
             seen |= {(name, digest): number for digest in hashes}
 
@@ -140,7 +141,8 @@ def _combine(parts: Sequence[tuple[tuple[str, ...], np.ndarray]], classes: tuple
 
 
 def _metadata(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is equal in all runs stays; the rest by the tables above, and a list of values where no table says how."""
+    """Metadata of the merged run: equal values stay, others follow the tables above or become a list with one per
+    run."""
     result: dict[str, Any] = {}
     for key in sorted({key for metadata in every for key in metadata} - {"merged", "left_out"}):
         present = [m[key] for m in every if key in m]
@@ -154,7 +156,7 @@ def _metadata(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif key == "bench_items":
             result[key] = {n: sorted({x for value in present for x in value.get(n, [])}) for n in sorted(names)}
         elif key in _PER_RUN:
-            # a run that was itself merged brings the list of its own runs
+            # A run that was itself merged has a list with one value per run already.
             lists = [m[key] if "merged" in m and isinstance(m.get(key), list) else [m.get(key)] for m in every]
             result[key] = [x for values in lists for x in values]
         else:
@@ -171,7 +173,7 @@ def _added(values: Sequence[Any]) -> Any:
     if all(isinstance(v, list) and len(v) == len(values[0]) for v in values):
         return [_added(list(row)) for row in zip(*values, strict=True)]
     raise StatsError(
-        "statistics with unlike counts in their metadata cannot be merged",
+        "statistics whose metadata hold counts of different forms cannot be merged",
         actual=str(values)[:200],
         expected="counts of the same form",
         remedy="make the files with the same version",

@@ -1,10 +1,10 @@
-"""The JSON layout of the reference implementation: categories{class{layer[{id, wnorm, ...}]}}, read and written.
+"""Statistics in the JSON layout of the reference implementation: categories{class{layer[{id, wnorm, ...}]}}.
 
-Invariants: nothing is lost without a word. Every number of an entry becomes a field of its name, every list of numbers
-a wide field (`neuron_act`); the metadata and other top-level keys are kept and written again. What has no place (a text
-in an entry) is named in `metadata["left_out"]`. A file read and written again is the same JSON, save for what is named,
-and for null among the numbers, which becomes NaN.
-Not guaranteed: bounded memory; a file with `neuron_act` takes several times its size while it is read.
+Invariants: nothing is dropped silently. Every number of an entry becomes a field of its name, every list of numbers a
+wide field (`neuron_act`); the metadata and other top-level keys are kept and written again. What cannot be represented
+(text in an entry) is listed in `metadata["left_out"]`. Reading and writing a file gives the same JSON, except for what
+is listed and for null among the numbers, which becomes NaN. Not guaranteed: bounded memory; reading a file with
+`neuron_act` takes several times its size.
 """
 
 import gzip
@@ -17,6 +17,7 @@ import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import StatsError
+from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import canonical_json, sha256_bytes
 
 FIELDS = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
@@ -28,14 +29,15 @@ _MOST_EXTRA = 1 << 20
 """Bytes of metadata and further top-level keys that are kept."""
 
 
-def import_reference(path: Path) -> ExpertStats:
+def import_reference(path: Path | str) -> ExpertStats:
     """Read a file, JSON or gzipped JSON. Raises `StatsError` for anything that is not in the layout."""
+    path = Path(path)
     try:
         raw = path.read_bytes()
         data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw, object_pairs_hook=_once)
         return _stats(data, sha256_bytes(raw))
     except FileNotFoundError as exc:
-        raise StatsError(f"{path} not found", expected="a file of statistics", remedy="check the path") from exc
+        raise StatsError(f"{path} not found", expected="a statistics file", remedy="check the path") from exc
     except (
         OSError,
         ValueError,
@@ -64,11 +66,19 @@ def open_stats(source: ExpertStats | Path | str) -> ExpertStats:
     return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
 
 
+def save_reference(stats: ExpertStats, path: Path | str) -> None:
+    """Write `export_reference` as JSON, gzipped if the name ends with .gz. Raises `BadInput` if the file exists."""
+    # NaN and Infinity are not JSON, but the reference layout has them and they must not turn into numbers.
+    body = json.dumps(export_reference(stats)).encode()
+    with publish_file(Path(path)) as temporary:
+        temporary.write_bytes(gzip.compress(body, mtime=0) if str(path).endswith(".gz") else body)
+
+
 def export_reference(stats: ExpertStats) -> dict[str, Any]:
-    """The layout as a JSON-ready object; counts stay whole numbers. `left_out` says what it does not hold."""
+    """The layout as a JSON-ready object; counts stay whole numbers. `left_out` lists the fields it cannot hold."""
     names, wide = _exported(stats)
     _, layers, experts = stats.shape
-    # Python lists are read many times faster than single array cells.
+    # Indexing Python lists is many times faster than indexing array cells one by one.
     columns: dict[str, Any] = {name: stats.fields[name].tolist() for name in names}
     columns |= {name: stats.wide[name].tolist() for name in wide}
 
@@ -88,20 +98,20 @@ def export_reference(stats: ExpertStats) -> dict[str, Any]:
 
 
 def left_out(stats: ExpertStats) -> list[str]:
-    """Fields that the export does not hold."""
+    """Fields that the export cannot hold."""
     names, wide = _exported(stats)
     return sorted({*stats.fields, *stats.wide} - {*names, *wide})
 
 
 def _exported(stats: ExpertStats) -> tuple[list[str], list[str]]:
-    """Names of fields and of wide fields to write: the layout's own, and those that came out of such a file."""
+    """Names of fields and of wide fields to write: the layout's own, and those that were imported from such a file."""
     imported = stats.metadata.get("reference", {}).get("fields", [])
     wanted = [*FIELDS, *(name for name in imported if name not in FIELDS and name != NEURONS), NEURONS]
     return [n for n in wanted if n in stats.fields], [n for n in wanted if n in stats.wide]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different; JSON itself would keep the last of two."""
+    """An object with each key once; plain JSON parsing would keep the last of two."""
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -138,7 +148,7 @@ def _stats(data: Any, digest: str) -> ExpertStats:
 
 
 def _kept(data: dict[str, Any], fields: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """(what is kept beside the numbers, names of what is not): JSON that our own metadata cannot hold, or too much."""
+    """(what is kept beside the numbers, names of what is not): values that are not JSON, or larger than the limit."""
     kept: dict[str, dict[str, Any]] = {"metadata": {}, "other": {}}
     lost: set[str] = set()
     pairs = [("metadata", k, v) for k, v in data.get("metadata", {}).items()]
@@ -148,13 +158,13 @@ def _kept(data: dict[str, Any], fields: list[str]) -> tuple[dict[str, Any], set[
             if len(canonical_json(value)) > _MOST_EXTRA:
                 raise ValueError(f"{key} is too large")
             kept[group][key] = value
-        except ValueError:  # NaN and Infinity, which are no JSON, too
+        except ValueError:  # also NaN and Infinity, which are not JSON
             lost.add(f"{group}.{key}")
     return {**kept, "fields": fields}, lost
 
 
 class _Table:
-    """Fields that grow out of the entries; every entry must have every field."""
+    """Collects fields from entries; every entry must have every field."""
 
     def __init__(self, classes: int, layers: int, experts: int) -> None:
         self.shape = (classes, layers, experts)
@@ -164,7 +174,7 @@ class _Table:
         self.lost: set[str] = set()
 
     def add(self, at: tuple[int, int, int], entry: dict[str, Any], where: str) -> None:
-        """Take over one entry."""
+        """Take the values of one entry."""
         for name, value in entry.items():
             if name == "id":
                 continue

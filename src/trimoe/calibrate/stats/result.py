@@ -1,7 +1,7 @@
-"""From per-layer arrays to the statistics file: totals by name, bootstrap shards beside them.
+"""Per-layer arrays -> `ExpertStats`: totals by field name, bootstrap shards beside them.
 
-Invariants: a total is the sum of its shards in shard order; `metadata["merge"]` says how a field that is not additive
-merges ("max", or "none" when it cannot be merged). Dense layers, which have no experts, are zero everywhere.
+Invariants: a total is the sum of its shards in shard order; `metadata["merge"]` records how a field that is not
+additive merges ("max", or "none" if it cannot be merged). The rows of layers without experts are zero.
 """
 
 from collections.abc import Sequence

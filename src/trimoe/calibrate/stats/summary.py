@@ -1,9 +1,9 @@
-"""What statistics say at a glance: coverage, concentration, the strongest and weakest experts, kinship of classes.
+"""Summary of statistics: coverage, concentration, strongest and weakest experts, similarity of classes.
 
-Pure functions of arrays. Values that are not finite never win a rank: they count as the lowest, and are reported.
-Definitions: Gini coefficient of the tokens per expert in a layer, 0 when all experts get the same and (E-1)/E when one
-gets everything; Jaccard index |A n B| / |A u B| of two classes' sets of k strongest experts; Spearman's rank
-correlation of two classes' scores, equal scores sharing their mean rank. The latter two are means over layers.
+Pure functions of arrays. Values that are not finite count as the lowest in every ranking, and are reported.
+Definitions: Gini coefficient of the tokens per expert in a layer, 0 when all experts get equally many and (E-1)/E when
+one gets all; Jaccard index |A n B| / |A u B| of two classes' sets of k strongest experts; Spearman's rank correlation
+of two classes' scores, equal scores sharing their mean rank. The latter two are means over layers.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from trimoe.calibrate.stats.criteria import criterion_scores
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 EXTREME = 1e6
-"""A norm above it is an accident (protocol section 4). Norms are summed over windows: their mean is compared."""
+"""A norm above this is a numerical accident (section 4 of the protocol). Norms are sums over windows: their mean per
+window is compared."""
 
 
-def summarize(stats: ExpertStats, scores: Array, by: str, *, top: int, show: int, least: int) -> dict[str, Any]:
-    """Everything `trimoe stats show` says, JSON-ready.
+def summarize(
+    stats: ExpertStats, by: str | None = None, *, top: int | None = None, show: int = 3, least: int = 16
+) -> dict[str, Any]:
+    """What `trimoe stats show` prints, JSON-ready.
 
-    `scores` [C, L, E] are of the criterion `by`; `top` experts make the sets that classes are compared by, `show`
-    experts are listed at either end, a cell with fewer than `least` tokens is thin.
+    Experts are compared by the criterion `by` (default: the first that was measured of contribution, reap, frequency).
+    The sets of strongest experts by which classes are compared have `top` members (default: a quarter of the experts),
+    `show` experts are listed at either end, and a cell with fewer than `least` tokens is thin. Raises `StatsError` if
+    nothing was measured, `UsageError` for an unknown criterion.
     """
+    by, scores = criterion_scores(stats, by)
+    top = min(top or max(1, stats.shape[2] // 4), stats.shape[2])
     layers = list(stats.moe_layers)
     scores = scores[:, layers]
     tc = stats.fields.get("tc")
@@ -77,7 +85,7 @@ def gini(values: Array) -> Array:
 
 
 def pool(scores: Array) -> Array:
-    """[C, L, E] -> [L, E]: the mean over classes of a score in units of its layer's mean: no class drowns another."""
+    """[C, L, E] -> [L, E]: the mean over classes of score / layer mean, so that every class counts the same."""
     finite = np.where(np.isfinite(scores), scores, 0.0)
     mean = finite.mean(-1, keepdims=True)
     pooled: Array = np.divide(finite, mean, out=np.zeros_like(finite), where=mean > 0).mean(0)
@@ -86,12 +94,13 @@ def pool(scores: Array) -> Array:
 
 
 def strongest(row: Array) -> Array:
-    """Expert ids from the highest score to the lowest; among equals the lower id first."""
+    """Expert ids from the highest score to the lowest; among equals the lower id comes first."""
     return np.argsort(-np.where(np.isfinite(row), row, -np.inf), kind="stable")
 
 
 def overlap(classes: Sequence[str], scores: Array, top: int) -> dict[str, Any]:
-    """How alike classes are: for each pair the mean Jaccard index of their `top` experts, and of Spearman's rho."""
+    """Similarity of classes: for each pair, the means over layers of the Jaccard index of their `top` experts and of
+    Spearman's rho."""
     count, layers, experts = scores.shape
     lowest = np.where(np.isfinite(scores), scores, -np.inf)
     sets = np.zeros(scores.shape, bool)
@@ -117,7 +126,7 @@ def overlap(classes: Sequence[str], scores: Array, top: int) -> dict[str, Any]:
 
 
 def chance_jaccard(experts: int, top: int) -> float:
-    """Expected Jaccard index of two random sets of `top` experts (hypergeometric)."""
+    """Expected Jaccard index of two random sets of `top` experts (hypergeometric distribution)."""
     whole = comb(experts, top)
     least = max(0, 2 * top - experts)
     return sum(comb(top, k) * comb(experts - top, top - k) / whole * k / (2 * top - k) for k in range(least, top + 1))
@@ -141,7 +150,7 @@ def _class(tc: Array | None, c: int, least: int) -> dict[str, Any]:
         return {"routed_tokens": None, "cells": None, "never_used": None, "thin": None, "least": least}
     used = np.nan_to_num(tc[c], nan=0.0, posinf=0.0, neginf=0.0)
     return {
-        # every layer routes every token, so any layer's sum is tokens x top-k
+        # Every layer routes every token, so the sum of any layer is tokens x top-k.
         "routed_tokens": float(used[0].sum()) if len(used) else 0.0,
         "cells": int(used.size),
         "never_used": int((used == 0).sum()),
@@ -151,7 +160,7 @@ def _class(tc: Array | None, c: int, least: int) -> dict[str, Any]:
 
 
 def _field(name: str, array: Array, windows: Array | None) -> dict[str, Any]:
-    """`windows` [C, L, E] that hit the expert (cc); without them the sum itself is held against the limit."""
+    """`windows` [C, L, E] is the number of windows that hit the expert (cc); without it the sum itself is compared."""
     norm = name in ("wnorm", "rnorm")
     limit = EXTREME * (1 if windows is None else np.maximum(np.nan_to_num(windows, posinf=1.0), 1))
     return {
@@ -162,7 +171,7 @@ def _field(name: str, array: Array, windows: Array | None) -> dict[str, Any]:
 
 
 def _mean(values: Array) -> float | None:
-    """Of the values that there are."""
+    """Mean of the finite values, or None."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else None
 

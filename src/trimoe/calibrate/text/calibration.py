@@ -1,7 +1,7 @@
-"""Calibration sets as data: a YAML file of classes, each a list of sources, read into documents and windows.
+"""Calibration sets as data: a YAML file of classes, each a list of sources that yield documents.
 
-Invariants: unknown keys, and keys given twice, are refused; a document belongs to one class and carries a weight; rows
-of MultiPL-E never get in. Not guaranteed: that the data resembles your work.
+Invariants: unknown keys, and keys given twice, are refused; a document belongs to one class and has a weight; rows of
+MultiPL-E are refused. Not guaranteed: that the data resembles your work.
 """
 
 from importlib import resources
@@ -28,14 +28,14 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
     """The YAML file: see docs/reference/calibration-set.md."""
 
     name: str
-    """A label for people; not part of the set's hash."""
+    """A label; not part of the set's hash."""
     window: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)] = 2048
     """Tokens per window."""
     long_documents: LongDocuments = "split"
-    """A document longer than the window is split into several, without overlap; `cut`: what goes beyond the first
-    window is left out and counted; `refuse`: it is an error."""
+    """What happens to a document longer than the window: `split` makes several windows without overlap, `cut` keeps the
+    first window and counts the rest as left out, `refuse` is an error."""
     classes: Annotated[dict[str, list[Source]], msgspec.Meta(min_length=1)]
-    """Class name -> sources. Recipes address classes by name patterns (`generic_*`, `targeted_*`)."""
+    """Class name -> sources. Recipes match classes by name patterns (`generic_*`, `targeted_*`)."""
 
     def __post_init__(self) -> None:
         for name, sources in self.classes.items():
@@ -70,8 +70,8 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
         return msgspec.structs.replace(loaded, classes=classes)
 
     def texts(self) -> dict[str, list[SourceText]]:
-        """Every source read, by class. Raises `CalibrationError` for a class or source without documents, `Refused`
-        for a text of MultiPL-E."""
+        """The documents of every source, by class. Raises `CalibrationError` for a class or source without documents,
+        `Refused` for a text of MultiPL-E."""
         result: dict[str, list[SourceText]] = {}
         for name, sources in self.classes.items():
             try:
@@ -84,7 +84,7 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
         return result
 
     def describe(self) -> dict[str, list[dict[str, Any]]]:
-        """class -> its sources in a few words each, for the statistics file."""
+        """class -> short descriptions of its sources, for the statistics file."""
         return {name: [source.describe() for source in sources] for name, sources in self.classes.items()}
 
 

@@ -1,14 +1,13 @@
-"""The leak check: which items of a bench share a 13-gram with a calibration set.
+"""The leak check: which items of a bench share a 13-gram of words with a calibration set.
 
-A bench item counts as overlapping if 13 consecutive words of its question or of its reference solution occur in a
-document of the set and are the item's own, or if its question occurs there as a whole. Words are the item's own if 8 of
-them in a row are in no other item of the bench, or in fewer than 1 % of its items (and in at most ten); all else is
-boilerplate: instructions, and the sentence patterns of made-up tasks. Items that share boilerplate alone are reported
-apart and not counted. An item of 8 to 12 words is looked for as a whole; a shorter one is not checked. Documents that
-are bench items by declaration (passing traces) are told apart: `undeclared` are the overlapping items that some other
-document overlaps with.
-Invariants: the report is a function of texts and benches, not of where they lie. Not guaranteed: paraphrases, and
-translations, are not found; a passage that many items of a small bench ask about counts as boilerplate.
+A bench item overlaps if 13 consecutive words of its question or reference solution occur in a document of the set and
+are the item's own, or if its whole question occurs there. Words are the item's own if 8 of them in a row are in no
+other item of the bench, or in fewer than 1 % of its items (and at most ten); everything else is boilerplate:
+instructions, and the sentence patterns of generated tasks. Items that share only boilerplate are listed separately and
+not counted. An item of 8 to 12 words is searched for as a whole; a shorter one is not checked. Documents declared as
+bench items (passing traces) are distinguished: `undeclared` are the overlapping items that some other document overlaps
+with. Invariant: the report is a function of texts and benches, not of their paths. Not guaranteed: paraphrases and
+translations are not found; a passage that many items of a small bench ask about counts as boilerplate.
 """
 
 import gzip
@@ -56,7 +55,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 @dataclass(frozen=True)
 class BenchTexts:
-    """A bench as the leak check sees it: item id -> its texts (question, reference solution)."""
+    """The texts of a bench: item id -> question and reference solution."""
 
     name: str
     items: tuple[tuple[str, tuple[str, ...]], ...]
@@ -64,7 +63,7 @@ class BenchTexts:
 
 @dataclass(frozen=True)
 class SetText:
-    """A document of the set: its class, its text, and whether it is a bench item by declaration."""
+    """A document of the set: its class, its text, and whether it is declared as a bench item."""
 
     category: str
     text: str
@@ -87,7 +86,7 @@ def read_benches(path: Path) -> list[BenchTexts]:
             raise BadInput(
                 f"no bench in {path}",
                 expected="files named " + ", ".join("*" + s for s in _SUFFIXES),
-                remedy="name the folder that holds the bench's rows",
+                remedy="give the folder with the rows of the bench",
             )
     else:
         files = [path]
@@ -101,8 +100,8 @@ def read_benches(path: Path) -> list[BenchTexts]:
 
 @dataclass(frozen=True)
 class _Index:
-    """All grams of a bench, aligned: hash, item, words of the gram, whether it is the item's own, whether it is of the
-    item's question (its first text that is long enough to check)."""
+    """All n-grams of a bench as aligned arrays: hash, item, length, whether it is the item's own, and whether it is
+    part of the item's question (its first text that is long enough to check)."""
 
     hashes: Hashes
     owner: Numbers
@@ -115,7 +114,7 @@ class _Index:
 
 
 def check(documents: Sequence[SetText], benches: Sequence[BenchTexts]) -> dict[str, Any]:
-    """The report, JSON-ready; see the module's docstring. Memory grows with the words of the set and the benches."""
+    """The report, JSON-ready; see the module's docstring. Memory is proportional to the words of set and benches."""
     split = [words(document.text) for document in documents]
     indexed = [_index(bench) for bench in benches]
     hits: list[dict[int, set[int]]] = [defaultdict(set) for _ in benches]  # per bench: item -> documents
@@ -148,12 +147,12 @@ def check(documents: Sequence[SetText], benches: Sequence[BenchTexts]) -> dict[s
 
 
 def _counts(every: Hashes, hashes: Hashes) -> Numbers:
-    """How often each hash is in the sorted `every`."""
+    """How often each hash occurs in the sorted `every`."""
     return np.searchsorted(every, hashes, "right") - np.searchsorted(every, hashes, "left")
 
 
 def _pairs(index: _Index, every: Hashes, document: Numbers) -> Iterator[tuple[int, int]]:
-    """(item, document) of every gram that a bench and the set (every, document; sorted) share."""
+    """(item, document) of every n-gram that a bench shares with the set (`every` and `document`, sorted)."""
     begin, end = np.searchsorted(every, index.hashes, "left"), np.searchsorted(every, index.hashes, "right")
     for item, low, high in zip(index.owner, begin, end, strict=True):
         for number in document[low:high]:
@@ -163,7 +162,7 @@ def _pairs(index: _Index, every: Hashes, document: Numbers) -> Iterator[tuple[in
 def _whole(
     bench: BenchTexts, asked: _Index, found: _Index, every: Hashes, document: Numbers, split: Sequence[list[str]]
 ) -> Iterator[tuple[int, int]]:
-    """(item, document) where a document holds all words of the item's question in a row, its own or not."""
+    """(item, document) where a document contains the item's whole question, boilerplate or not."""
     size = len(bench.items)
     there = np.bincount(found.owner[found.question], minlength=size)
     for item in np.flatnonzero((there > 0) & (there == np.bincount(asked.owner, minlength=size))):
@@ -198,7 +197,7 @@ def _report(
 
 
 def own_limit(items: int) -> int:
-    """In how many of the items of a bench words may be and still count as an item's own."""
+    """The number of items of a bench in which words may occur and still be an item's own."""
     return max(1, min(COMMON, -(-items // 100) - 1))
 
 
@@ -214,7 +213,7 @@ def _index(bench: BenchTexts) -> _Index:
             n = min(GRAM, len(sequence))
             hashes, first = np.unique(grams(sequence, n), return_index=True)
             before = np.append(0, np.cumsum(_counts(rare, short[number][place])))
-            own = before[first + n - SHORTEST + 1] > before[first]  # a rare run within the gram's words
+            own = before[first + n - SHORTEST + 1] > before[first]  # a rare run within the n-gram
             parts.append((hashes, own, number, n, place == 0))
     if not parts:
         none = np.zeros(0, np.int64)

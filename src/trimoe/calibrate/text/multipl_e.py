@@ -1,10 +1,9 @@
-"""The guard that keeps MultiPL-E out of calibration sets: its licence forbids use as training data.
+"""The guard that keeps MultiPL-E out of calibration sets, because its licence forbids use as training data.
 
-Rows are known by their identity (the data set's name, its row layout), and plain text by its content: the package has,
-per prompt of the Rust, Java and JavaScript subsets, a sketch of a few 8-gram hashes that occur in that prompt and
+Rows are recognised by their identity (name of the data set, row layout), and plain text by its content: for each prompt
+of the Rust, Java and JavaScript subsets, the package has a sketch of a few 8-gram hashes that occur in that prompt and
 neither in HumanEval nor in several other prompts. No text of the data set is in the package.
-Not guaranteed: other languages, and prompts without distinctive grams (counted in the sketch), are known by identity
-only.
+Not guaranteed: other languages, and prompts without distinctive n-grams, are recognised by identity only.
 """
 
 import re
@@ -21,11 +20,11 @@ from trimoe.errors import Refused
 
 _GRAM = 8
 _SKETCH = 8
-"""Hashes kept per prompt: the smallest ones, which makes the choice independent of their order."""
+"""Hashes per prompt: the smallest ones, so that the choice does not depend on their order."""
 _COMMON = 3
-"""A gram of more prompts than this is boilerplate."""
+"""An n-gram in more prompts than this is boilerplate."""
 _ENOUGH = 0.5
-"""A text with this share of a prompt's sketch holds the prompt."""
+"""A text with at least this share of a prompt's sketch contains the prompt."""
 
 _LANGUAGES = "adb|clj|cpp|cs|d|dart|elixir|ex|go|hs|java|jl|js|lua|ml|php|pl|r|rb|rkt|rs|scala|sh|swift|ts|v"
 _NAME = re.compile(
@@ -35,27 +34,28 @@ _ROW_NAME = re.compile(r"(HumanEval|mbpp)_\d+_\w+")
 
 
 def refuse_name(name: str, what: str) -> None:
-    """`Refused` if a data set or bench of this name is MultiPL-E."""
+    """Raise `Refused` if a data set or bench of this name is MultiPL-E."""
     if _NAME.search(name):
         raise _refusal(what, f"named {name}")
 
 
 def refuse_row(row: Mapping[str, Any], where: str) -> None:
-    """`Refused` if a record has the layout of a MultiPL-E row."""
+    """Raise `Refused` if a record has the layout of a MultiPL-E row."""
     name = row.get("name")
     if isinstance(name, str) and _ROW_NAME.fullmatch(name) and ("language" in row or "stop_tokens" in row):
         raise _refusal(where, f"row {name}")
 
 
 def refuse_text(text: str, where: str) -> None:
-    """`Refused` if a text holds a MultiPL-E prompt."""
+    """Raise `Refused` if a text contains a MultiPL-E prompt."""
     found = _match(text)
     if found:
-        raise _refusal(where, f"its text holds {found}")
+        raise _refusal(where, f"its text contains {found}")
 
 
 def sketch(rows: Iterable[Mapping[str, Any]], elsewhere: Iterable[str]) -> list[tuple[str, list[int]]]:
-    """(name/language, hashes) per MultiPL-E row; `elsewhere` are texts whose grams prove nothing (HumanEval's own)."""
+    """(name/language, hashes) per MultiPL-E row; n-grams of the texts `elsewhere` (HumanEval's own) are not
+    distinctive."""
     known = {int(h) for text in elsewhere for h in grams(words(text), _GRAM)}
     by_row = {
         f"{row['name']}/{row['language']}": {int(h) for h in grams(words(row["prompt"]), _GRAM)} - known for row in rows
@@ -67,7 +67,7 @@ def sketch(rows: Iterable[Mapping[str, Any]], elsewhere: Iterable[str]) -> list[
 
 
 def dump(sketches: Sequence[tuple[str, list[int]]]) -> str:
-    """The file in the package: a line per prompt, its name and its hashes in hexadecimal, tabs between."""
+    """The content of the file in the package: a line per prompt, its name and hexadecimal hashes, separated by tabs."""
     return "".join("\t".join([name, *(f"{h:016x}" for h in hashes)]) + "\n" for name, hashes in sketches)
 
 
@@ -85,7 +85,7 @@ def _known() -> tuple[list[str], Hashes, np.ndarray[Any, Any]]:
 
 
 def _match(text: str) -> str | None:
-    """The name of a prompt whose sketch is in the text."""
+    """The name of a prompt whose sketch matches the text."""
     names, hashes, owner = _known()
     found = np.isin(hashes, grams(words(text), _GRAM))
     hits = np.bincount(owner[found], minlength=len(names))
@@ -96,8 +96,8 @@ def _match(text: str) -> str | None:
 
 def _refusal(where: str, why: str) -> Refused:
     return Refused(
-        f"{where} is of MultiPL-E",
+        f"{where} belongs to MultiPL-E",
         expected="data whose licence allows calibration",
         actual=why,
-        remedy="remove it: clause 4 of its licence forbids training use; it may serve as a bench only",
+        remedy="remove it: clause 4 of its licence forbids training use; it may be used as a bench only",
     )

@@ -1,7 +1,7 @@
-"""Reading text and records: JSON lines, whole text files, and the columns of a record that become a document.
+"""Records and text files: JSON lines, plain text, and the columns of a record that become a document.
 
-Invariants: lines end at \\n and nowhere else (U+2028 and U+0085 are content); a file is read line by line, so its size
-does not matter; every error names the file and the line. UTF-8 only, a byte order mark at the start is passed over.
+Invariants: lines end at \\n only (U+2028 and U+0085 are content); files are read line by line, whatever their size;
+every error names the file and the line. UTF-8 only; a byte order mark at the start is skipped.
 """
 
 import gzip
@@ -21,7 +21,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a source. `where` names it in messages, `number` is its place in the source, from 0."""
+    """One record of a source. `where` names it in messages, `number` is its index in the source, from 0."""
 
     where: str
     number: int
@@ -29,7 +29,7 @@ class Record:
 
 
 class Fields(Data, frozen=True, kw_only=True):
-    """Names of the columns: either `text`, or `prompt` with or without `completion`, or `messages`."""
+    """Names of the columns: `text`, or `prompt` with or without `completion` or `reply`, or `messages`."""
 
     text: str | None = None
     """Column with plain text."""
@@ -38,7 +38,7 @@ class Fields(Data, frozen=True, kw_only=True):
     completion: str | None = None
     """Column with the answer to `prompt`."""
     reply: str | None = None
-    """Column with a model's raw output after `prompt`: it follows the opened turn untouched by the template."""
+    """Column with a model's raw output after `prompt`; the template does not change it."""
     messages: str | None = None
     """Column with a whole chat: a list of {role, content}."""
 
@@ -48,7 +48,7 @@ class Fields(Data, frozen=True, kw_only=True):
         if (self.completion or self.reply) and self.prompt is None:
             raise ValueError("completion and reply need prompt")
         if self.completion and self.reply:
-            raise ValueError("give completion (rendered by the template) or reply (as it is), not both")
+            raise ValueError("give completion (rendered by the template) or reply (raw), not both")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -72,7 +72,7 @@ def read_text(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:
-    """Each line's object; blank lines are passed over. Raises `CalibrationError` naming the line."""
+    """Each line's object; blank lines are skipped. Raises `CalibrationError` naming the line."""
     count = 0
     for number, line in read_lines(path):
         if not line.strip():
@@ -84,7 +84,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
                 f"line {number} of {path} is not JSON",
                 expected="one JSON object per line",
                 actual=line[:100],
-                remedy="mend the file",
+                remedy="correct the line",
             ) from exc
         if not isinstance(row, dict):
             raise CalibrationError(
@@ -95,7 +95,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 
 
 def column(record: Record, name: str) -> Any:
-    """A column of a record. Raises `CalibrationError` if there is none."""
+    """A column of a record. Raises `CalibrationError` if it is missing."""
     if name not in record.row:
         raise CalibrationError(
             f"{record.where} has no field {name!r}",
@@ -112,23 +112,23 @@ def string(record: Record, name: str) -> str:
 
 
 def checked(value: Any, what: str) -> str:
-    """`value` if it is text that UTF-8 can hold and not empty. Raises `CalibrationError`."""
+    """`value` if it is a non-empty string that UTF-8 can encode. Raises `CalibrationError`."""
     if not isinstance(value, str) or not value:
         raise CalibrationError(f"{what} is not text", expected="a non-empty string", actual=repr(value)[:100])
     try:
         value.encode()
     except UnicodeEncodeError as exc:
         raise CalibrationError(
-            f"{what} holds half a surrogate pair",
+            f"{what} contains half a surrogate pair",
             expected="Unicode text",
             actual=str(exc)[:100],
-            remedy="mend the record: a character was cut in two",
+            remedy="correct the record: a character was cut in two",
         ) from exc
     return value
 
 
 def messages_of(value: Any, what: str) -> list[Message]:
-    """A chat [{role, content}, ...] with other keys left out. Raises `CalibrationError`."""
+    """A chat [{role, content}, ...] without its other keys. Raises `CalibrationError`."""
     good = (
         isinstance(value, list)
         and value

@@ -1,10 +1,10 @@
-"""From a document's text to token ids: the model's own chat template, raw replies, the mask of counted positions.
+"""Rendering of documents to token ids: chat template, raw replies, and the mask of counted positions.
 
-Invariants: a chat is rendered by the template and tokenised without further special tokens; a raw reply follows the
-opening of the assistant's turn as it was written, because templates drop a model's thinking from finished turns; plain
-text gets the tokenizer's own special tokens (a BOS where the model expects one).
-Not guaranteed: that a raw reply known only as text has the very tokens the model chose. It is tokenised together with
-the prompt, which is how the model would read it.
+Invariants: a chat is rendered by the model's template and tokenised without further special tokens; a raw reply follows
+the opening of the assistant's turn unchanged, because templates drop a model's thinking from finished turns; plain text
+gets the tokenizer's own special tokens (a BOS where the model expects one).
+Not guaranteed: that a raw reply known only as text gets the tokens that the model chose. It is tokenised together with
+the prompt, as the model would read it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from trimoe.errors import CalibrationError, CheckpointError
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that is used."""
 
     chat_template: Any
     all_special_ids: Any
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
 
 
 def tokenizer_of(path: Path) -> Any:
-    """The checkpoint's tokenizer. Raises `CheckpointError` if there is none."""
+    """The tokenizer of a checkpoint. Raises `CheckpointError` if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -46,7 +46,7 @@ def tokenizer_of(path: Path) -> Any:
 
 
 def documents_of(texts: dict[str, list[SourceText]], tokenizer: Tokenizer) -> list[Document]:
-    """Render and tokenise. Raises `CalibrationError` where a chat is given and the tokenizer has no chat template."""
+    """Render and tokenise. Raises `CalibrationError` for a chat if the tokenizer has no chat template."""
     return [_document(name, text, tokenizer) for name, items in texts.items() for text in items]
 
 
@@ -58,7 +58,7 @@ def prompt_ids(messages: Sequence[Message], thinking: bool | None, tokenizer: To
 def end_of_turn(tokenizer: Tokenizer) -> list[int]:
     """The tokens with which the template closes an assistant's turn, up to the first special one; empty if none.
 
-    Some templates close only turns that another one follows.
+    Some templates close a turn only if another one follows.
     """
     probe = "trimoe"
     last = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
@@ -83,7 +83,9 @@ def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document
     ids = _tokens(text, tokenizer)
     if not ids:
         raise CalibrationError(
-            f"{text.where or 'a document'} of class {category} has no tokens", remedy="remove the empty document"
+            f"{text.where or 'a document'} of class {category} has no tokens",
+            expected="at least one token",
+            remedy="remove the empty document",
         )
     counted = None
     if text.count_before is not None:
@@ -92,7 +94,7 @@ def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document
             raise CalibrationError(
                 f"{text.count_before!r} is not one token of this model",
                 expected="a token string",
-                remedy="give count_before exactly as in the vocabulary",
+                remedy="write count_before exactly as in the vocabulary",
             )
         counted = tuple(following == wanted for following in (*ids[1:], None))
     return Document(category, tuple(int(i) for i in ids), text.weight, counted, text.item, text.where)
@@ -120,7 +122,7 @@ def _tokens(text: SourceText, tokenizer: Tokenizer) -> list[int]:
 def _rendered(messages: Iterable[Message], thinking: bool | None, tokenizer: Tokenizer, *, open_turn: bool) -> str:
     if not tokenizer.chat_template:
         raise CalibrationError(
-            "the calibration set holds chats but the model has no chat template",
+            "the calibration set contains chats but the model has no chat template",
             expected="chat_template.jinja",
             actual="a tokenizer without one",
             remedy="use sources with a text field, or add the model's template",
@@ -132,17 +134,18 @@ def _rendered(messages: Iterable[Message], thinking: bool | None, tokenizer: Tok
         text: str = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=open_turn, **extra
         )
-    except TemplateError as exc:  # templates raise it themselves, for example for a role they do not know
+    except TemplateError as exc:  # templates raise it themselves, for example for an unknown role
         raise CalibrationError(
             "the model's chat template refuses a chat of the set",
+            expected="roles and turns in the order that the template accepts",
             actual=str(exc)[:200],
-            remedy="give roles and turns in the order the model knows",
+            remedy="correct the roles and turns of this chat",
         ) from exc
     return text
 
 
 def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Plain text without any special token, but with those that open a text (BOS)."""
+    """Plain text without special tokens, except those that open a text (BOS)."""
     special = _special(tokenizer)
     ids = _ids(tokenizer, text, special=True)
     start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
@@ -151,14 +154,14 @@ def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[int]:
-    # verbose=False: a document longer than the model's context is no mistake, it is cut into windows
+    # verbose=False: a document may be longer than the model's context, since it is cut into windows
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
 def _special(tokenizer: Tokenizer) -> set[int]:
-    """Ids of the tokens that are no text: those with a role (BOS, ...), and those marked special like turn markers.
+    """Ids of the tokens that are not text: those with a role (BOS, ...), and those marked special like turn markers.
 
-    The unknown token stays: it stands for text.
+    The unknown token counts as text.
     """
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return (marked | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}

@@ -1,7 +1,7 @@
-"""A set's windows in two parts that share no document: one to fit on, one to judge by.
+"""Calibration and held-out part of a set's windows, without a common document.
 
-Invariants: the part follows from a document's tokens alone, so a text that stands twice (in two classes, in two sets)
-is in one part only. Not guaranteed: that near-copies are in the same part.
+Invariant: the part follows from a document's tokens alone, so a text that occurs twice (in two classes, in two sets) is
+in one part only. Not guaranteed: that near-duplicates are in the same part.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from trimoe.calibrate.text.windows import Windows
 from trimoe.errors import CalibrationError
 
 HELD_OUT_OF = 3
-"""One document of so many is held out."""
+"""One in this many documents is held out."""
 
 
 def digests(windows: Windows) -> dict[int, str]:
-    """document number -> sha256 of its tokens, whatever its class and weight."""
+    """document number -> sha256 of its tokens; class and weight do not matter."""
     parts: dict[int, list[np.ndarray]] = {}
     for window in windows.windows:
         parts.setdefault(window.document, []).append(window.tokens)
@@ -35,14 +35,14 @@ def split(windows: Windows) -> tuple[Windows, Windows]:
 
 
 def require_disjoint(calibration: Windows, held_out: Windows) -> None:
-    """Raise `CalibrationError` if a document stands in both."""
+    """Raise `CalibrationError` if a document is in both."""
     common = set(digests(calibration).values()) & set(digests(held_out).values())
     if common:
         raise CalibrationError(
             "the held-out set shares documents with the calibration set",
             expected="no common document",
             actual=f"{len(common)} in both",
-            remedy="take them out of one, or leave out --held-out to split the set",
+            remedy="remove them from one set, or leave out --held-out to split the set",
         )
 
 
@@ -53,7 +53,7 @@ def _part(windows: Windows, wanted: Callable[[int], bool], name: str) -> Windows
         raise CalibrationError(
             f"too few documents: {len(documents)} in the {name} part",
             expected="at least 2",
-            remedy="use a larger set, or give --held-out",
+            remedy="use a larger set, or give a second one with --held-out",
         )
     return replace(
         windows,

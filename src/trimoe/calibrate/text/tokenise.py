@@ -1,7 +1,7 @@
-"""From a calibration set to the windows of one model: read, answer, check for leaks, tokenise, cut.
+"""From a calibration set to the windows of one model: read, answer, check for leaks, tokenise, split.
 
-Invariants: everything the result is a function of ends up in the windows' hash; what people should know about the set
-(documents, sources, replies, bench items, overlap with benches) ends up in `Windows.origin`, and from there in the
+Invariants: everything that the result depends on is in the windows' hash; what users should know about the set
+(documents, sources, replies, bench items, overlap with benches) is in `Windows.origin`, and from there in the
 statistics file.
 """
 
@@ -35,10 +35,10 @@ def tokenise(
 ) -> Windows:
     """The set as windows of this checkpoint's tokens.
 
-    `replies`: where the model's own answers to prompts are kept, and generated if they are not there yet; `benches` are
-    compared with the set. `plan_only` generates nothing: a missing answer is stood for by as many tokens as it may
-    have, so that the windows serve to predict needs, and only that. Raises `CalibrationError`, `Refused` (MultiPL-E),
-    and what `answered` raises.
+    `replies` is the file of the model's own answers to prompts; missing ones are generated. `benches` are compared with
+    the set. With `plan_only` nothing is generated: a missing answer is replaced by as many tokens as it may have, so
+    the windows are only good for predicting needs. Raises `CalibrationError`, `Refused` (MultiPL-E), and what
+    `answered` raises.
     """
     tokenizer = tokenizer_of(checkpoint.path)
     texts, made = chosen.texts(), dict[str, Any]()
@@ -74,12 +74,13 @@ def _require_vocabulary(documents: Sequence[Document], checkpoint: Checkpoint) -
         raise CalibrationError(
             f"token {largest} is beyond the model's vocabulary",
             expected=f"below {vocabulary}",
-            remedy="the tokenizer is of another model",
+            actual=str(largest),
+            remedy="use the tokenizer that came with this checkpoint",
         )
 
 
 def _require_context(windows: Windows, checkpoint: Checkpoint) -> None:
-    """Positions that the model was never trained on would be measured without anybody noticing."""
+    """Refuse windows beyond the model's context: it was never trained on such positions."""
     scope = checkpoint.config.get("text_config") or checkpoint.config
     context, longest = scope.get("max_position_embeddings"), max(len(w.tokens) for w in windows.windows)
     if isinstance(context, int) and longest > context:

@@ -1,8 +1,8 @@
-"""Documents as tokens, and the windows they are cut into.
+"""Windows: documents as tokens, split into the units of measurement.
 
-A window holds tokens of one document only. Documents are never packed into a common window: attention then cannot reach
-from one into the other, shards and the merging of runs stay by document, and the window-wise statistics keep their
-meaning. (Short windows cost little: the engine puts windows of like length into one batch.)
+A window holds tokens of one document. Documents are never packed into a common window, so attention cannot reach from
+one into another, shards and merges are by document, and per-window statistics keep their meaning. Short windows cost
+little, because the engine batches windows of similar length.
 Invariants: windows do not overlap, so no token is counted twice; the set's hash covers the token ids, classes, masks
 and weights that are measured and nothing else (moving the files does not change it).
 """
@@ -24,7 +24,7 @@ LongDocuments = Literal["split", "cut", "refuse"]
 
 @dataclass(frozen=True)
 class Document:
-    """One text of a class as tokens. `counted` marks the positions whose routing is measured (None: all of them)."""
+    """One text of a class as tokens. `counted` marks the positions whose routing is measured; None means all."""
 
     category: str
     tokens: tuple[int, ...]
@@ -36,20 +36,20 @@ class Document:
 
     @property
     def digest(self) -> bytes:
-        """sha256 of what is measured; it also draws the bootstrap shard of the document."""
+        """sha256 of what is measured; it also decides the bootstrap shard of the document."""
         body = struct.pack(f"<{len(self.tokens)}q", *self.tokens) + struct.pack("<d", self.weight)
         mask = bytes(self.counted) if self.counted is not None else b""
         return hashlib.sha256(self.category.encode() + b"\0" + body + b"\0" + mask).digest()
 
     @property
     def content_hash(self) -> str:
-        """16 hex digits of the sha256 of the tokens alone: the same document, however it is weighted or masked."""
+        """16 hex digits of the sha256 of the tokens alone, independent of weight and mask."""
         return hashlib.sha256(struct.pack(f"<{len(self.tokens)}q", *self.tokens)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A run of at most `window` tokens of one document: the unit of the window-wise statistics."""
+    """A run of at most `window` tokens of one document: the unit of the per-window statistics."""
 
     category: int
     document: int
@@ -68,7 +68,7 @@ class Windows:
     set_hash: str
     documents: dict[str, int]
     origin: dict[str, Any] = field(default_factory=dict)
-    """What the statistics file says about the set: documents by hash, sources, replies, overlap with benches."""
+    """Facts about the set for the statistics file: documents by hash, sources, replies, overlap with benches."""
 
     def tokens(self) -> dict[str, int]:
         """Counted tokens per class."""
@@ -81,9 +81,9 @@ class Windows:
 def windows_of(
     documents: Sequence[Document], window: int, shards: int, long_documents: LongDocuments = "split"
 ) -> Windows:
-    """Cut documents into windows. The shard of a document is drawn by its content hash.
+    """Divide documents into windows. The content hash of a document decides its shard.
 
-    A document longer than a window is split into several (`split`), loses what goes beyond the first (`cut`), or raises
+    A document longer than a window becomes several (`split`), loses everything beyond the first (`cut`), or raises
     `CalibrationError` (`refuse`).
     """
     classes = tuple(dict.fromkeys(d.category for d in documents))

@@ -1,8 +1,8 @@
-"""Word n-grams as 64-bit hashes: the yardstick of the leak check and of the guard against forbidden rows.
+"""Word n-grams as 64-bit hashes, for the leak check and the guard against forbidden rows.
 
-A word is a run of letters and digits, case folded; everything else separates. Invariants: the hash of a gram depends on
-its words alone (no per-process salt); two different grams collide with probability 2^-64. Not guaranteed: sense for
-scripts that put no spaces between words, where a whole clause counts as one word.
+A word is a run of letters and digits, case folded; everything else separates words. Invariants: the hash of an n-gram
+depends on its words alone (no per-process salt); two different n-grams collide with probability 2^-64. Not supported:
+scripts without spaces between words, where a whole clause counts as one word.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 _WORD = re.compile(r"[^\W_]+")
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2^64 loses nothing
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2^64 is invertible
 
 
 def words(text: str) -> list[str]:

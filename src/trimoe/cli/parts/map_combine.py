@@ -1,4 +1,4 @@
-"""`trimoe map combine`, `compose` and `recorded`: drop maps made from drop maps."""
+"""`trimoe map combine`, `compose` and `recorded`: drop maps from other drop maps."""
 
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,34 @@ FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("maps", type=FILE, nargs=-1, required=True)
-@click.option("--keep-union", "how", flag_value="union", help="Keep what any of the maps keeps.")
-@click.option("--keep-intersection", "how", flag_value="intersection", help="Keep only what all of the maps keep.")
-@click.option("--keep", type=click.IntRange(1), metavar="N", help="Experts per layer, if more than any layer needs.")
-@click.option("--stats", type=FILE, help="Statistics: fill up by score instead of by expert number.")
+@click.option("--keep-union", "how", flag_value="union", help="Keep the experts that any of the maps keeps.")
 @click.option(
-    "--recipe", default="v5-coder", show_default=True, metavar="NAME|FILE", help="The recipe that scores, with --stats."
+    "--keep-intersection", "how", flag_value="intersection", help="Keep only the experts that all of the maps keep."
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Experts to keep per layer; at least as many as any layer needs.",
+)
+@click.option("--stats", type=FILE, help="Statistics: fill up by score instead of by expert id.")
+@click.option(
+    "--recipe",
+    default="v5-coder",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="With --stats: the recipe that computes the scores.",
 )
 @click.option("-o", "--out", type=FILE, required=True, help="The map to write (JSON).")
 @json_option
 def combine(
     maps: tuple[Path, ...], how: str | None, keep: int | None, stats: Path | None, recipe: str, out: Path, as_json: bool
 ) -> None:
-    """Combine MAPS of one model: keep what any, or only what all of them keep.
+    """Combine MAPS of one model: keep the experts that any, or only those that all of them keep.
 
     Every layer must keep equally many experts. The layer that needs the most decides, and the others are filled up:
-    first with the experts that most of the maps keep, then with those of higher score (--stats) or lower number.
-    What was filled in is printed and stands in the map's metadata.
+    first with the experts that most of the maps keep, then with those of higher score (--stats) or lower id. The
+    experts that were filled in are printed and recorded in the map.
 
     \b
     Examples:
@@ -43,9 +54,10 @@ def combine(
 
     if how is None or len(maps) < 2:
         raise UsageError(
-            "how to combine what?",
+            "combine needs at least two maps and a way to combine them",
             expected="two maps or more, and --keep-union or --keep-intersection",
-            actual=f"{len(maps)} maps, {how or 'neither'}",
+            actual=f"{len(maps)} maps, {how or 'neither option'}",
+            remedy="see trimoe map combine --help",
         )
     require_absent(out)
     scores = None
@@ -61,7 +73,7 @@ def combine(
     made.save(out)
     filled: dict[str, list[int]] = made.metadata["filled"]
     text = _summary(made.drop, made.num_experts, out)
-    text += "".join(f"\nlayer {layer}: filled up with {ids}" for layer, ids in filled.items())
+    text += "".join(f"\nlayer {layer}: filled up with experts {ids}" for layer, ids in filled.items())
     emit(_data(made, out) | {"filled": filled}, text, as_json)
 
 
@@ -71,7 +83,7 @@ def combine(
 @click.option("-o", "--out", type=FILE, required=True, help="The map to write (JSON).")
 @json_option
 def compose(first: Path, second: Path, out: Path, as_json: bool) -> None:
-    """Two cuts, one after the other, as one map: SECOND counts the experts that FIRST keeps.
+    """Combine two successive cuts into one map; SECOND numbers the experts that FIRST keeps.
 
     Pruning the original with the result gives the same weights as pruning twice.
 
@@ -97,15 +109,15 @@ def compose(first: Path, second: Path, out: Path, as_json: bool) -> None:
     default=0,
     show_default=True,
     metavar="N",
-    help="The map as it was before the last N cuts.",
+    help="Leave out the last N cuts.",
 )
 @click.option("-o", "--out", type=FILE, required=True, help="The map to write (JSON).")
 @json_option
 def recorded(pruned: Path, undo: int, out: Path, as_json: bool) -> None:
-    """The map that a pruned model records, against the original: all its cuts as one.
+    """Write the drop map of a pruned model relative to its original: all its cuts as one.
 
-    PRUNED is the model's directory or its expert_drop_metadata.json. With --undo the map of an earlier state: prune the
-    original with it to get that state back (dropped experts are in the original only).
+    PRUNED is the model's directory or its expert_drop_metadata.json. With --undo, the map of an earlier state: prune
+    the original with it to restore that state (only the original has the dropped experts).
 
     \b
     Examples:
@@ -120,7 +132,7 @@ def recorded(pruned: Path, undo: int, out: Path, as_json: bool) -> None:
     made.save(out)
     text = _summary(made.drop, made.num_experts, out)
     if not any(made.drop.values()):
-        text += "\nall cuts are undone: this is the original itself"
+        text += "\nall cuts are undone: the map drops nothing"
     emit(_data(made, out) | {"cuts": made.metadata["cuts"]}, text, as_json)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 
 def summary_lines(data: dict[str, Any], heatmap: Path | None) -> list[str]:
+    """The lines of `trimoe stats show` for the result of `summarize`."""
     lines = [f"{data['num_layers']} layers x {data['num_experts']} experts, fields {_named(data['fields'])}"]
     lines += [f"model {data['model'] or 'not recorded'}, content {data['sha256'][:16]}", ""]
     least = next(iter(data["classes"].values()))["least"]
@@ -33,14 +34,14 @@ def summary_lines(data: dict[str, Any], heatmap: Path | None) -> list[str]:
 
 
 def _named(fields: dict[str, Any]) -> str:
-    """Field names; the bootstrap shards of a field are its parts, not fields to read about."""
+    """Field names, with the number of bootstrap shards instead of their names."""
     whole = [name for name in fields if "/" not in name]
     shards = len({name.partition("/")[0] for name in fields if "/" in name})
     return ", ".join(whole) + (f"; {shards} bootstrap shards" if shards else "")
 
 
 def _notes(data: dict[str, Any]) -> list[str]:
-    """What is wrong or worth knowing, one line each."""
+    """Warnings and notes, one per line."""
     lines = []
     for name, row in data["fields"].items():
         note = [f"{row['nonfinite']} not finite"] if row["nonfinite"] else []
@@ -52,7 +53,7 @@ def _notes(data: dict[str, Any]) -> list[str]:
     if left_out := metadata.get("left_out"):
         lines.append(f"left out: {', '.join(left_out)}")
     for bench, items in metadata.get("bench_items", {}).items():
-        lines.append(f"holds {len(items)} items of {bench} on purpose")
+        lines.append(f"contains {len(items)} items of {bench}, declared in the set")
     checks = metadata.get("leak_check")
     for report in checks if isinstance(checks, list) else [checks]:
         lines += leak_lines(report) if report else []
@@ -60,23 +61,20 @@ def _notes(data: dict[str, Any]) -> list[str]:
 
 
 def leak_lines(report: dict[str, Any]) -> list[str]:
-    """A leak check for people: one line per bench that shares something with the set, and one for all the others."""
+    """A leak check as text: one line per bench that overlaps with the set, and one for all others."""
     lines, clean = [], []
     for name, row in report["benches"].items():
         common = len(row.get("boilerplate", ()))
         own = " of their own" if "boilerplate" in row else ""  # older statistics counted boilerplate too
         if row["overlapping"]:
             undeclared = len(row["undeclared"])
-            why = f"{undeclared} not on purpose: {', '.join(row['undeclared'][:5])}" if undeclared else "all on purpose"
+            why = f"{undeclared} not declared: {', '.join(row['undeclared'][:5])}" if undeclared else "all declared"
             lines.append(
                 f"leak check: {len(row['overlapping'])} of {row['items']} items of {name} share "
-                f"{report['gram']} words{own} in a row with the set, {why}"
+                f"{report['gram']} consecutive words{own} with the set; {why}"
             )
         else:
             clean.append(f"{name} ({row['items'] - row['unchecked']} of {row['items']} items checked)")
         if common:
-            lines.append(
-                f"leak check: {common} of {row['items']} items of {name} share only words that are common in "
-                "the bench; not counted"
-            )
-    return lines + ([f"leak check: nothing that counts is shared with {', '.join(clean)}"] if clean else [])
+            lines.append(f"leak check: {common} of {row['items']} items of {name} share only boilerplate; not counted")
+    return lines + ([f"leak check: no overlap with {', '.join(clean)}"] if clean else [])

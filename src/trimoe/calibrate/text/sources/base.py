@@ -1,7 +1,7 @@
-"""What every kind of source shares: the keys of the set file, and how a record becomes a document.
+"""Common part of all kinds of source: the shared keys of the set file, and how a record becomes a document.
 
-A source gives `SourceText`s: plain text, or the messages of a chat that the model's own template renders later, perhaps
-with the model's raw reply behind them.
+A source yields `SourceText`s: plain text, or the messages of a chat that the model's template renders later, optionally
+followed by the model's raw reply.
 Invariants: unknown keys are refused; order and content are a function of the data alone.
 """
 
@@ -27,8 +27,8 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 class RawReply:
     """What a model wrote after the opening of its turn, markers of its thinking included.
 
-    `ended`: it closed the turn (otherwise it was cut off). `tokens` are its ids if they are known, the closing token
-    among them; `limit` cuts a reply that is known as text only.
+    `ended`: it closed the turn (otherwise it was cut off). `tokens` are its ids if known, the closing token included;
+    `limit` truncates a reply of which only the text is known.
     """
 
     text: str
@@ -48,19 +48,19 @@ class SourceText:
     count_before: str | None = None
     """Measure only positions that predict this token."""
     strip: bool = False
-    """Leave out the chat template's markers."""
+    """Remove the chat template's markers."""
     reply: RawReply | None = None
-    """Follows the opened turn as it is; the template does not touch it."""
+    """Follows the opened turn unchanged by the template."""
     asks: int | None = None
-    """The reply is still to be generated, with at most so many tokens."""
+    """The reply is still to be generated, with at most this many tokens."""
     where: str = ""
     """Names the document in messages."""
     item: str | None = None
-    """BENCH/ID if this is an item of a bench, used on purpose."""
+    """BENCH/ID if this is deliberately an item of a bench."""
 
     @property
     def text(self) -> str:
-        """All its text, without markers, for checks of content."""
+        """All of its text, without markers, for checks of content."""
         parts = [self.body] if isinstance(self.body, str) else [m["content"] for m in self.body]
         return "\n\n".join([*parts, self.reply.text] if self.reply else parts)
 
@@ -71,17 +71,17 @@ class BaseSource(Data, frozen=True, kw_only=True, tag_field="kind"):
     weight: Positive = 1.0
     """How many times each document counts."""
     skip: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Pass over so many documents first; with `limit` it gives disjoint parts for separate runs."""
+    """Skip this many documents first; with `limit` this gives disjoint parts for separate runs."""
     limit: Count | None = None
     """Take at most this many documents."""
     thinking: bool | None = None
-    """Passed to the chat template as `enable_thinking`; if absent, the template's default."""
+    """Passed to the chat template as `enable_thinking`; if absent, the template's default applies."""
     scaffolding: Literal["keep", "strip"] = "keep"
-    """`strip`: prompt and reply as plain text, without the chat template's markers and without special tokens."""
+    """`strip`: prompt and reply as plain text, without the chat template's markers and special tokens."""
     count_before: str | None = None
     """Measure only positions that predict this token, for example the end of the turn."""
     bench: str | None = None
-    """The documents are items of this bench, used on purpose: their ids go into the statistics."""
+    """The documents are deliberately items of this bench: their ids are recorded in the statistics."""
 
     @property
     def kind(self) -> str:
@@ -89,19 +89,19 @@ class BaseSource(Data, frozen=True, kw_only=True, tag_field="kind"):
         return str(self.__struct_config__.tag)
 
     def resolve(self, folder: Path) -> "BaseSource":
-        """The same source with its paths made absolute against the set file's folder."""
+        """The same source with its paths resolved against the set file's folder."""
         return self
 
     def _items(self) -> Iterator[SourceText]:
         raise NotImplementedError
 
     def read(self) -> list[SourceText]:
-        """All documents of this source, in order. Raises `CalibrationError`, also if there is none."""
+        """All documents of this source, in order. Raises `CalibrationError`, also if there are none."""
         end = None if self.limit is None else self.skip + self.limit
         result = list(islice(self._items(), self.skip, end))
         if not result:
             raise CalibrationError(
-                f"source {self.label} is empty: it gives no document",
+                f"source {self.label} is empty: it has no document",
                 expected="at least one document",
                 actual=f"none after skip {self.skip}" if self.skip else "none",
                 remedy="check its path and its filters, or remove it",
@@ -110,11 +110,11 @@ class BaseSource(Data, frozen=True, kw_only=True, tag_field="kind"):
 
     @property
     def label(self) -> str:
-        """The source in a few words, without the folder it lies in."""
+        """A short description of the source, without its folder."""
         return self.kind
 
     def describe(self) -> dict[str, Any]:
-        """What the statistics file says about this source; no folders, so that moving the data changes nothing."""
+        """The entry of this source in the statistics file; without folders, so that moving the data changes nothing."""
         return {"kind": self.kind, "label": self.label, "weight": self.weight}
 
     def plain(self, text: str, where: str, item: str | None = None) -> SourceText:

@@ -1,4 +1,4 @@
-"""Hugging Face data sets through the `datasets` library: a local folder, or an id on the hub pinned to a commit."""
+"""Source of Hugging Face data sets, read with `datasets`: a local folder, or a hub id pinned to a commit."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
     """A data set that `datasets` can read.
 
     `path`: a folder made by `save_to_disk`, or a folder of Parquet or JSONL files (as `hf download` makes it); read
-    without a network. `id`: a data set of the hub at one commit, fetched once into the cache of `datasets`.
+    without a network. `id`: a data set of the hub at one commit, downloaded once into the cache of `datasets`.
     """
 
     path: Path | None = None
@@ -83,7 +83,7 @@ class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
         datasets.disable_progress_bars()
         try:
             yield from self._open(datasets)
-        # What `datasets` raises is not of one kind; everything it can say about a folder or an id is an input's fault.
+        # `datasets` raises many kinds of error; all of these are caused by the folder or id that was given.
         except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as exc:
             raise self._explain(exc) from exc
 
@@ -99,22 +99,22 @@ class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
             if self.split not in loaded:
                 raise ValueError(f"no split {self.split}; there are {', '.join(loaded)}")
             return loaded[self.split]
-        # Streaming reads the files where they are; otherwise `datasets` would convert a copy of them into its cache.
+        # Streaming reads the files in place; otherwise `datasets` would convert a copy of them into its cache.
         return datasets.load_dataset(str(self.path), self.config, split=self.split, streaming=True)
 
     def _explain(self, exc: Exception) -> Exception:
         if isinstance(exc, ConnectionError) and self.id is not None:
             return MissingPrerequisite(
-                f"data set {self.id} cannot be fetched",
+                f"data set {self.id} cannot be downloaded",
                 expected="a network, or the data set in the local cache",
                 actual=str(exc)[:200],
-                remedy=f"where there is a network: hf download {self.id} --repo-type dataset --revision "
+                remedy=f"on a machine with a network: hf download {self.id} --repo-type dataset --revision "
                 f"{self.revision} --local-dir DIR; then write path: DIR instead of id and revision",
             )
         if self.id is not None:
             return CalibrationError(
                 f"data set {self.id} cannot be used",
-                expected="an existing data set, revision, config and split",
+                expected="an existing data set with this revision, config and split",
                 actual=str(exc)[:300],
                 remedy="correct them; a gated data set needs `hf auth login` first",
             )

@@ -1,4 +1,4 @@
-"""Local files, and the bundled model's own tasks."""
+"""Sources of local files, and of the bundled model's tasks."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ class JsonlSource(PathSource, frozen=True, kw_only=True, tag="jsonl"):
 
 
 class TextSource(PathSource, frozen=True, kw_only=True, tag="text"):
-    """A plain text file as one document (it is cut into windows)."""
+    """A plain text file as one document, which is divided into windows."""
 
     def _items(self) -> Iterator[SourceText]:
         yield self.plain(checked(read_text(self.path), f"text {self.path.name}"), self.path.name)

@@ -1,4 +1,4 @@
-"""Prompts that the model answers itself, and whose answers are then replayed (tier A of the protocol)."""
+"""Source of prompts that the model answers itself and whose answers are measured (tier A of the protocol)."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -20,8 +20,8 @@ Builtin = Literal["math", "logic", "code", "science", "creative"]
 class PromptsSource(BaseSource, frozen=True, kw_only=True, tag="prompts"):
     """Prompts answered greedily by the model that is calibrated; prompt and answer together are the document.
 
-    Generating needs the whole model in memory. `replies` takes answers from a file instead, which may come from
-    anywhere: another machine, a quantized file, any server.
+    Generation needs the whole model in memory. `replies` takes the answers from a file instead, which may come from
+    another machine, a quantized file or any server.
     """
 
     builtin: Builtin | None = None
@@ -31,7 +31,7 @@ class PromptsSource(BaseSource, frozen=True, kw_only=True, tag="prompts"):
     fields: Fields = Fields(prompt="prompt")
     """Which columns of `path` make the prompt: `prompt`, or `messages` that do not end with the assistant."""
     new_tokens: Count = 128
-    """Longest answer in tokens; a longer one is cut off."""
+    """Longest answer in tokens; a longer one is truncated."""
     thinking: bool | None = True
     """Passed to the chat template as `enable_thinking`."""
     replies: Path | None = None
@@ -98,7 +98,7 @@ def builtin_prompts() -> dict[str, list[str]]:
 
 
 def prompt_key(messages: list[Message]) -> bytes:
-    """What a reply answers."""
+    """The key under which the reply to a prompt is found."""
     return canonical_json(messages)
 
 

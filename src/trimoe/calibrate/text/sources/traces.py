@@ -1,9 +1,9 @@
-"""Passing traces (tier B of the protocol): replies a scorer accepted, from our run logs or from lm-eval samples.
+"""Sources of passing traces (tier B of the protocol): replies that a scorer accepted, from run logs or lm-eval samples.
 
 A run log is read from the JSON lines that `trimoe log export` writes, not from its SQLite file: the export is the
-documented, versioned face of the log, the tables belong to the evaluation alone.
-Invariants: only replies with a verdict of right are taken; the raw reply follows the opened turn untouched; an item
-that a named other model got wrong weighs more. Not guaranteed: that a verdict is right; it is the scorer's.
+documented, versioned interface, the tables are internal to the evaluation.
+Invariants: only replies scored as correct are used; the raw reply follows the opened turn unchanged; an item that the
+model named by `against` got wrong has a higher weight. Not guaranteed: that the scorer was right.
 """
 
 import json
@@ -23,8 +23,8 @@ from trimoe.errors import CalibrationError
 
 @dataclass(frozen=True)
 class Trace:
-    """One judged reply. `key` is the same for the same item of two models, `item` is BENCH/ID for people; `passed`
-    None: not scored."""
+    """One scored reply. `key` is equal for the same item of two models, `item` is BENCH/ID; `passed` is None if the
+    reply was not scored."""
 
     key: str
     item: str
@@ -33,10 +33,10 @@ class Trace:
 
 
 class TraceSource(PathSource, frozen=True, kw_only=True):
-    """What both kinds of traces share."""
+    """Common part of both kinds of traces."""
 
     lost_weight: Positive = 3.0
-    """Weight of an item that this model passes and the one named by `against` fails; every other item weighs 1."""
+    """Weight of an item that this model passes and the model named by `against` fails; all others have weight 1."""
 
     def _traces(self) -> Iterator[Trace]:
         """Every judged reply of the source."""
@@ -58,8 +58,8 @@ class TraceSource(PathSource, frozen=True, kw_only=True):
         other = self._others()
         if other is not None and not any(trace.key in other for trace in self._traces()):
             raise CalibrationError(
-                f"source {self.label} and what it is weighed against have no item in common",
-                expected="the same bench",
+                f"source {self.label} has no item in common with `against`",
+                expected="replies of two models to the same bench",
                 actual=f"{len(other)} other items",
                 remedy="correct `against`",
             )
@@ -68,7 +68,7 @@ class TraceSource(PathSource, frozen=True, kw_only=True):
             refuse_row(trace.record.row, trace.record.where)
             if trace.key in seen:
                 raise CalibrationError(
-                    f"{trace.record.where} is {trace.item} a second time",
+                    f"{trace.record.where} repeats {trace.item}",
                     expected="one reply per item",
                     remedy="give the samples of one run",
                 )
@@ -117,13 +117,13 @@ class RunLogSource(TraceSource, frozen=True, kw_only=True, tag="run-log"):
         }
 
     def _question(self, record: Record) -> list[Message]:
-        """The prompt; a log keeps a conversation of several turns as JSON in the same column."""
+        """The prompt; a log stores a conversation of several turns as JSON in the same column."""
         what = f"field 'prompt' of {record.where}"
         prompt = checked(record.row.get("prompt"), what)
         try:
             turns = json.loads(prompt) if prompt.startswith('[{"') else None
             several = turns is not None and all(turn.keys() == {"role", "content"} for turn in turns)
-        except (ValueError, AttributeError, RecursionError):  # a question that only begins like that
+        except (ValueError, AttributeError, RecursionError):  # a question that only begins like JSON
             several = False
         return messages_of(turns, what) if several else [user(prompt)]
 
@@ -140,7 +140,7 @@ class RunLogSource(TraceSource, frozen=True, kw_only=True, tag="run-log"):
         verdict = record.row.get("correct")
         if verdict is not None and not isinstance(verdict, bool):
             raise CalibrationError(
-                f"field 'correct' of {record.where} is no verdict",
+                f"field 'correct' of {record.where} is not a verdict",
                 expected="true, false or null",
                 actual=repr(verdict)[:50],
             )
@@ -153,13 +153,13 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
     bench: str
     """Name of the bench, for the record of items used on purpose."""
     metric: str | None = None
-    """Which metric says that a reply passed (its value is 1); needed if there are several."""
+    """The metric whose value 1 means that a reply passed; required if there are several."""
     filter: str | None = None
-    """Which filter's rows are used; needed if there are several."""
+    """The filter whose rows are used; required if there are several."""
     against: Path | None = None
     """Samples of another model on the same bench, relative to the set file."""
     end_of_turn: bool = False
-    """Add the token that ends the turn: samples do not say whether the model wrote it."""
+    """Append the token that ends the turn: samples do not record whether the model wrote it."""
 
     def resolve(self, folder: Path) -> "LmEvalSource":
         """See `BaseSource.resolve`."""
@@ -181,7 +181,7 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
             if not isinstance(doc, dict) or not isinstance(name, str):
                 found = ", ".join(sorted(record.row))[:200]
                 raise CalibrationError(
-                    f"{record.where} is no sample of lm-eval", actual=found, expected="doc, resps, filter, metrics"
+                    f"{record.where} is not a sample of lm-eval", expected="doc, resps, filter, metrics", actual=found
                 )
             refuse_row(doc, record.where)
             seen.add(name)
@@ -190,12 +190,12 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
                     f"{path} has several filters",
                     expected="`filter` in this source",
                     actual=", ".join(sorted(seen)),
-                    remedy="name the one to believe",
+                    remedy="name the one to use",
                 )
             if chosen is None or name == chosen:
                 number = record.row.get("doc_id")
                 number = number if isinstance(number, int) else record.number
-                # The row number names an item in both files; the hash tells two versions of a bench apart.
+                # The row number identifies an item in both files; the hash distinguishes versions of a bench.
                 key = f"{number}/{record.row.get('doc_hash', '')}"
                 yield Trace(key, f"{self.bench}/{identify(doc, number)}", self._passed(record), record)
         if self.filter is not None and self.filter not in seen:
@@ -214,7 +214,7 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
                 f"{record.where} has several metrics",
                 expected="`metric` in this source",
                 actual=", ".join(names) or "none",
-                remedy="name the one to believe",
+                remedy="name the one to use",
             )
         name = self.metric or names[0]
         value = record.row.get(name)
@@ -234,7 +234,7 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
             sent = arguments["gen_args_0"]["arg_0"]
         except (KeyError, TypeError) as exc:
             raise CalibrationError(
-                f"{record.where} does not hold its prompt",
+                f"{record.where} does not contain its prompt",
                 expected="arguments.gen_args_0.arg_0",
                 actual=", ".join(sorted(record.row))[:200],
                 remedy="run lm-eval with --log_samples and keep `arguments`",
