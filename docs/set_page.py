@@ -50,9 +50,10 @@ SET_METADATA = {
     "`replies`": "the model's own answers: hash of the file beside the statistics, rows, tokens, and how many the "
     "model ended itself",
     "`bench_items`": "bench -> ids of its items that are declared in the set (`bench` of a source, traces)",
-    "`leak_check`": "result of `--leak-check`: per bench the number of items, those not checked (shorter than 8 words), ids "
-    "of `overlapping` items and of the `undeclared` ones among them, ids of items that share only `boilerplate`, and the "
-    "`rule` that distinguishes them. After a merge: a list with one report per run, null where none was made",
+    "`leak_check`": "result of `--leak-check`: per bench the number of items, those not checked (shorter than 8 "
+    "words), ids of `overlapping` items and of the `undeclared` ones among them, ids of items that share only "
+    "`boilerplate`, and the `rule` that distinguishes them. After a merge: a list with one report per run, null where "
+    "none was made",
 }
 
 
