@@ -100,7 +100,7 @@ def test_plans_of_files_and_directories(capsys: pytest.CaptureFixture[str]) -> N
         (("plan", "gemma-4-26B-A4B", "--tier", "CD-IQ2_K"), 5, "names file mixes"),
         (("plan", "gemma-4-26B-A4B", "--tier", "Q6_K", "--table"), 2, "contradict"),
         (("plan", "gemma-4-26B-A4B", "--tier", "Q6_K", "--layout", "modelopt"), 2, "--layout is for NVFP4A16"),
-        (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--layout", "x"), 2, "there is no layout x"),
+        (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--layout", "x"), 2, "there is no NVFP4 layout x"),
         (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--memory", "16GB"), 2, "no --memory"),
         (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--kv", "q8_0"), 2, "cache type of llama.cpp"),
         (("plan", "gemma-4-26B-A4B", "--tier", "NVFP4A16", "--keep", "129"), 2, "129 experts cannot be kept"),

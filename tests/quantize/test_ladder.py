@@ -74,7 +74,7 @@ def test_killed_and_run_again(llamacpp: LlamaCpp, base: Path, tmp_path: Path) ->
     out, calm = tmp_path / "killed", tmp_path / "calm"
     arguments = ["quantize", base, "--tiers", names, "-o", out, "-t", "1", "--ladder", tmp_path / "ladder.yaml"]
     # the manifest of the third file is written, and the file does not have its name yet
-    command = signals.command(signal.SIGKILL, 3, "trimoe.quantize.ladder.record:rewrite", arguments, group=True)
+    command = signals.command(signal.SIGKILL, 3, "trimoe.quantize.ladder.manifest:rewrite", arguments, group=True)
     (tmp_path / "ladder.yaml").write_text("smoke: null\n")
     killed = subprocess.run(command, start_new_session=True, stdout=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
