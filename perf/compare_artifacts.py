@@ -143,7 +143,8 @@ def normal(path: Path) -> bytes:
     except UnicodeDecodeError:
         return content
     try:
-        return json.dumps(stable(json.loads(text)), indent=1).encode()
+        # the order of keys is a part of a file, not of a printed document
+        return json.dumps(stable(json.loads(text)), indent=1, sort_keys=path.suffix == ".out").encode()
     except ValueError:
         return masked(text).encode()
 
