@@ -1,4 +1,4 @@
-"""Benches from one file: what its answer table says is what is asked, found and right; what cannot be is refused."""
+"""Benches from one TOML file: prompts, extraction and gold answers follow its tables; invalid ones are refused."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_the_how_to_shows_this_bench() -> None:
     ],
 )
 def test_options_become_letters(tmp_path: Path, kind: str, options: object, gold: object, letter: str | None) -> None:
-    """How the gold answer names its option is said once, and never guessed from what the options look like."""
+    """`gold_is` says how the gold answer names its option; it is never guessed from the options."""
     text = BENCH.replace("teams}", "pick}").replace(
         """gold = "{team}"\n""", f"""gold = "{{right}}"\noptions = "pick"\ngold_is = "{kind}"\n"""
     )
@@ -113,7 +113,7 @@ def test_options_become_letters(tmp_path: Path, kind: str, options: object, gold
 
 @pytest.mark.parametrize("team", [None, 18.0, True, ["billing"], {"a": 1}, "s", ""])
 def test_a_gold_answer_is_a_text_or_a_whole_number(tmp_path: Path, team: object) -> None:
-    """Null would become "None", 18.0 would make 18 wrong, and what is ignored whole would make anything right."""
+    """Null would become "None", 18.0 would make 18 wrong, and a gold that is ignored entirely would accept anything."""
     file = written(tmp_path, rows=[ROWS[0], ROWS[1], {**ROWS[2], "team": team}])
     with pytest.raises(BenchError, match=r"row 2.* (has no field team|gold answer is empty|does not pass)"):
         open_bench(file).docs()
@@ -199,7 +199,7 @@ def test_any_reply_is_read() -> None:
         (("[variant.smoke]", "[variant.smoke.answer]\nignore = []\n[variant.smoke]"), "changes \\[answer\\]"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     assert change[0] in BENCH
     file = written(tmp_path, BENCH.replace(*change, 1))
     with pytest.raises(BenchError, match=message):
@@ -219,7 +219,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         open_bench(written(tmp_path, text))
 
 
-def test_rows_that_are_no_objects(tmp_path: Path) -> None:
+def test_rows_that_are_not_objects(tmp_path: Path) -> None:
     file = written(tmp_path)
     for text in ("[1, 2]\n" * 3, '"x"\n' * 3, "3\n" * 3):
         (tmp_path / "tickets.jsonl").write_text(text)
@@ -237,8 +237,8 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert [bench.name for bench in find([one, one, f"{one}:smoke"])] == ["tickets", "tickets:smoke"]
 
 
-def test_the_verdict_that_was_stored_last_stands(tmp_path: Path) -> None:
-    """Two rules whose hashes have no order, there and back: eval and rescore always give those of the file."""
+def test_the_latest_verdict_counts(tmp_path: Path) -> None:
+    """Two rules whose hashes have no order, back and forth: eval and rescore always apply the file's rule."""
     log, rows = tmp_path / "runs.db", [{**row, "team": "x"} for row in ROWS]
     rule = BENCH[BENCH.index("find = ") : BENCH.index("[generation]")]
     rules = {
@@ -249,7 +249,7 @@ def test_the_verdict_that_was_stored_last_stands(tmp_path: Path) -> None:
     seen: dict[str, list[str | None]] = {}
     for text, how in [("first", eval_), ("last", eval_), ("first", eval_), ("last", rescore_), ("first", rescore_)]:
         file = written(tmp_path, BENCH.replace(rule, rules[text]), rows)
-        # the second time the run is asked for one row only, and still all its verdicts are of one rule
+        # the second eval covers one row only, yet all verdicts of the run are by one rule
         asked = [*command, "--limit", "1" if seen else "3"] if how is eval_ else [str(log), "--bench", str(file)]
         assert CliRunner().invoke(how, asked).exit_code == 0
         with RunLog(log) as opened:
@@ -281,7 +281,7 @@ def test_the_scorer_s_version_is_what_it_says(tmp_path: Path) -> None:
 
 
 def test_a_run_of_it_is_resumed_scored_again_and_kept_apart(tmp_path: Path) -> None:
-    """The bundled model on a bench of three rows: its log can be scored again with the file, not without."""
+    """The bundled model on a bench of three rows: its log can be rescored only with the file."""
     file, log = written(tmp_path), tmp_path / "runs.db"
     command = [str(bundled()), "--bench", str(file), "--log", str(log), "--json", "--ignore-guard", "zero"]
     for _ in range(2):

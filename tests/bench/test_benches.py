@@ -1,4 +1,4 @@
-"""Scorers: every reference answer passes, systematically wrong ones fail, and causes are told apart."""
+"""Scorers: every reference answer passes, systematically wrong ones fail, and causes are distinguished."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from trimoe.bench.catalog import SUITES, benches, find
 from trimoe.errors import UsageError
 from trimoe.model.tiny.tasks import generate, split_of
 
-ALL = [bench for bench in benches().values() if bench.protocol is None]  # the bundled model's
+ALL = [bench for bench in benches().values() if bench.protocol is None]  # those of the bundled model
 
 
 def judge_all(bench: Bench, replies: list[tuple[str, Doc]]) -> list[str]:
@@ -35,7 +35,7 @@ def test_answers_of_other_rows_fail(bench: Bench) -> None:
     docs = bench.docs()
     moved = [(docs[i - 1].reference, docs[i]) for i in range(len(docs)) if docs[i - 1].check != docs[i].check]
     right = judge_all(bench, moved).count("correct")
-    assert right <= len(moved) * 0.05  # two rows may share an answer in other words
+    assert right <= len(moved) * 0.05  # two rows may share an answer in different words
 
 
 @pytest.mark.parametrize("bench", ALL, ids=lambda b: b.name)

@@ -1,4 +1,4 @@
-"""Causes of misses: thresholds at their edges, precedence, and what may never happen whatever is observed."""
+"""Causes of misses: thresholds at their edges, precedence, and invariants for any observation."""
 
 import random
 from dataclasses import replace
@@ -28,7 +28,7 @@ PLAIN = Limits(cap=16384)
 
 
 def prose(words: int, seed: int = 0) -> str:
-    """Text that repeats nothing."""
+    """Text without repetition."""
     draw = random.Random(seed)
     return " ".join("".join(draw.choices("abcdefghij", k=8)) for _ in range(words))
 
@@ -72,7 +72,7 @@ def test_only_the_end_of_a_text_counts() -> None:
         ("x" * 40, False),
         (prose(5)[:40] * 8, True),
         (prose(6)[:41] * 8, False),
-        ("-" * 60 + "\nThe table ends here.", False),  # a ruler inside a text is none
+        ("-" * 60 + "\nThe table ends here.", False),  # a ruler inside a text is not a loop
         ("", False),
     ],
 )
@@ -97,11 +97,11 @@ def test_every_piece_said_eight_times_is_found(before: str, length: int, times: 
         (16368, None, PLAIN, None, "cap"),
         (16367, None, PLAIN, None, None),
         (4096, 12288, SPLIT, None, "cap"),
-        (4093, 8000, SPLIT, None, "budget"),  # what the budget leaves, counted again
+        (4093, 8000, SPLIT, None, "budget"),  # the room after the budget, within the tolerance
         (4080, 8000, SPLIT, None, "budget"),
         (4079, 8000, SPLIT, None, None),
         (4113, 8000, SPLIT, None, None),
-        (4096, 0, SPLIT, None, None),  # nothing was thought, so the room is the whole cap
+        (4096, 0, SPLIT, None, None),  # without reasoning the room is the whole cap
         (4096, None, SPLIT, None, None),
         (3000, None, replace(PLAIN, slot=4096), 1096, "slot"),
         (3000, None, replace(PLAIN, slot=4096), 1080, "slot"),
@@ -117,7 +117,7 @@ def test_ceilings(
     assert ceiling(seen, limits) == expected
 
 
-def test_thought_to_the_end_of_the_budget_and_said_nothing() -> None:
+def test_reasoning_that_used_up_the_budget_without_an_answer() -> None:
     seen = Observed("", "stop", "thought", 0, 12280, None)
     assert ceiling(seen, SPLIT) == "budget"
     assert ceiling(replace(seen, reasoning_tokens=12271), SPLIT) is None
@@ -288,14 +288,14 @@ def test_the_slot_of_the_server_is_told_apart_from_the_cap() -> None:
 
 
 def test_the_cap_is_for_the_whole_reply_and_not_for_one_that_stopped() -> None:
-    """Reasoning without end leaves a short answer, and no answer's length shows it; the server's count does."""
+    """Endless reasoning leaves a short answer: only the server's count of the whole reply shows the cap."""
     answers, wholes = [10, 10, 300], [16384, 400, 16380]
     found = ceilings(answers, [False, True, False], SPLIT, split=True, whole=wholes, stopped=[False, False, True])
     assert (found.verdict, found.hit, found.capped, found.tax_pp) == ("CAPPED", "cap", 1, pytest.approx(100 / 3))
     assert ceilings(answers, [True] * 3, SPLIT, split=True, whole=wholes, stopped=[True] * 3).verdict == "CLEAN"
 
 
-def test_eval_and_audit_say_the_same_of_limits(tmp_path: Path) -> None:
+def test_eval_and_audit_agree_on_limits(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from trimoe.bench.bench import Verdict

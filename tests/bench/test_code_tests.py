@@ -1,4 +1,4 @@
-"""Code benches end to end: reference solutions pass, and a missing toolchain is no zero."""
+"""Code benches end to end: reference solutions pass, and a missing toolchain never counts as zero."""
 
 from pathlib import Path
 

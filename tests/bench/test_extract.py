@@ -1,4 +1,4 @@
-"""Extraction, clause by clause: each case tells a clause from its neighbours. No reply makes any of it raise."""
+"""Extraction: each case distinguishes one clause from the others, and no reply raises an exception."""
 
 import ast
 import json
@@ -39,13 +39,13 @@ GSM8K = find(["gsm8k-100"])[0]
         ("The answer is A. No: the answer is C.", "C"),  # the last statement
         ("The answer is C? No: \\boxed{A}", "A"),  # in words or boxed: the later one
         ("\\boxed{A} or \\boxed{ D }, so B", "D"),  # the last box before a lone letter
-        ("\\boxed{a} is not it, C is", "C"),  # a box wants a capital
+        ("\\boxed{a} is not it, C is", "C"),  # a box needs a capital letter
         ("Options A and B fail, hence D", "D"),
         ("a b c d", None),  # a lone letter must be a capital
-        ("The answer is Ablation", None),  # not a letter that stands alone
+        ("The answer is Ablation", None),  # not a single letter
         ("D" + " x" * 250, None),  # a lone letter counts near the end only
         ("The best answer is D" + " x" * 250, "D"),  # a stated one anywhere
-        ("The answer is a mystery", None),  # an article is no letter
+        ("The answer is a mystery", None),  # an article is not a letter
         ("The answer is a.", "A"),
         ("The answer is E", None),
         ("", None),
@@ -74,7 +74,7 @@ def test_arc(reply: str, letter: str | None) -> None:
         ("y = 4\nTherefore the sum is 73.", "73"),  # the end of the last line before an equation above
         ("y = 4\nThe sum equals **73**", "73"),
         ("so x = 73.\n\nHence 12 residents own all four.", "73"),  # an equation before the last number
-        ("x = 3.5 and nothing else, 12", "12"),  # decimals are no whole numbers
+        ("x = 3.5 and nothing else, 12", "12"),  # decimals are not whole numbers
         ("x = 1,234.5 so 12", "12"),
         (r"\boxed{000}", "0"),
         ("x = 25/8 and 12", "12"),
@@ -149,7 +149,7 @@ GPQA_WORDS = st.sampled_from(["(A)", "(C)", "B", ":", " ", "guilty", "Guilty of 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(GPQA_WORDS, max_size=8).map("".join), min_size=30, max_size=60))
 def test_gpqa_is_lm_eval_s_filter(replies: list[str]) -> None:
-    """Many replies at once: lm-eval makes its table of punctuation anew for every call."""
+    """Many replies at once, because lm-eval rebuilds its table of punctuation for every call."""
     from lm_eval.filters.extraction import MultiChoiceRegexFilter
 
     theirs = MultiChoiceRegexFilter(r"(\([A-Z]\))", group_select=-1, ignore_case=True, ignore_punctuation=True)
@@ -165,13 +165,13 @@ def test_gpqa_is_lm_eval_s_filter(replies: list[str]) -> None:
     ("text", "blocks"),
     [
         ("```python\na = 1\n```", ["a = 1"]),
-        ("x\n  ```\n    a\n      b\n  ```\ny", ["a\n  b"]),  # indented, moved left by its first line
+        ("x\n  ```\n    a\n      b\n  ```\ny", ["a\n  b"]),  # indented, dedented by its first line
         ("```\na\n```\n```js\nb\n```", ["a", "b"]),
         ("```python\na", []),  # not closed
         ("```python\nlost\n```python\nkept\n```", ["kept"]),  # a fence inside starts over
         ("```\n```", [""]),
         ("`a` ``` b", []),
-        ("````\na\n````", []),  # four backticks are no fence of three
+        ("````\na\n````", []),  # four backticks are not a fence
     ],
 )
 def test_complete_blocks(text: str, blocks: list[str]) -> None:
@@ -270,7 +270,7 @@ SLOW = {
 @pytest.mark.parametrize("kind", SLOW)
 @pytest.mark.timeout(120)
 def test_degenerate_replies_are_read_in_time(kind: str) -> None:
-    """Replies as long as a cap allows that say one thing over and over: each quadratic for a careless pattern."""
+    """Repetitive replies as long as a cap allows: each would take quadratic time with a careless pattern."""
     for name, bench in benches().items():
         answer = bench.answer(SLOW[kind], Doc("0", "", "", CHECKS.get(name, {})))
         assert answer is None or isinstance(answer, str)
@@ -321,7 +321,7 @@ def test_livecodebench(reply: str, code: str | None) -> None:
         ("1e3", 1000.0),
         ("[1, 2", "[1, 2"),
         ("[" * 5000, "[" * 5000),
-        ("{1, 2}", "{1, 2}"),  # a set has no place in JSON and stays text
+        ("{1, 2}", "{1, 2}"),  # JSON has no sets, so it stays text
     ],
 )
 def test_livecodebench_values(text: str, value: Any) -> None:
@@ -401,9 +401,9 @@ def test_multipl_e_bodies(block: str, prompt: str, body: str) -> None:
         ("        return 1;\n    }\n}", "        return 1;"),
         ("    if a {\n        1\n    }\n}", "    if a {\n        1\n    }"),  # the inner brace stays
         ("    1", "    1"),
-        ('    println!("}}}");\n}', '    println!("}}}");'),  # braces in strings close nothing
+        ('    println!("}}}");\n}', '    println!("}}}");'),  # braces in strings do not count
         ("    let c = '}'; // }\n}", "    let c = '}'; // }"),
-        ("    fn g<'a>(x: &'a str) { x; }\n}", "    fn g<'a>(x: &'a str) { x; }"),  # lifetimes are no literals
+        ("    fn g<'a>(x: &'a str) { x; }\n}", "    fn g<'a>(x: &'a str) { x; }"),  # lifetimes are not literals
         ('    r#"}"#;\n}\n\n', '    r#"}"#;'),
         ("    /* } */ 1\n}", "    /* } */ 1"),
         ("}", ""),
@@ -420,7 +420,7 @@ def balance(program: str) -> int:
 
 @pytest.mark.parametrize("language", ["rs", "java", "js"])
 def test_multipl_e_programs_are_balanced(language: str, shared: Path) -> None:
-    """A reply that restates the whole function and one that gives the body alone make the same, balanced program."""
+    """A reply with the whole function and one with the body alone give the same, balanced program."""
     inner = {
         "rs": "    if true { todo!() }\n    todo!()",
         "java": "        if (true) { throw new Error(); }\n        throw new Error();",

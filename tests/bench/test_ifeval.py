@@ -1,4 +1,4 @@
-"""IFEval: our loop over Google's checkers gives what lm-eval's does, and the same every time."""
+"""IFEval: our loop over Google's checkers equals lm-eval's and is deterministic."""
 
 import random
 from pathlib import Path
@@ -28,7 +28,7 @@ def check(instruction: str, **arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_row_is_judged_as_lm_eval_does(shared: Path) -> None:
-    """Every third of the 541 rows, each with one reply. (The two rows with a drawn letter are not among them.)"""
+    """Every third of the 541 rows, each with one reply, without the two rows with a random letter."""
     from langdetect import DetectorFactory
     from lm_eval.tasks.ifeval import utils
 
@@ -45,7 +45,7 @@ def test_every_row_is_judged_as_lm_eval_does(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(("reply", "followed"), [("# a # b # c #", True), ("# a # b # c", False), ("e" * 40, False)])
-def test_a_sign_that_is_no_letter_is_counted_itself(reply: str, followed: bool) -> None:
+def test_a_character_that_is_not_a_letter_is_counted(reply: str, followed: bool) -> None:
     asked = check("keywords:letter_frequency", letter="#", let_frequency=4, let_relation="at least")
     for seed in range(20):  # lm-eval's checker draws a letter here
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""Rows: local files and hub data sets in their order, pinned; examples and options in the order lm-eval draws them."""
+"""Rows: local files and hub data sets in order and pinned; examples and options in the random order of lm-eval."""
 
 import csv
 import gzip
@@ -81,7 +81,7 @@ def test_rows_of_a_range_first_stride_and_ids(tmp_path: Path) -> None:
 
 
 def test_changed_rows_are_refused(shared: Path, tmp_path: Path) -> None:
-    """One word of a question, or two rows swapped: the pinned hash notices both, the count neither."""
+    """The pinned hash detects one changed word and two swapped rows; the number of rows detects neither."""
     source = list(read_file(shared / "benchmarks" / "ifeval" / "input_data.jsonl.gz"))
     folder = tmp_path / "ifeval"
     folder.mkdir()
@@ -101,7 +101,7 @@ def test_changed_rows_are_refused(shared: Path, tmp_path: Path) -> None:
 
 
 def test_the_hub_path_gives_the_rows_of_a_data_set(tmp_path: Path) -> None:
-    """A local folder in the hub's layout stands for the hub: the same loader, no network."""
+    """A local folder in the hub's layout replaces the hub: the same loader without network."""
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"q": f"{split}{i}"}) + "\n" for i in range(3)))
     rows = list(iter_rows(data_set(hub=str(tmp_path)), None))
@@ -137,7 +137,7 @@ def test_examples_are_those_that_lm_eval_draws(shared: Path) -> None:
 
 
 def gpqa_rows(count: int) -> list[dict[str, str]]:
-    """Rows of our own in GPQA's schema: no question of the real set is kept here."""
+    """Made-up rows in GPQA's schema, because the questions must not be published."""
     return [
         {
             "Question": f"Which of these is word {i}?",
@@ -151,7 +151,7 @@ def gpqa_rows(count: int) -> list[dict[str, str]]:
 
 
 def test_gpqa_prompts_are_lm_eval_s() -> None:
-    """Options in lm-eval's order for seed 0, and its words. (A whole run of lm-eval 0.4.13 on such rows agreed too.)"""
+    """Options in lm-eval's order for seed 0, and its wording. (A full run of lm-eval 0.4.13 agreed, too.)"""
     from datasets import Dataset as Table
     from jinja2 import Template
     from lm_eval.tasks.gpqa.cot_zeroshot import utils
@@ -212,7 +212,7 @@ def lcb_row(number: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_lcb(folder: Path, **changes: Any) -> None:
-    """The six files of the data set, the pinned rows spread over them, rows of other platforms between."""
+    """The six files of the data set with the pinned rows, and rows of other platforms between them."""
     ids = [name.rpartition("/")[2] for name in load_spec("lcb_medium_100").rows.ids]
     (folder / "livecodebench").mkdir()
     for place, file in enumerate(load_spec("lcb_medium_55").dataset[0].files):

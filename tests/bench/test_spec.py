@@ -1,4 +1,4 @@
-"""Bench specs as data: all shipped ones are whole, unknown keys are refused, variants change what they say."""
+"""Bench specs: shipped ones are complete, unknown keys are refused, variants change only the keys they list."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A small random Gemma 4 that answers nonsense fast, and stops often: one token in five ends a reply."""
+"""A small random Gemma 4 that generates nonsense fast and stops often: one token in five ends a reply."""
 
 import string
 from pathlib import Path
@@ -10,12 +10,12 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<|turn>{{ m['content'] }}<turn
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that `evaluate` accepts; its sliding window is shorter than the prompts."""
+    """A checkpoint directory. Its sliding window is shorter than the prompts."""
     return write_model(tmp_path_factory.mktemp("models") / "random", seed=0)
 
 
 def write_model(folder: Path, seed: int) -> Path:
-    """Random weights wide enough that replies differ between prompts."""
+    """Random weights with enough variance that replies differ between prompts."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import Gemma4ForCausalLM, Gemma4TextConfig, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Evaluating a real (random) model: batches, resuming after SIGKILL, shared runs, refusals."""
+"""Evaluation of a real model with random weights: batches, resuming after SIGKILL, shared runs, refusals."""
 
 import json
 import os
@@ -35,7 +35,7 @@ if len(sys.argv) > 3:
 evaluate(sys.argv[1], bench=["tiny-story", "tiny-choice"], log=sys.argv[2], limit=30, name="m", batch_size=4,
          ignore_guards=["zero", "short", "length", "empty", "marker"])
 """
-evaluate = partial(run_model, ignore_guards=NAMES)  # a random model answers nonsense
+evaluate = partial(run_model, ignore_guards=NAMES)  # a random model generates nonsense
 
 
 def contents(path: Path) -> list[tuple[object, ...]]:
@@ -51,10 +51,10 @@ def test_batched_replies_equal_single_ones(model_dir: Path) -> None:
     together = model.reply(prompts, 40)
     assert together == [model.reply([prompt], 40)[0] for prompt in prompts]
     assert {reply.finish_reason for reply in together} >= {"stop"}
-    assert len({reply.reply_tokens for reply in together}) > 3  # rows really ended at different steps
+    assert len({reply.reply_tokens for reply in together}) > 3  # rows ended at different steps
 
 
-def test_replies_equal_the_library_s_own_generation(model_dir: Path) -> None:
+def test_replies_equal_those_of_transformers(model_dir: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -120,7 +120,7 @@ def test_killed_and_resumed_equals_undisturbed(model_dir: Path, tmp_path: Path) 
         assert log.verify() == []
 
 
-def test_harness_errors_are_tried_again(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness_errors_are_retried(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "runs.db"
     reply = Generator.reply
     block = "```python\ndef solve(x):\n    return 0\n```"
@@ -146,7 +146,7 @@ def test_a_sandbox_that_cannot_be_built_is_refused_before_anything_is_generated(
     with pytest.raises(Refused, match="--sandbox docker"):
         evaluate(model_dir, ["tiny-code"], path, limit=3)
     assert not path.exists()
-    (summary,) = evaluate(model_dir, ["tiny-story"], path, limit=1)  # needs none
+    (summary,) = evaluate(model_dir, ["tiny-story"], path, limit=1)  # needs no sandbox
     assert summary.n == 1
 
 

@@ -1,4 +1,4 @@
-"""Every fault of a server: the recorded cause is right, nothing is scored silently wrong, resuming completes."""
+"""Every fault of a server: it is recorded under the right cause and never scored, and resuming completes the run."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def docs(count: int) -> list[Doc]:
 
 
 def server(count: int, faults: Sequence[Sequence[str]] = (), delay: float = 0.0) -> FaultServer:
-    """Answers the first rows rightly, but for the given behaviours of the first ones."""
+    """A server that answers the first `count` rows correctly, except for the given faults of the first ones."""
     rows = docs(count)
     script = {doc.prompt: steps for doc, steps in zip(rows, faults, strict=False)}
     return FaultServer({doc.prompt: doc.reference for doc in rows}, script, delay=delay)
@@ -51,7 +51,7 @@ def stored(log: Path) -> list[Scored]:
         return [scored for one in opened.runs() for scored in opened.samples(one)]
 
 
-# What a reply that comes through means: correct, cause, whether it was read from the reasoning
+# Behaviours that give a valid reply: correct, cause, whether it was read from the reasoning
 READ = {
     "right": (True, "correct", False),
     "null, reasoning_content": (True, "correct", True),
@@ -71,7 +71,7 @@ READ = {
     "stopped at cap": (False, "truncated (cap)", False),
     "slow": (True, "correct", False),
 }
-# What fails for good, and under which name
+# Behaviours that fail permanently, and the kind of fault
 FAILS = {
     "wrong model": "wrong model",
     "slot overflow": "slot overflow",
@@ -105,7 +105,7 @@ def test_what_is_read_and_why_it_missed(tmp_path: Path) -> None:
         summary = run(at, log, len(READ))
         assert set(at.asked.values()) == {1}
         assert run(at, log, len(READ)) == summary
-        assert set(at.asked.values()) == {1}  # nothing is asked for twice
+        assert set(at.asked.values()) == {1}  # nothing is requested twice
     found = {
         name: (s.verdict.correct, s.verdict.cause, s.sample.fallback) for name, s in zip(READ, stored(log), strict=True)
     }
@@ -145,7 +145,7 @@ def test_a_fault_is_no_score_and_resuming_completes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [name for name, kind in FAILS.items() if kind in PASSING and name != "hang"])
-def test_a_fault_that_passes_costs_an_attempt_and_no_more(tmp_path: Path, fault: str) -> None:
+def test_a_transient_fault_costs_only_an_attempt(tmp_path: Path, fault: str) -> None:
     log = tmp_path / "runs.db"
     with server(3, [[fault, fault, "right"]]) as at:
         summary = run(at, log, 3)
@@ -204,7 +204,7 @@ def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
         assert body["max_tokens"] == find([BENCH])[0].max_new_tokens
 
 
-def test_a_wish_for_a_pause_is_granted(tmp_path: Path) -> None:
+def test_retry_after_is_respected(tmp_path: Path) -> None:
     with server(2, [["429", "right"]]) as at:
         at.retry_after = "1"
         run(at, tmp_path / "runs.db", 2)
@@ -216,7 +216,7 @@ def test_a_wish_for_a_pause_is_granted(tmp_path: Path) -> None:
     assert waited.total_seconds() >= 1
 
 
-def test_errors_can_be_left_out_in_so_many_words(tmp_path: Path) -> None:
+def test_errors_can_be_excluded(tmp_path: Path) -> None:
     log = tmp_path / "runs.db"
     with server(4, [["401"]]) as at:
         assert run(at, log, 4).score is None
@@ -260,7 +260,7 @@ def test_a_line_of_the_live_table() -> None:
 
 
 def test_reasoning_is_counted_apart_where_the_server_can_be_asked(tmp_path: Path) -> None:
-    """So an answer that fills what the thinking budget leaves is known for what it is."""
+    """An answer that fills the room after the thinking budget is attributed to the budget."""
     with server(2, [["both"], ["right"]]) as at:
         at.content_tokens = 2
         run(at, tmp_path / "runs.db", 2)

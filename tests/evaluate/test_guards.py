@@ -1,4 +1,4 @@
-"""Guards fire at their thresholds and not below, are data, and pause a run with evidence."""
+"""Guards trip exactly at their thresholds, are data, and pause a run with evidence."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def sample(number: int, reply: str = LONG, finish: str = "stop", error: str = ""
 
 
 def first_trip(watch: Watch, samples: list[Sample]) -> tuple[int, Tripped] | None:
-    """How many replies were seen when a guard fired."""
+    """The number of replies seen when a guard trips, with the finding."""
     for seen, one in enumerate(samples, 1):
         if tripped := watch.reply(one):
             return seen, tripped
@@ -45,7 +45,7 @@ def test_a_share_counts_from_twenty_and_above_five_percent(name: str, bad: tuple
     assert (tripped[0], tripped[1].guard) == (20, name)
     assert tripped[1].samples[0].startswith("0: ")
     assert first_trip(Watch(guards_of("gsm8k-100"), frozenset({name})), replies(2, 100)) is None
-    # what lies beyond the window is forgotten
+    # replies before the window are forgotten
     late = [sample(i) for i in range(200)] + [sample(i, *bad) for i in range(200, 205)]
     assert first_trip(Watch(guards_of("gsm8k-100")), late) is None
     assert first_trip(Watch(guards_of("gsm8k-100")), [*late, sample(206, *bad)]) is not None
@@ -119,7 +119,7 @@ def test_guards_are_data_and_unknown_keys_are_refused() -> None:
         guards_of("b", {"empty": {"about": "x", "after": 1, "above": 5}})
 
 
-def test_a_run_is_paused_and_goes_on_when_the_guard_is_ignored(tmp_path: Path) -> None:
+def test_a_run_is_paused_and_resumes_when_the_guard_is_ignored(tmp_path: Path) -> None:
     log = tmp_path / "runs.db"
     with server(60, [["right"]] * 25 + [["nothing"]] * 10, delay=0.05) as at:
         with pytest.raises(Refused, match=r"(?s)guard 'empty'.*of the last.*\(empty\).*--ignore-guard empty"):
@@ -128,7 +128,7 @@ def test_a_run_is_paused_and_goes_on_when_the_guard_is_ignored(tmp_path: Path) -
         assert 20 <= len(kept) < 60
         with pytest.raises(Refused, match="guard 'empty'"):
             run(at, log, 60, ignore=())
-        assert at.asked.total() == asked  # it knows before it asks
+        assert at.asked.total() == asked  # it trips before anything is requested
         summary = run(at, log, 60, ignore=("empty",))
     assert (summary.n, summary.correct, summary.causes["empty"]) == (60, 50, 10)
     assert summary.marks == ("no preflight", "guard empty ignored")
@@ -159,7 +159,7 @@ def test_an_unknown_guard_cannot_be_ignored(tmp_path: Path) -> None:
 
 
 def test_runs_in_this_process_have_the_same_guards(model_dir: Path, tmp_path: Path) -> None:
-    """A random model knows nothing: paused after the batch that shows it, again without asking for more, then on."""
+    """A random model knows nothing: the run pauses after the batch that shows it, and again without generating."""
     log, limit = tmp_path / "runs.db", 44
     for _ in range(2):
         with pytest.raises(Refused, match=r"(?s)guard 'zero'.*none of 2[0-3].*--ignore-guard zero"):
@@ -168,7 +168,7 @@ def test_runs_in_this_process_have_the_same_guards(model_dir: Path, tmp_path: Pa
     (summary,) = run_model(model_dir, ["tiny-math"], log, name="m", limit=limit, batch_size=4, ignore_guards=NAMES)
     assert (summary.n, summary.correct) == (limit, 0)
     assert "guard zero ignored" in summary.marks
-    with pytest.raises(Refused, match="guard 'zero'"):  # complete, and still not believed without the word
+    with pytest.raises(Refused, match="guard 'zero'"):  # even complete, it is refused without the option
         run_model(model_dir, ["tiny-math"], log, name="m", limit=limit)
     with RunLog(log, create=False) as opened:
         (one,) = opened.runs()

@@ -1,4 +1,4 @@
-"""A runner that is killed again and again: nothing stored is lost, changed, or asked for twice."""
+"""An evaluation that is killed repeatedly: nothing stored is lost, changed, or requested twice."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def command(at: FaultServer, log: Path) -> list[str]:
 
 
 def stored_prompts(log: Path) -> list[str]:
-    """As another process sees them; the last turn is the question, as the server counts it."""
+    """Stored prompts as another process sees them."""
     if not log.is_file():
         return []
     db = sqlite3.connect(f"file:{log}?mode=ro", uri=True, timeout=30)
@@ -49,7 +49,7 @@ def stored_prompts(log: Path) -> list[str]:
 
 
 def contents(log: Path) -> list[Any]:
-    """All that is no time: runs, results, samples, verdicts, raw replies (but for their ids, which count requests)."""
+    """Everything except times: runs, results, samples, verdicts, raw replies without ids (they count requests)."""
     with RunLog(log, create=False) as opened:
         assert opened.verify() == []
         found: list[Any] = []

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval through our client: the score of lm-eval's own client on the same replies, and where it is blind."""
+"""Tasks of lm-eval on our client: the scores equal those of lm-eval's client, except where it cannot read a reply."""
 
 import json
 import threading
@@ -71,7 +71,7 @@ ROWS = 12
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """A folder with two tasks over a local file; nothing comes from the hub."""
+    """A folder with two tasks over a local file; nothing is downloaded."""
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps({"question": f"{i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(ROWS)))
     folder = tmp_path / "tasks"
@@ -82,7 +82,7 @@ def tasks(tmp_path: Path) -> Path:
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers as a chat server does. `text(i)` says what to the i-th sum; None is status 500."""
+    """A chat server. `text(i)` is the reply to the i-th sum; None is status 500."""
 
     asked: list[dict[str, Any]]
     text: Any
@@ -146,12 +146,12 @@ def endpoint_of(server: _Server) -> Endpoint:
 
 
 def some_wrong(i: int) -> str:
-    """Right without "####" for two of three, with it for every fourth."""
+    """Correct without "####" for two of three, with it for every fourth."""
     return f"it is {2 * i if i % 3 else 2 * i + 1}" if i % 4 else f"#### {2 * i}"
 
 
 def theirs(server: _Server, folder: Path) -> dict[str, Any]:
-    """The same task through lm-eval's own chat client."""
+    """The same task on lm-eval's own chat client."""
     from lm_eval.tasks import TaskManager
 
     found = lm_eval.simple_evaluate(
@@ -199,7 +199,7 @@ def test_an_answer_in_the_reasoning_counts_and_is_zero_for_lm_eval(tasks: Path, 
         assert {s.sample.reasoning_field for s in log.samples(run)} == {"reasoning_content"}
 
 
-def test_failed_rows_give_no_score_and_only_they_are_asked_again(tasks: Path, tmp_path: Path) -> None:
+def test_failed_rows_give_no_score_and_only_they_are_retried(tasks: Path, tmp_path: Path) -> None:
     from trimoe.evaluate.patience import Patience
 
     hurried = Patience(concurrency=2, timeout_s=20, deadline_s=20, retries=0)
@@ -227,8 +227,8 @@ def test_an_unknown_task_is_named(tasks: Path, tmp_path: Path) -> None:
         )
 
 
-def test_a_task_that_asks_its_rows_more_than_once_is_refused_before_it_is_asked(tasks: Path, tmp_path: Path) -> None:
-    """lm-eval hands the same request over twice and judges both replies together."""
+def test_a_task_with_repeats_is_refused_before_the_first_request(tasks: Path, tmp_path: Path) -> None:
+    """lm-eval passes the same request twice and judges both replies together."""
     text = (
         (tasks / "sums.yaml")
         .read_text()
@@ -242,7 +242,7 @@ def test_a_task_that_asks_its_rows_more_than_once_is_refused_before_it_is_asked(
         assert [body for body in server.asked if "Question: " in body["messages"][-1]["content"]] == []
 
 
-def test_nothing_is_printed_beside_our_own_table(
+def test_nothing_is_printed_besides_our_own_table(
     tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from lm_eval.api import task

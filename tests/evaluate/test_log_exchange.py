@@ -1,4 +1,4 @@
-"""Old logs open, exports come back as they went out, merged logs hold both sides or are refused."""
+"""Old logs are migrated, exports can be imported unchanged, and logs are merged completely or refused."""
 
 import json
 import sqlite3
@@ -25,7 +25,7 @@ OLD = Path(__file__).parent / "data" / "log_before_servers.sql"
 
 
 def old_log(path: Path) -> Path:
-    """A log as the first schema wrote it."""
+    """A log with the first schema."""
     db = sqlite3.connect(path)
     db.executescript(OLD.read_text())
     db.close()
@@ -90,7 +90,7 @@ def test_replies_and_failures_are_kept_whole(tmp_path: Path) -> None:
             ("z", "timeout", None),
         ]
         assert log.verify() == []
-        # a failure never takes the place of a reply; a reply takes that of a failure
+        # a failure never replaces a reply; a reply replaces a failure
         log.arrived([(one, Arrived(Sample("x", 0, "q", "", "", -1, -1, error="timeout")))])
         log.arrived([(one, Arrived(Sample("z", 2, "q", "late", "stop", 1, 2), (Attempt("u", 1.0, "reply", 200),)))])
         assert [(s.sample.reply, s.sample.error) for s in log.samples(one)] == [("r", ""), ("r", ""), ("late", "")]
@@ -117,7 +117,7 @@ def test_lm_eval_s_form_comes_back_as_it_went_out(tmp_path: Path) -> None:
     with RunLog(tmp_path / "back.db", create=False) as log:
         (again,) = log.runs()
         after = log.samples(again)
-    # a context is the server's, which the form does not know: that cut is one without a name there
+    # lm-eval's format has no server context, so the limit of that cut is unknown
     causes = [(s.verdict.correct, s.verdict.cause.replace(" (slot)", "")) for s in before]
     assert [(s.verdict.correct, s.verdict.cause) for s in after] == [(c, cause) for c, cause in causes]
     for mine, theirs in zip(before, after, strict=True):

@@ -1,4 +1,4 @@
-"""Recorded real outputs of a 20B model under lm-eval 0.4.11: our prompts, answers and verdicts are the recorded ones.
+"""Recorded real replies of a 20B model under lm-eval 0.4.11: our prompts, answers and verdicts equal the recorded ones.
 
 A row that differs must be listed in EXCEPTIONS with its reason; at present none does.
 """
@@ -18,7 +18,7 @@ from trimoe.errors import BenchError, UsageError
 from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.run_log import RunLog
 
-# bench -> (file, recorded metric, samples here, of them correct)
+# bench -> (file, recorded metric, number of samples, number correct)
 RECORDS = {
     "arc-challenge": ("arc_challenge", "exact_match", 586, 560),
     "gsm8k-100": ("gsm8k_100", "exact_match", 50, 42),
@@ -27,7 +27,7 @@ RECORDS = {
     "ifeval-100": ("ifeval_100", "prompt_level_strict_acc", 50, 43),
     "humaneval": ("humaneval", "pass@1", 82, 33),
 }
-WITH_PROMPTS = sorted(set(RECORDS) - {"aime-2024"})  # the record withholds the statements of AIME
+WITH_PROMPTS = sorted(set(RECORDS) - {"aime-2024"})  # the record withholds the questions of AIME
 EXCEPTIONS: dict[tuple[str, str], str] = {}  # (bench, doc_id) -> why our verdict differs
 
 
@@ -104,7 +104,7 @@ def test_recorded_livecodebench_programs_are_ours(shared: Path) -> None:
 
 @pytest.mark.slow
 def test_recorded_ifeval_metrics_are_ours(shared: Path) -> None:
-    """All four, instruction by instruction; a drawn letter (key 1129) could differ in the loose ones and does not."""
+    """All four metrics, by instruction. A random letter (key 1129) could make the loose ones differ, but does not."""
     bench = find(["ifeval-100"])[0]
     for row in rows_of(shared, "ifeval_100"):
         assert bench.record is not None
@@ -151,7 +151,7 @@ def test_import_and_export_from_the_command_line(shared: Path, tmp_path: Path) -
         assert row["bench"] == "gsm8k-100"
         assert row["correct"] == bool(recorded[row["doc_id"]]["exact_match"])
         assert row["cause"] == ("correct" if row["correct"] else "wrong")
-        assert row["reply_tokens"] is None  # lm-eval keeps no counts, and none are made up
+        assert row["reply_tokens"] is None  # lm-eval records no counts, so they are unknown
         assert len(json.loads(row["prompt"])) == 11
     assert runner.invoke(log_group, ["verify", log_path]).exit_code == 0
 

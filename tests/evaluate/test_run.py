@@ -1,4 +1,4 @@
-"""What a run does around generation: stop texts, earlier turns, benches in parts, imported runs judged again."""
+"""Runs apart from generation: stop texts, earlier turns, benches in parts, rescoring of imports."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_smoke_variant_is_a_run_of_its_own(model_dir: Path, tmp_path: Path) ->
 
 
 def test_a_bench_in_parts_is_the_mean_of_its_parts(tmp_path: Path) -> None:
-    """Languages of unequal size: 1 of 1 and 1 of 3 make 66.7 %, not 50 %; one that was not run leaves no score."""
+    """Languages of unequal size: 1 of 1 and 1 of 3 make 66.7 %, not 50 %. A part that was not run leaves no score."""
     docs = [Doc(f"rs::{i}", "p", "", {"language": "rs"}) for i in range(3)] + [
         Doc("js::0", "p", "", {"language": "js"})
     ]

@@ -1,4 +1,4 @@
-"""The run log refuses what is not one, keeps identity apart from operation, and finds tampering."""
+"""The run log: refusal of other files, identity without operational settings, detection of tampering."""
 
 import sqlite3
 import sys

@@ -1,8 +1,8 @@
-"""A chat-completions server that answers from a script, faults included: the one fake of this room.
+"""A chat-completions server that follows a script with faults; the only fake of the evaluation tests.
 
 It speaks HTTP by hand, so that it can also break off in the middle of a reply. A question is known by the text of its
 last turn; each has a right reply and a list of behaviours, one per request, the last of which stays. `asked` counts the
-requests of every question, whatever came of them.
+requests of each question, whatever their outcome.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def _message(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _says(field: str, content: str | None) -> Shape:
-    """The reply sits in another field."""
+    """The reply is in another field."""
 
     def shape(body: dict[str, Any], reply: str) -> None:
         _message(body).update({"content": content, field: reply})
@@ -56,7 +56,7 @@ def _finish(reason: Any) -> Shape:
     return lambda body, reply: body["choices"][0].update({"finish_reason": reason})
 
 
-# what a reply of status 200 looks like
+# replies with status 200
 SHAPES: dict[str, Shape] = {
     "right": lambda body, reply: None,
     "null, reasoning_content": _says("reasoning_content", None),
@@ -114,7 +114,7 @@ BREAKS = (
 
 
 class FaultServer:
-    """Use as a context manager; it runs in a thread of its own. `delay` is the seconds of every reply."""
+    """Use as a context manager; it runs in its own thread. `delay` is the seconds before each reply."""
 
     def __init__(self, replies: Mapping[str, str], script: Mapping[str, Sequence[str]] = {}, *, delay: float = 0.0):
         known = {*SHAPES, *STATUS, *BREAKS}
@@ -216,7 +216,7 @@ class FaultServer:
         number = self.asked[question]
         self.bodies.append(request)
         await asyncio.sleep(self.delay * (10 if step == "slow" else 1))
-        reply = self.replies.get(question, "8")  # the canary of the preflight
+        reply = self.replies.get(question, "8")  # the test question of the preflight
         right: dict[str, Any] = {
             "id": f"chatcmpl-{abs(hash(question))}-{number}",
             "object": "chat.completion",

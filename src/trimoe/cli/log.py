@@ -1,4 +1,4 @@
-"""`trimoe log`: verify a run log, take recorded samples in, write samples out, merge logs."""
+"""`trimoe log`: verify, import, export and merge run logs."""
 
 import json
 from dataclasses import asdict
@@ -30,7 +30,7 @@ def log_group() -> None:
 @click.argument("db", type=click.Path(path_type=Path))
 @json_option
 def log_verify(db: Path, as_json: bool) -> int:
-    """Check the file and everything it says about itself. Exit 1 when something is wrong.
+    """Check the file, its hashes and its results. Exit code 1 if something is wrong.
 
     \b
     Examples:
@@ -46,9 +46,9 @@ def log_verify(db: Path, as_json: bool) -> int:
 @log_group.command("import")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
-    "--from", "source", type=click.Choice(["lm-eval"]), required=True, help="Who recorded the samples, in which form."
+    "--from", "source", type=click.Choice(["lm-eval"]), required=True, help="Program that recorded the samples."
 )
-@click.option("--bench", required=True, help="The bench they are of; its extraction and scorer judge them.")
+@click.option("--bench", required=True, help="Bench of the samples; its extraction and scorer judge them.")
 @click.option(
     "--log", "log_path", metavar="RUNS.db", type=click.Path(path_type=Path), required=True, help="Run log to write."
 )
@@ -56,15 +56,15 @@ def log_verify(db: Path, as_json: bool) -> int:
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of local dataset files, for records without their rows (LiveCodeBench).",
+    help="Folder with local data sets, for records without their rows (LiveCodeBench).",
 )
 @json_option
 def log_import(
     file: Path, source: str, bench: str, log_path: Path, name: str | None, data: Path | None, as_json: bool
 ) -> None:
-    """Judge recorded replies with our extraction and scorers, offline, and keep them as a run.
+    """Judge recorded replies with trimoe's extraction and scorers, offline, and store them as a run.
 
-    Recorded verdicts are compared with ours; every difference is listed. Nothing is generated and nothing downloaded.
+    Recorded verdicts are compared with trimoe's, and every difference is listed. Nothing is generated or downloaded.
 
     \b
     Examples:
@@ -88,10 +88,10 @@ def _imported(done: Imported) -> str:
     lines = [f"{s.bench}: {s.n} samples as {s.name}: {s.correct} correct, {score}  {misses}".rstrip()]
     if done.compared:
         agree = done.compared - len(done.differences)
-        lines.append(f"recorded {done.metric}: {agree} of {done.compared} verdicts are ours")
+        lines.append(f"recorded {done.metric}: {agree} of {done.compared} verdicts agree")
     for d in done.differences:
         why = f": {d.reason}" if d.reason else ""
-        lines.append(f"  {d.doc_id}: recorded {d.recorded}, ours {d.ours} ({d.cause}){why}")
+        lines.append(f"  {d.doc_id}: recorded {d.recorded}, trimoe {d.ours} ({d.cause}){why}")
     return "\n".join(lines)
 
 
@@ -108,7 +108,7 @@ def _imported(done: Imported) -> str:
 @click.option(
     "-o", "--out", metavar="PATH", type=click.Path(path_type=Path), help="File for parquet, folder for lm-eval."
 )
-@click.option("--raw", is_flag=True, help="With jsonl: the server's whole reply in each row, too.")
+@click.option("--raw", is_flag=True, help="With jsonl: include the server's whole reply in each row.")
 @json_option
 def log_export(db: Path, form: str, out: Path | None, raw: bool, as_json: bool) -> None:
     """Write every sample: bench, doc_id, correct (null = not scored), cause, model, name, reply and more.
@@ -122,7 +122,7 @@ def log_export(db: Path, form: str, out: Path | None, raw: bool, as_json: bool) 
     """
     if (form == "jsonl") != (out is None):
         raise UsageError(
-            f"--format {form} and -o do not fit",
+            f"--format {form} does not fit {'-o' if out else 'standard output'}",
             expected="-o PATH for parquet and lm-eval; jsonl goes to standard output",
             actual=f"-o {out}" if out else "no -o",
             remedy="leave -o out and redirect standard output" if out else "add -o PATH",
@@ -146,7 +146,7 @@ def log_export(db: Path, form: str, out: Path | None, raw: bool, as_json: bool) 
 @click.option("-o", "--out", metavar="OUT.db", type=click.Path(path_type=Path), required=True, help="New log to write.")
 @json_option
 def log_merge(logs: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Put several logs into a new one. Logs that contradict each other are refused, with what contradicts.
+    """Merge several logs into a new one. Logs that contradict each other are refused, with the contradictions.
 
     \b
     Examples:

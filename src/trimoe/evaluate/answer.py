@@ -1,9 +1,9 @@
-"""Reads one chat completion: what was said, in which field, how it ended; or why it cannot be believed.
+"""Reads one chat completion: its text, the field of the text, how it ended, or the fault that makes it unusable.
 
-Invariants: content is read; reasoning is kept beside it under the name of the field it came in, and takes the place of
-the content only when that is empty, with a mark. Whatever is not the shape, the model or the length that was asked for
-is a `Fault` and never an answer. Pure functions of bytes: nothing is asked or stored here.
-Not guaranteed: that a server tells the truth about its model; llama-server repeats whatever name it was asked for.
+Invariants: the content is the answer. Reasoning is kept separately with the name of its field, and replaces the content
+only if that is empty, with a mark. A reply of the wrong form, model or length is a `Fault`, never an answer. Pure
+functions of bytes.
+Not guaranteed: that a server tells the truth about its model; llama-server repeats whatever name was requested.
 """
 
 import json
@@ -32,9 +32,9 @@ PASSING: frozenset[FaultKind] = frozenset({"connection", "timeout", "overloaded"
 
 REASONING_FIELDS = ("reasoning_content", "reasoning")  # llama.cpp and older vLLM; newer vLLM, ollama
 ENDINGS = ("stop", "length")
-TOLERANCE = 16  # tokens a server may count beyond the cap (the end token, a closing channel)
+TOLERANCE = 16  # tokens that a server may count beyond the cap (end token, closing channel)
 
-# Texts of a template that must never stand in content; the first two open and close thinking.
+# Markers of chat templates that must never appear in the content.
 MARKERS = ("<|channel>", "<channel|>", "<|reasoning|>", "<|channel|>", "<think>", "</think>", "<bos>", "<eos>")
 _IM_START = re.compile(r"<\|im_start\|>\s*(?:analysis|thinking)")
 _THINKING = (("<|channel>", "<channel|>"), ("<think>", "</think>"))
@@ -45,7 +45,7 @@ LEAK = "template marker in the content"
 
 
 class Fault(Exception):
-    """A reply that cannot be used, or none. `passing` faults are worth another attempt."""
+    """An unusable or missing reply. `passing` faults are retried."""
 
     def __init__(self, kind: FaultKind, detail: str, *, status: int | None = None, raw: bytes | None = None) -> None:
         self.kind, self.detail, self.status, self.raw = kind, detail, status, raw
@@ -53,13 +53,13 @@ class Fault(Exception):
 
     @property
     def passing(self) -> bool:
-        """Whether the same request may well succeed later."""
+        """Whether the same request may succeed later."""
         return self.kind in PASSING
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply that has the shape asked for. Tokens are the server's counts or `UNCOUNTED`; `reply_tokens` are all."""
+    """A valid reply. Token counts are the server's, or `UNCOUNTED`; `reply_tokens` includes the reasoning."""
 
     reply_id: str
     content: str
@@ -74,33 +74,33 @@ class Answer:
 
     @property
     def fallback(self) -> bool:
-        """Whether the reasoning is what will be read."""
+        """Whether the reasoning is scored because the content is empty."""
         return FALLBACK in self.marks
 
 
 def read_answer(raw: bytes, models: Sequence[str], cap: int) -> Answer:
-    """The answer in a response body; `Fault` when it is none. `models` are the names the endpoint may call itself."""
+    """The answer in a response body; `Fault` if it is not one. `models` are the acceptable model names."""
     body = _object(raw)
     if "error" in body and "choices" not in body:
         raise Fault("invalid reply", f"an error with status 200: {_short(body['error'])}", raw=raw)
     name = body.get("model")
     if not isinstance(name, str):
-        raise Fault("invalid reply", f"no model named: {_short(name)}", raw=raw)
+        raise Fault("invalid reply", f"the reply names no model: {_short(name)}", raw=raw)
     if name not in models:
-        raise Fault("wrong model", f"answered by {name!r}, asked was {models[0]!r}", raw=raw)
+        raise Fault("wrong model", f"answered by {name!r}, requested was {models[0]!r}", raw=raw)
     choice = _only_choice(body, raw)
     message = choice.get("message")
     if not isinstance(message, Mapping):
         raise Fault("invalid reply", "the choice has no message", raw=raw)
     content, (where, reasoning) = _text(message, "content", raw), _reasoning(message, raw)
     if message.get("tool_calls") and not content:
-        raise Fault("refused", "the server took the reply for a tool call; serve without a tool parser", raw=raw)
+        raise Fault("refused", "the server parsed the reply as a tool call; serve without a tool parser", raw=raw)
     finish = choice.get("finish_reason")
     if finish not in ENDINGS:
-        raise Fault("invalid reply", f"finish reason {finish!r}, known are {', '.join(ENDINGS)}", raw=raw)
+        raise Fault("invalid reply", f"finish reason {finish!r}, expected {' or '.join(ENDINGS)}", raw=raw)
     prompt_tokens, reply_tokens, apart = _usage(body, raw)
     if reply_tokens > cap + TOLERANCE:
-        raise Fault("cap ignored", f"{reply_tokens} tokens where {cap} were allowed", raw=raw)
+        raise Fault("cap ignored", f"{reply_tokens} tokens, but at most {cap} were requested", raw=raw)
     reply_id, build = body.get("id"), body.get("system_fingerprint")
     return Answer(
         reply_id if isinstance(reply_id, str) else "",
@@ -117,12 +117,12 @@ def read_answer(raw: bytes, models: Sequence[str], cap: int) -> Answer:
 
 
 def leaks(content: str) -> list[str]:
-    """Template markers in a text; there must be none."""
+    """Template markers in a text; there should be none."""
     return [m for m in MARKERS if m in content] + _IM_START.findall(content)
 
 
 def half_open(text: str) -> bool:
-    """Whether thinking is opened in a text and not closed again."""
+    """Whether a text opens thinking without closing it."""
     return any(text.rfind(begin) > text.rfind(end) for begin, end in _THINKING)
 
 
@@ -143,7 +143,7 @@ def _object(raw: bytes) -> Mapping[str, Any]:
     except ValueError as exc:
         raise Fault("invalid reply", f"not JSON: {exc}", raw=raw) from exc
     if not isinstance(body, Mapping):
-        raise Fault("invalid reply", f"JSON, but no object: {_short(body)}", raw=raw)
+        raise Fault("invalid reply", f"JSON, but not an object: {_short(body)}", raw=raw)
     return body
 
 
@@ -151,24 +151,24 @@ def _only_choice(body: Mapping[str, Any], raw: bytes) -> Mapping[str, Any]:
     choices = body.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
         count = len(choices) if isinstance(choices, list) else "no list"
-        raise Fault("invalid reply", f"one choice was asked for, the reply has {count}", raw=raw)
+        raise Fault("invalid reply", f"one choice was requested, the reply has {count}", raw=raw)
     return choices[0]
 
 
 def _text(message: Mapping[str, Any], field: str, raw: bytes) -> str:
-    """A field's text: null and absent are empty; a list of text parts is joined."""
+    """A field's text. Null and absent are empty; a list of text parts is joined."""
     value = message.get(field)
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in value):
         return "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        raise Fault("invalid reply", f"{field} is no text: {_short(value)}", raw=raw)
+        raise Fault("invalid reply", f"{field} is not text: {_short(value)}", raw=raw)
     return value
 
 
 def _reasoning(message: Mapping[str, Any], raw: bytes) -> tuple[str, str]:
-    """The first reasoning field that says something, with its name."""
+    """The first reasoning field that is not empty, with its name."""
     for field in REASONING_FIELDS:
         if text := _text(message, field, raw):
             return field, text
@@ -176,20 +176,20 @@ def _reasoning(message: Mapping[str, Any], raw: bytes) -> tuple[str, str]:
 
 
 def _usage(body: Mapping[str, Any], raw: bytes) -> tuple[int, int, int]:
-    """Tokens of prompt, of the whole reply, and of the reasoning in it."""
+    """Tokens of the prompt, of the whole reply, and of the reasoning in it."""
     usage = body.get("usage")
     if usage is None:
         return UNCOUNTED, UNCOUNTED, UNCOUNTED
     if not isinstance(usage, Mapping):
-        raise Fault("invalid reply", f"usage is no object: {_short(usage)}", raw=raw)
+        raise Fault("invalid reply", f"usage is not an object: {_short(usage)}", raw=raw)
     details = usage.get("completion_tokens_details")
     apart = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"), apart)
     for count in counts:
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-            raise Fault("invalid reply", f"a token count is no number: {_short(count)}", raw=raw)
+            raise Fault("invalid reply", f"a token count is not a whole number: {_short(count)}", raw=raw)
     prompt, reply, thought = (UNCOUNTED if count is None else count for count in counts)
-    # some servers send 0 for what they do not count
+    # some servers send 0 for counts they do not have
     return prompt, reply, thought if thought > 0 else UNCOUNTED
 
 
