@@ -68,7 +68,7 @@ def test_infer_map(models: tuple[str, str, str], tmp_path: Path) -> None:
     base, out, drop = models
     code, text = _run(infer_map, base, out, "-o", str(tmp_path / "map.json"))
     assert code == 0
-    assert "nothing but experts was changed" in text
+    assert "nothing else was changed" in text
     assert DropMap.load(tmp_path / "map.json").drop == DropMap.load(Path(drop)).drop
     prune(base, DropMap.load(Path(drop)), tmp_path / "out")
     edit_json(tmp_path / "out" / "config.json", lambda c: c.update(rms_norm_eps=0.5))

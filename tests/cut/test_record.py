@@ -123,7 +123,7 @@ def test_any_chain_of_cuts(data: st.DataObject) -> None:
     ("edit", "message"),
     [
         (lambda r: r["previous"].update(target_experts=7), "wrong expert counts"),
-        (lambda r: r["composed"]["per_layer_drop"].update({"0": [0, 1, 5]}), "keeps experts that it also drops"),
+        (lambda r: r["composed"]["per_layer_drop"].update({"0": [0, 1, 5]}), "do not add up to all experts"),
         (
             lambda r: r["composed"].update(
                 {
@@ -131,7 +131,7 @@ def test_any_chain_of_cuts(data: st.DataObject) -> None:
                     "per_layer_keep": {"0": [2, 3, 4, 6, 7], "1": [1, 2, 3, 4, 5]},
                 }
             ),
-            "not what they make one by one",
+            "not the composition of its cuts",
         ),
         (lambda r: r.update(original_experts=9), "wrong expert counts"),
         (lambda r: r.update(previous=[]), "no per_layer_drop"),

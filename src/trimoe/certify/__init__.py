@@ -1,4 +1,4 @@
-"""Original + pruned model -> certificate: the cut removes the dropped experts and changes nothing else."""
+"""Certifies a pruned model: it is the original minus the dropped experts, and nothing else changed."""
 
 from trimoe.public import make_callable
 

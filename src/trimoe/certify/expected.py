@@ -1,7 +1,7 @@
 """What every tensor of a pruned checkpoint must be, by the original and the map.
 
-Derived from the family's data and the map alone, on purpose not with the code that made the cut: a mistake there must
-not confirm itself.
+Derived from the family's data and the map alone, deliberately without the code that pruned: a bug there must not
+confirm itself.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Expected:
     expert: int | None = None
     position: int | None = None
     block: int | None = None
-    """The decoder layer that the tensor lies in, whether it is cut or not; None outside of them."""
+    """The decoder layer of the tensor, cut or not; None outside the decoder layers."""
 
     @property
     def cut(self) -> bool:
@@ -45,7 +45,7 @@ class Expected:
 
     @property
     def where(self) -> int | None:
-        """The layer to name in a finding. For a cut drafting block it is the one whose drops apply."""
+        """The layer to name in a finding. For a cut drafting block, the one whose drops apply."""
         return self.layer if self.block is None else self.block
 
 

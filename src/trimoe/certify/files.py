@@ -1,7 +1,7 @@
-"""The parts of the proof outside the tensors: config.json, tokenizer and templates, stray weights, recorded map.
+"""The checks outside the tensors of a checkpoint: config.json, tokenizer and templates, stray weights, drop record.
 
-Invariants: every file that a cut copies counts, except documents (cards, licences, pictures), which may differ; every
-difference names the file or key.
+Invariants: every file that a prune copies is compared, except documents (cards, licences, pictures), which may differ;
+every difference names the file or key.
 """
 
 import copy
@@ -26,7 +26,7 @@ from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo, read_header
 
 _OURS = {METADATA, CERTIFICATE, MANIFEST, "config.json", "README.numbers.json"}
-_CARDS = ("readme", "license", "notice", "use_policy")  # of no suffix, or of a text
+_CARDS = ("readme", "license", "notice", "use_policy")  # without suffix or with .txt
 _DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
 _READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files count if a loader could read them
 
@@ -41,15 +41,15 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | None) -> Check:
-    """The pruned config is the original's with one key changed, the expert count; and where quantization settings name
-    experts, with their new numbers. Without a map any count will do."""
+    """The pruned config is the original's with the new expert count, and with new expert numbers where quantization
+    settings name experts. Without a map any count is accepted."""
     try:
         return _check_config(base, pruned, drop_map)
     except RecursionError as exc:
         raise CheckpointError(
             "config.json is nested too deeply to be compared",
             expected="a model's configuration",
-            remedy="look at the file",
+            remedy="inspect the file",
         ) from exc
 
 
@@ -93,7 +93,7 @@ def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | 
 
 
 def _settings_findings(place: str, want: Any, have: Any, base: Checkpoint, drop_map: DropMap) -> list[Finding]:
-    """Where quantization settings do not mean the same modules as the original's."""
+    """Quantization settings that do not select the same modules as the original's."""
     wanted, found_there = without_dropped(want, base, drop_map), in_original_numbers(have, base, drop_map)
     found = [
         Finding(
@@ -121,7 +121,7 @@ def _json_differences(want: Any, have: Any, path: str = "") -> list[tuple[str, s
             else:
                 found.extend(_json_differences(want[key], have[key], where))
         return found
-    # Through text, because Python calls 1, 1.0 and true equal and a loader does not.
+    # Compared as text, because 1, 1.0 and true are equal in Python but not to a loader.
     same = json.dumps(want, sort_keys=True) == json.dumps(have, sort_keys=True)
     return [] if same else [(path, _short(want), _short(have))]
 
@@ -181,7 +181,7 @@ def _may_be_missing(file: Path, base: Checkpoint) -> str:
 
 
 def _header_findings(base: Checkpoint, pruned: Path, shards: set[str]) -> list[Finding]:
-    """Metadata in the headers of shards: the original's, and that the tensors are laid out for PyTorch."""
+    """Metadata in the shard headers: the same entries as in the original, or format pt."""
     originals = [read_header(file)[1] for file in sorted({info.file for info in base.index.values()})]
     known = {item for metadata in originals for item in metadata.items()} | {("format", "pt")}
     findings = []
@@ -202,7 +202,7 @@ def _header_findings(base: Checkpoint, pruned: Path, shards: set[str]) -> list[F
 
 
 def _file_findings(name: str, one: Path, two: Path, base: Checkpoint, drop_map: DropMap | None) -> list[Finding]:
-    """A file that differs: wrong, unless it holds quantization settings that mean the same modules."""
+    """The findings about a file that differs: none if it holds quantization settings that select the same modules."""
     if name in FILES and drop_map is not None:
         try:
             want, have = (read_json(p, "quantization settings", CheckpointError) for p in (one, two))
@@ -256,10 +256,10 @@ def _is_document(file: Path) -> bool:
 
 
 def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
-    """The map that expert_drop_metadata.json records against `base`, or None without that file.
+    """The map from `base` to the pruned model that expert_drop_metadata.json records; None without that file.
 
-    For a model that was cut several times `base` may be the original or any state in between. Raises `MapError` if the
-    record contradicts itself or does not fit `base`.
+    For a model that was pruned several times, `base` may be the original or any state in between. Raises `MapError` if
+    the record contradicts itself or does not fit `base`.
     """
     if not (pruned / METADATA).exists():
         return None
@@ -267,7 +267,7 @@ def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
 
 
 def map_of_record(record: dict[str, Any], base: Checkpoint | GgufModel) -> DropMap:
-    """The map in the content of expert_drop_metadata.json. Raises `MapError` as `recorded_map` does."""
+    """The map from `base` in the content of expert_drop_metadata.json. Raises `MapError` like `recorded_map`."""
     found = map_from(record, base.num_experts)
     if found is None:
         raise MapError(
@@ -279,7 +279,7 @@ def map_of_record(record: dict[str, Any], base: Checkpoint | GgufModel) -> DropM
 
 
 def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput | None) -> Check:
-    """The map recorded in the pruned model is the given one. A missing record is no defect of the model itself."""
+    """The recorded map is the given one. A missing record is not a defect of the model."""
     claim = f"{METADATA} records the map that the other checks used"
     if problem is not None:
         return make_check(

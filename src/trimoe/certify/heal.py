@@ -1,7 +1,7 @@
 """Checks the heal record of a checkpoint against its bytes.
 
-A healed model is never proven to be a pure cut: a true record makes the certificate incomplete and names each changed
-tensor, a false one refutes it.
+A healed model is never proven: a true record makes the certificate incomplete and names each changed tensor, a false
+one refutes it.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ CLAIM = "nothing besides experts was changed"
 
 
 def check_heal(record: dict[str, Any], index: dict[str, TensorInfo]) -> Check:
-    """Not run (so the verdict is never `proven`) if the record is true of the bytes, failed if not."""
+    """Not run (so the verdict is never `proven`) if the record matches the bytes, failed if not."""
     findings, described = [], []
     for name, changes in changed_tensors(record).items():
         last = changes[-1]

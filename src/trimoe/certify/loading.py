@@ -48,8 +48,8 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # on purpose
-            # Mismatched sizes are let through so that they are reported by name instead of as a stack trace.
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is intended
+            # Mismatched sizes are accepted here, so that they are reported by name instead of as a stack trace.
             model, keys = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch.float32,
@@ -61,7 +61,7 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
                 **floats,
             )
         model = model.eval().to(device)
-    except Exception as exc:  # loading damaged weights fails in every way there is; each means "does not load"
+    except Exception as exc:  # damaged weights raise anything; each means "does not load"
         raise LoadingFailed(
             [Finding(subject="AutoModelForCausalLM cannot load the model", actual=first_line(exc))]
         ) from exc
@@ -77,7 +77,7 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
 
 
 def _dequantized(path: Path) -> dict[str, Any]:
-    """Loading options that turn quantized weights into floats, for which no special kernels are needed."""
+    """Loading options that dequantize weights, so that no special kernels are needed."""
     import transformers
 
     method = method_of(read_config(path))
@@ -92,13 +92,13 @@ def _dequantized(path: Path) -> dict[str, Any]:
 
 
 def fp32_bytes(index: dict[str, TensorInfo]) -> int:
-    """Memory of these tensors as float32. Whole bytes are taken for two packed 4-bit values each."""
+    """Bytes of these tensors as float32. A U8 value counts as two packed 4-bit values."""
     bits = {**ITEM_BITS, "U8": 4}
     return sum(info.nbytes * 8 // bits[info.dtype] * 4 for info in index.values())
 
 
 def _require_memory(nbytes: int, device: str) -> None:
-    """Refuse what would be killed: weights in fp32 plus a tenth for activations must be free."""
+    """Raise `CannotCheck` unless memory is free for the fp32 weights plus 10 % for activations."""
     free = _free_memory(device)
     needed = nbytes + nbytes // 10
     if free is not None and needed > free:

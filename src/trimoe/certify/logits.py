@@ -90,7 +90,8 @@ def _run_original(
 ) -> tuple[Routing, set[str]]:
     """Write the masked original's logits, one float32 [tokens, vocabulary] file per prompt.
 
-    Also returns the keys outside the decoder layers that the class has no use for (a vision tower, a drafting block).
+    Also returns the keys outside the decoder layers that the model class does not use (a vision tower, a drafting
+    block).
     """
 
     try:
@@ -132,7 +133,7 @@ def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:
     try:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
-    except Exception as exc:  # whatever a model's own code raises for weights and config that do not fit together
+    except Exception as exc:  # a model's own code raises anything if weights and config do not match
         raise _RunFailed(first_line(exc)) from exc
     result: np.ndarray = logits.float().cpu().numpy()
     return result

@@ -1,9 +1,9 @@
-"""The original with its dropped experts out of reach: -inf on their router logits, in every layer, while it runs.
+"""Masks the dropped experts of the original while it runs: -inf on their router logits in every layer.
 
-The router of a layer is the parameter loaded from the family's `router` tensor, and the mask is put on every linear map
-that uses it: this covers a `Linear` module and a router with its own parameter alike, without knowing class names. What
-is added to the scores before the choice (roles that `select`) gets -inf at the same places, because a score of 0 plus a
-positive term could still be among the largest.
+The router of a layer is the parameter loaded from the family's `router` tensor, and the mask applies to every linear
+map that uses it. This covers a `Linear` module as well as a router with its own parameter, without knowing class names.
+Terms that are added to the scores before selection (roles with `selects`) get -inf at the same places, because a score
+of 0 plus a positive term could still be among the largest.
 Not guaranteed: exclusion where selection is not monotone in the scores (none of the shipped families).
 """
 
@@ -20,15 +20,15 @@ from trimoe.model.safetensors import read_array
 
 @dataclass
 class Routing:
-    """How far the prompts exercised the mask."""
+    """How much the prompts exercised the mask."""
 
     selections: int = 0
     selections_dropped: int = 0
     routed: set[tuple[int, int]] = field(default_factory=set)
 
     def numbers(self, base: Checkpoint, drop_map: DropMap) -> dict[str, int | float]:
-        """`masked_share`: part of the unmasked selections that would have gone to a dropped expert (0: the mask was
-        never needed). `kept_routed`: kept (layer, expert) pairs that some token was routed to, of `kept_total`."""
+        """`masked_share`: share of the unmasked selections that would have gone to a dropped expert (0: the mask was
+        never needed). `kept_routed`: kept (layer, expert) pairs that any token was routed to, out of `kept_total`."""
         kept = sum(len(drop_map.keep(layer, base.num_experts)) for layer in base.moe_layers)
         share = self.selections_dropped / self.selections if self.selections else 0.0
         return {"masked_share": round(share, 6), "kept_routed": len(self.routed), "kept_total": kept}
@@ -36,7 +36,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class _Router:
-    """The router of one layer in the loaded model, and which experts it must not choose."""
+    """The router of one layer in the loaded model, and the experts it must not select."""
 
     layer: int
     score: str
@@ -45,20 +45,20 @@ class _Router:
     terms: list[Any]
     """The model's own tensors of E values that are added to the scores."""
     loaded: list[Any]
-    """Their values as they were loaded."""
+    """Their values as loaded."""
 
     def close(self) -> None:
-        """-inf for the dropped experts in every term."""
+        """Set every term of the dropped experts to -inf."""
         for term in self.terms:
             term.view(-1).masked_fill_(self.dropped, float("-inf"))
 
     def open(self) -> None:
-        """The terms as they were loaded."""
+        """Restore the terms as loaded."""
         for term, values in zip(self.terms, self.loaded, strict=True):
             term.copy_(values)
 
     def choice(self, logits: Any, top_k: int) -> Any:
-        """Ids [tokens, top_k] of the experts that these logits choose; -inf is never chosen."""
+        """Ids [tokens, top_k] of the experts that these logits select; -inf is never selected."""
         scores = logits.float().sigmoid() if self.score == "sigmoid" else logits.float().softmax(-1)
         for values in self.loaded:
             scores = scores + values.reshape(-1)
@@ -66,7 +66,7 @@ class _Router:
 
 
 def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
-    """A context manager under which no router can choose its layer's dropped experts."""
+    """A context manager in which no router can select its layer's dropped experts."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -119,8 +119,8 @@ def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
 
 
 def _loaded_tensor(base: Checkpoint, role: str, layer: int, model: Any) -> Any:
-    """The model's parameter or buffer that was loaded from a tensor of a layer: by name, else by its values, because
-    some families are renamed while they are loaded."""
+    """The model's parameter or buffer that was loaded from a layer's tensor: by name, else by its values, because some
+    families are renamed on loading. Raises `CannotCheck`."""
     import torch
 
     name = base.role_name(role, layer)
@@ -130,7 +130,7 @@ def _loaded_tensor(base: Checkpoint, role: str, layer: int, model: Any) -> Any:
     if len(found) != 1:
         want = torch.from_numpy(np.array(read_array(base.index[name]), dtype=np.float32))
         found = [n for n, p in tensors.items() if p.shape == want.shape and torch.equal(p.detach().cpu().float(), want)]
-    if len(found) > 1:  # equal values in several layers, such as a correction that was never trained
+    if len(found) > 1:  # equal values in several layers, such as an untrained correction
         found = [n for n in found if f".layers.{layer}." in n]
     if len(found) != 1:
         raise CannotCheck(f"the parameter of {name} was not found in the loaded model ({len(found)} candidates)")

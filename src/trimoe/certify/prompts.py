@@ -1,6 +1,6 @@
 """The prompts of the logit check: a small bundled list, or the user's file.
 
-They only have to be varied, so that many experts are routed to; the proof does not depend on how well a model answers.
+They need variety, so that many experts are routed to; the proof does not depend on how well a model answers.
 """
 
 import json
@@ -17,8 +17,8 @@ def _turns(*texts: str) -> Conversation:
     return [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
 
 
-# Several domains and languages, short and long, questions and finished dialogues (so that positions inside a model's
-# own turn are compared as well as those of a prompt).
+# Several domains and languages, short and long, questions and finished dialogues (so that positions inside the model's
+# own turns are compared as well as those of a prompt).
 DEFAULT: tuple[Conversation, ...] = (
     _turns("Write a Python function `def median(values)` that returns the median of a list of numbers."),
     _turns(
@@ -76,7 +76,7 @@ def load_prompts(path: Path | None) -> list[Conversation]:
         raise BadInput(f"prompts {path} are not valid JSON", actual=str(exc)[:200]) from exc
     if not isinstance(entries, list) or not entries:
         raise BadInput(
-            f"prompts {path} hold no prompt", expected="at least one", remedy="add a prompt, or leave --prompts out"
+            f"prompts {path} contain no prompt", expected="at least one", remedy="add a prompt, or leave --prompts out"
         )
     return [_conversation(entry, f"entry {number} of {path}") for number, entry in enumerate(entries, 1)]
 

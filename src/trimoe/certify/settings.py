@@ -1,8 +1,8 @@
-"""Quantization settings of a pruned model against the original's: the same modules, by their new numbers.
+"""Compares quantization settings of a pruned model with the original's: the same modules, under their new numbers.
 
-Checked backwards, on purpose not with the code that renumbered: numbers of the pruned model are turned into the
-original's, entries of dropped experts are taken out of the original's settings, and the two must be equal. A pattern
-without numbers must select the same experts in both.
+Checked in reverse, deliberately without the code that renumbered: expert numbers of the pruned model are converted to
+the original's, entries of dropped experts are removed from the original's settings, and the two must be equal. A
+pattern without numbers must select the same experts in both.
 """
 
 import re
@@ -47,7 +47,7 @@ def without_dropped(settings: Any, base: Checkpoint, drop_map: DropMap) -> Any:
 
 
 def changed_patterns(settings: Any, pruned: Any, base: Checkpoint, drop_map: DropMap) -> list[str]:
-    """Patterns of the settings that do not select in the pruned model what they select in the original."""
+    """Patterns that do not select the same experts in the pruned model as in the original."""
     before, after = _patterns(without_dropped(settings, base, drop_map)), _patterns(pruned)
     modules = {}
     for name, tensor in base.expert_tensors.items():
@@ -81,7 +81,7 @@ def _walk(value: Any, change: Callable[[str], str | None]) -> Any:
 
 
 def _patterns(value: Any) -> list[tuple[str, Callable[[str], bool]]]:
-    """(text, what it selects) of all patterns in settings, in their order."""
+    """(text, predicate) of all patterns in settings, in order."""
     texts: list[str] = []
 
     def note(text: str) -> str:
@@ -93,7 +93,7 @@ def _patterns(value: Any) -> list[tuple[str, Callable[[str], bool]]]:
     for text in texts:
         try:
             select = selector(text)
-        except CheckpointError:  # of the original: its own mistake, and the same in both
+        except CheckpointError:  # invalid in the original too, and the same in both
             continue
         if select is not None:
             found.append((text, select))

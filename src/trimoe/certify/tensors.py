@@ -23,7 +23,7 @@ _ROWS_NAMED = 3  # differing rows of one tensor that are described one by one
 def check_tensors(
     expected: dict[str, Expected], pruned: Index, layer_of: Callable[[str], int | None] = lambda name: None
 ) -> Check:
-    """Nothing missing, nothing extra, every dtype and shape as planned. `layer_of` finds the layer of an extra one."""
+    """No tensor is missing or extra, and every dtype and shape is right. `layer_of` finds the layer of an extra one."""
     findings = []
     for name, want in expected.items():
         have = pruned.get(name)
@@ -93,14 +93,15 @@ def check_cut(
 
 
 def is_not_compared(finding: Finding) -> bool:
-    """Whether a finding says only that another one kept two tensors from being compared. By the whole sentence: names
-    in other findings are the checked model's own, and could hold any words."""
+    """Whether a finding only says that two tensors could not be compared, because of another finding.
+
+    The whole sentence is compared: names in findings come from the checked model and could contain any words."""
     return finding.tensor is not None and finding.subject == _NOT_COMPARED.format(finding.tensor)
 
 
 def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what: str, progress: Progress | None) -> int:
-    """Compare the tensors that have the right type and shape; returns how many. The rest is a finding here too,
-    because a tensor that could not be compared has not been proven equal."""
+    """Compare the tensors that have the right type and shape and return their number. The others are findings here
+    too, because a tensor that could not be compared has not been proven equal."""
     total, done, compared = sum(e.source.nbytes for e in work), 0, 0
     for want in work:
         have = pruned.get(want.name)
@@ -178,7 +179,7 @@ def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int
     for block in range(outer):
         position = 0
         while position < len(kept):
-            # Neighbours in both files are compared as one run; a difference is then located inside it.
+            # Rows that are adjacent in both files are compared as one run; a difference is then located inside it.
             end = position + 1
             while end < len(kept) and kept[end] == kept[end - 1] + 1:
                 end += 1
@@ -195,7 +196,7 @@ def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int
 
 
 def _whose_row(want: Expected, have: TensorInfo, position: int, at: int) -> str:
-    """Says which original expert stands at a wrong position, if any: a swap looks different from damage."""
+    """Which original expert is at a wrong position, if any: tells a swap from damage."""
     outer, row = row_layout(want.source, want.axis)
     if outer == 1:
         for expert in range(want.source.shape[want.axis]):

@@ -14,19 +14,27 @@ _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.option(
-    "--map", "map_file", type=click.Path(path_type=Path), help="The drop map; default: the one PRUNED records."
+    "--map", "map_file", type=click.Path(path_type=Path), help="The drop map; default: the one recorded in PRUNED."
 )
 @click.option("--prompts", type=click.Path(path_type=Path), help="Prompts: text (one per line), .json or .jsonl.")
 @click.option(
-    "--tolerance", type=float, default=1e-4, show_default=True, help="Largest allowed logit difference, fp32."
+    "--tolerance",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="Largest allowed logit difference; 0: exactly equal.",
 )
-@click.option("--no-logits", is_flag=True, help="Compare bytes only. The result is then never a proof.")
+@click.option("--no-logits", is_flag=True, help="Compare bytes only. The verdict is then never `proven`.")
 @click.option("--keep-going", is_flag=True, help="Compare logits even if the bytes refute the cut.")
 @click.option(
-    "--reference", type=click.Path(path_type=Path), help="GGUF: the same cut made another way; must be the same bytes."
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="GGUF: the same cut made another way; must have the same bytes.",
 )
-@click.option("--llamacpp", type=click.Path(path_type=Path), metavar="DIR", help="GGUF: the llama.cpp to run.")
-@click.option("--device", default="cpu", show_default=True, help="Where the models run: cpu, cuda, cuda:1, ...")
+@click.option(
+    "--llamacpp", type=click.Path(path_type=Path), metavar="DIR", help="GGUF: directory of the llama.cpp programs."
+)
+@click.option("--device", default="cpu", show_default=True, help="Device that runs the models: cpu, cuda, cuda:1, ...")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help=f"Certificate file; default: PRUNED/{CERTIFICATE}."
 )
@@ -47,9 +55,9 @@ def certify(
 ) -> int:
     """Prove that PRUNED is BASE minus the dropped experts.
 
-    Compares every tensor byte by byte, config and tokenizer, and the logits with those of BASE with the dropped
-    experts masked. Writes certificate.json. Two GGUF models are compared in the same way: tensors and metadata
-    byte by byte, and the logits that llama.cpp computes.
+    Compares every tensor, the config and the tokenizer byte by byte, and the logits with those of BASE with the dropped
+    experts masked. Writes certificate.json. Two GGUF models are compared in the same way: tensors and metadata byte by
+    byte, and the logits that llama.cpp computes.
 
     \b
     Exit codes: 0 proven, 1 refuted or incomplete, 3 bad input.
@@ -86,7 +94,7 @@ def certify(
 
 
 def certificate_text(certificate: Certificate) -> str:
-    """The certificate for people: one line per check, its findings below it, the verdict last."""
+    """The certificate as text: one line per check, its findings below it, the verdict last."""
     lines = [line for check in certificate.checks for line in _check_lines(check)]
     reasons = {
         "proven": "PROVEN: the pruned model is the original minus the dropped experts, and nothing else",

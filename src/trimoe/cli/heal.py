@@ -21,14 +21,14 @@ PATH = click.Path(path_type=Path)
     "--method",
     required=True,
     type=click.Choice(["shared-alpha", "expert-scale", "router"]),
-    help="Scale the FFN that always runs, scale the experts, or refit the routers.",
+    help="Scale the shared FFN, scale the experts, or refit the routers.",
 )
 @click.option(
     "--alpha",
     default="1.2",
     show_default=True,
     metavar="A|FIRST:LAST:STEP",
-    help="Factor; a range is tried on the calibration part and the least divergent taken.",
+    help="Factor. Of a range, the factor with the lowest divergence on the calibration part is used.",
 )
 @click.option(
     "--on",
@@ -38,7 +38,7 @@ PATH = click.Path(path_type=Path)
     help="shared-alpha: scale the last matrix, or the gain of the norm behind it.",
 )
 @click.option("--set", "set_file", type=PATH, help="Calibration set; a third of its documents is held out.")
-@click.option("--held-out", type=PATH, help="A set to judge by instead; no document may stand in both.")
+@click.option("--held-out", type=PATH, help="Measure on this set instead; the two sets must share no document.")
 @click.option("--passes", type=click.IntRange(1), default=12, show_default=True, help="router: steps per layer.")
 @click.option(
     "--rate",
@@ -47,12 +47,12 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="router: size of a step, relative to the router's values.",
 )
-@click.option("--keep-worse", is_flag=True, help="Write it even if it is worse, marked as not publishable.")
+@click.option("--keep-worse", is_flag=True, help="Write the result even if it is worse, marked as not publishable.")
 @click.option(
-    "--unmeasured", is_flag=True, help="Write without comparing (quantized models), marked as not publishable."
+    "--unmeasured", is_flag=True, help="Write without measuring (quantized models), marked as not publishable."
 )
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would change; write nothing.")
-@click.option("--device", default="cpu", show_default=True, help="Where the layers run: cpu, cuda, cuda:1, ...")
+@click.option("--dry-run", is_flag=True, help="Check everything and report what would change; write nothing.")
+@click.option("--device", default="cpu", show_default=True, help="Device that runs the layers: cpu, cuda, cuda:1, ...")
 @json_option
 def heal(
     base: Path,
@@ -73,10 +73,8 @@ def heal(
 ) -> None:
     """Adjust PRUNED beyond expert removal to recover quality.
 
-    Shows whether the change brought PRUNED nearer to BASE.
-
-    The KL divergence from BASE is measured before and after on text that took no part. If it rises nothing is
-    written (exit 5). OUT/trimoe.json names every changed tensor. `certify` never calls a healed model proven.
+    PRUNED is a prune of BASE. The KL divergence from BASE is measured before and after on held-out text. If it rises,
+    nothing is written (exit 5). OUT/trimoe.json names every changed tensor. `certify` never proves a healed model.
 
     \b
     Examples:
@@ -124,7 +122,7 @@ def _text(out: Path, record: dict[str, Any]) -> str:
         lines.append(f"  factor {row['alpha']:<6g} KL {row['kl']:.5f} [{row['low']:.5f}, {row['high']:.5f}]")
     tried = [row["alpha"] for row in record.get("sweep", [])]
     if tried and record["settings"]["alpha"] in (tried[0], tried[-1]):
-        lines.append("  the least divergent factor is at the end of the range: a wider one may find a better one")
+        lines.append("  the best factor is at the end of the range: try a wider range")
     for row in record.get("layers", []):
         lines.append(
             f"  layer {row['layer']}: error {row['error_before']:.5f} -> {row['error_after']:.5f}, "
@@ -143,7 +141,7 @@ def _text(out: Path, record: dict[str, Any]) -> str:
             for name, c in measured["classes"].items()
         ]
         if not measured["gain_shown"]:
-            lines.append("the interval includes no change: no gain is shown")
+            lines.append("the interval includes 0: no gain is shown")
     lines.append(f"{out}: {len(record['tensors'])} tensors changed by {record['method']}")
     lines += [f"NOT publishable: {reason}" for reason in record["reasons"]]
     return "\n".join(lines)

@@ -16,8 +16,8 @@ def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
     """Recover the drop map of a pruned model; list other changes.
 
     \b
-    Exit codes: 0 map written and nothing but experts differs; 1 a finding: something else was changed
-    too (the map is written), or no map leads from BASE to PRUNED (nothing is written); 3 bad input.
+    Exit codes: 0 map written, only experts differ; 1 a finding: something else was changed too (the map
+    is written), or no map leads from BASE to PRUNED (nothing is written); 3 bad input.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
         for change in result.changes:
             lines.append(f"also changed: {change}{_factor(result.scaled.get(change.tensor or ''))}")
         if result.exact:
-            lines.append("nothing but experts was changed")
+            lines.append("nothing else was changed")
     emit(data, "\n".join(lines), as_json)
     return 0 if result.exact else 1
 

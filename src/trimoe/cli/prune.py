@@ -1,4 +1,4 @@
-"""`trimoe prune`: cut a drop map out of a checkpoint."""
+"""`trimoe prune`: parse, call, print."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,15 @@ import click
 from trimoe.cli.parts.common import emit, json_option, parse_size, progress, show_size
 from trimoe.errors import Interrupted
 
+# What a method of `report.copied_by` means.
+COPIED_BY = {
+    "read/write, hashed": "read and written in one pass, hashed on the way",
+    "read/write": "read and written, not hashed",
+    "gather": "small ranges joined before writing",
+    "copy_file_range": "copied by the kernel or file server (copy_file_range), not hashed",
+    "sendfile": "copied by the kernel (sendfile), not hashed",
+}
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
@@ -19,7 +28,7 @@ from trimoe.errors import Interrupted
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="Directory to create; for a GGUF model a .gguf file, or a directory for several.",
+    help="Directory to create. For a GGUF model: a .gguf file, or a directory for several files.",
 )
 @click.option(
     "--max-shard",
@@ -28,14 +37,14 @@ from trimoe.errors import Interrupted
     help="Largest output file, or `source` for files as in MODEL.",
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="GGUF: cut this importance matrix too.")
-@click.option("--imatrix-out", type=click.Path(path_type=Path), help="GGUF: where the cut importance matrix goes.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be written; write nothing.")
+@click.option("--imatrix-out", type=click.Path(path_type=Path), help="GGUF: where to write the cut importance matrix.")
+@click.option("--dry-run", is_flag=True, help="Check everything and report what would be written; write nothing.")
 @click.option("--sync", is_flag=True, help="Wait until the disk holds the output (a power cut loses nothing).")
 @click.option("--verify", is_flag=True, help="Read the written weights back from the disk and compare their hashes.")
 @click.option(
     "--no-hash",
     is_flag=True,
-    help="Let the kernel or file server move the bytes: unhashed, and a killed run starts over.",
+    help="Let the kernel or file server copy the bytes: nothing is hashed, and a killed run starts over.",
 )
 @click.option(
     "--jobs",
@@ -60,11 +69,11 @@ def prune(
 ) -> None:
     """Remove the experts that MAP drops from MODEL.
 
-    Bytes are copied and hashed on their way; torch is not needed and memory does not grow with the model. Weight values
-    are not interpreted: `trimoe calibrate` and `trimoe certify` refuse NaN. OUT appears only when it is complete; after
-    a kill the same command goes on with what it verifies of the hidden .OUT.partial.
+    Bytes are copied and hashed on the way; torch is not needed, and memory does not grow with the model. Weight values
+    are not interpreted: `trimoe calibrate` and `trimoe certify` refuse NaN. OUT appears only when it is complete. After
+    a kill, the same command verifies the hidden .OUT.partial and resumes.
 
-    MODEL can be a GGUF file in any quantization (for a split one, any part): nothing is converted, and no unquantized
+    MODEL can be a GGUF file in any quantization (for a split model, any part): nothing is converted, and no unquantized
     weights are needed.
 
     \b
@@ -102,11 +111,10 @@ def prune(
         text += "".join(f"\nleft out: {name} ({reason})" for name, reason in report.files_left_out.items())
     text += "".join(f"\nwarning: {warning}" for warning in report.warnings)
     if report.bytes_resumed:
-        text += f"\nwent on after {show_size(report.bytes_resumed)} of an earlier run, verified by their hashes"
+        text += f"\nresumed: reused {show_size(report.bytes_resumed)} of an earlier run, hashes verified"
     if not dry_run:
-        text += (
-            f"\ncopied by {', '.join(report.copied_by)}; prove it with: trimoe certify {model} {out} --map {map_file}"
-        )
+        text += f"\nhow bytes were copied: {'; '.join(COPIED_BY.get(name, name) for name in report.copied_by)}"
+        text += f"\nprove it with: trimoe certify {model} {out} --map {map_file}"
     emit(report.as_dict(), text, as_json)
 
 
@@ -119,7 +127,7 @@ def shard_limit(text: str | None) -> int | Literal["source"] | None:
 
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
-    """Says what an interrupt leaves behind."""
+    """Turn an interrupt into an error that states what was left behind."""
     try:
         yield
     except KeyboardInterrupt as exc:
@@ -127,7 +135,7 @@ def resumable(out: Path) -> Iterator[None]:
         raise Interrupted(
             "interrupted",
             actual=f"{left} holds what was written so far" if left.exists() else "nothing was left behind",
-            remedy="run the same command again to go on" + (f", or remove {left} to give up" if left.exists() else ""),
+            remedy="run the same command again to resume" + (f", or remove {left} to give up" if left.exists() else ""),
         ) from exc
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint + drop map -> smaller checkpoint, and the proof that nothing else changed."""
+"""Prunes a model: checkpoint or GGUF + drop map -> smaller model, by copying byte ranges."""

@@ -1,6 +1,6 @@
-"""config.json and its like after a cut: the count of experts, and experts named by number in quantization settings.
+"""Edits config.json after a cut: the expert count, and expert numbers in quantization settings.
 
-Invariants: the text is kept as it is except for what must change; every edit is checked by parsing the result.
+Invariants: the text is kept except for what must change; every edit is checked by parsing the result.
 """
 
 import json
@@ -18,9 +18,9 @@ PARAMS = "params.json"
 
 
 def edited_files(checkpoint: Checkpoint, keeps: Keeps) -> dict[str, bytes]:
-    """The files that a cut changes, by name: config.json, and others only where they name experts by number.
+    """The files that a cut changes: name -> new content. config.json, and others only if they name experts by number.
 
-    `keeps` are the kept experts of each layer. Raises `CheckpointError` for settings that cannot be kept true.
+    `keeps` are the kept experts of each layer. Raises `CheckpointError` for settings that cannot be renumbered exactly.
     """
     names = ExpertNames(checkpoint, keeps)
     kept = len(next(iter(keeps.values())))
@@ -56,15 +56,15 @@ def _edited_params(checkpoint: Checkpoint, kept: int) -> bytes | None:
 
 
 def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> bytes:
-    """The text of the original config.json with the digits of the expert count replaced, and quantization settings
-    renumbered where they name experts."""
+    """The original config.json with the expert count replaced and quantization settings renumbered where they name
+    experts."""
     raw = (checkpoint.path / "config.json").read_bytes()
     keys = checkpoint.hf.config
     try:
         text, wanted = raw.decode("utf-8-sig"), json.loads(raw)
     except UnicodeDecodeError as exc:
         raise CheckpointError(
-            "config.json cannot be edited", expected="UTF-8", actual=str(exc)[:80], remedy="write it as UTF-8"
+            "config.json cannot be edited", expected="UTF-8", actual=str(exc)[:80], remedy="save it as UTF-8"
         ) from exc
     for where in dict.fromkeys((checkpoint.config_scope, (), ("text_config",))):
         scope = _at(wanted, where)
@@ -84,8 +84,8 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
     if json.loads(text) != wanted:
         raise CheckpointError(
             "config.json could not be edited exactly",
-            expected=f"one {keys.num_experts} in it",
-            remedy="write its keys once each, and plainly",
+            expected=f"one key {keys.num_experts}",
+            remedy="write each of its keys once, without escapes",
         )
     return text.encode()
 
@@ -97,14 +97,14 @@ def _at(config: Any, scope: Scope) -> Any:
 
 
 def _with_value(text: str, key: str, value: Any, scope: Scope) -> str:
-    """`text` with the value at scope.key replaced. The right one of several places is the one that, edited, changes the
-    parsed value there and nothing else."""
+    """`text` with the value at scope.key replaced. If the key occurs several times, the right place is the one whose
+    edit changes the parsed value at scope.key and nothing else."""
     wanted = json.loads(text)
     _at(wanted, scope)[key] = value
     for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*', text):
         try:
             _, end = json.JSONDecoder().raw_decode(text, match.end())
-        except ValueError:  # not a key, but part of a text
+        except ValueError:  # not a key, but part of a string
             continue
         line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
         margin = line[: len(line) - len(line.lstrip())]

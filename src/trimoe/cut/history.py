@@ -1,8 +1,8 @@
-"""expert_drop_metadata.json: what was dropped, step by step, in the published layout.
+"""The drop record, expert_drop_metadata.json: every cut that led to a model, in the published layout.
 
-A record describes one cut against the model it was made from. The record of that model, if it was a cut itself, stands
-inside as `previous`, and `composed` says the same of all cuts together against the original, so that a model that was
-pruned twice can be certified against either, and an earlier state can be made again.
+A record describes one cut relative to its source. If the source was itself pruned, its record is nested as `previous`,
+and `composed` describes all cuts together relative to the original. A model that was pruned twice can therefore be
+certified against either, and an earlier state can be made again.
 Not guaranteed: that a record is true; certify compares it with the bytes.
 """
 
@@ -20,9 +20,10 @@ from trimoe.model.files import METADATA
 def make_record(
     base_model: str, fingerprint: str, drop_map: DropMap, previous: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The record of cutting `drop_map` (its layers are those with experts, its `num_experts` is known) out of a model.
+    """The record of cutting `drop_map` out of a model.
 
-    Raises `MapError` if `previous` is no usable record.
+    The map's layers are exactly those with experts, and its `num_experts` is known. `previous` is the source's own
+    record. Raises `MapError` if that is not usable.
     """
     record = {"base_model": base_model, "base_fingerprint": fingerprint, **_facts(drop_map)}
     if previous is not None:
@@ -48,21 +49,23 @@ def _facts(drop_map: DropMap) -> dict[str, Any]:
 
 
 def read_record(place: Path) -> dict[str, Any]:
-    """The record of a pruned model's directory, or of the file itself. Raises `MapError`."""
+    """Read the record of a pruned model's directory, or the record file itself. Raises `MapError`."""
     data = read_json(place / METADATA if place.is_dir() else place, "drop metadata", MapError)
     if not isinstance(data, dict):
-        raise MapError(f"{METADATA} is not a record of a cut", expected="a JSON object")
+        raise MapError(
+            f"{METADATA} is not a drop record", expected="a JSON object", remedy="remove or restore the file"
+        )
     try:
         canonical_json(data)
     except (ValueError, RecursionError) as exc:
-        raise MapError(f"{METADATA} is not a record of a cut", expected="finite numbers", actual=str(exc)[:80]) from exc
+        raise MapError(f"{METADATA} is not a drop record", expected="finite numbers", actual=str(exc)[:80]) from exc
     return data
 
 
 def steps(record: dict[str, Any], experts: int | None = None) -> list[DropMap]:
-    """The cuts that a record describes, oldest first; each has its own count of experts.
+    """The cuts that a record describes, oldest first, each as a map with its own expert count.
 
-    `experts` is the count before the last cut, for records that do not say. Raises `MapError` for a record that
+    `experts` is the count before the last cut, for records that do not state it. Raises `MapError` for a record that
     contradicts itself.
     """
     found: list[DropMap] = []
@@ -71,7 +74,7 @@ def steps(record: dict[str, Any], experts: int | None = None) -> list[DropMap]:
         step = _step(current, experts)
         if found and len(step.keep(min(step.drop))) != found[0].num_experts:
             raise MapError(
-                f"{METADATA}: the recorded cuts do not follow on each other",
+                f"{METADATA}: the recorded cuts do not follow one another",
                 expected=f"{found[0].num_experts} experts after the earlier cut",
                 actual=str(len(step.keep(min(step.drop)))),
             )
@@ -79,19 +82,20 @@ def steps(record: dict[str, Any], experts: int | None = None) -> list[DropMap]:
         current, experts = current.get("previous"), None
     stated = record.get("composed")
     if stated is not None and _step(stated, None).drop != _composed(found).drop:
-        raise MapError(f"{METADATA}: what it says of all cuts together is not what they make one by one")
+        raise MapError(f"{METADATA}: the composed map is not the composition of its cuts")
     return found
 
 
 def map_from(record: dict[str, Any], experts: int) -> DropMap | None:
-    """The map that leads from a model of `experts` experts to the recorded one; None if no state in the record had so
-    many. The earliest such state is meant: a cut that drops nothing does not change what the map says."""
+    """The map from a model of `experts` experts to the recorded one; None if no recorded state had that many.
+
+    Of several such states the earliest is meant: cuts that drop nothing lie between them."""
     cuts = steps(record, experts)
     return next((_composed(cuts[i:]) for i, step in enumerate(cuts) if step.num_experts == experts), None)
 
 
 def original(record: dict[str, Any], undo: int = 0) -> DropMap:
-    """The map against the original, as it was `undo` cuts ago. Raises `MapError` if there were not so many."""
+    """The map relative to the original, as it was `undo` cuts ago. Raises `MapError` if there were fewer cuts."""
     cuts = steps(record)
     if not 0 <= undo <= len(cuts):
         raise MapError(f"{undo} cuts cannot be undone", expected=f"0 to {len(cuts)}", actual=f"{len(cuts)} recorded")
@@ -120,7 +124,7 @@ def _oldest(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step(data: Any, experts: int | None) -> DropMap:
-    """One cut of a record, checked against itself."""
+    """One cut of a record, checked for consistency."""
     drop = data.get("per_layer_drop") if isinstance(data, dict) else None
     keep = data.get("per_layer_keep") if isinstance(data, dict) else None
     if not isinstance(drop, dict) or not isinstance(keep, dict) or not drop:
@@ -141,7 +145,7 @@ def _step(data: Any, experts: int | None) -> DropMap:
                 actual=f"{count} -> {count - len(ids)} in layer {layer}",
             )
         if kept.get(layer) != [e for e in range(count) if e not in ids] or len(set(ids)) != len(ids):
-            raise MapError(f"{METADATA}: layer {layer} keeps experts that it also drops, or forgets some")
+            raise MapError(f"{METADATA}: the kept and dropped experts of layer {layer} do not add up to all experts")
     return DropMap(dict(sorted(dropped.items())), count)
 
 

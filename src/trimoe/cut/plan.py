@@ -1,8 +1,8 @@
-"""From header and map to byte ranges: which bytes of the original make which tensor of the cut, and in which file.
+"""Plans a cut: from headers and map to the byte ranges of each output tensor and its file.
 
-Pure: nothing is read but headers, nothing is written. Kept experts stay in ascending order and are renumbered from 0.
-Invariants: a plan is a function of the checkpoint and the map alone; within a file tensors are ordered by item size,
-largest first, so that each is aligned whatever a cut did to the lengths before it (loaders map files into memory).
+Pure: reads only headers, writes nothing. Kept experts stay in ascending order and are renumbered from 0.
+Invariants: a plan depends on the checkpoint and the map alone; within a file, tensors are ordered by item size, largest
+first, so that each is aligned whatever the lengths before it (loaders map files into memory).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ Keeps = dict[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Piece:
-    """An output tensor and the part of one source tensor that makes it: all of it, or `keep` along `axis`."""
+    """An output tensor, and the part of a source tensor it is copied from: all of it, or the rows `keep` of `axis`."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Piece:
         return nbytes_of(self.dtype, self.shape)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Absolute [start, end) ranges of the source file in output order, neighbours joined."""
+        """Absolute [start, end) byte ranges of the source file in output order; adjacent ones are joined."""
         info = self.source
         if self.keep is None:
             if info.nbytes:
@@ -65,7 +65,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: name and tensors in the order of their bytes."""
+    """One output file: its name, and its tensors in byte order."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -115,7 +115,7 @@ def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> Keeps:
             "this model cannot be pruned exactly",
             expected="routing over all experts at once",
             actual=reason,
-            remedy="prune a model whose router chooses without groups",
+            remedy="prune a model whose router selects without groups",
         )
     dense = sorted(set(range(checkpoint.num_layers)) - set(checkpoint.moe_layers))
     if wrong := [layer for layer in dense if drop_map.drop.get(layer)]:
@@ -125,7 +125,7 @@ def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> Keeps:
             actual=f"also {wrong}",
             remedy="use the map of this model",
         )
-    # A dense layer may be absent from the map; give it the common count so that the map's own checks see every layer.
+    # A dense layer may be absent from the map: give it the common count, so that the map's checks cover every layer.
     common = next((ids for layer, ids in sorted(drop_map.drop.items()) if layer not in dense), ())
     complete = DropMap({**drop_map.drop, **dict.fromkeys(dense, common)}, drop_map.num_experts, drop_map.metadata)
     # The fingerprint reads small parts of every tensor; ask for it only when the map names a model.
@@ -149,7 +149,7 @@ def _cut_stack(info: TensorInfo, tensor: ExpertTensor, keep: tuple[int, ...]) ->
 
 
 def plan_shards(pieces: Sequence[Piece], max_shard: int | None = DEFAULT_SHARD) -> list[Shard]:
-    """Output files: filled in source order up to `max_shard` bytes of tensors, or as in the source (None)."""
+    """The output files: filled in source order up to `max_shard` bytes of tensors, or as in the source (None)."""
     groups: list[list[Piece]] = []
     size = 0
     for piece in pieces:
@@ -171,7 +171,7 @@ def _alignment(piece: Piece) -> int:
 
 
 def shard_names(count: int) -> list[str]:
-    """Hugging Face's names for `count` files."""
+    """The names that Hugging Face gives to `count` files."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]

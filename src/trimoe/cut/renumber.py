@@ -1,9 +1,9 @@
-"""Module names in quantization settings after experts were renumbered: ignore lists, settings of single modules.
+"""Renumbers experts in quantization settings: ignore lists and settings of single modules.
 
-A quantized checkpoint says by name which modules are not quantized (`ignore`, `modules_to_not_convert`,
-`exclude_modules`), or how single ones are (`quantized_layers`, `dynamic`). An entry that names an expert by number is
-renumbered, or goes with its expert; a pattern must select the same experts before and after. Invariants: entries
-without expert numbers are not touched; what cannot be kept true is refused, never guessed.
+A quantized checkpoint lists by name the modules that are not quantized (`ignore`, `modules_to_not_convert`,
+`exclude_modules`), or how single modules are (`quantized_layers`, `dynamic`). An entry that names an expert by number
+is renumbered, or removed with its expert; a pattern must select the same experts before and after. Invariants: entries
+without expert numbers are not changed; what cannot be renumbered exactly is refused, never guessed.
 """
 
 import re
@@ -19,18 +19,18 @@ from trimoe.model.checkpoint import Checkpoint
 SETTINGS = ("quantization_config", "compression_config")
 """Keys of config.json that hold quantization settings."""
 FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-"""Files beside config.json that hold nothing else."""
+"""Files beside config.json that hold only quantization settings."""
 
 _REGEX = ("re:", "-:", "+:")  # compressed-tensors; GPTQModel's exceptions and additions
-_DOT = r"\\?\."  # in a regular expression dots are escaped
+_DOT = r"\\?\."  # a regular expression escapes dots
 
 
 class ExpertNames:
-    """Finds expert numbers in module names and patterns of a checkpoint, and knows their new numbers."""
+    """Finds expert numbers in module names and patterns of a checkpoint and renumbers them."""
 
     def __init__(self, checkpoint: Checkpoint, keeps: Keeps) -> None:
         self._checkpoint, self._keeps = checkpoint, keeps
-        # A stack may have been named expert by expert all the same (its modules before it was fused).
+        # Settings may name single experts even of a stack (its modules before they were fused).
         tensors = {role.tensor for roles in checkpoint.hf.variants() for role in roles.values()}
         places = {t.partition("{E}")[0] for t in tensors if "{E}" in t}
         places |= {t[: t.index("experts.") + len("experts.")] for t in tensors if "experts." in t}
@@ -39,9 +39,9 @@ class ExpertNames:
         self._loose = re.compile(rf"(?<!\w)experts{_DOT}(?:[a-z]\w*{_DOT})?\d+(?!\w)")
 
     def renamed(self, text: str) -> str | None:
-        """`text` with the expert's new number, None if the expert was dropped; itself if it names none.
+        """`text` with the expert's new number; None if the expert was dropped; unchanged if it names none.
 
-        Raises `CheckpointError` if it names an expert of no layer.
+        Raises `CheckpointError` if it names an expert without a layer.
         """
         match = self._number.match(text)
         if match is None:
@@ -51,7 +51,7 @@ class ExpertNames:
         keep = self._keeps.get(self._layer(match["head"], int(match["layer"])))
         expert = int(match["expert"])
         if keep is None or expert >= self._checkpoint.num_experts:
-            return text  # nothing of this model
+            return text  # not a module of this model
         if expert not in keep:
             return None
         rest = text[match.end("expert") :]
@@ -61,7 +61,7 @@ class ExpertNames:
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Old -> new name of the modules of all kept experts."""
+        """Old -> new module name of every kept expert."""
         found = {}
         for name, tensor in self._checkpoint.expert_tensors.items():
             keep = self._keeps[tensor.layer]
@@ -71,7 +71,7 @@ class ExpertNames:
         return found
 
     def _layer(self, head: str, number: int) -> int:
-        """The layer whose drops apply: a drafting block follows the last one with experts."""
+        """The layer whose drops apply: a drafting block is cut like the last layer with experts."""
         checkpoint = self._checkpoint
         draft, plain = checkpoint.hf.draft_prefix, head.replace("\\", "")
         own = draft is not None and draft not in checkpoint.hf.layer_prefixes
@@ -81,7 +81,7 @@ class ExpertNames:
 
 
 def renumbered(value: Any, names: ExpertNames) -> Any:
-    """Quantization settings with every module name and pattern in them renewed. Raises `CheckpointError`."""
+    """Quantization settings with every module name and pattern renumbered. Raises `CheckpointError`."""
     if isinstance(value, dict):
         result = {}
         for key, inner in value.items():
@@ -95,7 +95,7 @@ def renumbered(value: Any, names: ExpertNames) -> Any:
     if isinstance(value, str):
         new = _entry(value, names)
         if new is None:
-            raise _refusal(value, "it names an expert that was dropped, where something must stand")
+            raise _refusal(value, "it names a dropped expert in a place that must not be empty")
         return new
     return value
 
@@ -113,12 +113,13 @@ def _entry(text: str, names: ExpertNames) -> str | None:
 
 
 def selector(text: str) -> Callable[[str], bool] | None:
-    """What a pattern selects among module names; None for a plain name. Raises `CheckpointError` for a wrong one."""
+    """The predicate of a pattern over module names; None for a plain name. Raises `CheckpointError` for an invalid
+    pattern."""
     if text.startswith(_REGEX):
         try:
             pattern = re.compile(text[text.index(":") + 1 :])
         except re.error as exc:
-            raise _refusal(text, f"it is no regular expression: {exc}") from exc
+            raise _refusal(text, f"it is not a regular expression: {exc}") from exc
         return lambda name: pattern.match(name) is not None
     if "*" in text or "?" in text:
         return lambda name: fnmatchcase(name, text)
@@ -127,8 +128,8 @@ def selector(text: str) -> Callable[[str], bool] | None:
 
 def _refusal(text: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"the quantization setting {text[:120]!r} cannot be kept true after a cut",
+        f"the quantization setting {text[:120]!r} cannot be renumbered",
         expected="names of single experts with their layer, or patterns that treat all experts alike",
         actual=reason,
-        remedy="replace it in the config by the names of the modules it means",
+        remedy="replace it in the config with the names of the modules it selects",
     )

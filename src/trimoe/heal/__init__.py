@@ -1,1 +1,1 @@
-"""Changes to a pruned checkpoint beyond removal: measured on held-out text, recorded, and certified as such."""
+"""Heals a pruned checkpoint: changes beyond expert removal, measured on held-out text and recorded."""

@@ -1,8 +1,8 @@
 """The changes that healing makes to tensors, as pure functions from bytes to bytes of the same length.
 
-A factor is a float32 number. The product of it and a bf16, fp16 or fp32 value is exact in double precision, so there is
-one rounding, to nearest even, in the tensor's own type; factor 1 gives the same bytes. Subnormal results are kept.
-A factor that makes a value infinite is refused.
+A factor is a float32 number. Its product with a bf16, fp16 or fp32 value is exact in double precision, so there is one
+rounding, to nearest even, in the tensor's own type; factor 1 gives the same bytes. Subnormal results are kept. A factor
+that makes a value infinite is refused.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ FLOATS = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True)
 class Edit:
-    """One changed tensor. `apply` maps any run of its whole values; `factor` is what the weight is multiplied by
-    (None: it is another change, described by `note`)."""
+    """One changed tensor. `apply` maps any run of whole values; `factor` is the factor on the weight (None: another
+    change, described by `note`)."""
 
     info: TensorInfo
     layer: int | None
@@ -38,18 +38,18 @@ class Edit:
 
 
 def decode(data: bytes, dtype: str) -> np.ndarray:
-    """Values as float64."""
+    """The values as float64."""
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float64)
 
 
 def encode(values: np.ndarray, dtype: str) -> bytes:
-    """float64 to bytes of a type, rounded once to nearest, ties to even."""
+    """float64 values as bytes of a type, rounded once to nearest, ties to even."""
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype != "BF16":
             return bytes(values.astype("<f2" if dtype == "F16" else "<f4").tobytes())
-        # Through float32 by rounding to odd: two roundings to nearest could end on the wrong side of a tie.
+        # Round to odd in float32 first: two roundings to nearest could end on the wrong side of a tie.
         near = values.astype(np.float32)
         odd = np.where(np.abs(near.astype(np.float64)) > np.abs(values), np.nextafter(near, np.float32(0)), near)
     bits = odd.view(np.uint32) | (odd.astype(np.float64) != values).astype(np.uint32)
@@ -81,14 +81,14 @@ def scaling(info: TensorInfo, layer: int | None, factor: float, *, divide: bool 
 
 
 def replacing(info: TensorInfo, layer: int, content: bytes, note: str) -> Edit:
-    """The edit that puts other bytes in place of a tensor's."""
+    """The edit that replaces a tensor's bytes."""
     return Edit(info, layer, lambda data, at: content[at : at + len(data)], None, note)
 
 
 def factor_edits(model: Checkpoint, method: str, alpha: float, on: str = "down") -> list[Edit]:
-    """The tensors that a factor is put on, in every layer with experts.
+    """The edits that put a factor on the tensors of a method, one per layer with experts.
 
-    Raises `CheckpointError` for a family without such a tensor, or where it is quantized without a single float factor.
+    Raises `CheckpointError` if the family has no such tensor, or if it is quantized without a single float factor.
     """
     found = []
     for layer in model.moe_layers:

@@ -1,7 +1,7 @@
-"""What the manifest of a healed checkpoint says was changed, and whether that is so: for `certify`.
+"""Reads the manifest of a healed checkpoint: which tensors were changed, and how.
 
-Invariants: a healed model is never proven to be a pure cut. A record that is true makes the certificate incomplete and
-names each tensor; one that is not makes it refuted. Tensors that the record does not name get no leave.
+`certify` checks the record against the bytes. A true record makes the certificate incomplete and names each tensor, a
+false one refutes it; tensors that the record does not name must be unchanged.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""From two models and a set to a `Healing`: fit or choose on one part of the text, judge on the other. Needs torch.
+"""Fits a healing on one part of the text and measures it on the other. Needs torch.
 
-Invariants: the held-out part is read only by the final comparison; it never chooses a factor or a step. Both
-comparisons (before, after) are on the same tokens, and the interval of their difference is paired by document.
+Invariants: only the final comparison reads the held-out part; it never chooses a factor or a step. Both comparisons
+(before, after) use the same tokens, and the interval of their difference is paired by document.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Plan:
 
 
 def parts(base: Checkpoint, chosen: CalibrationSet, held: CalibrationSet | None) -> tuple[Windows, Windows]:
-    """(calibration, held-out) windows without a common document. Raises `CalibrationError`."""
+    """(calibration, held-out) windows that share no document. Raises `CalibrationError`."""
     windows = tokenise(base, chosen, 1)
     if held is None:
         return split(windows)
@@ -42,7 +42,7 @@ def parts(base: Checkpoint, chosen: CalibrationSet, held: CalibrationSet | None)
 
 
 def edits_of(pruned: Checkpoint, plan: Plan) -> list[Edit]:
-    """The edits of the first factor: also the check that the family has what a method changes."""
+    """The edits of the first factor. Raises `CheckpointError` if the family lacks what the method changes."""
     if plan.method == "router":
         return []
     return factor_edits(pruned, plan.method, plan.alphas[0], plan.on)

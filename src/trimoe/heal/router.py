@@ -1,12 +1,12 @@
-"""Router recalibration: a few steps per layer that bring a cut layer's output back to the uncut layer's.
+"""Router recalibration: a few optimizer steps per layer that bring a pruned layer's output closer to the original's.
 
-Layer by layer, from the first: the unpruned layer runs on the unpruned model's hidden states, the cut layer on those of
-the cut model with all routers before it healed already, so that errors that came from earlier layers are answered too.
-Only the router's rows move (Adam on the squared difference of the layer's outputs). What is chosen stays a hard top-k;
-the gradient comes through the weights of the chosen experts.
-Invariants: one layer of each model in memory; the rows are rounded to their stored type before the next layer sees
-them; the best rows of all steps are kept, the original ones among them, so the fit is never worse on its own text.
-Not guaranteed: anything about other text. That is what the held-out measure is for.
+Works layer by layer from the first. The unpruned layer runs on the unpruned model's hidden states; the pruned layer
+runs on those of the pruned model with all earlier routers already healed, so that errors of earlier layers are
+compensated too. Only the router's rows move (Adam on the squared difference of the layer's outputs). Selection stays a
+hard top-k; the gradient flows through the weights of the selected experts.
+Invariants: one layer of each model is in memory; the rows are rounded to their stored type before the next layer sees
+them; the best rows of all steps are kept, including the original ones, so the fit is never worse on its own text.
+Not guaranteed: anything about other text, which the held-out measurement judges.
 """
 
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ from trimoe.model.safetensors import read_bytes
 
 @dataclass(frozen=True)
 class Steps:
-    """How far the fit goes. `rate` is Adam's step in units of the root mean square of the layer's router."""
+    """Optimizer settings. `rate` is Adam's learning rate in units of the root mean square of the layer's router."""
 
     passes: int = 12
     rate: float = 0.01
     decay: float = 1e-3
-    """Weight of the squared change, in units of the router's own size, beside the relative squared error."""
+    """Weight of the penalty on the squared change, in units of the router's size."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What happened in one layer: squared error of the output relative to that of the unpruned layer's change of its
-    input, on the calibration text, and the size of the change relative to the router's."""
+    """Result in one layer, on the calibration text: the squared error of the output before and after, relative to the
+    squared change that the unpruned layer makes to its input; and the change relative to the router's size."""
 
     edit: Edit
     before: float

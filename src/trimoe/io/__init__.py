@@ -1,1 +1,1 @@
-"""Reading and writing: publish by rename, streaming copies, hashing, progress, validated data files."""
+"""Reading and writing: publishing by rename, streaming copies, hashing, progress, validated data files."""

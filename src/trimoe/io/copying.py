@@ -1,9 +1,9 @@
-"""Moving byte ranges between files at the speed of the machine, with memory that does not depend on their size.
+"""Copies byte ranges between files at full speed, with memory that does not depend on their size.
 
-By default every byte passes through a small buffer and is hashed there. With `kernel=True` nothing is hashed:
-copy_file_range (the kernel or a file server copies, or shares blocks where it can), then sendfile, then reads and
-writes. `Copier.methods` says what was used, so a fallback is visible in the report.
-Ranges far smaller than a page burst are gathered: read in one span, joined.
+By default every byte passes through a small buffer and is hashed there. With `kernel=True` nothing is hashed, and the
+fastest method that works is used: copy_file_range (the kernel or a file server copies, or shares blocks), sendfile,
+reads and writes. `Copier.methods` records the methods used, so a fallback is visible in the report.
+Small ranges that are close together are gathered: read in one span and joined.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import Protocol, Self
 from trimoe.io.hashing import HashedFile, Marks
 from trimoe.io.reading import SourceFile, ended_early
 
-CHUNK = 64 << 20  # per step: large enough to cost nothing, small enough for progress and interrupts
+CHUNK = 64 << 20  # bytes per step: large enough to be fast, small enough for progress and interrupts
 BUFFER = 8 << 20
 SMALL = 32 << 10  # ranges below this are gathered
 
@@ -24,7 +24,7 @@ _UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno
 
 
 class Target(Protocol):
-    """A file that grows at its end."""
+    """A file that is appended to."""
 
     methods: set[str]
 
@@ -35,15 +35,15 @@ class Target(Protocol):
         """Append up to `length` bytes of an open file; returns how many, 0 if the file has ended."""
 
     def close(self, complete: bool) -> None:
-        """Write out what waits (if `complete`) and close."""
+        """Write what is buffered (if `complete`) and close."""
 
 
 class Copier:
     """Appends source ranges to one target file. A context manager; source files stay open until it closes.
 
-    `size` is how large the target will be, if that is known (see `HashedFile`). With `marks` the target may exist: what
-    an earlier run is recorded to have written is read, and kept as far as its hashes agree; the same calls of `write`
-    and `append` as in that run then skip what is there already.
+    `size` is the final size of the target, if known (see `HashedFile`). With `marks` the target may exist: the bytes
+    that an earlier run recorded are read again and kept as far as their hashes agree. The caller then repeats the same
+    calls of `write` and `append`, which skip the bytes that were kept.
     """
 
     def __init__(self, target: Path, *, kernel: bool = False, size: int = 0, marks: Marks | None = None) -> None:
@@ -66,7 +66,7 @@ class Copier:
 
     @property
     def methods(self) -> set[str]:
-        """How bytes were moved."""
+        """The methods used to copy."""
         return self._target.methods
 
     @property
@@ -88,16 +88,16 @@ class Copier:
             self._target.put(view[skipped:])
 
     def skip(self, length: int) -> bool:
-        """Count the next `length` bytes as appended if an earlier run wrote all of them; else do nothing."""
+        """Count the next `length` bytes as appended if they were all kept from an earlier run; else do nothing."""
         if self._skip < length:
             return False
         self._skip -= length
         return True
 
     def append(self, file: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
-        """Append `ranges` of `file` in order; yields the bytes done by each step.
+        """Append `ranges` of `file` in order; yields the number of bytes after each step.
 
-        Raises `CheckpointError` if the file ends early; `OSError` as the system gives it.
+        Raises `CheckpointError` if the file ends early, `OSError` from the system.
         """
         source = self._open(file)
         small: list[tuple[int, int]] = []
@@ -144,7 +144,7 @@ class Copier:
             yield count
 
     def _gather(self, source: SourceFile, ranges: list[tuple[int, int]]) -> int:
-        """Ascending small ranges within BUFFER bytes of each other, in one read."""
+        """Append small ascending ranges within BUFFER bytes of each other, with one read."""
         base = ranges[0][0]
         span = ranges[-1][1] - base
         block = memoryview(bytearray(span))
@@ -156,7 +156,7 @@ class Copier:
 
 
 class KernelFile:
-    """A new file that the kernel fills; bytes do not enter this process where the file system can do without."""
+    """A new file that the kernel fills; where the file system allows it, no byte enters this process."""
 
     def __init__(self, path: Path) -> None:
         self.methods: set[str] = set()
@@ -168,7 +168,7 @@ class KernelFile:
         ]
 
     def close(self, complete: bool) -> None:
-        """Close; everything is written already."""
+        """Close the file; nothing is buffered."""
         os.close(self._fd)
 
     def put(self, data: memoryview) -> None:
@@ -177,7 +177,7 @@ class KernelFile:
             data = data[os.write(self._fd, data) :]
 
     def take(self, source: SourceFile, start: int, length: int) -> int:
-        """One step by the best method that works here; a method that the file system refuses is not tried again."""
+        """Append by the fastest method that works; one that the file system refuses is not tried again."""
         while True:
             name, move = self._transfers[0]
             last = len(self._transfers) == 1
@@ -187,7 +187,7 @@ class KernelFile:
                 if last or exc.errno not in _UNSUPPORTED:
                     raise
                 count = 0
-            # Some file systems answer 0 instead of an error; only plain reads decide that a file has ended.
+            # Some file systems return 0 instead of an error; only a plain read can tell that the file has ended.
             if count or last:
                 self.methods.add(name)
                 return count

@@ -1,12 +1,12 @@
-"""A file that is hashed while it is written, and going on with one that a killed run left behind.
+"""Hashes files while they are written, so that an interrupted run can be verified and resumed.
 
-The hash is xxh3-128 of the file (what `xxh128sum` prints): at 30 GB/s per core it is far from the bottleneck, where
-sha256 with processor support reaches 1 to 2 GB/s and would be slower than copying. It finds damage, not malice.
-One thread reads, hashes and writes piece by piece, each while it is in the processor's own cache: more threads were
-slower. What a disk has to give is announced to it well before, by a second thread: finding memory for what is read
-costs as much as hashing and writing it. Every MARK bytes the hash so far is noted.
-Invariant: nothing that an earlier run wrote is trusted because it exists; it is read again and kept only up to the last
-mark whose hash it still has.
+The hash is xxh3-128 of the file (what `xxh128sum` prints). At 30 GB/s per core it does not slow down copying; sha256
+with processor support reaches 1 to 2 GB/s and would. It detects damage, not manipulation.
+One thread reads, hashes and writes each piece while it is in the processor's cache; more threads were slower. A second
+thread asks the kernel to read ahead, because allocating pages for data from disk costs as much as hashing and writing
+them. Every MARK bytes the hash so far is recorded.
+Invariant: nothing that an earlier run wrote is trusted because it exists. It is read again and kept only up to the last
+mark whose hash matches.
 """
 
 import ctypes
@@ -23,25 +23,25 @@ import xxhash
 
 from trimoe.io.reading import SourceFile, ended_early
 
-MARK = 64 << 20  # bytes between marks: what a kill can cost
-PIECE = 256 << 10  # a quarter of the second-level cache of current processors: it stays there from reading to writing
-STEP = 4 << 20  # bytes announced, and then read, at a time
-AHEAD = 32 << 20  # announced and not yet read: a hundredth of a second of a fast disk
+MARK = 64 << 20  # bytes between marks: the most that a kill can lose
+PIECE = 256 << 10  # a quarter of the L2 cache of current processors: a piece stays there from reading to writing
+STEP = 4 << 20  # bytes read ahead at a time
+AHEAD = 32 << 20  # bytes read ahead and not yet used: a hundredth of a second of a fast disk
 
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h: the file grows with what is written, not with what is reserved
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h: reserving space does not change the file size
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is known of a file from an earlier run, (bytes, hex hash of so many first bytes) in ascending order, and
-    where to note more."""
+    """Marks of a file from an earlier run, (size, hex hash of the first `size` bytes) in ascending order, and the
+    function that records new ones."""
 
     known: tuple[tuple[int, str], ...]
     note: Callable[[int, str], None]
 
 
 class _Part(NamedTuple):
-    """Bytes that come next: of a file, or from memory."""
+    """The next bytes: from a file or from memory."""
 
     source: SourceFile | None
     start: int
@@ -52,8 +52,8 @@ class _Part(NamedTuple):
 class HashedFile:
     """A target of `Copier`. `verified` bytes of an earlier run were kept; `digest` is the hash of the whole file.
 
-    `size` is how large the file will be, if known: space is reserved at once, which makes writing 1.7 times as fast
-    (ext4) and finds a full disk early.
+    If the final `size` is known, space is reserved at once, which makes writing 1.7 times as fast (ext4) and finds a
+    full disk early.
     """
 
     def __init__(self, path: Path, size: int = 0, marks: Marks | None = None) -> None:
@@ -70,19 +70,19 @@ class HashedFile:
             os.close(self._fd)
             raise
         self._waiting: deque[_Part] = deque()
-        self._ahead = 0  # bytes that wait
+        self._ahead = 0  # bytes waiting
         self._piece = memoryview(bytearray(PIECE))
-        self._used = 0  # of the piece
+        self._used = 0  # bytes of the piece
         self._written = self.verified
-        self._cold: set[SourceFile] = set()  # whose ranges are announced
-        self._announcer = ThreadPoolExecutor(1, thread_name_prefix="trimoe-announcer")  # starts when it is needed
+        self._cold: set[SourceFile] = set()  # read ahead from these
+        self._announcer = ThreadPoolExecutor(1, thread_name_prefix="trimoe-announcer")  # started on first use
 
     def put(self, data: memoryview) -> None:
-        """Append bytes from memory, which must not change any more."""
+        """Append bytes from memory, which must not change afterwards."""
         self._advance(_Part(None, 0, len(data), data))
 
     def take(self, source: SourceFile, start: int, length: int) -> int:
-        """Append `length` bytes of an open file. That it ends early is found when they are read, which may be later."""
+        """Append `length` bytes of an open file. If it ends early, the error is raised when they are read."""
         for at in range(start, start + length, STEP):
             count = min(STEP, start + length - at)
             self._announce(source)
@@ -92,14 +92,14 @@ class HashedFile:
         return length
 
     def close(self, complete: bool) -> None:
-        """Write what waits, unless an error made the file worthless, and close."""
+        """Write what is waiting, unless an error made the file useless, and close."""
         try:
             if complete:
                 while self._waiting:
                     self._pass_through(self._waiting.popleft())
                 self._write(self._piece[: self._used])
                 if self._written < self._expected:
-                    os.ftruncate(self._fd, self._written)  # gives back what was reserved for nothing
+                    os.ftruncate(self._fd, self._written)  # release unused reserved space
                 self.digest = self._hash.hexdigest()
                 if self._note is not None:
                     self._note(self._written, self.digest)
@@ -108,7 +108,7 @@ class HashedFile:
             os.close(self._fd)
 
     def _open(self, path: Path, marks: Marks | None) -> int:
-        """The file, positioned behind its verified part; sets `verified` and the hash."""
+        """Open the file, positioned after its verified part; sets `verified` and the hash."""
         if marks is not None and path.exists():
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self.verified = self._verify(fd, marks.known)
@@ -117,11 +117,11 @@ class HashedFile:
                 os.lseek(fd, self.verified, os.SEEK_SET)
                 return fd
             os.close(fd)
-            path.unlink()  # and not truncate: ext4 then writes the file out, and waits, when it is closed
+            path.unlink()  # not truncated: ext4 would then write the file out, and wait, on close
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def _verify(self, fd: int, known: tuple[tuple[int, str], ...]) -> int:
-        """Hash the file up to the last mark that holds; returns its position. The hash state is left there."""
+        """Hash the file up to the last matching mark; returns its position and leaves the hash state there."""
         block, good = memoryview(bytearray(PIECE)), 0
         hasher = xxhash.xxh3_128()
         for size, digest in known:
@@ -143,8 +143,7 @@ class HashedFile:
             self._pass_through(oldest)
 
     def _pass_through(self, part: _Part) -> None:
-        """Through the piece, which is written whenever it is full: at multiples of PIECE in the file, so that marks are
-        there too."""
+        """Copy through the piece, which is written when it is full: at multiples of PIECE, so that marks align."""
         done = 0
         while done < part.length:
             count = min(part.length - done, PIECE - self._used)
@@ -162,7 +161,7 @@ class HashedFile:
                     self._note(self._written, self._hash.hexdigest())
 
     def _announce(self, source: SourceFile) -> None:
-        """From the first read on that had to wait for the disk: what waits here already."""
+        """After the first read that waited for the disk: read ahead what is already waiting here."""
         if source.cold and source not in self._cold:
             self._cold.add(source)
             for part in self._waiting:
@@ -196,18 +195,17 @@ def hash_range(path: Path, start: int = 0, length: int | None = None) -> str:
 
 
 def reserve(fd: int, start: int, length: int) -> None:
-    """Reserve space for a file where the system can; raises `OSError` if there is not enough, and holds none then.
+    """Reserve space for a file where the system can. Raises `OSError`, and reserves nothing, if there is not enough.
 
-    Not os.posix_fallocate: on a file system that cannot reserve, it writes every block instead.
+    os.posix_fallocate is not used: on a file system that cannot reserve, it writes every block instead.
     """
     allocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if length <= 0 or allocate is None:
         return
     disk = os.fstatvfs(fd)
     code = errno.ENOSPC
-    if (
-        length <= disk.f_bavail * disk.f_frsize
-    ):  # else not even tried: a file system may take all there is, and then fail
+    # Not tried if it cannot fit: a file system may allocate everything that is free, and then fail.
+    if length <= disk.f_bavail * disk.f_frsize:
         allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
         code = ctypes.get_errno() if allocate(fd, _KEEP_SIZE, start, length) else 0
     if code in (errno.ENOSPC, errno.EDQUOT):

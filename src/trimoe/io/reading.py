@@ -1,8 +1,8 @@
-"""Reading a source file fast, whether the page cache holds it or not.
+"""Reads source files fast, from the page cache or from disk.
 
-What the cache holds costs nothing but the copy. Of what it does not hold, the kernel is told the ranges that will be
-wanted, well before they are: it reads them while others are hashed and written, and never the experts that are dropped,
-which its own readahead would fetch too. Where a system has no such advice, reads are plain reads.
+Cached ranges are simply copied. For others the kernel is asked to read ahead exactly the ranges that will be needed,
+while earlier ones are hashed and written. Its own readahead is switched off: it would also fetch the experts that are
+dropped. Without posix_fadvise, reads are plain reads.
 """
 
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from trimoe.errors import CheckpointError
 
-_ADVICE = 256 << 10  # bytes per call: Linux cuts a call off at the disk's largest request, which is seldom smaller
+_ADVICE = 256 << 10  # bytes per call: Linux limits a call to the disk's largest request, which is seldom smaller
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
 class SourceFile:
-    """An open file. `cold` is set by the first read that has to wait for the disk."""
+    """An open file. `cold` is set by the first read that waits for the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,11 +23,11 @@ class SourceFile:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._flags = _NOWAIT
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead but ours
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead by the kernel
         self._stamp = self._now()
 
     def close(self) -> None:
-        """Close the file; nobody may read any more."""
+        """Close the file; it must not be read afterwards."""
         os.close(self.fd)
 
     def unchanged(self) -> None:
@@ -35,20 +35,20 @@ class SourceFile:
         if self._now() != self._stamp:
             raise CheckpointError(
                 f"{self.path} was modified while it was copied",
-                expected="a source at rest",
+                expected="a source that does not change",
                 remedy="wait until nothing writes to the checkpoint and run again",
             )
 
     def expect(self, start: int, length: int) -> None:
-        """Let the kernel begin to read a range that will be wanted; may be called from another thread."""
+        """Ask the kernel to start reading a range that will be needed. Safe from another thread."""
         if hasattr(os, "posix_fadvise"):
             for at in range(start, start + length, _ADVICE):
                 os.posix_fadvise(self.fd, at, min(_ADVICE, start + length - at), os.POSIX_FADV_WILLNEED)
 
     def read_into(self, target: memoryview, start: int) -> None:
-        """Fill `target` with the file's bytes from `start` on.
+        """Fill `target` with the file's bytes from `start`.
 
-        Raises `CheckpointError` if the file ends before; `OSError` as the system gives it.
+        Raises `CheckpointError` if the file ends early, `OSError` from the system.
         """
         done = 0
         while done < len(target):
@@ -59,7 +59,7 @@ class SourceFile:
                     raise
                 count = 0
             done += count
-            if done < len(target) and self._flags:  # not in the cache, or a file system that cannot say
+            if done < len(target) and self._flags:  # not cached, or a file system without RWF_NOWAIT
                 self.cold, self._flags = True, 0
             elif count == 0 and done < len(target):
                 raise ended_early(len(target), done)
@@ -70,7 +70,7 @@ class SourceFile:
 
 
 def ended_early(expected: int, actual: int) -> CheckpointError:
-    """A source file that is shorter than its header says."""
+    """The error for a source file that is shorter than its header states."""
     return CheckpointError(
         "a source file ended early while it was copied",
         expected=f"{expected} more bytes",

@@ -1,9 +1,9 @@
-"""Writing the large files of a cut: several in flight, hashed, resumable, with progress.
+"""Writes the large files of an artifact: several at a time, hashed, resumable, with progress.
 
-A file is described by a function that appends it to a `Copier`; the same function goes on where a killed run stopped,
-because the copier skips what was verified. Marks of all files stand in one journal inside the temporary directory.
-Invariants: a file is a function of its description alone, whatever the number of threads and kills; an error in one
-file stops the others. Not guaranteed: that the disk holds what was written (`sync`, `read_back`).
+A file is described by a function that appends it to a `Copier`. The same function resumes an interrupted run, because
+the copier skips what was verified. The marks of all files are in one journal inside the temporary directory.
+Invariants: a file depends on its description alone, not on threads or interruptions; an error in one file stops the
+others. Not guaranteed: that the disk holds what was written (see `sync` and `read_back`).
 """
 
 import json
@@ -34,8 +34,8 @@ Append = Callable[[Copier], Iterator[int]]
 
 @dataclass
 class Written:
-    """What was written, by file name: xxh3-128 (nothing where the kernel copied), how bytes were moved, and how many an
-    earlier run had written and were verified. Each thread fills in its own files."""
+    """What was written, by file name: xxh3-128 (absent if the kernel copied), methods used to copy, and bytes kept from
+    an earlier run after verification. Each thread fills in its own files."""
 
     digests: dict[str, str] = field(default_factory=dict)
     moved_by: dict[str, set[str]] = field(default_factory=dict)
@@ -43,12 +43,12 @@ class Written:
 
     @property
     def methods(self) -> list[str]:
-        """How bytes were moved, over all files."""
+        """The methods used to copy, over all files."""
         return sorted(set().union(*self.moved_by.values()))
 
     @property
     def resumed(self) -> int:
-        """Bytes that were kept of an earlier run."""
+        """Bytes kept from an earlier run."""
         return sum(self.verified.values())
 
     def hashes(self, folder: Path) -> dict[str, Any] | None:
@@ -58,8 +58,8 @@ class Written:
 
 
 class Journal:
-    """The marks of all files of a temporary directory, one JSON line each. A line that was cut off is ignored: what it
-    would have vouched for is written again."""
+    """The marks of all files of a temporary directory, one JSON line each. A truncated line is ignored; the bytes it
+    would have covered are written again."""
 
     def __init__(self, path: Path) -> None:
         self._known: dict[str, list[tuple[int, str]]] = {}
@@ -73,10 +73,10 @@ class Journal:
             except (ValueError, TypeError):
                 continue
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        os.write(self._fd, b"\n")  # ends a line that a kill cut off
+        os.write(self._fd, b"\n")  # ends a line that a kill truncated
 
     def marks(self, name: str) -> Marks:
-        """What is known of a file, and where to note more; safe from several threads."""
+        """The known marks of a file, and how to record more. Safe from several threads."""
 
         def note(size: int, digest: str) -> None:
             os.write(self._fd, json.dumps([name, size, digest]).encode() + b"\n")
@@ -96,10 +96,10 @@ def write_files(
     kernel: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Write `files` (name -> size, what appends it) into a directory of `publish_dir`, `jobs` at a time.
+    """Write `files` (name -> size, function that appends it) into a directory of `publish_dir`, `jobs` at a time.
 
-    Goes on from verified leftovers if the directory was opened with an identity. With `kernel` nothing is hashed, so
-    nothing can be resumed. Raises what the first failing file raises.
+    Resumes from verified leftovers if the directory was opened with an identity. With `kernel` nothing is hashed, so
+    nothing can be resumed. Raises the error of the first file that fails.
     """
     total, done, written = sum(size for size, _ in files.values()), 0, Written()
     _remove_others(folder, set() if kernel else {RESUME, *files})
@@ -126,7 +126,7 @@ def write_files(
 
 
 def _remove_others(folder: Path, keep: set[str]) -> None:
-    """Small files of an earlier run are made again; a stale one must not stay."""
+    """Remove small files of an earlier run, which are written again; an outdated one must not stay."""
     for child in folder.iterdir():
         if child.is_dir() and not child.is_symlink():
             if child.name not in keep:
@@ -136,8 +136,8 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
 
 
 def _in_flight(work: Callable[[str], Iterator[int]], names: list[str], jobs: int) -> Iterator[tuple[str, int]]:
-    """The steps of all files, `jobs` files at a time in threads. An error or the end of interest stops every thread at
-    its next step."""
+    """The steps of all files, `jobs` files at a time in threads. An error, or closing the iterator, stops every thread
+    at its next step."""
     if min(jobs, len(names)) <= 1:
         for name in names:
             for count in work(name):
@@ -181,7 +181,7 @@ def read_back(folder: Path, digests: Mapping[str, str], progress: Progress | Non
         hasher = xxhash.xxh3_128()
         with (folder / name).open("rb", buffering=0) as file:
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # written pages leave the cache, so that the disk answers and not memory
+            if hasattr(os, "posix_fadvise"):  # drop the written pages, so that reads come from the disk
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             while count := file.readinto(block):
                 hasher.update(block[:count])
@@ -193,5 +193,5 @@ def read_back(folder: Path, digests: Mapping[str, str], progress: Progress | Non
                 f"{name} is not what was written",
                 expected=f"xxh3-128 {digest}",
                 actual=f"{hasher.hexdigest()} when read back",
-                remedy="the disk or the memory is at fault; write to another place",
+                remedy="the disk or the memory is faulty; write to another disk",
             )

@@ -24,7 +24,10 @@ class MaskedLogits:
         self.version = str(release.get("commit") or tools.version() or "unknown")
 
     def __call__(self, model: Path, job: dict[str, Any], out: Path, progress: Progress | None) -> dict[str, Any]:
-        """One run; progress counts prompts."""
+        """Run `job` on `model`, write logits to the folder `out` and return the program's record.
+
+        Progress counts prompts. Raises `BadInput` with llama.cpp's message.
+        """
         file = out / "input.json"
         file.write_text(json.dumps({"threads": self.threads, **job}))
         with (out / "messages.txt").open("w+") as messages:
@@ -46,16 +49,21 @@ class MaskedLogits:
             errors = [line for line in text.splitlines() if "error" in line.lower()]
             raise BadInput(
                 f"llama.cpp cannot run {model.name}",
-                expected="a model it can load",
+                expected="a model that it can load",
                 actual=last_lines("\n".join(errors) or text, 3) or f"status {status}",
             )
-        return read_record(out)
+        return _result(out)
 
 
-def read_record(out: Path) -> dict[str, Any]:
-    """The record that the runner wrote. Raises `BadInput` if it is not there."""
+def _result(out: Path) -> dict[str, Any]:
+    """The record that the program wrote. Raises `BadInput` if there is none."""
     try:
         data: dict[str, Any] = json.loads((out / "job.json").read_bytes())
     except (OSError, ValueError) as exc:
-        raise BadInput("the masked run left no record", actual=str(exc)[:200]) from exc
+        raise BadInput(
+            "trimoe-masked-logits wrote no result",
+            expected="job.json",
+            actual=str(exc)[:200],
+            remedy="run `trimoe llamacpp install` again",
+        ) from exc
     return data

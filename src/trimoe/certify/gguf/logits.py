@@ -1,8 +1,8 @@
 """Behavioural proof of a GGUF cut: llama.cpp's logits equal those of the original with dropped router logits at -inf.
 
-The runner comes from outside (the program is built with llama.cpp): it runs both models with the same settings and
-computes the router's two sums in double, so a right cut gives the same bits in every quantization type and depth. The
-original first continues each prompt greedily; both models are then compared at every position, the generated ones too.
+The program `trimoe-masked-logits` runs both models with the same settings and computes the router's two sums in double
+precision, so a correct cut gives identical bits in every quantization type and at every depth. The original first
+continues each prompt greedily; both models are then compared at every position, including the generated ones.
 """
 
 import shutil
@@ -90,7 +90,7 @@ def _run_original(
         record = run(base.path, job, out, progress)
     except BadInput as exc:
         raise CannotCheck(f"llama.cpp cannot run the original: {exc.actual or exc.subject}") from exc
-    # Layers that only predict further tokens take no part in ordinary decoding.
+    # Multi-token-prediction layers are not used in ordinary decoding.
     used = [layer for layer in base.moe_layers if layer not in base.predicting_layers]
     if unseen := sorted(set(used) - set(record["seen"])):
         raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
@@ -173,7 +173,7 @@ def _log_probability_difference(want: np.ndarray, have: np.ndarray) -> float:
 
 
 def _routing(base: GgufModel, drop_map: DropMap, record: dict[str, Any]) -> dict[str, int | float]:
-    """How far the prompts exercised the mask, as for safetensors; the share only where logits decide alone."""
+    """How much the prompts exercised the mask, as for safetensors; the share only if logits alone decide."""
     kept = sum(len(drop_map.keep(layer, base.num_experts)) for layer in base.moe_layers)
     routed = sum(len(experts) for experts in record["routed"].values())
     numbers: dict[str, int | float] = {"kept_routed": routed, "kept_total": kept}

@@ -71,7 +71,7 @@ class GgufPair(ModelPair):
         return None if self._cut is None else self._cut.integer(self.original.count_key)
 
     def fit(self, drop_map: DropMap) -> DropMap:
-        """A block that predicts further tokens must drop what the last ordinary layer drops."""
+        """A multi-token-prediction layer drops what the last ordinary layer drops."""
         return fit(self.original, drop_map)
 
     def recorded(self) -> DropMap | None:

@@ -1,6 +1,6 @@
-"""What a pruned GGUF must be, by its map: every tensor, every metadata key; and the checks that compare them.
+"""What a pruned GGUF must contain, by the map: every tensor and metadata key; and the checks that compare them.
 
-Derived from the map and the names of experts alone, not with the code that cuts. Streamed; memory is a few MiB.
+Derived from the map and the names of expert tensors alone, without the code that prunes. Streamed; memory is a few MiB.
 """
 
 from pathlib import Path
@@ -19,8 +19,8 @@ from trimoe.model.gguf.model import GgufModel
 def fit(base: GgufModel, drop_map: DropMap) -> DropMap:
     """`drop_map` over exactly the layers with experts. Raises `MapError` if it cannot cut `base`.
 
-    A block that predicts further tokens and is not in the map must drop what the last ordinary layer drops. Whose
-    statistics made the map is not checked: a GGUF file does not say which checkpoint it was converted from.
+    A multi-token-prediction layer that is not in the map must drop what the last ordinary layer drops. The model that
+    the map was made for is not checked: a GGUF file does not state which checkpoint it was converted from.
     """
     metadata = {key: value for key, value in drop_map.metadata.items() if key != "model"}
     ordinary = [layer for layer in base.moe_layers if layer not in base.predicting_layers]
@@ -32,7 +32,7 @@ def fit(base: GgufModel, drop_map: DropMap) -> DropMap:
 
 
 def gguf_file(path: Path) -> Path:
-    """The file that a path means. Raises `CheckpointError` if it is no GGUF model."""
+    """The (first) file of the GGUF model at a path. Raises `CheckpointError` if there is none."""
     found = find_gguf(path)
     if found is None or not found.is_file():
         raise CheckpointError(
@@ -53,7 +53,7 @@ def expected_gguf(base: GgufModel, drop_map: DropMap) -> dict[str, Expected]:
             expected[name] = Expected(name, info.dtype, info.shape, info)
         else:
             kept = tuple(drop_map.keep(tensor.layer, base.num_experts))
-            # The rows of experts lie one after the other: all slower axes have length 1.
+            # Expert rows are contiguous: all slower axes have length 1.
             axis = tensor.axis
             shape = (*info.shape[:axis], len(kept), *info.shape[axis + 1 :])
             expected[name] = Expected(name, info.dtype, shape, info, tensor.layer, axis, kept)
@@ -61,7 +61,7 @@ def expected_gguf(base: GgufModel, drop_map: DropMap) -> dict[str, Expected]:
 
 
 def check_metadata(base: GgufModel, cut: Gguf, drop_map: DropMap | None) -> Check:
-    """Every key has the original's bytes; only the expert count differs, and how the model is split into files."""
+    """Every key has the original's bytes, except the expert count and the split keys."""
     want = {key: f for key, f in base.gguf.fields.items() if not key.startswith("split.")}
     have = {key: f for key, f in cut.fields.items() if not key.startswith("split.")}
     findings = []
@@ -97,7 +97,8 @@ def _short(field: Field) -> str:
 
 
 def check_reference(reference: Gguf, cut: Gguf, progress: Progress | None = None) -> Check:
-    """Every tensor is byte-identical to that of a file made another way (cut as a checkpoint, converted, quantized)."""
+    """Every tensor is byte-identical to the reference's, which was made another way (for example pruned before
+    converting)."""
     expected = {n: Expected(n, info.dtype, info.shape, info) for n, info in reference.index.items()}
     parts = check_tensors(expected, cut.index), check_untouched(expected, cut.index, progress)
     findings = [finding for part in parts for finding in part.findings]

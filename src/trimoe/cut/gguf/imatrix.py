@@ -1,6 +1,6 @@
-"""An importance matrix cut by the same map as its model, so that the cut model can be quantized with it.
+"""Cuts an importance matrix by the same map as its model, so that the pruned model can be quantized with it.
 
-The statistics of an expert are those of its own inputs; dropping others changes none of them. Invariants: entries of
+The statistics of an expert are those of its own inputs, so dropping others does not change them. Invariants: entries of
 tensors without an expert axis, and the router's, are copied unchanged; one entry is in memory at a time.
 """
 
@@ -17,7 +17,7 @@ from trimoe.model.gguf.model import GgufModel
 
 
 def cut_imatrix(model: GgufModel, imatrix: Imatrix, keeps: Keeps, out: Path | None) -> None:
-    """Write the imatrix of the cut model to `out` in the format it came in; with None check only.
+    """Write the imatrix of the pruned model to `out` in its original format; if `out` is None, only check it.
 
     `keeps` are the kept experts of each layer. Raises `CheckpointError` if an entry does not fit the model.
     """
@@ -46,7 +46,7 @@ def cut_imatrix(model: GgufModel, imatrix: Imatrix, keeps: Keeps, out: Path | No
 
 
 def _kept(model: GgufModel, entry: Entry, keeps: Keeps) -> tuple[int, ...] | None:
-    """The matrices of an entry that stay: ids, or None for all."""
+    """The expert ids of an entry that are kept, or None for all."""
     info = model.index.get(entry.name)
     if info is None:
         raise CheckpointError(

@@ -1,8 +1,8 @@
-"""From a GGUF header and a map to files: metadata entries, tensors, and the byte ranges that make them. Pure.
+"""Plans a GGUF cut: from header and map to metadata, tensors and byte ranges of each output file. Pure.
 
-An expert's weights lie together on the slowest axis in every quantization type, so a cut takes whole experts as they
-are and converts nothing. Invariants: a plan is a function of the model, the map and the wanted layout alone; metadata
-other than the expert count (and how the file is split) keep their bytes and their order.
+In every quantization type an expert's weights are contiguous on the slowest axis, so a cut copies whole experts and
+converts nothing. Invariants: a plan depends on the model, the map and the layout alone; metadata other than the expert
+count and the split keys keep their bytes and order.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class GgufPiece:
         return self.source.nbytes // self.experts
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Absolute [start, end) ranges of the source file in output order, neighbours joined."""
+        """Absolute [start, end) byte ranges of the source file in output order; adjacent ones are joined."""
         if self.keep is None:
             if self.source.nbytes:
                 yield self.source.start, self.source.end
@@ -85,11 +85,11 @@ class GgufPart:
 
 
 def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
-    """The map over every layer of the file, dense ones dropping nothing, after every check a map can fail.
+    """The map over every layer of the file, after all checks of the map; dense layers drop nothing.
 
-    A layer that only predicts further tokens drops, unless the map names it, what the last ordinary layer with experts
-    drops, as in the cut of a checkpoint. Raises `MapError`. Whose statistics made the map is not checked: a GGUF file
-    does not say which checkpoint it was converted from.
+    A multi-token-prediction layer that the map does not name drops what the last ordinary layer with experts drops, as
+    in a checkpoint. Raises `MapError`. The model that the map was made for is not checked: a GGUF file does not state
+    which checkpoint it was converted from.
     """
     layers = model.moe_layers
     dense = set(range(model.num_layers)) - set(layers)
@@ -104,7 +104,7 @@ def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
     drop = dict(drop_map.drop)
     if last in drop:
         drop |= {layer: drop[last] for layer in model.predicting_layers if layer in layers and layer not in drop}
-    # A dense layer may be absent; give it the common count so that the map's own checks see every layer.
+    # A dense layer may be absent: give it the common count, so that the map's own checks cover every layer.
     common = next((ids for layer, ids in sorted(drop.items()) if layer not in dense), ())
     DropMap({**drop, **dict.fromkeys(dense, common)}, drop_map.num_experts).validate(
         model.num_layers, model.num_experts, model.top_k
@@ -187,7 +187,7 @@ def _counted(model: GgufModel, field: Field, kept: int) -> Field:
 
 
 def _by_size(pieces: list[GgufPiece], limit: int, alignment: int) -> list[list[GgufPiece]]:
-    """Filled in source order, as llama-gguf-split does."""
+    """Groups filled in source order, as llama-gguf-split does."""
     groups: list[list[GgufPiece]] = [[]]
     size = 0
     for piece in pieces:
@@ -204,7 +204,7 @@ def _by_size(pieces: list[GgufPiece], limit: int, alignment: int) -> list[list[G
 
 
 def _part_fields(alone: list[Field], part: int) -> list[Field]:
-    """All metadata stand in the first file; the others need only what their own layout depends on."""
+    """The first file holds all metadata; the others only what their own layout depends on."""
     return alone if part == 0 else [f for f in alone if f.key == "general.alignment"]
 
 
