@@ -63,7 +63,7 @@ def test_lm_eval_tasks_need_a_server(capsys: pytest.CaptureFixture[str], tmp_pat
     code, data = printed(capsys, "eval", str(bundled()), "--lm-eval", "x", "--log", str(tmp_path / "l.db"))
     assert code in (2, 4)  # 4 where lm-eval is not installed
     code, data = printed(capsys, "eval", str(bundled()), "--lm-eval", "x", "--bench", "tiny-math", "--log", "l.db")
-    assert (code, data["subject"]) == (2, "--lm-eval stands alone")
+    assert (code, data["subject"]) == (2, "--lm-eval does not fit the other options")
 
 
 def test_a_real_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
