@@ -110,3 +110,27 @@ def test_a_second_count_in_config_json_follows_if_it_is_the_same(
     assert (config["num_experts"], config["text_config"]["num_experts"]) == (expected, 6)
     checks = {c.name: c.status for c in certify(base, tmp_path / "out", logits=False).checks}
     assert checks["config"] == "passed"
+
+
+@pytest.mark.parametrize("value", [3, [], "x", None])
+def test_a_text_config_that_is_no_object_is_left_alone(
+    value: object, base: Path, drop_map: DropMap, tmp_path: Path
+) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"text_config": value}, indent=2))
+    prune(base, drop_map, tmp_path / "out")
+    edited = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (edited["num_experts"], edited["text_config"]) == (6, value)
+
+
+@pytest.mark.parametrize("content", [b'{"moe": {"num_experts": 8}}'.decode().encode("utf-16"), b'{"moe": 8}', b"[8]"])
+def test_params_in_another_form(content: bytes, base: Path, drop_map: DropMap, tmp_path: Path) -> None:
+    """Another encoding is refused, and a file without a count is copied."""
+    (base / "params.json").write_bytes(content)
+    if b"\0" in content:
+        with pytest.raises(CheckpointError, match=r"params\.json cannot be edited"):
+            prune(base, drop_map, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    else:
+        prune(base, drop_map, tmp_path / "out")
+        assert (tmp_path / "out" / "params.json").read_bytes() == content

@@ -337,7 +337,7 @@ def test_patterns_of_one_expert_follow_it(entry: str, wanted: str | None, tmp_pa
         ("experts.2", "in every layer"),
         ("re:.*layers\\.(0|1)\\.mlp\\.experts\\.3\\..*", "in every layer"),
         ("re:.*layers\\.0\\.mlp\\.experts\\.3\\..*|.*layers\\.0\\.mlp\\.experts\\.5\\..*", "several experts"),
-        ("re:(", "no regular expression"),
+        ("re:(", "not a regular expression"),
     ],
 )
 def test_patterns_that_cannot_be_kept_true_are_refused(entry: str, reason: str | None, tmp_path: Path) -> None:

@@ -52,7 +52,20 @@ def _edited_params(checkpoint: Checkpoint, kept: int) -> bytes | None:
             actual=str(count),
             remedy="correct or remove the file that does not belong to these weights",
         )
-    return _with_value(file.read_text(encoding="utf-8"), "num_experts", kept, ("moe",)).encode()
+    data["moe"]["num_experts"] = kept
+    try:
+        text = _with_value(file.read_bytes().decode("utf-8-sig"), "num_experts", kept, ("moe",))
+    except UnicodeDecodeError as exc:
+        raise CheckpointError(
+            f"{file} cannot be edited", expected="UTF-8", actual=str(exc)[:80], remedy="write it as UTF-8"
+        ) from exc
+    if json.loads(text) != data:
+        raise CheckpointError(
+            f"{file} could not be edited exactly",
+            expected="one moe.num_experts in it",
+            remedy="write its keys once each, and plainly",
+        )
+    return text.encode()
 
 
 def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> bytes:
@@ -68,7 +81,9 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
         ) from exc
     for where in dict.fromkeys((checkpoint.config_scope, (), ("text_config",))):
         scope = _at(wanted, where)
-        for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()) if scope else ():
+        if not isinstance(scope, dict):
+            continue
+        for key in sorted({keys.num_experts, *keys.num_experts_also} & scope.keys()):
             # A copy of the count in the other scope is edited if it says the same; loaders read either.
             if where == checkpoint.config_scope or scope[key] == checkpoint.num_experts:
                 scope[key] = kept
