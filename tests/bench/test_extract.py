@@ -21,7 +21,7 @@ from trimoe.bench.benches import (
     multipl_e_100,
 )
 from trimoe.bench.catalog import benches, find
-from trimoe.bench.extract import blocks_open, boxed, complete_blocks, has_body, last_integer, valid_prefix
+from trimoe.bench.extract import boxed, has_body, last_integer, valid_prefix
 from trimoe.bench.row_sources import read_file
 from trimoe.errors import BenchError
 
@@ -161,29 +161,6 @@ def test_gpqa_is_lm_eval_s_filter(replies: list[str]) -> None:
 # ---------------------------------------------------------------- fenced blocks
 
 
-@pytest.mark.parametrize(
-    ("text", "blocks"),
-    [
-        ("```python\na = 1\n```", ["a = 1"]),
-        ("x\n  ```\n    a\n      b\n  ```\ny", ["a\n  b"]),  # indented, dedented by its first line
-        ("```\na\n```\n```js\nb\n```", ["a", "b"]),
-        ("```python\na", []),  # not closed
-        ("```python\nlost\n```python\nkept\n```", ["kept"]),  # a fence inside starts over
-        ("```\n```", [""]),
-        ("`a` ``` b", []),
-        ("````\na\n````", []),  # four backticks are not a fence
-    ],
-)
-def test_complete_blocks(text: str, blocks: list[str]) -> None:
-    assert complete_blocks(text) == blocks
-
-
-def test_open_blocks() -> None:
-    assert blocks_open("```python\na")
-    assert not blocks_open("```python\na\n```")
-    assert blocks_open("```\na\n```\n```\nb")
-
-
 STUB = 'from typing import List\n\n\ndef f(x: List[int]) -> int:\n    """Doc."""\n'
 HE = Doc("0", "", "", {"prompt": STUB, "entry_point": "f"})
 
@@ -197,7 +174,15 @@ HE = Doc("0", "", "", {"prompt": STUB, "entry_point": "f"})
             "```\ndef f(x):\n    return 1\n```\n```\nprint(f(1))\n```",
             "def f(x):\n    return 1",
         ),  # the last with a function
-        ("```\ndef f(x):\n    return 1\n```\n```\ndef g():\n    return 3\n```", "def g():\n    return 3"),  # whichever
+        ("```\ndef f(x):\n    return 1\n```\n```\ndef g():\n    return 3\n```", "def f(x):\n    return 1"),  # the asked
+        ("```\ndef g():\n    return 3\n```", "def g():\n    return 3"),  # or whichever
+        (
+            "def f(x):\n    return 1\n```\nTry:\n```\ndef t():\n    f(1)\n```",
+            "def f(x):\n    return 1",
+        ),  # begins inside
+        ("    return x\n```\nTry:\n```\ndef t():\n    f(1)\n```", "    return x\n"),  # begins inside, continues
+        ("Here:\n~~~python\ndef f(x):\n    return 1\n~~~", "def f(x):\n    return 1"),
+        ("Here:\n```python\ndef f(x):\n    return 1", "def f(x):\n    return 1"),  # never closed
         (
             '```\ndef f(x):\n    return 1\n```\n```\ndef f(x):\n    """Doc."""\n```',
             "def f(x):\n    return 1",
@@ -349,19 +334,50 @@ def test_private_tests_are_unpacked_and_nothing_is_run() -> None:
     assert not Path("/tmp/trimoe-was-here").exists()
 
 
+MBPP = Doc("0", "", "", {"setup": "", "tests": ["assert f(1) == 2"]})
+SHORT, LONG = "def f(): pass", "assert f(1) == 2\nassert f(2) == 3\nprint('both')"
+
+
 @pytest.mark.parametrize(
     ("reply", "code"),
     [
-        ("```python\ndef f(): pass\n```", "def f(): pass"),
+        (f"```python\n{SHORT}\n```", SHORT),
         ("```\na\n```\n```\nlonger\n```", "longer"),
         ("```python\ndef f():\n    return 1", "def f():\n    return 1"),  # never closed
         ("```\nab\n```\n```python\ndef f():", "def f():"),
         ("Sure:\ndef f():\n    return 1", "def f():\n    return 1"),
+        ("Sure:\nimport re\nfrom the top\ndef f():\n    return 1", "import re\ndef f():\n    return 1"),
+        (f"```\n{SHORT}\n```\n```\n{LONG}\n```", SHORT),  # the asked name before the length
+        (f"```\n{LONG}\n```\n```\n{SHORT}\n```", SHORT),
+        (f"```\nf = lambda x: 2\n```\n```\n{LONG}\n```", "f = lambda x: 2"),
+        (f"```\n{SHORT}\n```\n```\ndef f():\n    return 2\n```", "def f():\n    return 2"),  # then the length
+        (f"{SHORT}\n```\nIt walks once.", SHORT),  # begins inside
+        (f"{SHORT}\n```\nUse:\n```python\n{LONG}\n```", SHORT),
+        (f"import re\n{SHORT}\n```", f"import re\n{SHORT}"),
+        (f"import re\n{SHORT}\n\nIt walks once.", f"import re\n{SHORT}\n"),  # and the stop took the fence
+        (f"{SHORT}\n~~~\nIt walks once.", SHORT),
+        (f"Use ``` or not:\n~~~python\n{SHORT}\n~~~", SHORT),
+        (f"Sure, def f():\n```\n{SHORT}\n```", SHORT),  # prose before a bare fence
         ("nothing", None),
     ],
 )
 def test_mbpp(reply: str, code: str | None) -> None:
-    assert mbpp.code(reply) == code
+    assert mbpp.code(reply, MBPP) == code
+
+
+def test_mbpp_of_several_names_the_block_with_most() -> None:
+    doc = Doc("0", "", "", {"setup": "root = Node(1)", "tests": ["assert depth(root) == 1"]})
+    whole = "class Node: pass\ndef depth(n): return 1"
+    longer = "def depth(n):\n    # a longer one, without the class that the tests build\n    return 1"
+    assert mbpp.code(f"```\n{whole}\n```\n```\n{longer}\n```", doc) == whole
+
+
+def test_every_mbpp_reference_is_readable_from_inside_the_fence(shared: Path) -> None:
+    bench = find(["mbpp"])[0]
+    for doc in bench.docs(shared / "benchmarks"):
+        source = doc.reference.removeprefix("```python\n").removesuffix("\n```")
+        for reply in (f"{source}\n```", f"{source}\n```\n\nThis walks through the input once.", f"~~~\n{source}\n~~~"):
+            assert (bench.answer(reply, doc) or "").strip() == source.strip(), doc.doc_id
 
 
 # ---------------------------------------------------------------- MultiPL-E
@@ -494,6 +510,7 @@ CHECKS: dict[str, dict[str, Any]] = {
     "gpqa-diamond": GPQA.check,
     "humaneval": HE.check,
     "humaneval-plus": HE.check,
+    "mbpp": MBPP.check,
     "multipl-e-100": {
         "name": "n",
         "language": "java",

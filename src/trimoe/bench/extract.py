@@ -1,4 +1,4 @@
-"""Extraction shared by several benches: fenced blocks, valid Python prefixes, last integers, LaTeX boxes.
+"""Extraction shared by several benches: valid Python prefixes, last integers, LaTeX boxes.
 
 Invariants: pure functions that accept any text, in time nearly linear in its length.
 """
@@ -8,54 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 
-FENCE = "```"
 MOST_CUTS = 30
-
-
-def complete_blocks(text: str) -> list[str]:
-    """Contents of every closed fenced block, in order, dedented by the indentation of the first non-empty line.
-
-    An opening fence inside an open block (nested, or after a missing closing fence) starts a new block.
-    """
-    blocks: list[str] = []
-    inside: list[str] | None = None
-    for line in text.split("\n"):
-        mark = line.strip()
-        if not mark.startswith(FENCE):
-            if inside is not None:
-                inside.append(line)
-        elif inside is not None and mark == FENCE:
-            blocks.append(dedent_as_first("\n".join(inside)))
-            inside = None
-        else:
-            inside = []
-    return blocks
-
-
-def largest_block(text: str, *, unterminated: bool = False) -> str | None:
-    """The longest closed fenced block; `unterminated` includes a block that the reply left open."""
-    blocks = complete_blocks(text)
-    if unterminated and blocks_open(text):
-        blocks.append(dedent_as_first(text.rpartition(FENCE)[2].partition("\n")[2]))
-    filled = [block for block in blocks if block.strip()]
-    return max(filled, key=len) if filled else None
-
-
-def blocks_open(text: str) -> bool:
-    """Whether the text ends inside a fenced block."""
-    inside = False
-    for line in text.split("\n"):
-        mark = line.strip()
-        if mark.startswith(FENCE):
-            inside = not (inside and mark == FENCE)
-    return inside
-
-
-def dedent_as_first(block: str) -> str:
-    """Remove the indentation of the first non-empty line from every line that starts with it."""
-    first = next((line for line in block.split("\n") if line.strip()), "")
-    indent = first[: len(first) - len(first.lstrip())]
-    return "\n".join(line.removeprefix(indent) for line in block.split("\n")) if indent else block
 
 
 def parse(source: str) -> ast.Module | SyntaxError | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from trimoe.bench.bench import Doc
 from trimoe.bench.cause import Ceilings, loops
-from trimoe.bench.extract import FENCE
+from trimoe.bench.fences import blocks, fence_of
 from trimoe.evaluate.log.records import Run, Scored
 from trimoe.evaluate.log.summary import run_ceilings
 from trimoe.judge.audit.rules import Texts, Thresholds
@@ -70,7 +70,7 @@ def measure(
         correct=sum(s.verdict.correct is True for s in samples),
         empty=tuple(i for i, reply in replies if not reply.strip() and i not in right),
         short_failures=tuple(s.sample.doc_id for s in misses if len(s.sample.reply.strip()) < limits.short_chars),
-        fenced=sum(FENCE in reply for _, reply in replies),
+        fenced=sum(bool(blocks(reply)) for _, reply in replies),
         chars=(p10, p50, p90),
         saturated=tuple(i for i, reply in replies if len(reply) > limits.saturated_chars),
         loops=tuple(s.sample.doc_id for s in samples if looped(s)),
@@ -144,7 +144,7 @@ def _verbatim(replies: Sequence[tuple[str, str]], docs: Mapping[str, Doc]) -> tu
 def solution(doc: Doc) -> str:
     """The data set's own solution without fence and prompt, as it would appear in a reply."""
     lines = doc.reference.strip().split("\n")
-    if lines[0].startswith(FENCE):
-        lines = lines[1:-1] if lines[-1].startswith(FENCE) else lines[1:]
+    if fence_of(lines[0]):
+        lines = lines[1:-1] if fence_of(lines[-1]) else lines[1:]
     code = "\n".join(lines)
     return code.removeprefix(str(doc.check.get("prompt", ""))).strip()

@@ -1,10 +1,11 @@
-"""HumanEval: runs the last fenced block with a complete function against the row's tests."""
+"""HumanEval: runs the last fenced block that defines the asked function against the row's tests."""
 
 import ast
 
 from trimoe.bench.bench import Doc
 from trimoe.bench.code_tests import check_function
-from trimoe.bench.extract import FENCE, complete_blocks, functions, has_body, valid_prefix
+from trimoe.bench.extract import functions, has_body, valid_prefix
+from trimoe.bench.fences import FENCE, candidates, fence_of
 from trimoe.bench.rows import Row, View, each, spec_bench
 from trimoe.sandbox import require_sandbox
 
@@ -19,22 +20,26 @@ def view(row: Row) -> View:
 def candidate(reply: str, doc: Doc) -> str | None:
     """Source to run: the row's prompt (for its imports) and the reply's code, or None if it has none.
 
-    The last closed block whose longest parsing prefix has a function with a body counts, cut to that prefix. Without
-    one, the reply after an opening fence and up to the next one is read as a continuation of the prompt, cut to what
-    parses.
+    A block counts if its longest parsing prefix has a function with a body, and is cut to that prefix. The last block
+    with the asked function counts. Without one, the reply from its opening fence, if it starts with one, up to the next
+    fence is read as a continuation of the prompt; without that, the last closed block counts.
     """
-    prompt = doc.check["prompt"]
+    prompt, entry = doc.check["prompt"], doc.check["entry_point"]
     before = prompt if prompt.endswith("\n") else prompt + "\n"
-    for block in reversed(complete_blocks(reply)):
-        if (code := valid_prefix(block, _finished)) is not None:
+
+    def asked(tree: ast.Module) -> bool:
+        return any(node.name == entry and has_body(node) for node in functions(tree))
+
+    found = candidates(reply)
+    for block in reversed(found):
+        if (code := valid_prefix(block.text, asked)) is not None:
             return str(before + code)
-    rest = _after_fence(reply).partition(FENCE)[0]
-
-    def continues(tree: ast.Module) -> bool:
-        return any(node.name == doc.check["entry_point"] and has_body(node) for node in functions(tree))
-
-    code = valid_prefix(rest, continues, before)
-    return str(before + code) if code is not None else None
+    if (code := valid_prefix(_after_fence(reply).partition(FENCE)[0], asked, before)) is not None:
+        return str(before + code)
+    for block in reversed(found):
+        if block.opened and block.closed and (code := valid_prefix(block.text, _finished)) is not None:
+            return str(before + code)
+    return None
 
 
 def _finished(tree: ast.Module) -> bool:
@@ -44,7 +49,7 @@ def _finished(tree: ast.Module) -> bool:
 def _after_fence(reply: str) -> str:
     """The text after an opening fence at the start of the reply, or the whole reply if it starts otherwise."""
     first, _, rest = reply.lstrip().partition("\n")
-    return rest if first.startswith(FENCE) else reply.lstrip("\n")
+    return rest if fence_of(first) else reply.lstrip("\n")
 
 
-BENCH = spec_bench("humaneval", each(view), check_function, extract_for=candidate, needs=require_sandbox)
+BENCH = spec_bench("humaneval", each(view), check_function, extract_for=candidate, scorer=2, needs=require_sandbox)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from trimoe.bench.code_tests import check_method
-from trimoe.bench.extract import FENCE
+from trimoe.bench.fences import FENCE, fence_of
 from trimoe.bench.rows import Row, View, spec_bench
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import BenchError
@@ -27,9 +27,14 @@ _METHOD = re.compile(r"def\s+(\w+)\s*\(\s*self")
 
 
 def between_fences(reply: str) -> str | None:
-    """The lines between the last two fence lines; with one fence, the side that is code; with none, everything."""
+    """The lines between the last two fence lines; with one fence, the side that is code; with none, everything.
+
+    As in LiveCodeBench, every line that contains three backticks is a fence line. Only without any are fences of tildes
+    looked for.
+    """
     lines = reply.split("\n")
     fences = [i for i, line in enumerate(lines) if FENCE in line]
+    fences = fences or [i for i, line in enumerate(lines) if fence_of(line)]
     if len(fences) >= 2:
         text = "\n".join(lines[fences[-2] + 1 : fences[-1]])
     elif fences:

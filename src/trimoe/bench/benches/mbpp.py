@@ -1,13 +1,17 @@
-"""MBPP: runs the largest fenced block, or the text from the first `def`, against three asserts."""
+"""MBPP: runs the block that defines the asked function, the largest of several, against three asserts."""
 
 import re
 
+from trimoe.bench.bench import Doc
+from trimoe.bench.code.mbpp import foreign_names
 from trimoe.bench.code_tests import check_asserts
-from trimoe.bench.extract import largest_block
+from trimoe.bench.extract import parse, valid_prefix
+from trimoe.bench.fences import Block, candidates, defines, largest
 from trimoe.bench.rows import Row, View, each, spec_bench
 from trimoe.sandbox import require_sandbox
 
 _DEF = re.compile(r"^def ", re.MULTILINE)
+_IMPORT = re.compile(r"^(?:import|from)[ \t]+[\w.]{1,80}(?:[ \t][^\n]*)?$", re.MULTILINE)
 
 
 def view(row: Row) -> View:
@@ -17,13 +21,32 @@ def view(row: Row) -> View:
     return View({"text": row["text"], "tests": "\n".join(tests)}, check, f"```python\n{row['code']}\n```")
 
 
-def code(reply: str) -> str | None:
-    """The largest block, closed or not; without a fence, the text from the first line that starts with `def`."""
-    block = largest_block(reply, unterminated=True)
-    if block is not None:
-        return block
+def code(reply: str, doc: Doc) -> str | None:
+    """The block, closed or not, that defines most of the names that the tests take from it; the largest of several.
+
+    A reply may begin inside the block, as under lm-eval's own prompt. Without a block that defines such a name, the
+    largest one counts; without a fence, the text from the first `def`, with the imports before it.
+    """
+    asked = foreign_names("\n".join([doc.check["setup"], *doc.check["tests"]]))[1]
+    found = candidates(reply)
+    texts = [text for block in found if (text := _text(block, asked)) is not None]
+    named = [(defines(text, asked), len(text), text) for text in texts]
+    if named and max(named)[0]:
+        return max(named)[2]
+    return largest(found) or _unfenced(reply)
+
+
+def _text(block: Block, asked: list[str]) -> str | None:
+    """The text of a block. What precedes the first fence must be Python: it may as well be prose."""
+    return block.text if block.opened else valid_prefix(block.text, lambda _: True)
+
+
+def _unfenced(reply: str) -> str | None:
     found = _DEF.search(reply)
-    return reply[found.start() :] if found else None
+    if found is None:
+        return None
+    before = [line for line in _IMPORT.findall(reply[: found.start()]) if not isinstance(parse(line), SyntaxError)]
+    return "".join(f"{line}\n" for line in before) + reply[found.start() :]
 
 
-BENCH = spec_bench("mbpp", each(view), check_asserts, extract=code, needs=require_sandbox)
+BENCH = spec_bench("mbpp", each(view), check_asserts, extract_for=code, scorer=2, needs=require_sandbox)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from trimoe.bench.bench import Doc
 from trimoe.bench.code_tests import check_program
-from trimoe.bench.extract import largest_block
+from trimoe.bench.fences import blocks, largest
 from trimoe.bench.rows import Row, View, spec_bench
 from trimoe.bench.spec import BenchSpec
 from trimoe.sandbox import require_sandbox
@@ -30,7 +30,7 @@ def _view(row: Row) -> View:
 
 def program(reply: str, doc: Doc) -> str | None:
     """The whole program: prompt, body, tests. None if the reply has no closed block."""
-    block = largest_block(reply)
+    block = largest([block for block in blocks(reply) if block.closed and block.text.strip()])
     if block is None:
         return None
     check = doc.check

@@ -1,23 +1,23 @@
 """Python functions, run against tests in the sandbox."""
 
 import ast
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from trimoe.bench.bench import Bench, Doc, Verdict, held_out
 from trimoe.bench.code.compare import same, shown
 from trimoe.bench.code.verdict import verdict
+from trimoe.bench.fences import blocks
 from trimoe.sandbox import Calls, Limits, Outcome, require_sandbox, run_jobs
 
 LIMITS = Limits(cpu=2, call_cpu=2, idle=10, memory=512 << 20, output=256 << 10)
-_FENCE = re.compile(r"^```(?:python|py)[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TAGS = ("python", "py")
 
 
 def last_block(reply: str) -> str | None:
-    """Source of the last closed ```python block."""
-    blocks = _FENCE.findall(reply)
-    return blocks[-1] if blocks and blocks[-1].strip() else None
+    """Source of the last closed block that is tagged as Python."""
+    found = [block.text for block in blocks(reply) if block.opened and block.closed and block.tag in TAGS]
+    return f"{found[-1]}\n" if found and found[-1].strip() else None
 
 
 def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
