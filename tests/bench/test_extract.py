@@ -21,6 +21,7 @@ from trimoe.bench.benches import (
     multipl_e_100,
 )
 from trimoe.bench.catalog import benches, find
+from trimoe.bench.code.languages import bare, language_of
 from trimoe.bench.extract import boxed, has_body, last_integer, valid_prefix
 from trimoe.bench.row_sources import read_file
 from trimoe.errors import BenchError
@@ -427,7 +428,7 @@ def test_multipl_e_bodies(block: str, prompt: str, body: str) -> None:
     ],
 )
 def test_multipl_e_closing_braces(text: str, kept: str) -> None:
-    assert multipl_e_100.without_closing_braces(text) == kept
+    assert multipl_e_100.without_closing_braces(text, language_of("rs").syntax) == kept
 
 
 def balance(program: str) -> int:
@@ -453,7 +454,7 @@ def test_multipl_e_programs_are_balanced(language: str, shared: Path) -> None:
         assert restated is not None
         assert alone is not None
         assert restated.split() == alone.split()
-        strings = multipl_e_100._NO_CODE.sub("", restated) if language != "js" else ""
+        strings = bare(restated, language_of(language).syntax)
         assert balance(strings) == 0, row["name"]
 
 

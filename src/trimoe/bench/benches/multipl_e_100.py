@@ -1,19 +1,18 @@
-"""MultiPL-E: puts the function body from the largest fenced block between prompt and tests, and runs the program."""
+"""MultiPL-E: completes the reply's own program with the row's tests, and runs it."""
 
 import re
 from collections.abc import Sequence
 
 from trimoe.bench.bench import Doc
+from trimoe.bench.code.languages import Syntax, bare, language_of
 from trimoe.bench.code_tests import check_program
-from trimoe.bench.fences import blocks, largest
+from trimoe.bench.fences import candidates, largest
 from trimoe.bench.rows import Row, View, spec_bench
 from trimoe.bench.spec import BenchSpec
 from trimoe.sandbox import require_sandbox
 
 NAMES = {"rs": "Rust", "java": "Java", "js": "JavaScript"}
 TAGS = {"rs": "rust", "java": "java", "js": "javascript"}
-# Comments, raw strings, strings and character literals (not Rust's lifetimes): their braces do not count.
-_NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|r(#*)".*?"\1|"(?:\\.|[^"\\])*"|'(?:\\[^']*|[^'\\])'""", re.DOTALL)
 
 
 def views(rows: Sequence[Row], _spec: BenchSpec) -> list[View]:
@@ -29,15 +28,38 @@ def _view(row: Row) -> View:
 
 
 def program(reply: str, doc: Doc) -> str | None:
-    """The whole program: prompt, body, tests. None if the reply has no closed block."""
-    block = largest([block for block in blocks(reply) if block.closed and block.text.strip()])
-    if block is None:
-        return None
-    check = doc.check
+    """The whole program up to the tests, then the tests. None if the reply has no block.
+
+    Of several blocks, those that define the asked function count, and of these the largest. Such a block keeps its
+    imports and helpers and loses its main. Another block is the function's body, after the prompt.
+    """
+    check, language = doc.check, language_of(doc.check["language"])
+    name = asked_name(check["prompt"])
+    found = candidates(reply)
+    own = [block for block in found if name and language.defines(bare(block.text, language.syntax), name)]
+    if own:
+        block = max(own, key=lambda block: (block.opened, block.closed, len(block.text))).text
+        if (complete := language.complete(block, check["prompt"], name)) is not None:
+            return f"{complete.rstrip()}\n{check['tests']}"
+    else:
+        closed = largest([block for block in found if block.closed])
+        if closed is None:
+            return None
+        block = closed
     text = body(block, check["prompt"])
     if any(stop.strip() == "}" for stop in check["stop_tokens"]):
-        text = without_closing_braces(text)
+        text = without_closing_braces(text, language.syntax)
     return f"{check['prompt']}{text}\n{check['tests']}"
+
+
+def asked_name(prompt: str) -> str:
+    """The name of the function that the prompt's last line begins; empty if there is none."""
+    named = re.search(r"(\w+)\s*(?:<[^(]*>)?\s*\(", _signature(prompt))
+    return named.group(1) if named else ""
+
+
+def _signature(prompt: str) -> str:
+    return next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
 
 
 def body(block: str, prompt: str) -> str:
@@ -46,24 +68,23 @@ def body(block: str, prompt: str) -> str:
     The signature is the prompt's last non-blank line, ignoring white space, or else the function's name with any
     parameters. The last match counts.
     """
-    signature = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
+    signature = _signature(prompt)
     words = [re.escape(word) for word in re.findall(r"\w+|[^\w\s]", signature)]
-    named = re.search(r"(\w+)\s*(?:<[^(]*>)?\s*\(", signature)
     patterns = [r"\s*".join(words)] if words else []
-    if named:
-        patterns.append(rf"\b{named.group(1)}\s*(?:<[^(]*>)?\s*\([^)]*\)[^{{}};]*\{{")
+    if name := asked_name(prompt):
+        patterns.append(rf"\b{name}\s*(?:<[^(]*>)?\s*\([^)]*\)[^{{}};]*\{{")
     for pattern in patterns:
         if found := list(re.finditer(pattern, block)):
             return block[found[-1].end() :].lstrip("\n")
     return block
 
 
-def without_closing_braces(text: str) -> str:
+def without_closing_braces(text: str, syntax: Syntax) -> str:
     """The text without the final closing braces that it did not open, because the tests contain them.
 
     Removing all final braces, as in the reference, would break a body that ends in an `if` or `for`.
     """
-    code = _NO_CODE.sub("", text)
+    code = bare(text, syntax)
     surplus = code.count("}") - code.count("{")
     text = text.rstrip()
     while surplus > 0 and text.endswith("}"):
@@ -72,4 +93,4 @@ def without_closing_braces(text: str) -> str:
     return text
 
 
-BENCH = spec_bench("multipl_e_100", views, check_program, extract_for=program, needs=require_sandbox)
+BENCH = spec_bench("multipl_e_100", views, check_program, extract_for=program, scorer=2, needs=require_sandbox)

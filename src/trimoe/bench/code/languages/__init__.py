@@ -5,8 +5,9 @@ import pkgutil
 from functools import cache
 
 from trimoe.bench.code.languages._language import Language, Toolchain
+from trimoe.bench.code.languages._scan import Syntax, bare
 
-__all__ = ["Language", "Toolchain", "language_of", "languages"]
+__all__ = ["Language", "Syntax", "Toolchain", "bare", "language_of", "languages"]
 
 
 @cache

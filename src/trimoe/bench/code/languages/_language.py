@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from trimoe.bench.code.languages._scan import Syntax
+
 
 @dataclass(frozen=True)
 class Toolchain:
@@ -22,8 +24,11 @@ class Toolchain:
 class Language:
     """One language. `with_end(tests, token)` makes the tests print the token after the last test has passed.
 
-    `failed_test` recognises a failed assertion in a program's standard error, `out_of_memory` a runtime without memory.
-    `commands` is the number of steps; `extra` are harness files beside the program.
+    `syntax` tells how to read its source. `defines(source, name)`: whether source without comments and literals defines
+    a function. `complete(block, prompt, name)`: a reply's own program up to where the tests continue it, without its
+    main and usage, or None if the block does not define the function where the tests can call it. `failed_test`
+    recognises a failed assertion in a program's standard error, `out_of_memory` a runtime without memory. `commands` is
+    the number of steps; `extra` are harness files beside the program.
     """
 
     key: str
@@ -36,6 +41,9 @@ class Language:
     with_end: Callable[[str, str], str]
     failed_test: re.Pattern[str]
     out_of_memory: re.Pattern[str]
+    syntax: Syntax
+    defines: Callable[[str, str], bool]
+    complete: Callable[[str, str, str], str | None]
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def toolchain(self) -> Toolchain | None:
