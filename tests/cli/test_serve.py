@@ -36,7 +36,10 @@ def test_print_shows_the_command_and_starts_nothing(capsys: pytest.CaptureFixtur
 def test_the_printed_text_says_what_requests_must_carry(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(bundled()), "--engine", "vllm", "--bench", "gsm8k-100", "--print"]) == 0
     text = capsys.readouterr().out
-    assert '# every request must carry {"chat_template_kwargs": {"enable_thinking": true}' in text
+    assert (
+        '# every request must carry {"skip_special_tokens": false, "chat_template_kwargs": {"enable_thinking": true}'
+        in text
+    )
     assert text.splitlines()[-1].startswith(("vllm serve", "/"))
 
 

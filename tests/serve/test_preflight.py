@@ -251,3 +251,52 @@ def test_a_file_whose_markers_are_ordinary_text_is_refused(tiny_gguf: Path, tmp_
         assert status(check(endpoint, None, max_new_tokens=64))["template markers"] == "ok"
     with open_server(broken) as endpoint, pytest.raises(Refused, match=r"<\|turn> is \d tokens"):
         check(endpoint, None, max_new_tokens=64)
+
+
+def vllm(server: Pages, content: str, **message_fields: Any) -> Endpoint:
+    """A vLLM server whose tokenizer has every tag as one token, and which answers with this content."""
+    server.pages["/v1/models"]["data"][0] |= {"owned_by": "vllm", "max_model_len": 32768}
+    server.pages["/tokenize"] = {"tokens": [7]}
+    server.pages["/v1/chat/completions"] = message(content=content, **message_fields)
+    return endpoint_of(server, engine="vllm")
+
+
+def special(server: Pages, endpoint: Endpoint) -> tuple[str, str]:
+    (finding,) = [one for one in check(endpoint, spec_of(GSM)).findings if one.name == "special tokens"]
+    return finding.status, finding.detail
+
+
+def test_a_vllm_server_that_drops_the_tags_of_a_thought_is_unverified(server: Pages) -> None:
+    status_, detail = special(server, vllm(server, "8"))
+    assert (status_, "cannot be told from the answer" in detail) == ("unverified", True)
+    assert any("special tokens" in line for line in check(vllm(server, "8"), spec_of(GSM)).warnings)
+
+
+def test_a_vllm_server_that_separates_or_keeps_a_thought_passes(server: Pages) -> None:
+    assert special(server, vllm(server, "8", reasoning="so"))[0] == "ok"
+    parsed = vllm(server, "8")
+    parsed = replace(parsed, settings={**parsed.settings, "reasoning_parser": "gemma4"})
+    assert special(server, parsed)[0] == "ok"
+    server.pages["/tokenize"] = {"tokens": [7, 8]}
+    assert special(server, endpoint_of(server, engine="vllm")) == (
+        "ok",
+        "no known tag of a thought is one token of this model",
+    )
+    del server.pages["/tokenize"]
+    assert special(server, endpoint_of(server, engine="vllm"))[0] == "unverified"
+
+
+@pytest.mark.parametrize(("declared", "expected"), [(True, "unverified"), (False, "ok")])
+def test_transformers_drops_what_the_tokenizer_declares_as_special(
+    server: Pages, tmp_path: Path, declared: bool, expected: str
+) -> None:
+    added = [{"content": "<|channel>", "special": declared}, {"content": "<bos>", "special": True}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (tmp_path / "chat_template.jinja").write_text("<|turn>model\n<|channel>thought\n")
+    endpoint = endpoint_of(server, engine="transformers", operational={"path": str(tmp_path)}, context=32768)
+    endpoint = replace(endpoint, settings={"thinking": "on", "think_budget": 12288})
+    assert special(server, endpoint)[0] == expected
+    (tmp_path / "chat_template.jinja").write_text("<|turn>model\n")
+    assert special(server, endpoint)[0] == "ok", "a model that does not think"
+    (tmp_path / "tokenizer.json").unlink()
+    assert special(server, endpoint)[0] == "unverified"

@@ -89,13 +89,17 @@ def test_vllm_gets_parser_budget_and_template_arguments() -> None:
     plan = plan_of(bundled(), engine="vllm", spec=spec_of("gsm8k-100"), port=8000)
     assert plan.command[1:3] == ("serve", str(bundled()))
     assert after(plan, "--reasoning-parser") == "gemma4"
-    assert plan.body == {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": 12288}
+    assert plan.body == {
+        "skip_special_tokens": False,
+        "chat_template_kwargs": {"enable_thinking": True},
+        "thinking_token_budget": 12288,
+    }
     assert json.loads(after(plan, "--reasoning-config"))["reasoning_start_str"] == "<|channel>"
     assert int(after(plan, "--max-model-len")) >= 16384
     assert after(plan, "--generation-config") == "vllm"
     off = plan_of(bundled(), engine="vllm", spec=spec_of("arc-challenge"))
     assert "--reasoning-parser" not in off.command
-    assert off.body == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert off.body == {"skip_special_tokens": False, "chat_template_kwargs": {"enable_thinking": False}}
 
 
 def test_ollama_gets_a_server_and_a_store_of_its_own(tiny_gguf: Path) -> None:

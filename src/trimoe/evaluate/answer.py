@@ -7,11 +7,11 @@ Not guaranteed: that a server tells the truth about its model; llama-server repe
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trimoe.evaluate import markers
 from trimoe.evaluate.log.records import UNCOUNTED
 
 FaultKind = Literal[
@@ -33,11 +33,6 @@ PASSING: frozenset[FaultKind] = frozenset({"connection", "timeout", "overloaded"
 REASONING_FIELDS = ("reasoning_content", "reasoning")  # llama.cpp and older vLLM; newer vLLM, ollama
 ENDINGS = ("stop", "length")
 TOLERANCE = 16  # tokens that a server may count beyond the cap (end token, closing channel)
-
-# Markers of chat templates that must never appear in the content.
-MARKERS = ("<|channel>", "<channel|>", "<|reasoning|>", "<|channel|>", "<think>", "</think>", "<bos>", "<eos>")
-_IM_START = re.compile(r"<\|im_start\|>\s*(?:analysis|thinking)")
-_THINKING = (("<|channel>", "<channel|>"), ("<think>", "</think>"))
 
 FALLBACK = "read from the reasoning, the content is empty"
 HALF_OPEN = "thinking was opened and never closed"
@@ -116,24 +111,14 @@ def read_answer(raw: bytes, models: Sequence[str], cap: int) -> Answer:
     )
 
 
-def leaks(content: str) -> list[str]:
-    """Template markers in a text; there should be none."""
-    return [m for m in MARKERS if m in content] + _IM_START.findall(content)
-
-
-def half_open(text: str) -> bool:
-    """Whether a text opens thinking without closing it."""
-    return any(text.rfind(begin) > text.rfind(end) for begin, end in _THINKING)
-
-
 def _marks(content: str, reasoning: str) -> list[str]:
     marks = []
     if not content.strip() and reasoning.strip():
         marks.append(FALLBACK)
-    if half_open(content) or half_open(reasoning):
+    if markers.half_open(content) or markers.half_open(reasoning):
         marks.append(HALF_OPEN)
-    if found := leaks(content):
-        marks.append(f"{LEAK}: {', '.join(sorted(set(found)))}")
+    if seen := markers.found(content):
+        marks.append(f"{LEAK}: {', '.join(sorted(seen))}")
     return marks
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from trimoe.errors import BenchError, Refused, UsageError
-from trimoe.evaluate.answer import leaks
+from trimoe.evaluate import markers
 from trimoe.evaluate.log.marks import OVERRULED
 from trimoe.evaluate.log.records import Run, Sample, Scored
 from trimoe.evaluate.log.run_log import RunLog
@@ -57,7 +57,9 @@ class Tripped:
             f"{bench} is paused by the guard '{self.guard}'",
             expected=self.expected,
             actual="; ".join([self.actual, *self.samples]),
-            remedy="look at these replies (trimoe log export) and at the server. If the model really answers so, "
+            remedy="look at these replies (trimoe log export) and at the server"
+            + (", which needs the family's reasoning parser" if self.guard == "marker" else "")
+            + ". If the model really answers so, "
             f"add --ignore-guard {self.guard} to resume; if the server was at fault, repair it and use another --log",
         )
 
@@ -93,9 +95,11 @@ class _Form:
     doc_id: str
     empty: bool
     cut: bool
-    marker: bool
+    marked: tuple[str, ...]
     chars: int
     shown: str
+    form: markers.Form | None
+    """How the content begins; None without content."""
 
 
 @dataclass
@@ -125,7 +129,7 @@ class Watch:
         if len(self._forms) > max(guard.window for guard in self.guards.values()):
             self._forms.popleft()
         return self._first(
-            self._share("marker", lambda form: form.marker),
+            self._marker(),
             self._share("empty", lambda form: form.empty),
             self._share("length", lambda form: form.cut),
             self._short(),
@@ -159,6 +163,23 @@ class Watch:
             return None
         expected, actual = f"{guard.about}: at most {100 * guard.above:g} %", f"{len(hits)} of the last {len(forms)}"
         return Tripped(name, expected, actual, _evidence(hits[-_SHOWN:]))
+
+    def _marker(self) -> Tripped | None:
+        """A marker of the list, or the shape of a thought whose marker has no name."""
+        guard = self.guards["marker"]
+        forms = list(self._forms)[-guard.window :]
+        hits = [form for form in forms if form.marked]
+        if len(forms) >= guard.after and len(hits) > guard.above * len(forms):
+            names = ", ".join(dict.fromkeys(name for form in hits for name in form.marked))
+            expected = f"{guard.about}: at most {100 * guard.above:g} %"
+            return Tripped(
+                "marker", expected, f"{len(hits)} of the last {len(forms)} ({names})", _evidence(hits[-_SHOWN:])
+            )
+        shaped = [(form, form.form) for form in forms if form.form is not None]
+        if (shape := markers.shape([inner for _, inner in shaped])) is None:
+            return None
+        alike = [form for form, inner in shaped if markers.has_shape(inner, shape)]
+        return Tripped("marker", "replies without the model's thoughts", shape.text, _evidence(alike[-_SHOWN:]))
 
     def _short(self) -> Tripped | None:
         guard = self.guards["short"]
@@ -208,7 +229,15 @@ def _form(sample: Sample) -> _Form:
     if sample.finish_reason == "length":
         shown += f" (cut off after {sample.reply_tokens} tokens)"
     read = content or sample.reasoning.strip()
-    return _Form(sample.doc_id, not read, sample.finish_reason == "length", bool(leaks(sample.reply)), len(read), shown)
+    return _Form(
+        sample.doc_id,
+        not read,
+        sample.finish_reason == "length",
+        tuple(markers.found(sample.reply, sample.prompt)),
+        len(read),
+        shown,
+        markers.form_of(content, sample.prompt) if content else None,
+    )
 
 
 class RunGuard:

@@ -15,9 +15,11 @@ from typing import Any
 
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import MissingPrerequisite, Refused
-from trimoe.evaluate.answer import Answer, Fault, leaks, read_answer
+from trimoe.evaluate import markers
+from trimoe.evaluate.answer import Answer, Fault, read_answer
 from trimoe.evaluate.live_server import TROUBLE, LiveServer
 from trimoe.evaluate.local_checks import Finding, check_disk, check_gated_data, check_tokenizer
+from trimoe.evaluate.special_tokens import check_special_tokens
 from trimoe.model.gguf.file import is_gguf, open_gguf
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.process import fetch, said
@@ -74,7 +76,8 @@ def check(
         _model(live, model),
     ]
     context, slots, finding = _context(live, spec, max_new_tokens or 0)
-    found += [finding, _markers(live), _thinking(endpoint, spec), _budget(live, spec), _canary(live, spec)]
+    found += [finding, _markers(live), _thinking(endpoint, spec), _budget(live, spec)]
+    found += [check_special_tokens(live), _canary(live, spec)]
     known = replace(endpoint, context=context or endpoint.context, slots=slots or endpoint.slots)
     return PreflightReport(known, tuple(found))
 
@@ -235,7 +238,7 @@ def _readable(answer: Answer, spec: BenchSpec | None) -> None:
     remedy = (
         "start the server with the reasoning parser of the family, as trimoe serve does, and the model's chat template"
     )
-    if marks := leaks(answer.content):
+    if marks := markers.found(answer.content, CANARY):
         raise Refused(
             "the reply contains markers of the chat template", expected="none", actual=", ".join(marks), remedy=remedy
         )

@@ -16,6 +16,7 @@ from trimoe.bench.cause import Ceilings, loops
 from trimoe.bench.fences import blocks, fence_of
 from trimoe.evaluate.log.records import Run, Scored
 from trimoe.evaluate.log.summary import run_ceilings
+from trimoe.evaluate.markers import form_of, found, has_shape, shape
 from trimoe.judge.audit.rules import Texts, Thresholds
 
 CUT = ("truncated", "truncated (cap)", "truncated (slot)", "truncated (budget)")
@@ -26,8 +27,8 @@ class Measures:
     """Measures of the samples of one run, in their order. `chars` are p10, p50 and p90 of reply lengths (linear).
 
     `failures` has (doc_id, cause, detail) of every scored miss; `split` counts them as empty, loop, cut or normal.
-    `verbatim` is None where the data set's own solutions are not available; `finished` says whether the log has finish
-    reasons.
+    `marker_names` are what the replies in `markers` contain. `verbatim` is None where the data set's own solutions are
+    not available; `finished` says whether the log has finish reasons.
     """
 
     n: int
@@ -41,6 +42,7 @@ class Measures:
     loops: tuple[str, ...]
     length_stops: tuple[str, ...]
     markers: tuple[str, ...]
+    marker_names: tuple[str, ...]
     foreign: tuple[str, ...]
     duplicates: tuple[str, ...]
     unscored: tuple[str, ...]
@@ -63,6 +65,7 @@ def measure(
     right = {s.sample.doc_id for s in samples if s.verdict.correct}
     misses = [s for s in samples if s.verdict.correct is False]
     lengths = np.array([len(reply) for _, reply in replies] or [0])
+    marked, marker_names = leaked(samples)
     p10, p50, p90 = (float(q) for q in np.percentile(lengths, [10, 50, 90]))
     return Measures(
         n=len(samples),
@@ -75,7 +78,8 @@ def measure(
         saturated=tuple(i for i, reply in replies if len(reply) > limits.saturated_chars),
         loops=tuple(s.sample.doc_id for s in samples if looped(s)),
         length_stops=tuple(s.sample.doc_id for s in samples if s.sample.finish_reason == "length"),
-        markers=tuple(s.sample.doc_id for s in samples if leaked(s.sample.reply, s.sample.prompt, texts.markers)),
+        markers=marked,
+        marker_names=marker_names,
         foreign=tuple(
             s.sample.doc_id
             for s in samples
@@ -106,9 +110,17 @@ def looped(s: Scored) -> bool:
     return s.verdict.cause == "loop" or loops(s.sample.reply) or loops(s.sample.reasoning)
 
 
-def leaked(reply: str, prompt: str, markers: Sequence[str]) -> bool:
-    """Whether the reply has control text of a chat template that the prompt does not have."""
-    return any(mark in reply and mark not in prompt for mark in markers)
+def leaked(samples: Sequence[Scored]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids of replies with control text of a chat template or a thought in their content, and what was found."""
+    names = {s.sample.doc_id: found(s.sample.reply, s.sample.prompt, turns=True) for s in samples}
+    with_text = [s.sample for s in samples if s.sample.reply.strip()]
+    forms = [form_of(one.reply, one.prompt) for one in with_text]
+    if (common := shape(forms)) is not None:
+        for one, form in zip(with_text, forms, strict=True):
+            if has_shape(form, common) and not names[one.doc_id]:
+                names[one.doc_id].append(common.text)
+    hits = tuple(doc_id for doc_id, some in names.items() if some)
+    return hits, tuple(dict.fromkeys(name for some in names.values() for name in some))
 
 
 def foreign_share(reply: str, prompt: str, scripts: Sequence[str]) -> float:

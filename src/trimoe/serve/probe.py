@@ -20,6 +20,8 @@ from trimoe.serve.endpoint import Endpoint
 
 _MODEL = ("root", "meta")  # keys of an entry of /models; others change with each request
 _ENGINES = {"llamacpp": "llamacpp", "vllm": "vllm", "library": "ollama"}  # by `owned_by`
+# Added to every request: vLLM leaves special tokens out of the text, which joins a thought to the answer.
+_BODIES: Mapping[str, Mapping[str, Any]] = {"vllm": {"skip_special_tokens": False}}
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 _HAS_NOT = (401, 403, 404, 405, 501)  # the page does not exist or is private
 _FEW = 5  # names in a message
@@ -85,6 +87,7 @@ async def _connect(url: str, model: str | None, api_key_env: str | None) -> Endp
         slots=facts.slots,
         settings=dict(facts.settings),
         operational={"started by": "somebody else", "says of its model": dict(facts.model)},
+        body=_BODIES.get(facts.engine, {}),
         api_key_env=api_key_env,
     )
 

@@ -16,7 +16,7 @@ Flag = Literal["NO_SANDBOX", "NO_PREFLIGHT", "UNVERIFIED", "GUARD_IGNORED", "LEF
 OVERRULED = "guard overruled"  # event: an ignored guard would have paused the run
 MADE = ("generating", "asking")  # events of runs made by trimoe
 # Preflight findings that a score depends on and that cannot be seen in the replies.
-UNVERIFIED = ("model", "context", "thinking", "thinking budget")
+UNVERIFIED = ("model", "context", "thinking", "thinking budget", "special tokens")
 
 
 @dataclass(frozen=True)

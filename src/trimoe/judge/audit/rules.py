@@ -56,10 +56,9 @@ class BenchLimits(Data, frozen=True, kw_only=True):
 
 
 class Texts(Data, frozen=True, kw_only=True):
-    """Chat-template markers, Unicode scripts, and the benches whose data sets have solutions."""
+    """Unicode scripts, and the benches whose data sets have solutions."""
 
     solutions: tuple[str, ...]
-    markers: tuple[str, ...]
     scripts: tuple[str, ...]
 
 

@@ -121,7 +121,10 @@ def _ceilings(m: Measures, r: Rules) -> Check:
 
 
 def _text(m: Measures, limits: Thresholds, r: Rules) -> Iterator[Check]:
-    yield _share("MARKERS", m.markers, m.n, 0.0, "replies contain control text of a chat template", r)
+    named = f" ({', '.join(m.marker_names)})" if m.marker_names else ""
+    yield _share(
+        "MARKERS", m.markers, m.n, 0.0, f"replies contain control text of a chat template or a thought{named}", r
+    )
     what = "replies drift into a script that the prompt does not have"
     yield _share("LANGUAGE", m.foreign, m.n, limits.foreign, what, r, "LANGUAGE_SOME")
     what = "replies are equal to the reply to another prompt"

@@ -39,7 +39,9 @@ def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     if serving and serving.note:
         notes.append(f"{serving.name}: {serving.note}")
     cache = {None: [], "f16": [], "q8_0": ["--kv-cache-dtype", "fp8"]}.get(needs.kv, [])
-    body: dict[str, object] = {"chat_template_kwargs": arguments} if arguments else {}
+    body: dict[str, object] = {"skip_special_tokens": False}  # vLLM would join a thought without its tags to the answer
+    if arguments:
+        body["chat_template_kwargs"] = arguments
     reasoning = ["--reasoning-parser", parser] if parser else []
     if parser and needs.budget is not None and serving and serving.opens:
         config = {"reasoning_start_str": serving.opens, "reasoning_end_str": serving.closes}
