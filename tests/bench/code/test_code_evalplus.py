@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from trimoe.bench.code import evalplus, oracle
 from trimoe.bench.code.evalplus import Problem
@@ -67,7 +68,7 @@ def test_any_root_is_right_and_nothing_else(problems: dict[str, Problem], sandbo
 def test_verdicts(
     body: str, cause: str, word: str, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evalplus, "_LEAST_CALL_CPU", 1.0)
+    monkeypatch.setattr(evalplus, "ENVIRONMENT", replace(evalplus.ENVIRONMENT, call_seconds=1.0))
     (verdict,) = evalplus.score([(f"{HEAD}    {body}\n", DOUBLE)], sandbox, tmp_path)
     assert (verdict.cause, word in verdict.detail) == (cause, True), verdict
 

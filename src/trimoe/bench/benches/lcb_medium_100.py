@@ -6,5 +6,12 @@ from trimoe.bench.rows import spec_bench
 from trimoe.sandbox import require_sandbox
 
 BENCH = spec_bench(
-    "lcb_medium_100", views, check_method, extract=between_fences, prepare=medium, row_id=row_id, needs=require_sandbox
+    "lcb_medium_100",
+    views,
+    check_method,
+    extract=between_fences,
+    prepare=medium,
+    row_id=row_id,
+    scorer=2,
+    needs=require_sandbox,
 )

@@ -13,8 +13,10 @@ import pickle
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
+from trimoe.bench.code.environment import INT_TEXT_DIGITS, environments
 from trimoe.bench.code_tests import check_method
 from trimoe.bench.fences import FENCE, fence_of
 from trimoe.bench.rows import Row, View, spec_bench
@@ -23,6 +25,7 @@ from trimoe.errors import BenchError
 from trimoe.sandbox import require_sandbox
 
 _CODE = re.compile(r"^[ \t]*(?:class|def|import|from)\s", re.MULTILINE)
+MOST_DIGITS = environments()["livecodebench"].int_text_digits
 _METHOD = re.compile(r"def\s+(\w+)\s*\(\s*self")
 
 
@@ -87,13 +90,20 @@ def arguments(text: str) -> list[Any]:
 def literal(text: str) -> Any:
     """The value of a JSON text, else of a Python literal, else the text itself."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError):
         pass
     try:
         return json.loads(json.dumps(ast.literal_eval(text.strip())))  # tuples become lists
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+
+
+def _whole(digits: str) -> int:
+    """An integer of up to 50,000 digits, as many as LiveCodeBench reads; `int` alone refuses more than 4,300."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of more than {MOST_DIGITS} digits")
+    return int(digits) if len(digits) < INT_TEXT_DIGITS else int(Decimal(digits))
 
 
 class _Plain(pickle.Unpickler):
@@ -122,5 +132,12 @@ def private_tests(packed: str) -> list[dict[str, Any]]:
 
 
 BENCH = spec_bench(
-    "lcb_medium_55", views, check_method, extract=between_fences, prepare=medium, row_id=row_id, needs=require_sandbox
+    "lcb_medium_55",
+    views,
+    check_method,
+    extract=between_fences,
+    prepare=medium,
+    row_id=row_id,
+    scorer=2,
+    needs=require_sandbox,
 )

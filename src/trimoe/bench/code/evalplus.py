@@ -11,19 +11,21 @@ import gzip
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimoe.bench.bench import Verdict
 from trimoe.bench.code.compare import same_as_evalplus, shown
+from trimoe.bench.code.environment import environments
 from trimoe.bench.code.oracle import LIMITS, Expected, expected
 from trimoe.bench.code.verdict import verdict
 from trimoe.errors import BadInput
-from trimoe.sandbox import Calls, Limits, Outcome, Sandbox
+from trimoe.sandbox import Calls, Outcome, Sandbox
 from trimoe.sandbox.inside import wire
 
-_LEAST_CALL_CPU, _CPU_FACTOR, _MOST_CPU = 4.0, 4.0, 60.0
+ENVIRONMENT = environments()["evalplus"]
+_CPU_FACTOR = 4.0  # times the canonical solution
 _DIGEST_OVER = 1 << 16  # bytes; the results of two problems are 260 MB of text
 
 
@@ -87,9 +89,9 @@ def _canonical(problem: Problem, inputs: tuple[tuple[Any, ...], ...], digest_ove
 
 
 def _job(source: str, problem: Problem, reference: Expected) -> Calls:
-    call = max(_LEAST_CALL_CPU, _CPU_FACTOR * reference.cpu)
-    limits = Limits(cpu=max(_MOST_CPU, call), call_cpu=call, memory=4 << 30)
-    return Calls(source, problem.entry_point, problem.inputs, limits, _DIGEST_OVER)
+    call = max(ENVIRONMENT.call_seconds, _CPU_FACTOR * reference.cpu)
+    limits = replace(ENVIRONMENT.limits, cpu=max(ENVIRONMENT.seconds, call), call_cpu=call)
+    return Calls(ENVIRONMENT.program(source), problem.entry_point, problem.inputs, limits, _DIGEST_OVER)
 
 
 def _verdict(source: str, problem: Problem, reference: Expected, outcome: Outcome, sandbox: Sandbox) -> Verdict:

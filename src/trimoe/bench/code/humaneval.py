@@ -5,10 +5,11 @@ the prompt's versions, not the candidate's.
 """
 
 from trimoe.bench.bench import Verdict
+from trimoe.bench.code.environment import environments
 from trimoe.bench.code.verdict import Pairs, verdict
-from trimoe.sandbox import Check, Limits, run_jobs
+from trimoe.sandbox import Check, run_jobs
 
-LIMITS = Limits(cpu=10)
+ENVIRONMENT = environments()["humaneval"]
 
 # HumanEval+ publishes HumanEval/32 with an assertion that fails for every answer, because it unpacks the root, which is
 # a number. evalplus 0.3.1 fails every answer, too: its special case skips the line that counts an input as passed.
@@ -25,4 +26,5 @@ def score(pairs: Pairs) -> list[Verdict]:
 def _job(source: str, check: dict[str, str]) -> Check:
     entry = check["entry_point"]
     tests = f"{check['test'].replace(_BROKEN, _MENDED)}\ncheck({entry})\n"
-    return Check(source, check["prompt"], tests, (entry,), LIMITS)
+    program = ENVIRONMENT.program(source, check["test"])
+    return Check(program, check["prompt"], tests, (entry,), ENVIRONMENT.limits)

@@ -1,19 +1,21 @@
 """LiveCodeBench's functional tests: a method of `Solution` is called with the arguments of each test.
 
-As in LiveCodeBench's own runner, the module is given the imports that such solutions rely on, one instance answers all
-tests, and tuples count as lists, because the tests are JSON. Expected values stay outside the sandbox.
+As in LiveCodeBench's own runner, the program gets its imports and settings (`environments.toml`), one instance answers
+all tests, a program without a class `Solution` answers with its function, and tuples count as lists, because the tests
+are JSON. Expected values stay outside the sandbox.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from trimoe.bench.bench import Doc, Verdict
 from trimoe.bench.code.compare import same, shown
+from trimoe.bench.code.environment import environments
 from trimoe.bench.code.verdict import Pairs, verdict
-from trimoe.sandbox import Calls, Limits, Outcome, run_jobs
+from trimoe.sandbox import Calls, Outcome, run_jobs
 
-LIMITS = Limits(cpu=10, call_cpu=10)
-_MODULES = ("typing", "collections", "math", "heapq", "bisect", "itertools", "functools")
-PREAMBLE = "".join(f"import {name}\nfrom {name} import *\n" for name in _MODULES)
+ENVIRONMENT = environments()["livecodebench"]
+LIMITS = ENVIRONMENT.limits
 
 
 def score(pairs: Pairs) -> list[Verdict]:
@@ -24,7 +26,8 @@ def score(pairs: Pairs) -> list[Verdict]:
 
 def _job(source: str, doc: Doc) -> Calls:
     args = tuple(tuple(arguments) for arguments, _ in doc.check["tests"])
-    return Calls(f"{PREAMBLE}\n{source}", f"Solution().{doc.check['method']}", args, LIMITS)
+    entry = f"Solution().{doc.check['method']}" if "class Solution" in source else str(doc.check["method"])
+    return Calls(ENVIRONMENT.program(source), entry, args, replace(LIMITS, cpu=LIMITS.cpu * max(1, len(args))))
 
 
 def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:

@@ -9,10 +9,11 @@ import builtins
 import sys
 
 from trimoe.bench.bench import Verdict
+from trimoe.bench.code.environment import environments
 from trimoe.bench.code.verdict import Pairs, verdict
-from trimoe.sandbox import Check, Limits, run_jobs
+from trimoe.sandbox import Check, run_jobs
 
-LIMITS = Limits(cpu=10)
+ENVIRONMENT = environments()["mbpp"]
 
 
 def score(pairs: Pairs) -> list[Verdict]:
@@ -24,7 +25,8 @@ def score(pairs: Pairs) -> list[Verdict]:
 def _job(source: str, setup: str, statements: list[str]) -> Check:
     tests = "\n".join([setup, *statements])
     modules, names = foreign_names(tests)
-    return Check(source, "".join(f"import {name}\n" for name in modules), tests, tuple(names), LIMITS)
+    setup = "".join(f"import {name}\n" for name in modules)
+    return Check(ENVIRONMENT.program(source, tests), setup, tests, tuple(names), ENVIRONMENT.limits)
 
 
 def foreign_names(tests: str) -> tuple[list[str], list[str]]:

@@ -8,14 +8,16 @@ reads its own source or class file to find the token.
 
 import secrets
 from collections import defaultdict
+from dataclasses import replace
 
 from trimoe.bench.bench import Doc, Verdict
+from trimoe.bench.code.environment import environments
 from trimoe.bench.code.languages import Language, language_of
 from trimoe.bench.code.verdict import Pairs, verdict
 from trimoe.errors import MissingPrerequisite
-from trimoe.sandbox import Limits, Outcome, Program, run_jobs
+from trimoe.sandbox import Outcome, Program, run_jobs
 
-LIMITS = Limits(cpu=30, call_cpu=30, memory=3 << 30, scratch=256 << 20, processes=256, output=1 << 20)
+LIMITS = replace(environments()["multipl-e"].limits, scratch=256 << 20, processes=256, output=1 << 20)
 
 
 def score(pairs: Pairs) -> list[Verdict]:

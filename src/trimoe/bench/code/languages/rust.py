@@ -1,6 +1,10 @@
-"""Rust: a debug build with rustc and without cargo, as in MultiPL-E."""
+"""Rust: a debug build with rustc and without cargo, as in MultiPL-E, whose edition is rustc's default, 2015.
+
+Many models write for the edition of 2021: a program that 2015 refuses is compiled again as 2021.
+"""
 
 import re
+import shlex
 import shutil
 
 from trimoe.bench.code.languages._language import Language, Toolchain, asked, before_last
@@ -26,7 +30,8 @@ def _find() -> Toolchain | None:
     version = asked(f"{root}/bin/rustc", "--version")
     if version is None:
         return None
-    build = (f"{root}/bin/rustc", "--edition=2021", "-Awarnings", "-Cdebuginfo=0", "-o", "program", "main.rs")
+    rustc = f"{shlex.quote(root)}/bin/rustc -Awarnings -Cdebuginfo=0 -o program main.rs"
+    build = "/bin/sh", "-c", f"{rustc} --edition=2015 2>/dev/null || exec {rustc} --edition=2021"
     return Toolchain(version, (build, ("./program",)), () if root == "/usr" else (root,))
 
 
