@@ -15,10 +15,10 @@ from trimoe.bench.bench import Verdict
 from trimoe.cli.log import log_group
 from trimoe.errors import RunLogError, UsageError
 from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
-from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.merge import merge_logs
 from trimoe.evaluate.log.records import Arrived, Attempt, Sample
 from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.recorded.importing import import_samples
 from trimoe.serve.probe import connect
 
 OLD = Path(__file__).parent / "data" / "log_before_servers.sql"
@@ -113,7 +113,7 @@ def test_lm_eval_s_form_comes_back_as_it_went_out(tmp_path: Path) -> None:
         before = log.samples(one)
     first = json.loads(file.read_text().split("\n")[0])
     assert {"doc_id", "resps", "filtered_resps", "arguments", "filter", "exact_match"} <= first.keys()
-    import_lm_eval(file, BENCH, tmp_path / "back.db", name="m")
+    import_samples(file, BENCH, tmp_path / "back.db", name="m")
     with RunLog(tmp_path / "back.db", create=False) as log:
         (again,) = log.runs()
         after = log.samples(again)

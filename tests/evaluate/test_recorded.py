@@ -15,8 +15,8 @@ from trimoe.bench.benches import humaneval, ifeval_100, lcb_medium_55
 from trimoe.bench.catalog import find
 from trimoe.cli.log import log_group
 from trimoe.errors import BenchError, UsageError
-from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.recorded.importing import import_samples
 
 # bench -> (file, recorded metric, number of samples, number correct)
 RECORDS = {
@@ -43,7 +43,7 @@ def rows_of(shared: Path, name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_recorded_verdict_is_ours(name: str, shared: Path, tmp_path: Path) -> None:
     file, _, count, correct = RECORDS[name]
-    done = import_lm_eval(file_of(shared, file), name, tmp_path / "runs.db")
+    done = import_samples(file_of(shared, file), name, tmp_path / "runs.db")
     assert {(name, d.doc_id) for d in done.differences} == {key for key in EXCEPTIONS if key[0] == name}
     assert (done.compared, done.summary.n) == (count, count)
     assert done.summary.correct == correct - sum(d.recorded for d in done.differences) + sum(
@@ -115,7 +115,7 @@ def test_recorded_ifeval_metrics_are_ours(shared: Path) -> None:
 
 def test_livecodebench_without_its_tests_is_kept_and_not_scored(shared: Path, tmp_path: Path) -> None:
     log_path = tmp_path / "runs.db"
-    done = import_lm_eval(file_of(shared, "lcb_medium_55"), "lcb-medium-55", log_path)
+    done = import_samples(file_of(shared, "lcb_medium_55"), "lcb-medium-55", log_path)
     assert (done.summary.n, done.summary.score, done.compared) == (28, None, 0)
     with RunLog(log_path, create=False) as log:
         stored = log.samples(log.runs()[0])
@@ -157,7 +157,7 @@ def test_import_and_export_from_the_command_line(shared: Path, tmp_path: Path) -
 
 
 def test_empty_replies_are_misses_with_their_cause(shared: Path, tmp_path: Path) -> None:
-    done = import_lm_eval(file_of(shared, "aime24"), "aime-2024", tmp_path / "runs.db")
+    done = import_samples(file_of(shared, "aime24"), "aime-2024", tmp_path / "runs.db")
     assert done.summary.causes == {"correct": 12, "empty": 3}
 
 
@@ -165,10 +165,10 @@ def test_empty_replies_are_misses_with_their_cause(shared: Path, tmp_path: Path)
     ("text", "message"),
     [
         ("", "no samples"),
-        ('{"doc_id": 0, "doc": {}}\n', "row 1 is not a recorded sample"),
+        ('{"doc_id": 0, "doc": {}}\n', "line 1 is not a recorded sample"),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {"question": "?", "answer": "#### 5"}}\nnot json\n', "not readable"),
         ('{"doc_id": 0, "resps": [["5"]], "doc": {"text": "other"}}\n', "not a row of gsm8k-100"),
-        ('{"doc_id": 0, "resps": [["5"]], "doc": {"answer": "5", "question": ""}}\n' * 2, ""),
+        ('{"doc_id": 0, "resps": [["5"]], "doc": null}\n' * 2, ""),
         (
             '{"doc_id": 0, "resps": [["5"]], "doc": {}}\n{"doc_id": 0, "resps": [["6"]], "doc": {}}\n',
             "different replies",
@@ -179,14 +179,14 @@ def test_files_that_are_no_records(text: str, message: str, tmp_path: Path) -> N
     file = tmp_path / "samples.jsonl"
     file.write_text(text)
     if not message:
-        assert import_lm_eval(file, "gsm8k-100", tmp_path / "runs.db").summary.n == 1
+        assert import_samples(file, "gsm8k-100", tmp_path / "runs.db").summary.n == 1
         return
     with pytest.raises(BenchError, match=message):
-        import_lm_eval(file, "gsm8k-100", tmp_path / "runs.db")
+        import_samples(file, "gsm8k-100", tmp_path / "runs.db")
     assert not (tmp_path / "runs.db").exists()
 
 
 def test_unknown_bench(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(UsageError):
-        import_lm_eval(tmp_path / "samples.jsonl", "gsm8k", tmp_path / "runs.db")
+        import_samples(tmp_path / "samples.jsonl", "gsm8k", tmp_path / "runs.db")

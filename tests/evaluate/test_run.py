@@ -1,5 +1,6 @@
 """Runs apart from generation: stop texts, earlier turns, benches in parts, rescoring of imports."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from trimoe.bench.bench import Doc, Verdict
 from trimoe.bench.catalog import find
 from trimoe.evaluate.guards import NAMES
 from trimoe.evaluate.intake import cut_at_stops
-from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.records import UNCOUNTED, Sample
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import summarize
+from trimoe.evaluate.recorded.importing import import_samples
 from trimoe.model.generate import Generator
 
 
@@ -78,17 +79,19 @@ def test_a_bench_in_parts_is_the_mean_of_its_parts(tmp_path: Path) -> None:
 
 def test_imported_runs_stay_as_they_are_without_data(tmp_path: Path, shared: Path) -> None:
     file, path = tmp_path / "s.jsonl", tmp_path / "runs.db"
-    row = {"doc_id": 0, "doc": {"question": "?", "answer": "so #### 18"}, "resps": [["It is 18"]], "exact_match": 1.0}
+    with gzip.open(shared / "benchmarks" / "gsm8k" / "test.jsonl.gz", "rt", encoding="utf-8") as handle:
+        first = json.loads(next(handle))
+    row = {"doc_id": 0, "doc": first, "resps": [["It is 18"]], "exact_match": 1.0}
     file.write_text(json.dumps({**row, "filter": "flexible-extract"}) + "\n")
-    done = import_lm_eval(file, "gsm8k-100", path)
+    done = import_samples(file, "gsm8k-100", path)
     assert (done.compared, done.differences, done.summary.score) == (1, (), 1.0)
-    assert import_lm_eval(file, "gsm8k-100", path).summary == done.summary
+    assert import_samples(file, "gsm8k-100", path).summary == done.summary
     assert rescored(path) == [done.summary]
     (again,) = rescored(path, shared / "benchmarks")
     assert (again.n, again.correct) == (1, 1)
     row["exact_match"] = 0.0
     file.write_text(json.dumps({**row, "filter": "flexible-extract"}) + "\n")
-    changed = import_lm_eval(file, "gsm8k-100", path, name="other")
+    changed = import_samples(file, "gsm8k-100", path, name="other")
     assert [(d.doc_id, d.recorded, d.ours) for d in changed.differences] == [("0", False, True)]
     with RunLog(path, create=False) as log:
         assert log.verify() == []

@@ -14,9 +14,9 @@ from trimoe.cli.audit import audit as command
 from trimoe.cli.compare import compare
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.log.export import rows
-from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.records import Result, Sample
 from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.recorded.importing import import_samples
 from trimoe.judge.audit.audit import AuditOptions, audit, audit_runs
 from trimoe.judge.audit.result import RunAudit
 from trimoe.judge.audit.rules import rules
@@ -254,8 +254,8 @@ def test_the_recorded_runs_of_the_reference(shared: Path, tmp_path: Path) -> Non
     """HumanEval: 49 of 82 replies are empty, so 40.2 % is no score of the model. ARC is sound."""
     log = tmp_path / "r.db"
     folder = shared / "reference" / "omnimergekit-data" / "eval_samples"
-    import_lm_eval(folder / "humaneval.samples.jsonl.gz", "humaneval", log)
-    import_lm_eval(folder / "arc_challenge.samples.jsonl.gz", "arc-challenge", log)
+    import_samples(folder / "humaneval.samples.jsonl.gz", "humaneval", log)
+    import_samples(folder / "arc_challenge.samples.jsonl.gz", "arc-challenge", log)
     done = CliRunner().invoke(
         command, [str(log), "--data", str(shared / "benchmarks"), "--json"], standalone_mode=False
     )
@@ -355,7 +355,7 @@ def test_a_checked_run_says_so_and_a_rerun_of_nothing_marks_nothing(tmp_path: Pa
 
 
 def test_a_loop_in_the_reasoning_is_a_loop(tmp_path: Path) -> None:
-    put(tmp_path / "r.db", good())
+    put(tmp_path / "r.db", good(), rows=41)
     with RunLog(tmp_path / "r.db") as log:
         (run,) = log.runs()
         thought = Sample("t", 99, "question t", GOOD.format("t"), "stop", 9, 10, reasoning=LOOP)

@@ -63,7 +63,8 @@ class Bench:
     extraction needs the row (options, a signature). `score` judges many extracted answers at once, because code runs
     faster in batches. `protocol` is the spec of a bench with a spec file. `record` makes a row from a recorded sample's
     `doc`; `build` makes the bench again with variants. `needs` raises if the scorer cannot work here (no sandbox, no
-    compiler); it is called before anything is generated.
+    compiler); it is called before anything is generated. `own_id` reads a row's id from the row itself, for benches
+    whose rows state one.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Bench:
     protocol: BenchSpec | None = None
     record: Callable[[str, Mapping[str, Any]], Doc] | None = None
     build: Callable[[Sequence[str]], "Bench"] | None = None
+    own_id: Callable[[Mapping[str, Any]], str] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -74,11 +74,22 @@ def spec_bench(
             needs=needs,
             extract_for=extract_for,
             protocol=chosen,
+            own_id=row_id,
             record=lambda doc_id, row: _doc(chosen, doc_id, row, views([row], chosen)[0], (), ""),
             build=build,
         )
 
     return build(())
+
+
+def asked_ids(spec: BenchSpec, ids: Sequence[str]) -> tuple[str, ...]:
+    """The ids that the spec's rule takes from all ids of its data sets, which are in the order of the data."""
+    if spec.rows.ids:
+        return spec.rows.ids
+    parts: dict[str, list[str]] = {}
+    for doc_id in ids:
+        parts.setdefault(doc_id.partition("::")[0] if len(spec.dataset) > 1 else "", []).append(doc_id)
+    return tuple(doc_id for part in parts.values() for doc_id in part[:: spec.rows.stride or 1][: spec.rows.first])
 
 
 def _count(part: Dataset, rule: Rows) -> int:

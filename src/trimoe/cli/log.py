@@ -9,9 +9,10 @@ import click
 from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import UsageError
 from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
-from trimoe.evaluate.log.import_lm_eval import Imported, import_lm_eval
 from trimoe.evaluate.log.merge import merge_logs
 from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.recorded.importing import Imported, import_samples
+from trimoe.evaluate.recorded.layouts import LAYOUTS
 
 
 @click.group("log")
@@ -46,7 +47,10 @@ def log_verify(db: Path, as_json: bool) -> int:
 @log_group.command("import")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
-    "--from", "source", type=click.Choice(["lm-eval"]), required=True, help="Program that recorded the samples."
+    "--from",
+    "source",
+    type=click.Choice(LAYOUTS),
+    help="Program that recorded the samples (default: recognised by the fields of its records).",
 )
 @click.option("--bench", required=True, help="Bench of the samples; its extraction and scorer judge them.")
 @click.option(
@@ -56,29 +60,48 @@ def log_verify(db: Path, as_json: bool) -> int:
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with local data sets, for records without their rows (LiveCodeBench).",
+    help="Folder with local data sets, for records without their rows (LiveCodeBench, human-eval, evalplus, Inspect).",
+)
+@click.option(
+    "--matching-rows",
+    is_flag=True,
+    help="Import the rows that the bench asks, and leave out the others that the file holds.",
 )
 @json_option
 def log_import(
-    file: Path, source: str, bench: str, log_path: Path, name: str | None, data: Path | None, as_json: bool
+    file: Path,
+    source: str | None,
+    bench: str,
+    log_path: Path,
+    name: str | None,
+    data: Path | None,
+    matching_rows: bool,
+    as_json: bool,
 ) -> None:
     """Judge recorded replies with trimoe's extraction and scorers, offline, and store them as a run.
 
-    Recorded verdicts are compared with trimoe's, and every difference is listed. Nothing is generated or downloaded.
+    Recorded verdicts are compared with trimoe's, and every difference is listed. Recorded rows are compared with the
+    rows of the bench: other rows are refused, and what cannot be compared is a mark of the run. Several replies per
+    row are imported as epochs: the score is their mean (pass@1), and pass@k and maj@k are shown. Nothing is generated
+    or downloaded.
 
     \b
     Examples:
       trimoe log import samples_gsm8k.jsonl --from lm-eval --bench gsm8k-100 --log runs.db
+      trimoe log import HumanEval_results.jsonl --bench humaneval --data benchmarks --log runs.db
       trimoe log import aime24.samples.jsonl.gz --from lm-eval --bench aime-2024 --log runs.db --name teacher --json
     """
-    done = import_lm_eval(file, bench, log_path, name=name, data=data)
+    done = import_samples(file, bench, log_path, source=source, name=name, data=data, matching_rows=matching_rows)
     recorded = {
         "metric": done.metric,
         "compared": done.compared,
         "agree": done.compared - len(done.differences),
         "differ": [asdict(d) for d in done.differences],
     }
-    emit({"log": str(log_path), "run": done.summary.as_dict(), "recorded": recorded}, _imported(done), as_json)
+    body = {"log": str(log_path), "run": done.summary.as_dict(), "recorded": recorded, "rows": done.rows}
+    if done.repeats:
+        body["repeats"] = done.repeats.as_dict()
+    emit(body, _imported(done), as_json)
 
 
 def _imported(done: Imported) -> str:
@@ -86,6 +109,14 @@ def _imported(done: Imported) -> str:
     score = "not scored" if s.score is None else f"{100 * s.score:.1f} %"
     misses = ", ".join(f"{count} {cause}" for cause, count in s.causes.items() if cause != "correct")
     lines = [f"{s.bench}: {s.n} samples as {s.name}: {s.correct} correct, {score}  {misses}".rstrip()]
+    if done.rows["renamed"]:
+        lines.append(f"{done.rows['renamed']} have other ids in the file; their questions say which rows they are")
+    lines += [f"! {mark}" for mark in s.marks]
+    if done.repeats and done.repeats.pass_at:
+        shares = [f"pass@{k} {100 * share:.1f} %" for k, share in done.repeats.pass_at.items()]
+        if done.repeats.majority is not None:
+            shares.append(f"maj@{done.repeats.epochs} {100 * done.repeats.majority:.1f} %")
+        lines.append(f"{done.repeats.rows} rows, {done.repeats.epochs} replies each: {', '.join(shares)}")
     if done.compared:
         agree = done.compared - len(done.differences)
         lines.append(f"recorded {done.metric}: {agree} of {done.compared} verdicts agree")

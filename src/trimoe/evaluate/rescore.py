@@ -1,6 +1,7 @@
 """Judges every stored reply of a run log again, offline, with the scorers of this version."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trimoe.bench.bench import Bench, Doc, rows_sha256
@@ -11,6 +12,7 @@ from trimoe.evaluate.log.records import Run
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import Evaluation, RunSummary, conclude, summarize
 from trimoe.evaluate.loop import require_scorers
+from trimoe.evaluate.recorded.repeats import epoch_id
 from trimoe.evaluate.scoring import score_stored
 from trimoe.sandbox import Policy, current, using
 
@@ -45,7 +47,10 @@ def _judged_by(run: Run, own: Mapping[str, Bench], data: Path | None) -> tuple[B
     require_scorers([bench])
     rows = bench.docs(data)
     _require_same_rows(run, rows)
-    return bench, rows
+    epochs = run.spec.get("epochs", 1)
+    return bench, [
+        replace(row, doc_id=epoch_id(row.doc_id, epoch, epochs)) for epoch in range(1, epochs + 1) for row in rows
+    ]
 
 
 def _rescored(log: RunLog, run: Run, bench: Bench | None, rows: Sequence[Doc]) -> RunSummary:

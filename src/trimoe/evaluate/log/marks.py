@@ -2,7 +2,8 @@
 
 Invariants: marks come from the run's events and results, so running the same command again with other options does not
 remove one. A guard counts as ignored only if it would have paused the run.
-Not guaranteed: imported runs have no marks, because their record does not say how they were made.
+Not guaranteed: marks of imported runs say only what the import could not compare, because their record does not say
+how they were made.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,18 @@ from typing import Any, Literal
 from trimoe.evaluate.log.reader import LogReader
 from trimoe.evaluate.log.records import Run
 
-Flag = Literal["NO_SANDBOX", "NO_PREFLIGHT", "UNVERIFIED", "GUARD_IGNORED", "LEFT_OUT"]
+Flag = Literal[
+    "NO_SANDBOX",
+    "NO_PREFLIGHT",
+    "UNVERIFIED",
+    "GUARD_IGNORED",
+    "LEFT_OUT",
+    "NOT_COMPARED",
+    "OTHER_PROMPTS",
+    "OTHER_ROWS",
+    "PROGRAMS",
+    "REPEATS",
+]
 OVERRULED = "guard overruled"  # event: an ignored guard would have paused the run
 MADE = ("generating", "asking")  # events of runs made by trimoe
 # Preflight findings that a score depends on and that cannot be seen in the replies.
@@ -38,6 +50,8 @@ def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mar
     for kind, detail in events:
         if kind in (*MADE, "rescoring"):
             found |= dict.fromkeys(_of_event(detail))
+        elif kind == "imported":
+            found |= dict.fromkeys(_of_import(detail))
         elif kind == OVERRULED:
             found[Mark("GUARD_IGNORED", f"guard {detail['guard']} ignored")] = None
     return list(found)
@@ -57,6 +71,26 @@ def left_out(rows: int) -> Mark:
 def was_made_here(log: LogReader, run: Run) -> bool:
     """Whether trimoe made the run, so that the log says how."""
     return any(kind in MADE for kind, _ in log.events(run))
+
+
+def _of_import(detail: Mapping[str, Any]) -> list[Mark]:
+    marks, rows = [], detail.get("matched")
+    if not isinstance(rows, Mapping):
+        marks.append(Mark("NOT_COMPARED", "rows not compared with the bench"))  # imported by an earlier version
+    else:
+        total, sure = rows["rows"], rows["compared"]
+        if sure < total:
+            what = "questions" if sure + rows["only_answers_compared"] == total else "rows"
+            marks.append(Mark("NOT_COMPARED", f"{total - sure} of {total} {what} not compared with the bench"))
+        if rows["other_prompts"]:
+            marks.append(Mark("OTHER_PROMPTS", f"{rows['other_prompts']} prompts in other words than the bench's"))
+        if rows["left_out"]:
+            marks.append(Mark("OTHER_ROWS", f"{rows['left_out']} rows of the file are not of the bench"))
+    if detail.get("programs"):
+        marks.append(Mark("PROGRAMS", "programs were recorded, not replies"))
+    if repeats := detail.get("repeats"):
+        marks.append(Mark("REPEATS", f"mean of {repeats['epochs']} replies per row"))
+    return marks
 
 
 def _of_event(detail: Mapping[str, Any]) -> list[Mark]:

@@ -50,6 +50,11 @@ _MEANING: Mapping[Flag, str] = {
     "UNVERIFIED": "the server did not report settings that the score depends on",
     "GUARD_IGNORED": "a guard paused the run and was overruled",
     "LEFT_OUT": "rows failed and the score leaves them out",
+    "NOT_COMPARED": "the record does not show that these are the bench's questions",
+    "OTHER_PROMPTS": "the recorded prompts are not the bench's",
+    "OTHER_ROWS": "the file held more than the bench's rows",
+    "PROGRAMS": "the record has extracted programs, so extraction is not judged",
+    "REPEATS": "the score is pass@1, averaged over repeated replies",
 }
 
 
@@ -65,6 +70,9 @@ def _whole(run: Run, m: Measures, limits: Thresholds, r: Rules) -> Iterator[Chec
     rows = run.spec.get("rows")
     if not isinstance(rows, int):
         yield Check("PARTIAL", "not checked", f"{m.n} samples; the bench does not say how many there are")
+    elif m.n > rows:
+        text = f"{m.n} items were answered, and the bench has {rows}: they are not the bench's rows; import them again"
+        yield Check("SURPLUS", r.levels["SURPLUS"], text, m.n, rows)
     elif m.n < rows:
         yield Check("PARTIAL", r.levels["PARTIAL"], f"{m.n} of {rows} items were answered", m.n, rows)
     else:
