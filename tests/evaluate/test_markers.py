@@ -10,9 +10,9 @@ import pytest
 
 from trimoe.evaluate.answer import HALF_OPEN, LEAK, read_answer
 from trimoe.evaluate.guards import Watch, guards_of
-from trimoe.evaluate.log.import_lm_eval import import_lm_eval
 from trimoe.evaluate.log.records import Sample
 from trimoe.evaluate.markers import form_of, found, half_open, markers, shape
+from trimoe.evaluate.recorded.importing import import_samples
 from trimoe.judge.audit.audit import AuditOptions, audit_runs
 
 QUESTIONS = [f"How many apples are {i} and {2 * i + 3} apples?" for i in range(12)]
@@ -187,7 +187,7 @@ def test_recorded_replies_have_none_and_are_caught_behind_a_prefix(shared: Path)
 )
 def test_imported_thinking_is_named_by_the_audit(file: str, name: str, shared: Path, tmp_path: Path) -> None:
     log = tmp_path / "runs.db"
-    import_lm_eval(shared / "cases" / "evaluate" / f"{file}.jsonl", "gsm8k-100", log)
+    import_samples(shared / "cases" / "evaluate" / f"{file}.jsonl", "gsm8k-100", log)
     (made,) = audit_runs(log, AuditOptions())
     (check,) = [one for one in made.checks if one.flag == "MARKERS"]
     assert (made.verdict, check.level, len(check.docs)) == ("refused", "refused", 25)
