@@ -62,8 +62,10 @@ def attribute(
 def _text(chain: Chain) -> str:
     lines = []
     for bench in chain.benches:
-        right = ", ".join(f"{safe(n)} {c}" for n, c in zip(chain.names, bench.correct, strict=True))
+        runs = list(zip(chain.names, bench.correct, bench.marks, strict=True))
+        right = ", ".join(f"{safe(name)} {correct}{' !' * bool(marks)}" for name, correct, marks in runs)
         lines.append(f"{safe(bench.bench)}: right of {bench.items} common items: {right}")
+        lines += [f"! {safe(name)}: {safe(', '.join(marks))}" for name, _, marks in runs if marks]
         rows = [
             [
                 f"{safe(s.before)} to {safe(s.after)}",

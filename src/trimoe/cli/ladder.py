@@ -9,7 +9,7 @@ from trimoe.cli.parts.common import emit, json_option
 from trimoe.io.sizes import parse_bytes
 from trimoe.judge.frontier.frontier import Frontier, frontier
 from trimoe.judge.frontier.points import GB, Pair, Point, gigabytes
-from trimoe.judge.text import columns, comma_separated, markdown
+from trimoe.judge.text import columns, comma_separated, markdown, safe
 
 PATH = click.Path(path_type=Path)
 HEAD = ("model", "tier", "kind", "GB", "bpw", "score", "95 %", "front")
@@ -93,12 +93,17 @@ def ladder(
         write_ladder_plot(plot, bench, list(made.points))
         body["plot"] = str(plot)
     lines = _answers(made, under, within, ours, tolerance)
+    lines += [f"! {safe(p.label)}: {safe(', '.join(p.marks))}" for p in made.points if p.marks]
     listed = sorted(
         zip(made.points, made.on_front, strict=True), key=lambda one: (one[0].kind, one[0].model, -one[0].size)
     )
     rows = [_row(point, on_front) for point, on_front in listed]
     if form == "csv":
-        emit(body, comma_separated(HEAD, rows).rstrip("\n"), as_json)
+        cells = [
+            [*row[:5], row[5].removesuffix(" !"), *row[6:], "; ".join(p.marks)]
+            for row, (p, _) in zip(rows, listed, strict=True)
+        ]
+        emit(body, comma_separated((*HEAD, "marks"), cells).rstrip("\n"), as_json)
         if lines and not as_json:
             click.echo("\n".join(lines).strip(), err=True)  # keeps the CSV on standard output clean
         return
@@ -119,7 +124,11 @@ def _answers(made: Frontier, under: str | None, within: float | None, ours: str 
 
 
 def _name(point: Point) -> str:
-    return f"{point.label}, {gigabytes(point.size)} GB, {100 * point.score:.2f} % ({point.kind})"
+    return f"{point.label}, {gigabytes(point.size)} GB, {100 * point.score:.2f} %{_mark(point)} ({point.kind})"
+
+
+def _mark(point: Point) -> str:
+    return " !" if point.marks else ""
 
 
 def _row(p: Point, on_front: bool) -> list[str]:
@@ -131,7 +140,7 @@ def _row(p: Point, on_front: bool) -> list[str]:
         p.kind,
         gigabytes(p.size),
         bpw,
-        f"{100 * p.score:.2f}",
+        f"{100 * p.score:.2f}{_mark(p)}",
         interval,
         "yes" if on_front else "",
     ]
@@ -140,7 +149,7 @@ def _row(p: Point, on_front: bool) -> list[str]:
 def _pairs(pairs: Sequence[tuple[Point, Pair | None]]) -> str:
     rows = []
     for rival, pair in pairs:
-        theirs = [rival.label, gigabytes(rival.size), f"{100 * rival.score:.2f}"]
+        theirs = [rival.label, gigabytes(rival.size), f"{100 * rival.score:.2f}{_mark(rival)}"]
         if pair is None:
             rows.append([*theirs, "none of this size", "", "", "", ""])
             continue
@@ -150,7 +159,7 @@ def _pairs(pairs: Sequence[tuple[Point, Pair | None]]) -> str:
                 *theirs,
                 pair.ours.tier,
                 gigabytes(pair.ours.size),
-                f"{100 * pair.ours.score:.2f}",
+                f"{100 * pair.ours.score:.2f}{_mark(pair.ours)}",
                 f"{100 * pair.difference:+.2f}",
                 test or "not measured on both sides",
             ]

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from trimoe.errors import BenchError, Refused, UsageError
 from trimoe.evaluate import markers
-from trimoe.evaluate.log.marks import OVERRULED
+from trimoe.evaluate.log.marks import OVERRULED, PAUSED
 from trimoe.evaluate.log.records import Run, Sample, Scored
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.io.datafile import Data, convert, read
@@ -260,6 +260,7 @@ class RunGuard:
         tripped = tripped or self.watch.scored(replied)
         self._note()
         if tripped:
+            self._write(PAUSED, tripped)
             raise tripped.refusal(self._run.bench)
 
     def scored(self, rows: Sequence[Scored]) -> Tripped | None:
@@ -273,7 +274,7 @@ class RunGuard:
         tripped = tripped or self.watch.finished(self._rows)
         self._note()
         if tripped:
-            self._write("paused", tripped)
+            self._write(PAUSED, tripped)
             raise tripped.refusal(self._run.bench)
 
     def _note(self) -> None:

@@ -16,6 +16,7 @@ from trimoe.errors import Refused, UsageError
 from trimoe.evaluate.answerer import Answerer, ServerChanged
 from trimoe.evaluate.guards import RunGuard, require_known, require_sound
 from trimoe.evaluate.intake import Intake, Job
+from trimoe.evaluate.log.marks import CONCLUDED, PAUSED, is_paused
 from trimoe.evaluate.log.records import Scored
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import RunSummary, conclude
@@ -113,6 +114,8 @@ def _complete(log: RunLog, job: Job, answerer: Answerer, settings: Settings, sho
     else:
         require_sound(log, job.run, [doc.doc_id for doc in job.docs], settings.ignored)
         show(Tally(job.bench.name, len(job.docs), len(job.docs)))
+    if is_paused(log, job.run):
+        log.event(job.run, CONCLUDED)
     doc_ids = [doc.doc_id for doc in job.docs]
     return conclude(log, job.run, job.bench.scorer, doc_ids, settings.exclude_errors)
 
@@ -160,7 +163,7 @@ def answer_missing(
             changed = str(exc)
     guard.finish(intake.tripped)
     if changed:
-        log.event(job.run, "paused", server=changed)
+        log.event(job.run, PAUSED, server=changed)
         raise Refused(
             f"{job.bench.name} is paused: the server changed during the run",
             expected="the same model and settings until the end",

@@ -33,12 +33,16 @@ class Step:
 
 @dataclass(frozen=True)
 class BenchChain:
-    """One bench along the chain: `correct` of `items` common items per run, and the steps between the runs."""
+    """One bench along the chain: `correct` of `items` common items per run, and the steps between the runs.
+
+    `marks` are the caveats of each run's score, such as a pause.
+    """
 
     bench: str
     items: int
     correct: tuple[int, ...]
     steps: tuple[Step, ...]
+    marks: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _bench(bench: str, reads: Sequence[Read]) -> BenchChain:
         _step(reads[i], reads[i + 1], common, [doc for doc in common if last[doc] == i]) for i in range(len(reads) - 1)
     )
     correct = tuple(sum(each[doc] for doc in common) for each in answers)
-    return BenchChain(bench, len(common), correct, steps)
+    return BenchChain(bench, len(common), correct, steps, tuple(read.marks for read in reads))
 
 
 def _lost_last(right: Sequence[bool]) -> int | None:

@@ -97,7 +97,8 @@ class Row:
     """One model on one bench. `change` is None for the base, and where there is nothing to compare with.
 
     `column` numbers the conditions of the run (0 unless shown side by side). `marks` are the score's caveats: what was
-    switched off, ignored or left out when the run was made.
+    switched off, ignored or left out when the run was made, and whether it is paused. `base_marks` are those of the
+    base, which the difference shares.
     """
 
     bench: str
@@ -107,6 +108,7 @@ class Row:
     detail: Detail | None = None
     column: int = 0
     marks: tuple[str, ...] = ()
+    base_marks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The row for `--json`."""
@@ -127,6 +129,7 @@ class Row:
             "flips": asdict(change.flips if change else Flips()),
             "detail": self.detail and asdict(self.detail),
             "marks": self.marks,
+            "base_marks": self.base_marks,
         }
 
     def as_record(self) -> dict[str, Any]:
@@ -157,6 +160,7 @@ class Row:
             "p": body["p"],
             "p_holm": body["p_holm"],
             "detectable": detail.get("detectable"),
+            "base_marks": "; ".join(self.base_marks),
             "marks": "; ".join(self.marks),
         }
 
@@ -171,7 +175,7 @@ class Row:
             return [*cells, *[""] * (len(HEAD) - len(cells))]
         return [
             *cells,
-            f"{100 * change.difference:+.1f}",
+            f"{100 * change.difference:+.1f}" + " !" * bool(self.marks or self.base_marks),
             _percent(detail.difference_se) if detail else "",
             _signed_interval(change.low, change.high),
             _signed_interval(detail.bootstrap_low, detail.bootstrap_high) if detail else "",

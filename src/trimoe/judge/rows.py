@@ -91,7 +91,8 @@ def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
             seen = None if now.clustered else detectable(n, (lost + gained) / n)
             row = replace(row, detail=Detail(row.detail.se, error, drawn.low, drawn.high, drawn.units, seen))
     flips = _flips(before, now)
-    return replace(row, change=PairedChange(n, difference, low, high, lost, gained, p, flips=flips))
+    change = PairedChange(n, difference, low, high, lost, gained, p, flips=flips)
+    return replace(row, change=change, base_marks=before.marks)
 
 
 def _flips(before: Read, now: Read) -> Flips:
@@ -115,7 +116,7 @@ def overall(rows: Sequence[Row]) -> Row:
     marks = tuple(dict.fromkeys(mark for row in rows for mark in row.marks))
     share = correct / n if n else None
     row = Row("all", rows[0].name, RunScore(n, correct, sum(s.unscored for s in scores), share, low, high, causes))
-    row = replace(row, marks=marks)
+    row = replace(row, marks=marks, base_marks=tuple(dict.fromkeys(m for r in rows for m in r.base_marks)))
     changes = [r.change for r in rows if r.change is not None]
     if len(changes) < len(rows):
         return row

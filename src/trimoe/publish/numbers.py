@@ -115,10 +115,12 @@ def _interval(s: Sources, a: Arguments) -> str:
 
 @query("difference")
 def _difference(s: Sources, a: Arguments) -> str:
-    change = s.row(a["name"], a["bench"]).change
+    row = s.row(a["name"], a["bench"])
+    change = row.change
     if change is None:
         return ""
-    return f"{100 * change.difference:+.2f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+    mark = " !" if row.marks or row.base_marks else ""
+    return f"{100 * change.difference:+.2f} ({100 * change.low:+.1f} to {100 * change.high:+.1f}){mark}"
 
 
 @query("flips")

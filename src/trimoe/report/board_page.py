@@ -138,7 +138,7 @@ def _scores(group: Group, number: int) -> Drawing:
             100 * line.row.score.low,
             100 * line.row.score.high,
             _kind(line, group.base),
-            words.percent(line.row.score.accuracy),
+            words.percent(line.row.score.accuracy) + " !" * bool(line.row.marks),
         )
         for line in group.lines
     ]
@@ -171,7 +171,7 @@ def _differences(group: Group) -> list[plots.Dot]:
             100 * c.low,
             100 * c.high,
             "best" if words.clear(c) else "method",
-            words.points(c.points),
+            words.points(c.points) + " !" * bool(line.row.marks or line.row.base_marks),
         )
         for line in group.lines
         if (c := line.change)

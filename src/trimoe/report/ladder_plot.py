@@ -119,7 +119,7 @@ def _name(axes: "Axes", series: Sequence[tuple[Sequence[Point], str]]) -> None:
                 field.line([pixels(p, end) for end in p.interval])
     for mine, hue in series:
         for p in mine:
-            text, x, y = canvas.clean(p.tier), *pixels(p, p.score)
+            text, x, y = canvas.clean(p.tier) + " !" * bool(p.marks), *pixels(p, p.score)
             left, bottom = field.place(x, y, 6.4 * len(text), 11)
             axes.annotate(
                 text,

@@ -136,16 +136,17 @@ def write_lm_eval(log: LogReader, folder: Path) -> list[Path]:
     """
     files = []
     for run in log.runs():
+        marks = [mark.text for mark in shown_marks(log, run)]
         path = folder / f"samples_{_safe(run.bench)}_{_safe(run.name)}.jsonl"
         with publish_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
             for scored in log.samples(run):
                 if not scored.sample.error:
-                    handle.write(json.dumps(_lm_eval(run, scored), ensure_ascii=False) + "\n")
+                    handle.write(json.dumps(_lm_eval(run, scored, marks), ensure_ascii=False) + "\n")
         files.append(path)
     return files
 
 
-def _lm_eval(run: Run, scored: Scored) -> dict[str, Any]:
+def _lm_eval(run: Run, scored: Scored, marks: list[str]) -> dict[str, Any]:
     s, v = scored.sample, scored.verdict
     metric, _, wanted = str(run.spec.get("metric") or "exact_match").partition(",")
     row: dict[str, Any] = {
@@ -167,6 +168,7 @@ def _lm_eval(run: Run, scored: Scored) -> dict[str, Any]:
             "reasoning": s.reasoning,
             "reasoning_field": s.reasoning_field,
             "reasoning_tokens": counted(s.reasoning_tokens),
+            "run_marks": marks,
         },
     }
     if v.correct is not None:

@@ -1,7 +1,7 @@
 """The caveats shown with a score: checks that were disabled or not possible, guards ignored, rows left out.
 
 Invariants: marks come from the run's events and results, so running the same command again with other options does not
-remove one. A guard counts as ignored only if it would have paused the run.
+remove one; a pause ends when the run is continued. A guard counts as ignored only if it would have paused the run.
 Not guaranteed: marks of imported runs say only what the import could not compare, because their record does not say
 how they were made.
 """
@@ -19,6 +19,7 @@ Flag = Literal[
     "UNVERIFIED",
     "GUARD_IGNORED",
     "LEFT_OUT",
+    "PAUSED",
     "NOT_COMPARED",
     "OTHER_PROMPTS",
     "OTHER_ROWS",
@@ -27,6 +28,8 @@ Flag = Literal[
 ]
 OVERRULED = "guard overruled"  # event: an ignored guard would have paused the run
 MADE = ("generating", "asking")  # events of runs made by trimoe
+PAUSED = "paused"  # event: a guard or a changed server stopped the run
+CONCLUDED = "concluded"  # event: a paused run ended without a pause, although nothing was missing
 # Preflight findings that a score depends on and that cannot be seen in the replies.
 UNVERIFIED = ("model", "context", "thinking", "thinking budget", "special tokens")
 
@@ -47,14 +50,19 @@ def marks_of(log: LogReader, run: Run) -> list[Mark]:
 def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mark]:
     """The same from a run's events (kind, detail), oldest first."""
     found: dict[Mark, None] = {}
+    pause: Mark | None = None
     for kind, detail in events:
+        if kind == PAUSED:
+            pause = _pause(detail)
+        elif kind in (*MADE, OVERRULED, CONCLUDED, "scored by lm-eval"):
+            pause = None
         if kind in (*MADE, "rescoring"):
             found |= dict.fromkeys(_of_event(detail))
         elif kind == "imported":
             found |= dict.fromkeys(_of_import(detail))
         elif kind == OVERRULED:
             found[Mark("GUARD_IGNORED", f"guard {detail['guard']} ignored")] = None
-    return list(found)
+    return [*([pause] if pause else []), *found]
 
 
 def shown_marks(log: LogReader, run: Run) -> list[Mark]:
@@ -71,6 +79,16 @@ def left_out(rows: int) -> Mark:
 def was_made_here(log: LogReader, run: Run) -> bool:
     """Whether trimoe made the run, so that the log says how."""
     return any(kind in MADE for kind, _ in log.events(run))
+
+
+def is_paused(log: LogReader, run: Run) -> bool:
+    """Whether the last thing that happened to a run is a pause."""
+    return any(mark.flag == "PAUSED" for mark in marks_of(log, run))
+
+
+def _pause(detail: Mapping[str, Any]) -> Mark:
+    why = f"by guard {detail['guard']}" if "guard" in detail else "because the server changed"
+    return Mark("PAUSED", f"paused {why}, no valid score")
 
 
 def _of_import(detail: Mapping[str, Any]) -> list[Mark]:

@@ -66,8 +66,8 @@ class Evaluation:
 
     def __repr__(self) -> str:
         scores = ", ".join(
-            f"{bench} {'not scored' if score is None else f'{100 * score:.1f} %'}"
-            for bench, score in self.scores.items()
+            f"{run.bench} {'not scored' if run.score is None else f'{100 * run.score:.1f} %'}{' !' * bool(run.marks)}"
+            for run in self.runs
         )
         return f"Evaluation({str(self.log)!r}: {scores})"
 

@@ -50,6 +50,7 @@ _MEANING: Mapping[Flag, str] = {
     "UNVERIFIED": "the server did not report settings that the score depends on",
     "GUARD_IGNORED": "a guard paused the run and was overruled",
     "LEFT_OUT": "rows failed and the score leaves them out",
+    "PAUSED": "the run is not finished: it stopped and was not continued",
     "NOT_COMPARED": "the record does not show that these are the bench's questions",
     "OTHER_PROMPTS": "the recorded prompts are not the bench's",
     "OTHER_ROWS": "the file held more than the bench's rows",

@@ -43,6 +43,11 @@ class Point:
         return f"{self.model} {self.tier}".strip()
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """Caveats of a measured score, such as a pause; none are known for a published one."""
+        return self.read.marks if self.read is not None else ()
+
+    @property
     def bpw(self) -> float | None:
         """Bits per weight of the whole file: 8 x bytes / weights."""
         return 8 * self.size / self.params if self.params else None
@@ -58,7 +63,7 @@ class Point:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
-        return body | {"gb": self.size / GB, "bpw": self.bpw, "interval": self.interval}
+        return body | {"gb": self.size / GB, "bpw": self.bpw, "interval": self.interval, "marks": self.marks}
 
 
 @dataclass(frozen=True)
