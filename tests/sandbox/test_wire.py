@@ -196,6 +196,17 @@ def tagged(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner), encoded, encoded)
 
 
+def unordered(encoded: Any) -> Any:
+    """The items of sets in one order: theirs depends on the hash seed, and on the order in which they were added."""
+    if isinstance(encoded, list):
+        return [unordered(item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    tag, payload = encoded["$"]
+    items = unordered(payload)
+    return {"$": [tag, sorted(items, key=repr) if tag in ("set", "frozenset") else items]}
+
+
 def test_any_json_is_a_value_or_a_value_error() -> None:
     """A value that is read can be encoded again, and means the same."""
     seen = {"read": 0, "refused": 0, "containers": 0}
@@ -212,7 +223,7 @@ def test_any_json_is_a_value_or_a_value_error() -> None:
         seen["containers"] += b'"$"' in wire.dumps(value)
         again = wire.encode(wire.decode(value))
         assert again == wire.encode(found), "one text, two values"
-        assert wire.encode(wire.decode(again)) == again
+        assert unordered(wire.encode(wire.decode(again))) == unordered(again)
 
     check()
     assert min(seen.values()) >= 20, seen

@@ -21,7 +21,8 @@ Contained, each with a test (tests/helpers/hostile.py):
 - Privileges: no capabilities and no way to gain them (setuid files, user namespaces). A filter refuses the system calls
   listed in `inside/seccomp.py`, among them ptrace, mounts, keys, shared memory and queues, BPF and io_uring.
 - Secrets: the environment is fixed; no descriptor of the caller is open inside.
-- Verdicts: expected values and a data set's tests are never in a process of the candidate, nor in memory it was forked
+- Verdicts: results are decoded and compared in a sample of their own, so no size or cost that they choose reaches the
+  caller; expected values and a data set's tests are never in a process of the candidate, nor in memory it was forked
   from. Exiting early, forged output, overloaded equality or patched built-ins change only the candidate's own results.
 
 Not contained: bugs of the kernel itself (use a container or a virtual machine around the sandbox if you have reason to
@@ -34,7 +35,7 @@ explicitly as unsafe.
 
 from trimoe.sandbox.engines import ENGINES, UNSAFE, Policy, current, using
 from trimoe.sandbox.inside.limits import Limits
-from trimoe.sandbox.jobs import Calls, Check, Job, Outcome, Program, Step
+from trimoe.sandbox.jobs import Calls, Check, Compare, Job, Outcome, Program, Step
 from trimoe.sandbox.pool import Sandbox, require_sandbox, run_jobs
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "UNSAFE",
     "Calls",
     "Check",
+    "Compare",
     "Job",
     "Limits",
     "Outcome",

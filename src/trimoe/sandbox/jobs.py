@@ -13,6 +13,7 @@ from typing import Any, Literal
 from trimoe.sandbox.inside import wire
 from trimoe.sandbox.inside.limits import Limits
 
+_LONGEST_MESSAGE = 1 << 14  # bytes
 Status = Literal["ok", "wrong", "error", "timeout", "memory", "harness"]
 
 
@@ -54,7 +55,22 @@ class Program:
     limits: Limits = field(default_factory=Limits)
 
 
-Job = Calls | Check | Program
+@dataclass(frozen=True)
+class Compare:
+    """Compare encoded results with encoded expected values, in a process of their own.
+
+    `results` were written by a candidate, who chooses their size and cost. `rule` is a name in `inside.compare.RULES`,
+    `settings` has one value per pair for it.
+    """
+
+    results: tuple[bytes, ...]
+    expected: tuple[bytes, ...]
+    rule: str
+    settings: tuple[Any, ...]
+    limits: Limits = field(default_factory=Limits)
+
+
+Job = Calls | Check | Program | Compare
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one job. `lines` are the encoded values of `Calls`, `steps` the commands of a `Program`.
+    """The outcome of one job. `steps` are the commands of a `Program`. `lines` are the encoded values of `Calls`, or
+    one JSON object per pair of a `Compare`: `same`, and in the last one `shown` or `unreadable`.
 
     ok: all calls returned, the tests passed, or every command exited with 0. wrong: the data set's tests failed.
     error: the candidate raised, exited early, or wrote too much output. timeout and memory: it exceeded that limit.
@@ -86,7 +103,10 @@ class Outcome:
     cpu: float = 0.0
 
     def values(self) -> list[Any]:
-        """The decoded results. Raises `ValueError` if the candidate wrote something else in their place."""
+        """The decoded results of a trusted program. Raises `ValueError` for malformed ones.
+
+        Results of a candidate are compared by `Compare` instead: here, decoding has no limit of time or memory.
+        """
         try:
             return [wire.decode(json.loads(line)["value"]) for line in self.lines]
         except (KeyError, TypeError, RecursionError) as exc:
@@ -111,6 +131,10 @@ def data_of(job: Job) -> tuple[str, list[bytes]]:
         case Program():
             body = {"files": dict(job.files), "steps": [list(step) for step in job.steps], "env": dict(job.env)}
             return "program", [wire.dumps(body)]
+        case Compare():
+            results, expected = ([line.decode("latin-1") for line in lines] for lines in (job.results, job.expected))
+            pairs = {"results": results, "expected": expected, "settings": list(job.settings)}
+            return "compare", [wire.dumps({"rule": job.rule, **pairs})]
 
 
 def read(job: Job, header: Mapping[str, Any], results: bytes) -> Outcome:
@@ -133,6 +157,8 @@ def read(job: Job, header: Mapping[str, Any], results: bytes) -> Outcome:
             return _check(job, header, results, cpu)
         case Program():
             return _program(job, header["steps"], cpu)
+        case Compare():
+            return _compared(job, header["steps"][0], results, cpu)
 
 
 _STOPPED: dict[str, tuple[Status, str]] = {
@@ -158,12 +184,21 @@ def _calls(job: Calls, step: Mapping[str, Any], results: bytes, cpu: float) -> O
     return Outcome("ok", lines=tuple(lines), cpu=cpu)
 
 
+def _compared(job: Compare, step: Mapping[str, Any], results: bytes, cpu: float) -> Outcome:
+    lines = tuple(results.splitlines())
+    if ended := _ended(job, step):
+        return Outcome(*ended, cpu=cpu)
+    if step["exit"] or not lines or (len(lines) < len(job.results) and b'"same":true' in lines[-1]):
+        return Outcome("error", f"the comparison ended with exit status {step['exit']}", cpu=cpu)
+    return Outcome("ok", lines=lines, cpu=cpu)
+
+
 def _check(job: Check, header: Mapping[str, Any], results: bytes, cpu: float) -> Outcome:
     answer = _parsed(results)
     if not isinstance(answer, dict):
         ended = _ended(job, header["steps"][0])
         return Outcome(*ended, cpu=cpu) if ended else Outcome("harness", "the checker ended without a verdict")
-    verdict, detail = answer["verdict"], answer["detail"]
+    verdict, detail = answer["verdict"], printable(answer["detail"])
     if verdict == "lost":
         (step,) = header["candidate"] or [{"exit": 0}]
         ended = _ended(job, step)
@@ -204,10 +239,18 @@ def _ended(job: Job, step: Mapping[str, Any]) -> tuple[Status, str] | None:
 def _raised(told: Any, what: str, lines: tuple[bytes, ...], cpu: float) -> Outcome:
     kind, text = map(str, told) if isinstance(told, list) and len(told) == 2 else ("?", "malformed")
     status: Status = "memory" if kind == "MemoryError" else "error"
-    return Outcome(status, f"{kind[:80]} {what}: {text[:300]}".rstrip(": "), lines, cpu=cpu)
+    return Outcome(status, printable(f"{kind[:80]} {what}: {text[:300]}".rstrip(": ")), lines, cpu=cpu)
+
+
+def printable(text: str) -> str:
+    """Text that can be stored and printed anywhere: lone surrogates and NUL are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", r"\x00")
 
 
 def _parsed(line: bytes) -> Any:
+    """A message about an exception or a verdict. Ours are short; a long line is not parsed at all."""
+    if len(line) > _LONGEST_MESSAGE:
+        return "malformed"
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimoe.bench.code.compare import same, same_as_evalplus, shown
+from trimoe.sandbox.inside.compare import same, same_as_evalplus, shown
 
 
 def by_numpy(out: Any, exp: Any, atol: float) -> bool:

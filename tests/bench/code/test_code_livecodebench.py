@@ -5,6 +5,7 @@ import pytest
 from trimoe.bench.bench import Doc
 from trimoe.bench.code import livecodebench
 from trimoe.sandbox import Limits
+from trimoe.sandbox.inside.compare import listed
 
 TESTS = [[[[2, 7, 11], 9], [0, 1]], [[[3, 3], 6], [0, 1]]]
 DOC = Doc("d", "", "", {"method": "twoSum", "tests": TESTS})
@@ -57,4 +58,4 @@ def test_the_instance_is_kept_and_the_wrong_test_is_named() -> None:
 
 
 def test_listed() -> None:
-    assert livecodebench.listed({"a": (1, [(2,)])}) == {"a": [1, [[2]]]}
+    assert listed({"a": (1, [(2,)])}) == {"a": [1, [[2]]]}

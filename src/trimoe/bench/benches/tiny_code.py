@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimoe.bench.bench import Bench, Doc, Verdict, held_out
-from trimoe.bench.code.compare import same, shown
+from trimoe.bench.code.compare import Difference, Due, differences
 from trimoe.bench.code.verdict import verdict
 from trimoe.bench.fences import blocks
 from trimoe.sandbox import Calls, Limits, Outcome, require_sandbox, run_jobs
@@ -22,25 +22,22 @@ def last_block(reply: str) -> str | None:
 
 def score(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
     """Run every candidate; the expected values never enter the sandbox."""
-    jobs = [Calls(source, doc.check["entry_point"], _arguments(doc), LIMITS) for source, doc in pairs]
-    return [_verdict(source, doc, outcome) for (source, doc), outcome in zip(pairs, run_jobs(jobs), strict=True)]
+    outcomes = run_jobs([Calls(source, doc.check["entry_point"], _arguments(doc), LIMITS) for source, doc in pairs])
+    dues = [Due.of([ast.literal_eval(expected) for _, expected in doc.check["tests"]], "same") for _, doc in pairs]
+    lines = [outcome.lines if outcome.status == "ok" else () for outcome in outcomes]
+    found = differences(run_jobs, lines, dues)
+    return [_verdict(*pair, ran, one) for pair, ran, one in zip(pairs, outcomes, found, strict=True)]
 
 
 def _arguments(doc: Doc) -> tuple[tuple[Any, ...], ...]:
     return tuple((ast.literal_eval(argument),) for argument, _ in doc.check["tests"])
 
 
-def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
-    if outcome.status != "ok":
+def _verdict(source: str, doc: Doc, outcome: Outcome, found: Difference | None) -> Verdict:
+    if found is None:
         return verdict(outcome, source)
-    try:
-        results = outcome.values()
-    except ValueError as exc:
-        return Verdict(False, "code error", source, str(exc))
-    for result, (argument, expected) in zip(results, doc.check["tests"], strict=True):
-        if not same(result, ast.literal_eval(expected)):
-            return Verdict(False, "wrong", source, f"solve({argument}) gave {shown(result)}, expected {expected[:80]}")
-    return Verdict(True, "correct", source)
+    argument, expected = doc.check["tests"][found.place]
+    return found.verdict(source, f"solve({argument}) gave {found.got}, expected {expected[:80]}")
 
 
 BENCH = Bench(

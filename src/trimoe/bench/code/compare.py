@@ -1,63 +1,90 @@
-"""Comparison of results with expected values. Pure; both sides are plain values (results were decoded by `wire`)."""
+"""Comparison of candidates' results with expected values, in samples of their own.
 
-import math
+Invariants: results are only compared as bytes in this process. Whatever they cost to decode or compare counts against
+the candidate, under limits.
+"""
+
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-_DEFAULT_ATOL = 1e-6  # evalplus: absolute tolerance for floats when the row has 0
-_RTOL = 1e-7  # evalplus: passed to numpy.allclose explicitly
+from trimoe.bench.bench import Verdict
+from trimoe.sandbox import Compare, Job, Limits, Outcome
+from trimoe.sandbox.inside import wire
+
+LIMITS = Limits(cpu=60, call_cpu=60, memory=4 << 30)
 
 
-def same(result: Any, expected: Any) -> bool:
-    """Python's equality. Values that cannot be compared, such as arrays of different shapes, differ."""
-    try:
-        return bool(result == expected)
-    except (ValueError, TypeError, RecursionError):
-        return False
+@dataclass(frozen=True)
+class Due:
+    """What a candidate's results must equal: the encoded values, a rule of `inside.compare`, and its settings."""
+
+    lines: tuple[bytes, ...]
+    rule: str
+    settings: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, values: Sequence[Any], rule: str) -> "Due":
+        """From plain values."""
+        return cls(tuple(wire.dumps({"value": wire.encode(value)}) for value in values), rule)
 
 
-def shown(value: Any, width: int = 80) -> str:
-    """A value for a message, cut to `width` characters. Values that cannot be printed are replaced by their type."""
-    try:
-        return repr(value)[:width]
-    except (ValueError, RecursionError, MemoryError):
-        return f"<a long {type(value).__name__}>"
+@dataclass(frozen=True)
+class Difference:
+    """The first pair that differs: its place, and both values shortened, or why the comparison failed."""
+
+    place: int
+    got: str = ""
+    expected: str = ""
+    unreadable: str = ""
+    fault: str = ""
+
+    def verdict(self, source: str, detail: str) -> Verdict:
+        """Wrong, or a code error if the result could not be compared; not scored if the harness failed."""
+        if self.fault:
+            return Verdict(None, "harness error", source, self.fault)
+        if self.unreadable:
+            return Verdict(False, "code error", source, f"its result cannot be compared: {self.unreadable}")
+        return Verdict(False, "wrong", source, detail)
 
 
-def same_as_evalplus(result: Any, expected: Any, atol: float) -> bool:
-    """The rule of evalplus 0.3.1: equal, or of the same type and within tolerance.
+def comparison(lines: Sequence[bytes], due: Due) -> tuple[Compare | None, list[int]]:
+    """The job that compares results with expected values, and the place of each of its pairs.
 
-    A tolerance applies if the row has one (`atol`) or floats are expected. It is numpy.allclose's, elementwise:
-    |result - expected| <= atol + 1e-7 * |expected|; a NaN is never close. evalplus keeps a tolerance, once needed, for
-    all later inputs of the row. Here each input gets its own, so the verdict does not depend on their order.
+    Equal texts are equal values and need no job, except NaN, which equals nothing, and rules that ignore the values.
     """
-    if same(result, expected):
-        return True
-    if atol == 0 and _is_floats(expected):
-        atol = _DEFAULT_ATOL
-    if atol == 0 or type(result) is not type(expected):
-        return False
-    return _close(result, expected, atol)
+    places = [
+        place
+        for place, (line, other) in enumerate(zip(lines, due.lines, strict=False))
+        if line != other or due.rule == "root" or b"nan" in line
+    ]
+    if not places:
+        return None, places
+    settings = due.settings or (None,) * len(due.lines)
+    chosen = [(lines[place], due.lines[place], settings[place]) for place in places]
+    results, expected, used = (tuple(column) for column in zip(*chosen, strict=True))
+    return Compare(results, expected, due.rule, used, LIMITS), places
 
 
-def _is_floats(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return bool(value) and all(isinstance(item, float) for item in value)
-    return isinstance(value, float)
+def difference(outcome: Outcome, places: Sequence[int]) -> Difference | None:
+    """The first difference that a comparison found."""
+    if outcome.status == "harness":
+        return Difference(places[0], fault=outcome.detail)
+    if outcome.status != "ok":
+        return Difference(places[0], unreadable=f"{outcome.status}: {outcome.detail}")
+    last = json.loads(outcome.lines[-1])
+    place = places[len(outcome.lines) - 1]
+    if last["same"]:
+        return None
+    if "unreadable" in last:
+        return Difference(place, unreadable=last["unreadable"])
+    return Difference(place, *last["shown"])
 
 
-def _close(result: Any, expected: Any, atol: float) -> bool:
-    if isinstance(expected, list | tuple):
-        if not isinstance(result, Sequence) or len(result) != len(expected):
-            return False
-        return all(_close(one, other, atol) for one, other in zip(result, expected, strict=True))
-    if not isinstance(expected, int | float | complex) or not isinstance(result, int | float | complex):
-        return False
-    try:
-        if isinstance(expected, complex) or isinstance(result, complex):
-            return abs(result - expected) <= atol + _RTOL * abs(expected)
-        if math.isinf(expected) or math.isinf(result):
-            return result == expected
-        return abs(result - expected) <= atol + _RTOL * abs(expected)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
+def differences(run: Any, results: Sequence[Sequence[bytes]], dues: Sequence[Due]) -> list[Difference | None]:
+    """The first difference of each candidate. `run` runs jobs: `run_jobs`, or a sandbox's method."""
+    prepared = [comparison(lines, due) for lines, due in zip(results, dues, strict=True)]
+    jobs: list[Job] = [job for job, _ in prepared if job is not None]
+    outcomes = iter(run(jobs) if jobs else [])
+    return [difference(next(outcomes), places) if job is not None else None for job, places in prepared]

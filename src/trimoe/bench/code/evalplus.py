@@ -1,6 +1,6 @@
 """HumanEval+ as evalplus scores it: results for every base and plus input equal those of the canonical solution.
 
-Tolerances are those of evalplus 0.3.1 (`compare.same_as_evalplus`), with two corrections. Its special case for
+Tolerances are those of evalplus 0.3.1 (`sandbox.inside.compare`), with two corrections. Its special case for
 HumanEval/32 (any root of the polynomial is right) skips the line that counts an input as passed, so it fails every
 answer; here the root is checked and counted. And a candidate never sees arguments that an earlier call modified. Time
 is measured in CPU seconds, so a busy machine causes no failures: the limit per call is 4 s, or four times the total of
@@ -9,20 +9,19 @@ the canonical solution.
 
 import gzip
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimoe.bench.bench import Verdict
-from trimoe.bench.code.compare import same_as_evalplus, shown
+from trimoe.bench.code.compare import Difference, Due, differences
 from trimoe.bench.code.environment import environments
 from trimoe.bench.code.oracle import LIMITS, Expected, expected
 from trimoe.bench.code.verdict import verdict
 from trimoe.errors import BadInput
 from trimoe.sandbox import Calls, Outcome, Sandbox
-from trimoe.sandbox.inside import wire
+from trimoe.sandbox.inside.compare import shown
 
 ENVIRONMENT = environments()["evalplus"]
 _CPU_FACTOR = 4.0  # times the canonical solution
@@ -81,7 +80,26 @@ def score(
         zip((p.task_id for p in asked), expected([_canonical(p, p.inputs) for p in asked], sandbox, cache), strict=True)
     )
     outcomes = sandbox.run([_job(source, problem, known[problem.task_id]) for source, problem in pairs])
-    return [_verdict(s, p, known[p.task_id], o, sandbox) for (s, p), o in zip(pairs, outcomes, strict=True)]
+    dues = [_due(problem, known[problem.task_id].lines) for _, problem in pairs]
+    plain = [_without_digests(outcome.lines, due.lines) for outcome, due in zip(outcomes, dues, strict=True)]
+    found = differences(sandbox.run, plain, dues)
+    together = zip(pairs, dues, outcomes, found, strict=True)
+    return [_verdict(*pair, due, outcome, one, sandbox) for pair, due, outcome, one in together]
+
+
+def _due(problem: Problem, lines: tuple[bytes, ...]) -> Due:
+    if problem.task_id == _ANY_ROOT:
+        return Due(lines, "root", tuple(arguments[0] for arguments in problem.inputs))
+    return Due(lines, "evalplus", (problem.atol,) * len(lines))
+
+
+def _without_digests(lines: tuple[bytes, ...], due: tuple[bytes, ...]) -> list[bytes]:
+    """The lines with the expected one in place of each pair that needs the results in full."""
+    return [other if _is_digest(line, other) else line for line, other in zip(lines, due, strict=False)]
+
+
+def _is_digest(line: bytes, due: bytes) -> bool:
+    return line != due and (b'"digest"' in line[:12] or b'"digest"' in due[:12])
 
 
 def _canonical(problem: Problem, inputs: tuple[tuple[Any, ...], ...], digest_over: int = _DIGEST_OVER) -> Calls:
@@ -94,56 +112,37 @@ def _job(source: str, problem: Problem, reference: Expected) -> Calls:
     return Calls(ENVIRONMENT.program(source), problem.entry_point, problem.inputs, limits, _DIGEST_OVER)
 
 
-def _verdict(source: str, problem: Problem, reference: Expected, outcome: Outcome, sandbox: Sandbox) -> Verdict:
+def _verdict(
+    source: str, problem: Problem, due: Due, outcome: Outcome, found: Difference | None, sandbox: Sandbox
+) -> Verdict:
     """Compare the results, even of a candidate that failed later: the first fault is the cause."""
-    special = _SPECIAL.get(problem.task_id)
-    for place, (line, due) in enumerate(zip(outcome.lines, reference.lines, strict=False)):
-        if line == due and special is None and b"nan" not in line:
-            continue  # equal texts are equal values
-        try:
-            if b'"digest"' in line[:12] or b'"digest"' in due[:12]:
-                result, wanted = _in_full(source, problem, place, sandbox)
-            else:
-                result, wanted = _value(line), _value(due)
-        except ValueError as exc:
-            return Verdict(False, "code error", source, str(exc))
-        arguments = problem.inputs[place]
-        if not (special(arguments, result) if special else same_as_evalplus(result, wanted, problem.atol)):
-            return Verdict(False, "wrong", source, _shown(problem, place, result, wanted))
-    return verdict(outcome, source)
+    for place, pair in enumerate(zip(outcome.lines, due.lines, strict=False)):
+        if found is not None and found.place <= place:
+            break
+        if _is_digest(*pair) and (full := _in_full(source, problem, place, sandbox)) is not None:
+            found = full
+            break
+    if found is None:
+        return verdict(outcome, source)
+    return found.verdict(source, _shown(problem, found))
 
 
-def _value(line: bytes) -> Any:
-    """The value of a line. Raises `ValueError` if the candidate wrote something else."""
-    try:
-        return wire.decode(json.loads(line)["value"])
-    except (KeyError, TypeError, RecursionError) as exc:
-        raise ValueError(f"a malformed result: {type(exc).__name__}") from exc
-
-
-def _in_full(source: str, problem: Problem, place: int, sandbox: Sandbox) -> tuple[Any, Any]:
-    """Result and expected result of one input whose hashes differ. They may still be equal (3 and 3.0) or close."""
+def _in_full(source: str, problem: Problem, place: int, sandbox: Sandbox) -> Difference | None:
+    """Compare one input whose hashes differ. The results may still be equal (3 and 3.0) or close."""
     inputs = (problem.inputs[place],)
     calls = [Calls(source, problem.entry_point, inputs, LIMITS), _canonical(problem, inputs, LIMITS.output)]
     ours, theirs = sandbox.run(calls)
     if ours.status != "ok" or theirs.status != "ok":
-        raise ValueError(f"ended differently when run again: {ours.detail or theirs.detail}")
-    return ours.values()[0], theirs.values()[0]
+        return Difference(place, unreadable=f"ended differently when run again: {ours.detail or theirs.detail}")
+    (found,) = differences(sandbox.run, [ours.lines], [Due(theirs.lines, "evalplus", (problem.atol,))])
+    return None if found is None else replace(found, place=place)
 
 
-def _shown(problem: Problem, place: int, result: Any, due: Any) -> str:
-    base = len(problem.base_input)
+def _shown(problem: Problem, found: Difference) -> str:
+    base, place = len(problem.base_input), found.place
     where = f"base input {place + 1}" if place < base else f"plus input {place + 1 - base}"
     call = f"{problem.entry_point}{shown(problem.inputs[place])}"
-    return f"{where}: {call} gave {shown(result, 60)}, expected {shown(due, 60)}"
+    return f"{where}: {call} gave {found.got[:60]}, expected {found.expected[:60]}"
 
 
-def _is_root(arguments: Sequence[Any], root: Any) -> bool:
-    """HumanEval/32: any x with |p(x)| <= 1e-4 where p has the given coefficients, lowest first."""
-    try:
-        return bool(abs(sum(c * math.pow(root, i) for i, c in enumerate(arguments[0]))) <= 1e-4)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-_SPECIAL: dict[str, Callable[[Sequence[Any], Any], bool]] = {"HumanEval/32": _is_root}
+_ANY_ROOT = "HumanEval/32"

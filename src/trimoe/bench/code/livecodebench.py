@@ -6,10 +6,9 @@ are JSON. Expected values stay outside the sandbox.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from trimoe.bench.bench import Doc, Verdict
-from trimoe.bench.code.compare import same, shown
+from trimoe.bench.code.compare import Difference, Due, differences
 from trimoe.bench.code.environment import environments
 from trimoe.bench.code.verdict import Pairs, verdict
 from trimoe.sandbox import Calls, Outcome, run_jobs
@@ -20,8 +19,10 @@ LIMITS = ENVIRONMENT.limits
 
 def score(pairs: Pairs) -> list[Verdict]:
     """One verdict per pair. Rows have `method` and `tests`, a list of (arguments, expected value)."""
-    jobs = [_job(source, doc) for source, doc in pairs]
-    return [_verdict(source, doc, outcome) for (source, doc), outcome in zip(pairs, run_jobs(jobs), strict=True)]
+    outcomes = run_jobs([_job(source, doc) for source, doc in pairs])
+    dues = [Due.of([expected for _, expected in doc.check["tests"]], "listed") for _, doc in pairs]
+    found = differences(run_jobs, [outcome.lines for outcome in outcomes], dues)
+    return [_verdict(source, ran, one) for (source, _), ran, one in zip(pairs, outcomes, found, strict=True)]
 
 
 def _job(source: str, doc: Doc) -> Calls:
@@ -30,19 +31,8 @@ def _job(source: str, doc: Doc) -> Calls:
     return Calls(ENVIRONMENT.program(source), entry, args, replace(LIMITS, cpu=LIMITS.cpu * max(1, len(args))))
 
 
-def _verdict(source: str, doc: Doc, outcome: Outcome) -> Verdict:
-    try:
-        results = outcome.values()
-    except ValueError as exc:
-        return Verdict(False, "code error", source, str(exc))
-    for number, (result, (_, expected)) in enumerate(zip(results, doc.check["tests"], strict=False), 1):
-        if not same(listed(result), listed(expected)):
-            return Verdict(False, "wrong", source, f"test {number}: got {shown(result)}, expected {shown(expected)}")
-    return verdict(outcome, source)
-
-
-def listed(value: Any) -> Any:
-    """Tuples converted to lists at any depth, because JSON does not distinguish them."""
-    if isinstance(value, tuple | list):
-        return [listed(item) for item in value]
-    return {key: listed(item) for key, item in value.items()} if isinstance(value, dict) else value
+def _verdict(source: str, outcome: Outcome, found: Difference | None) -> Verdict:
+    """The first fault is the cause: a wrong result before an exception in a later call."""
+    if found is None:
+        return verdict(outcome, source)
+    return found.verdict(source, f"test {found.place + 1}: got {found.got}, expected {found.expected}")

@@ -1,4 +1,4 @@
-"""The processes of a Python sample: the candidate, and the checker that calls it.
+"""The processes of a Python sample: the candidate, the checker that calls it, and the comparison of its results.
 
 The candidate runs generated source and answers calls. It receives arguments, never expected values, and runs in another
 process and namespace than the tests. It therefore cannot influence the verdict by overloading equality, patching the
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from trimoe.sandbox.inside import wire
+from trimoe.sandbox.inside import compare, wire
 
 _FLUSH_SECONDS, _FLUSH_BYTES = 0.02, 1 << 16
 _LONGEST_LINE = 16 << 20
@@ -45,6 +45,27 @@ def candidate_calls(job: dict[str, Any], out: int) -> NoReturn:
             write({"raised": _told(exc)})
             break
         write.flush_if_due()
+    _leave(write)
+
+
+def compares(job: dict[str, Any], out: int) -> NoReturn:
+    """Compare results with expected values by a rule. Writes one line per pair; stops at the first difference.
+
+    Results are hostile. Whatever they do to this process, its limits end it, and that is the candidate's verdict.
+    """
+    write, rule = _Writer(out), compare.RULES[job["rule"]]
+    for result, expected, setting in zip(job["results"], job["expected"], job["settings"], strict=True):
+        due = wire.decode(json.loads(expected.encode("latin-1"))["value"])
+        try:
+            found = wire.decode(json.loads(result.encode("latin-1"))["value"])
+            alike = rule(found, due, setting)
+            line = {"same": True} if alike else {"same": False, "shown": [compare.shown(found), compare.shown(due)]}
+        except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as exc:
+            line = {"same": False, "unreadable": f"{type(exc).__name__}: {exc}"[:_LONGEST_TEXT]}
+        write(line)
+        write.flush_if_due()
+        if not line["same"]:
+            break
     _leave(write)
 
 

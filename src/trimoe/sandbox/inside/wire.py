@@ -12,7 +12,7 @@ Decoding builds plain values only. It runs no code of the sender and raises `Val
 import itertools
 import json
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -21,6 +21,9 @@ from typing import Any, cast
 _LONG = 1 << 1024  # above this, decimal digits are slow (and Python refuses more than 4300 of them)
 _MOST_ITEMS = 1 << 20  # of an iterator, which may be infinite
 _FEW = 1000  # so few items can be put into a set quickly, whatever their hashes
+_MOST_COMPARISONS = 1 << 20  # of items with equal hashes
+_MOST_BITS = 1 << 17  # of the terms of a fraction
+_MOST_CHARACTERS = 16 << 20  # of an array of texts
 _DEEPEST = 200  # levels of containers; the JSON reader has its own limit
 _EMPTY: list[Any] = []
 _MADE: tuple[Any, ...] = (
@@ -145,7 +148,7 @@ def decode(value: Encoded, reference: Callable[[Any], object] | None = None, dep
             raise ValueError(f"unknown tag {tag!r}"[:80])
         reader, nested = _READERS[tag]
         return reader([decode(item, reference, depth + 1) for item in payload] if nested else payload)
-    except (TypeError, KeyError, AttributeError, ArithmeticError) as exc:
+    except (TypeError, KeyError, AttributeError, ArithmeticError, MemoryError) as exc:
         raise ValueError(f"malformed value: {exc}"[:200]) from exc
 
 
@@ -155,15 +158,34 @@ def _ndarray(payload: Any) -> Any:
     kind, plain = payload
     if not isinstance(kind, str) or kind[1:2] not in ("b", "i", "u", "f", "c", "U") or len(kind) > 8:
         raise ValueError("not the type of an array")
-    # Strings get the width they need: a width named by the sender would be allocated for every element.
+    # Strings get the width they need: a width named by the sender would be allocated for every element. Still, one long
+    # string among many short ones widens all of them.
+    if kind[1] == "U" and len(texts := _leaves(plain)) * max(map(len, texts), default=0) > _MOST_CHARACTERS:
+        raise ValueError("an array of texts of very different lengths")
     return np.array(plain, dtype=np.dtype("U" if kind[1] == "U" else kind))
 
 
+def _leaves(value: Any) -> list[str]:
+    """The texts in nested lists."""
+    if not isinstance(value, list):
+        return [str(value)]
+    return [leaf for item in value for leaf in _leaves(item)]
+
+
 def _unlike(items: list[Any]) -> list[Any]:
-    """Check the items of a set or keys of a dictionary: many equal hashes would take quadratic time."""
-    if len(items) > _FEW and len(set(map(hash, items))) < len(items) // 2:
-        raise ValueError("many different items with the same hash")
+    """Check the items of a set or keys of a dictionary: items of equal hash take quadratic time."""
+    if len(items) > _FEW:
+        alike = Counter(map(hash, items))
+        if sum(count * count for count in alike.values()) > _MOST_COMPARISONS + 100 * len(items):
+            raise ValueError("many different items with the same hash")
     return items
+
+
+def _fraction(pair: Any) -> Fraction:
+    """A fraction; reducing it takes quadratic time, so its terms must not be longer than any honest one's."""
+    if any(isinstance(term, int) and term.bit_length() > _MOST_BITS for term in pair):
+        raise ValueError(f"a fraction with terms of more than {_MOST_BITS:,} bits")
+    return Fraction(*pair)
 
 
 def _dictionary(pairs: list[Any]) -> dict[Any, Any]:
@@ -188,7 +210,7 @@ _READERS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "bytes": (bytes.fromhex, False),
     "bytearray": (bytearray.fromhex, False),
     "decimal": (Decimal, False),
-    "fraction": (lambda pair: Fraction(*pair), True),
+    "fraction": (_fraction, True),
     "complex": (lambda pair: complex(*pair), True),
     "ndarray": (_ndarray, True),
     "scalar": (lambda payload: _ndarray(payload)[()], True),

@@ -15,6 +15,7 @@ import select
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -65,8 +66,20 @@ def main() -> None:
 
 def _calls(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
     """Run the calls of one candidate; returns the report and the lines of results."""
+    return _lines(_start_calls, spaces, limits, sizes)
+
+
+def _compare(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str, Any], bytes]:
+    """Compare the results of one candidate; returns the report and one line per pair."""
+    return _lines(_start_comparing, spaces, limits, sizes)
+
+
+def _lines(
+    role: Callable[..., NoReturn], spaces: Spaces, limits: Limits, sizes: list[int]
+) -> tuple[dict[str, Any], bytes]:
+    """Run a sample of one process that writes lines; returns the report and the lines."""
     out, tell = _wide_pipe()
-    sample = start(spaces, sizes[0], limits, partial(_start_calls, out=tell), (tell,))
+    sample = start(spaces, sizes[0], limits, partial(role, out=tell), (tell,))
     os.close(tell)
     data, stopped = _watch(sample, out, limits)
     sample.end()
@@ -106,12 +119,16 @@ def _program(spaces: Spaces, limits: Limits, sizes: list[int]) -> tuple[dict[str
     return {"stopped": stopped, "steps": sample.steps()}, b""
 
 
-_KINDS = {"calls": _calls, "check": _check, "program": _program}
+_KINDS = {"calls": _calls, "check": _check, "compare": _compare, "program": _program}
 
 
 def _start_calls(job: Any, out: int) -> NoReturn:
     _forget_ourselves()
     python.candidate_calls(job, out)
+
+
+def _start_comparing(job: Any, out: int) -> NoReturn:
+    python.compares(job, out)
 
 
 def _start_serving(job: Any, asked: int, answer: int) -> NoReturn:
