@@ -21,11 +21,12 @@ from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refused, UsageError
 from trimoe.io.atomic import RESUME
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.nvfp4 import dequantize
 from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.nvfp4 import matrices as nvfp4_matrices
 from trimoe.quantize.nvfp4 import write as nvfp4_write
-from trimoe.quantize.nvfp4.codes import bits_of, dequantize
+from trimoe.quantize.nvfp4.codes import bits_of
 from trimoe.quantize.nvfp4.plan import plan_nvfp4, wildcards
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4, verify
 from trimoe.quantize.nvfp4.rules import LAYOUTS, parse_rules

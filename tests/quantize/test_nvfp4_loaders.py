@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.nvfp4 import dequantize
 from trimoe.model.safetensors import header_bytes, read_array, read_bytes, read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import DOMAINS, generate
-from trimoe.quantize.nvfp4.codes import dequantize, floats
+from trimoe.quantize.nvfp4.codes import floats
 from trimoe.quantize.nvfp4.plan import Matrix, plan_nvfp4
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimoe.errors import CheckpointError
+from trimoe.model.nvfp4 import E4M3, VALUES, dequantize
 from trimoe.quantize.nvfp4 import codes as nvfp4_math
 from trimoe.quantize.nvfp4.codes import (
-    E4M3,
-    VALUES,
     bits_of,
-    dequantize,
     e4m3,
     floats,
     global_scale,

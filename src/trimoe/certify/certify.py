@@ -23,6 +23,7 @@ from trimoe.certify.certificate import (
 from trimoe.certify.checkpoint import CheckpointPair
 from trimoe.certify.files import check_map
 from trimoe.certify.gguf.pair import GgufPair
+from trimoe.certify.loading import why_not
 from trimoe.certify.logit_proof import LogitProof, LogitSettings
 from trimoe.certify.pair import ModelPair
 from trimoe.certify.prompts import load_prompts
@@ -95,6 +96,12 @@ def certify(
     )
     certificate.save(where)
     return certificate
+
+
+def obstacle(original: PathLike) -> str | None:
+    """Why `certify` cannot compare logits of this checkpoint, known before any work; None if it can, and for GGUF."""
+    path = Path(original)
+    return why_not(path) if (path / "config.json").is_file() and find_gguf(path) is None else None
 
 
 def open_pair(

@@ -8,7 +8,7 @@ from trimoe.certify.certificate import CERTIFICATE, Check, Finding, ModelIdentit
 from trimoe.certify.expected import Expected, Index, expected_tensors, fit_map
 from trimoe.certify.files import check_config, check_files, read_config, recorded_map
 from trimoe.certify.heal import CLAIM, HEAL_CHECK, check_heal
-from trimoe.certify.loading import missing_software
+from trimoe.certify.loading import why_not
 from trimoe.certify.logit_proof import LogitProof, LogitSettings
 from trimoe.certify.logits import CLAIMS, check_logits
 from trimoe.certify.pair import ModelPair
@@ -106,8 +106,9 @@ class CheckpointPair(ModelPair):
         return factor_between(want, have)
 
     def why_no_logits(self) -> str | None:
-        """A healed model's logits differ; otherwise torch and transformers are needed."""
-        return "the model was healed, so its logits differ on purpose" if self._was_healed else missing_software()
+        """A healed model's logits differ; otherwise torch, transformers and weights that load as floats are needed."""
+        healed = "the model was healed, so its logits differ on purpose"
+        return healed if self._was_healed else why_not(self.original.path)
 
     def check_logits(self, drop_map: DropMap, settings: LogitSettings, progress: Progress | None) -> LogitProof:
         """In fp32 with transformers."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.certify.certificate import Finding
-from trimoe.certify.files import read_config
 from trimoe.certify.logit_proof import CannotCheck
-from trimoe.model.quant import all_quants, method_of
+from trimoe.errors import TrimoeError
+from trimoe.model.floats import as_floats, quant_beside, why_not_floats
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
 
@@ -34,6 +34,19 @@ def missing_software() -> str | None:
     return f"{', '.join(absent)} not installed (pip install 'trimoe[torch]')" if absent else None
 
 
+def why_not(path: Path) -> str | None:
+    """Why the checkpoint cannot be loaded as floats here, or None; reads config.json only."""
+    if (absent := missing_software()) is not None:
+        return absent
+    if why_not_floats(path) is None:
+        return None
+    try:
+        _options(path)
+    except CannotCheck as exc:
+        return str(exc)
+    return None
+
+
 @contextmanager
 def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The model in fp32 with its loading report; released on exit."""
@@ -42,25 +55,26 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
     from transformers.utils import logging
 
     _require_memory(nbytes, device)
-    floats = _dequantized(path)
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _floats(path) as (folder, options):
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is intended
             # Mismatched sizes are accepted here, so that they are reported by name instead of as a stack trace.
             model, keys = AutoModelForCausalLM.from_pretrained(
-                path,
+                folder,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
                 attn_implementation="eager",
                 experts_implementation="eager",
-                **floats,
+                **options,
             )
         model = model.eval().to(device)
+    except (CannotCheck, TrimoeError):
+        raise
     except Exception as exc:  # damaged weights raise anything; each means "does not load"
         raise LoadingFailed(
             [Finding(subject="AutoModelForCausalLM cannot load the model", actual=first_line(exc))]
@@ -76,14 +90,23 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
         gc.collect()
 
 
-def _dequantized(path: Path) -> dict[str, Any]:
-    """Loading options that dequantize weights, so that no special kernels are needed."""
+@contextmanager
+def _floats(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The directory to load and loading options: floats decoded here, else by transformers where it is known to."""
+    if why_not_floats(path) is not None:
+        yield path, _options(path)
+        return
+    with as_floats(path) as folder:
+        yield folder, _options(path) if folder == path else {}
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """Options with which transformers dequantizes weights, so that no special kernels are needed."""
     import transformers
 
-    method = method_of(read_config(path))
+    quant, method = quant_beside(path)
     if method is None:
         return {}
-    quant = next((q for q in all_quants() if method in q.methods), None)
     if quant is None or quant.loader is None:
         raise CannotCheck(f"transformers cannot load {method} weights as floats")
     if absent := [name for name in quant.packages if find_spec(name) is None]:

@@ -13,6 +13,7 @@ from trimoe.errors import UsageError
 from trimoe.evaluate.intake import Group, Intake, Job
 from trimoe.evaluate.log.records import Arrived, Sample
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.floats import require_floats
 from trimoe.model.generate import SAMPLER, Generator, Reply
 
 
@@ -26,6 +27,7 @@ class InProcess:
     def __init__(self, checkpoint: Checkpoint, *, batch_size: int = 128, device: str = "cpu", path: str = "") -> None:
         if batch_size < 1:
             raise UsageError("the batch size must be positive", actual=f"{batch_size}", remedy="give 1 or more")
+        require_floats(checkpoint.path)
         self._checkpoint, self._batch_size, self._device = checkpoint, batch_size, device
         self._generator: Generator | None = None
         self.label = checkpoint.path.resolve().name

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite
+from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, TrimoeError
+from trimoe.model.floats import NotFloats, as_floats, refusal
 
 TURN_END = "<turn|>"  # Gemma 4's end of turn; other families end with their eos token
 SAMPLER: dict[str, Any] = {"engine": "trimoe", "decoding": "greedy", "dtype": "float32"}
@@ -183,17 +184,35 @@ class Generator:
 def load_model(model_dir: Path, dtype: str = "float32") -> Any:
     """The model on the CPU, in evaluation mode.
 
-    `CheckpointError` if a tensor is missing, has another shape, or is not part of the model: transformers would
-    initialise it at random or ignore it.
+    `CheckpointError` if a tensor is missing, has another shape, or is not part of the model (transformers would
+    initialise it at random or ignore it), and for quantized weights without a decoder (see `floats`).
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
-    )
+    try:
+        with as_floats(model_dir) as folder:
+            # Sizes that do not fit are accepted here, so that they are reported by name instead of as a stack trace.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+            )
+    except NotFloats as exc:
+        raise refusal(model_dir, str(exc)) from exc
+    except (ImportError, MemoryError, TrimoeError):
+        raise
+    except Exception as exc:  # config.json and weights of a checkpoint raise anything; each means "does not load"
+        raise CheckpointError(
+            f"{model_dir} cannot be loaded by transformers",
+            expected="a checkpoint that AutoModelForCausalLM loads",
+            actual=" ".join(f"{type(exc).__name__}: {exc}".split())[:300],
+            remedy="`trimoe inspect` shows what the checkpoint is; use config.json and weights of the same model",
+        ) from exc
     model, info = loaded
     strays = [name for name in info.get("unexpected_keys") or () if not _unused_by_text(name, model.config)]
     for kind, found in {**info, "unexpected_keys": strays}.items():

@@ -62,6 +62,7 @@ class Quant(Data, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
     loader: str | None = None
     packages: tuple[str, ...] = ()
+    runs: bool = False
     module: tuple[Rule, ...] = ()
     stack: tuple[Rule, ...] = ()
 

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimoe.errors import CheckpointError
+from trimoe.model.nvfp4 import BLOCK, E4M3, Array
 
-Array = np.ndarray
-BLOCK = 16
 _CHUNK = 32768
 """Blocks per step (9 MiB of buffers). A single thread is fastest with 8192, which fits its cache; two threads are twice
 as fast with this size, because they wait for the interpreter lock after each short operation."""
@@ -32,8 +31,6 @@ _MAGNITUDE, _INFINITE = (
 _BITS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}
 FLOATS = tuple(_BITS)
 """Types of weights that can be quantized."""
-VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""E2M1 by code."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +92,6 @@ def e4m3(values: Array) -> Array:
     return np.where(values < np.float32(2.0**-6), small, normal).astype(np.uint8)
 
 
-def _e4m3_values() -> Array:
-    codes = np.arange(256)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    small = mantissa * 2.0**-9
-    found = np.where(exponent == 0, small, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)) * np.where(codes < 128, 1, -1)
-    found[[127, 255]] = np.nan
-    return found.astype(np.float32)
-
-
-E4M3 = _e4m3_values()
-"""E4M3 by its bits."""
-
-
 def quantize(bits: Array, dtype: str, scale: np.float32) -> Quantized:
     """Quantize a matrix of `bits_of` with the tensor's `scale_2`; the number of columns is a multiple of 16."""
     rows, columns = bits.shape
@@ -123,17 +107,6 @@ def quantize(bits: Array, dtype: str, scale: np.float32) -> Quantized:
             more, total = part.encode(packed[start:end])
             error, norm = error + more, norm + total
     return Quantized(packed.reshape(rows, columns // 2), scales.reshape(rows, columns // BLOCK), error, norm)
-
-
-def dequantize(packed: Array, scales: Array, scale: np.float32) -> Array:
-    """float32 [rows, columns] from codes: value x (block scale x scale_2), each product rounded once."""
-    rows, half = packed.shape
-    codes = np.empty((rows, half * 2), np.uint8)
-    codes[:, 0::2], codes[:, 1::2] = packed & 15, packed >> 4
-    factors = E4M3[scales] * np.float32(scale)
-    with np.errstate(under="ignore"):
-        result: Array = (VALUES[codes].reshape(rows, -1, BLOCK) * factors[..., None]).reshape(rows, half * 2)
-    return result
 
 
 _of_thread = threading.local()

@@ -11,7 +11,7 @@ from msgspec import to_builtins
 
 from trimoe.errors import CheckpointError
 from trimoe.io.jsonfile import read_json
-from trimoe.quantize.nvfp4.codes import BLOCK
+from trimoe.model.nvfp4 import BLOCK
 from trimoe.quantize.nvfp4.plan import Plan
 from trimoe.quantize.nvfp4.rules import rules
 

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 
 from trimoe.errors import CheckpointError
+from trimoe.model.nvfp4 import Array
 from trimoe.model.safetensors import ITEM_BITS, read_bytes
-from trimoe.quantize.nvfp4.codes import Array, Quantized, bits_of, largest, quantize
+from trimoe.quantize.nvfp4.codes import Quantized, bits_of, largest, quantize
 from trimoe.quantize.nvfp4.plan import Matrix
 
 SLICE = 4 << 20

@@ -15,9 +15,10 @@ from trimoe.errors import BadInput, CheckpointError, Refused, UsageError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.experts import ExpertTensor
 from trimoe.model.family.hf import Role
+from trimoe.model.nvfp4 import BLOCK
 from trimoe.model.quant import method_of
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo, header_bytes, nbytes_of
-from trimoe.quantize.nvfp4.codes import BLOCK, FLOATS
+from trimoe.quantize.nvfp4.codes import FLOATS
 from trimoe.quantize.nvfp4.rules import LAYOUTS, rules
 
 _WEIGHT = ".weight"

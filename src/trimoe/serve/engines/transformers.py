@@ -10,7 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from trimoe.errors import CheckpointError
 from trimoe.io.jsonfile import read_json
+from trimoe.model.floats import quant_beside
+from trimoe.model.quant import all_quants
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Engine, Options, Plan, log_folder
 from trimoe.serve.process import HOST, Server, free_port
@@ -33,9 +36,27 @@ def _program() -> str | None:
     return shutil.which("transformers", path=str(Path(sys.executable).parent)) or shutil.which("transformers")
 
 
+def require_runnable(folder: Path) -> None:
+    """`CheckpointError` for quantized weights that transformers is not known to run as the checkpoint holds them.
+
+    It starts all the same: version 5.23 leaves NVFP4 experts of Gemma 4 at random, and ignores the scale of Qwen3's.
+    """
+    quant, method = quant_beside(folder)
+    if method is None or (quant is not None and quant.runs):
+        return
+    raise CheckpointError(
+        f"{folder} is quantized, and the engine transformers is not known to run it as stored",
+        expected="unquantized weights or " + " or ".join(one.name for one in all_quants() if one.runs),
+        actual=f"{method}; NVFP4 experts were served with random values or without their scales, and no error",
+        remedy="use --engine vllm, evaluate it in this process (trimoe eval MODEL, which decodes NVFP4), or serve the "
+        "unquantized checkpoint",
+    )
+
+
 def plan(target: Target, needs: Requirements, options: Options) -> Plan:
     """The command line of `transformers serve`."""
     assert target.path is not None
+    require_runnable(target.path)
     port, device = options.port or free_port(), options.device or "cpu"
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
     switch = target.serving.thinking if target.serving else None
