@@ -53,6 +53,7 @@ def test_a_log_of_the_first_schema_opens_with_all_it_holds(tmp_path: Path) -> No
     assert [name for (name,) in db.execute("SELECT name FROM migrations ORDER BY rowid")] == [
         "first",
         "replies of servers",
+        "hash chain",
     ]
 
 

@@ -1,6 +1,7 @@
-"""`trimoe log`: verify, import, export and merge run logs."""
+"""`trimoe log`: verify, recover, import, export and merge run logs."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,18 +11,22 @@ from trimoe.cli.parts.common import emit, json_option
 from trimoe.errors import UsageError
 from trimoe.evaluate.log.export import rows, write_lm_eval, write_parquet
 from trimoe.evaluate.log.merge import merge_logs
+from trimoe.evaluate.log.recover import recover
 from trimoe.evaluate.log.run_log import RunLog
+from trimoe.evaluate.log.schema import is_current, open_readonly
+from trimoe.evaluate.log.verify import verified
 from trimoe.evaluate.recorded.importing import Imported, import_samples
 from trimoe.evaluate.recorded.layouts import LAYOUTS
 
 
 @click.group("log")
 def log_group() -> None:
-    """Verify, import, export and merge run logs.
+    """Verify, recover, import, export and merge run logs.
 
     \b
     Examples:
       trimoe log verify runs.db
+      trimoe log recover damaged.db -o recovered.db
       trimoe log import samples_gsm8k.jsonl --from lm-eval --bench gsm8k-100 --log runs.db
       trimoe log export runs.db --format jsonl > samples.jsonl
     """
@@ -31,17 +36,45 @@ def log_group() -> None:
 @click.argument("db", type=click.Path(path_type=Path))
 @json_option
 def log_verify(db: Path, as_json: bool) -> int:
-    """Check the file, its hashes and its results. Exit code 1 if something is wrong.
+    """Check the file, its hash chain and every derived number. Exit code 1 if something is wrong.
+
+    A log of an earlier version had no hash chain: it is brought up to date first, and the note says so.
 
     \b
     Examples:
       trimoe log verify runs.db
     """
-    with RunLog(db, create=False) as log:
-        faults, runs = log.verify(), len(log.runs())
-    text = "\n".join(faults) or f"sound: {runs} runs"
-    emit({"log": str(db), "sound": not faults, "runs": runs, "faults": faults}, text, as_json)
+    with closing(open_readonly(db)) as opened:
+        current = is_current(opened)
+    with RunLog(db, create=False, readonly=current) as log:
+        found = verified(log)
+    faults, runs = found.faults, found.runs
+    lines = [*(faults or [f"sound: {runs} runs"]), *(f"note: {note}" for note in found.notes)]
+    body = {"log": str(db), "sound": not faults, "runs": runs, "faults": faults, "notes": found.notes}
+    emit(body, "\n".join(lines), as_json)
     return 1 if faults else 0
+
+
+@log_group.command("recover")
+@click.argument("db", type=click.Path(path_type=Path))
+@click.option("-o", "--out", metavar="NEW.db", type=click.Path(path_type=Path), required=True, help="Log to write.")
+@json_option
+def log_recover(db: Path, out: Path, as_json: bool) -> None:
+    """Write what can be read of a damaged log into a new one, and list what is lost.
+
+    The damaged log is not changed. Rows that cannot be read whole are left out, and the next `trimoe eval` asks for
+    them again. Recovered runs are marked.
+
+    \b
+    Examples:
+      trimoe log recover runs.db -o recovered.db
+    """
+    done = recover(db, out)
+    lines = [f"{out}: " + ", ".join(f"{count} {table}" for table, count in done.kept.items() if count)]
+    lines += [f"lost: {count} rows of {table}" for table, count in done.lost.items() if count]
+    lines += [f"not readable: {what}" for what in done.unreadable]
+    lines += [f"{count} rows of {table} differ from the old log's hash chain" for table, count in done.edited.items()]
+    emit(done.as_dict(), "\n".join(lines), as_json)
 
 
 @log_group.command("import")

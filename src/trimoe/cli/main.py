@@ -51,7 +51,7 @@ VERBS: dict[str, Verb] = {
     "kld": Verb("kld", "Measure the KL divergence of quantized FILES from BASE"),
     "serve": Verb("serve", "Serve MODEL over the OpenAI API with the flags a bench needs"),
     "eval": Verb("eval", "Evaluate a checkpoint or a running server on benches"),
-    "log": Verb("log", "Verify, import, export and merge run logs"),
+    "log": Verb("log", "Verify, recover, import, export and merge run logs"),
     "rescore": Verb("rescore", "Score stored replies again without generating"),
     "audit": Verb("audit", "Report whether each score is fit to publish"),
     "compare": Verb("compare", "Compare evaluated models with a base, item by item"),

@@ -91,8 +91,8 @@ def against_base(row: Row, before: Read, now: Read, detail: bool) -> Row:
             seen = None if now.clustered else detectable(n, (lost + gained) / n)
             row = replace(row, detail=Detail(row.detail.se, error, drawn.low, drawn.high, drawn.units, seen))
     flips = _flips(before, now)
-    change = PairedChange(n, difference, low, high, lost, gained, p, flips=flips)
-    return replace(row, change=change, base_marks=before.marks)
+    paired = PairedChange(n, difference, low, high, lost, gained, p, flips=flips)
+    return replace(row, change=paired, base_marks=before.marks)
 
 
 def _flips(before: Read, now: Read) -> Flips:

@@ -20,6 +20,7 @@ Flag = Literal[
     "GUARD_IGNORED",
     "LEFT_OUT",
     "PAUSED",
+    "RECOVERED",
     "NOT_COMPARED",
     "OTHER_PROMPTS",
     "OTHER_ROWS",
@@ -58,6 +59,8 @@ def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mar
             pause = None
         if kind in (*MADE, "rescoring"):
             found |= dict.fromkeys(_of_event(detail))
+        elif kind == "recovered":
+            found[Mark("RECOVERED", "recovered from a damaged log")] = None
         elif kind == "imported":
             found |= dict.fromkeys(_of_import(detail))
         elif kind == OVERRULED:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimoe.errors import RunLogError, UsageError
+from trimoe.evaluate.log.chain import adopted, broken
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.schema import open_log, transaction
 from trimoe.io.atomic import publish_file
@@ -110,6 +111,10 @@ def merge_logs(sources: Sequence[Path], out: Path) -> Merged:
         try:
             for source in sources:
                 _take_in(db, source)
+                with RunLog(source, create=False) as log:
+                    _require_sound(source, log)
+            with transaction(db):
+                adopted(db, f"merged from {len(sources)} logs, whose own chains were sound or missing")
             (runs,), (samples,) = (
                 db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("runs", "samples")
             )
@@ -117,6 +122,18 @@ def merge_logs(sources: Sequence[Path], out: Path) -> Merged:
         finally:
             db.close()
     return Merged(runs, samples)
+
+
+def _require_sound(source: Path, log: RunLog) -> None:
+    """Refuse a log with a broken hash chain: in the merged log its edits could not be found."""
+    faults, _ = broken(log.db, {run.run_id: run.name for run in log.runs()})
+    if faults:
+        raise RunLogError(
+            f"{source} was edited",
+            expected="a log whose rows agree with its hash chain",
+            actual="; ".join(faults[:_FEW]) + (f" and {len(faults) - _FEW} more" if len(faults) > _FEW else ""),
+            remedy="leave it out; `trimoe log verify` lists every fault",
+        )
 
 
 def _take_in(db: sqlite3.Connection, source: Path) -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trimoe.bench.bench import Verdict
+from trimoe.errors import RunLogError, TrimoeError
 from trimoe.evaluate.log.records import UNCOUNTED, Attempt, Result, Run, Sample, Scored
 
 # Each sample with the verdict stored last, whatever its scorer version; a sample without one is not scored.
@@ -35,7 +36,7 @@ class LogReader:
             runs, samples = (
                 self.db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("names", "samples")
             )
-        except sqlite3.Error:
+        except (sqlite3.Error, TrimoeError):
             return f"RunLog({str(self.path)!r}, closed)"
         return f"RunLog({str(self.path)!r}, {runs} runs, {samples} samples)"
 
@@ -57,11 +58,29 @@ class LogReader:
                 model=row["model"],
                 identity=row["identity"],
                 spec_hash=row["spec_hash"],
-                spec=json.loads(row["spec"]),
-                sampler=json.loads(row["sampler"]),
+                spec=self._json(row["spec"], "a bench spec"),
+                sampler=self._json(row["sampler"], "a sampler"),
             )
             for row in rows
         ]
+
+    def _json(self, text: Any, what: str) -> dict[str, Any]:
+        """A stored JSON object. `RunLogError` if it is damaged."""
+        try:
+            found = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as exc:
+            raise self._damaged(f"{what}: {exc}") from exc
+        if not isinstance(found, dict):
+            raise self._damaged(f"{what} is not a JSON object")
+        return found
+
+    def _damaged(self, what: str) -> RunLogError:
+        return RunLogError(
+            f"run log {self.path} is damaged",
+            expected="the values that trimoe wrote",
+            actual=what,
+            remedy=f"`trimoe log recover {self.path} -o NEW.db` writes what can still be read into a new log",
+        )
 
     def samples(self, run: Run) -> list[Scored]:
         """The run's samples in the bench's order with their newest verdicts. Failed samples are included, unscored."""
@@ -95,7 +114,10 @@ class LogReader:
                 f"SELECT raw FROM {table} WHERE run_id = ? AND doc_id = ?", (run.run_id, doc_id)
             ).fetchone()
             if row is not None and row["raw"] is not None:
-                return unpacked(row["raw"])
+                try:
+                    return unpacked(row["raw"])
+                except (zlib.error, TypeError) as exc:
+                    raise self._damaged(f"the raw reply of {doc_id}: {exc}") from exc
         return None
 
     def attempts(self, run: Run, doc_id: str | None = None) -> list[tuple[str, Attempt]]:
@@ -126,8 +148,8 @@ class LogReader:
                 errors=row["errors"],
                 score=row["score"],
                 standard_error=row["standard_error"],
-                causes=json.loads(row["causes"]),
-                ceilings=json.loads(row["ceilings"]) if row["ceilings"] else None,
+                causes=self._json(row["causes"], "causes"),
+                ceilings=self._json(row["ceilings"], "ceilings") if row["ceilings"] else None,
                 marks=_lines(row["marks"]),
             )
             for row in rows
@@ -136,7 +158,7 @@ class LogReader:
     def events(self, run: Run) -> list[tuple[str, dict[str, Any]]]:
         """What happened to a run, oldest first: (kind, detail)."""
         rows = self.db.execute("SELECT kind, detail FROM events WHERE run_id = ? ORDER BY id", (run.run_id,))
-        return [(row["kind"], json.loads(row["detail"])) for row in rows]
+        return [(row["kind"], self._json(row["detail"], "an event")) for row in rows]
 
     def scored_by(self, run: Run, scorer: int) -> set[str]:
         """Ids of the samples whose newest verdict is by this scorer version and is correct or not, not unscored."""

@@ -16,11 +16,12 @@ from typing import Any
 
 from trimoe.bench.bench import Verdict
 from trimoe.errors import RunLogError
+from trimoe.evaluate.log.chain import KEYS, entered, entered_last
 from trimoe.evaluate.log.export import to_pandas
 from trimoe.evaluate.log.reader import LogReader
 from trimoe.evaluate.log.records import Arrived, Result, Run, Sample, identity_of
 from trimoe.evaluate.log.schema import now, open_log, open_readonly, transaction
-from trimoe.evaluate.log.verify import faults_of
+from trimoe.evaluate.log.verify import verified
 from trimoe.io.canonical import canonical_json, sha256_bytes
 
 _DEFLATE_ABOVE = 2048  # bytes of a raw reply; shorter ones stay readable with any SQLite tool
@@ -67,13 +68,17 @@ class RunLog(LogReader):
         spec_hash = sha256_bytes(canonical_json(spec))
         identity = identity_of(spec_hash, model, sampler)
         with self.transaction():
-            self.db.execute(
+            new = self.db.execute(
                 "INSERT OR IGNORE INTO runs (identity, bench, spec_hash, spec, model, sampler, settings, created) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (identity, bench, spec_hash, _text(spec), model, _text(sampler), _text(settings), now()),
             )
             (run_id,) = self.db.execute("SELECT id FROM runs WHERE identity = ?", (identity,)).fetchone()
-            self.db.execute("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", (name, bench, run_id))
+            if new.rowcount == 1:
+                entered(self.db, "runs", run_id)
+            label = self.db.execute("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", (name, bench, run_id))
+            if label.rowcount == 1:
+                entered(self.db, "names", name, bench)
             (taken,) = self.db.execute(
                 "SELECT run_id FROM names WHERE name = ? AND bench = ?", (name, bench)
             ).fetchone()
@@ -113,17 +118,20 @@ class RunLog(LogReader):
                 else:
                     self._insert(run, one.sample, one.raw)
                     # A result that counts this sample as failed is no longer valid.
-                    self.db.execute("DELETE FROM results WHERE run_id = ? AND errors > 0", (run.run_id,))
+                    self._remove("results", "run_id = ? AND errors > 0", (run.run_id,))
+                    self._remove("failures", "run_id = ? AND doc_id = ?", (run.run_id, one.sample.doc_id))
+                for a in one.attempts:
                     self.db.execute(
-                        "DELETE FROM failures WHERE run_id = ? AND doc_id = ?", (run.run_id, one.sample.doc_id)
+                        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (run.run_id, one.sample.doc_id, a.started, a.seconds, a.outcome, a.status, a.detail),
                     )
-                self.db.executemany(
-                    "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (run.run_id, one.sample.doc_id, a.started, a.seconds, a.outcome, a.status, a.detail)
-                        for a in one.attempts
-                    ],
-                )
+                    entered_last(self.db, "attempts")
+
+    def _remove(self, table: str, where: str, values: tuple[Any, ...]) -> None:
+        keys = self.db.execute(f"SELECT {', '.join(KEYS[table])} FROM {table} WHERE {where}", values).fetchall()
+        self.db.execute(f"DELETE FROM {table} WHERE {where}", values)
+        for key in keys:
+            entered(self.db, table, *key)
 
     def _insert(self, run: Run, s: Sample, raw: bytes | None) -> None:
         columns = {
@@ -144,7 +152,8 @@ class RunLog(LogReader):
             "seconds": s.seconds,
             "raw": _packed(raw),
         }
-        self.db.execute(f"INSERT OR IGNORE INTO samples {_values(columns)}", columns)
+        if self.db.execute(f"INSERT OR IGNORE INTO samples {_values(columns)}", columns).rowcount == 1:
+            entered(self.db, "samples", run.run_id, s.doc_id)
 
     def _fail(self, run: Run, one: Arrived) -> None:
         s = one.sample
@@ -161,6 +170,7 @@ class RunLog(LogReader):
         stored = self.db.execute("SELECT 1 FROM samples WHERE run_id = :run_id AND doc_id = :doc_id", columns)
         if stored.fetchone() is None:
             self.db.execute(f"INSERT OR REPLACE INTO failures {_values(columns)}", columns)
+            entered(self.db, "failures", run.run_id, s.doc_id)
 
     def score(self, run: Run, verdicts: Sequence[tuple[str, Verdict]], scorer: int) -> None:
         """Store verdicts of stored samples. They replace those of the same scorer version."""
@@ -168,10 +178,12 @@ class RunLog(LogReader):
             self._score(run, verdicts, scorer)
 
     def _score(self, run: Run, verdicts: Sequence[tuple[str, Verdict]], scorer: int) -> None:
-        self.db.executemany(
-            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(run.run_id, doc_id, scorer, v.extracted, v.correct, v.cause, v.detail) for doc_id, v in verdicts],
-        )
+        for doc_id, v in verdicts:
+            self.db.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (run.run_id, doc_id, scorer, v.extracted, v.correct, v.cause, v.detail),
+            )
+            entered(self.db, "scores", run.run_id, doc_id, scorer)
 
     def conclude(self, run: Run, result: Result) -> None:
         """Store a result. It replaces an earlier one over the same rows by the same scorer version."""
@@ -191,6 +203,7 @@ class RunLog(LogReader):
         }
         with self.transaction():
             self.db.execute(f"INSERT OR REPLACE INTO results {_values(columns)}", columns)
+            entered(self.db, "results", run.run_id, result.asked, result.scorer)
 
     def event(self, run: Run | None, kind: str, **detail: Any) -> None:
         """Record an event of a run: generating, asking, paused, rescoring, ..."""
@@ -199,10 +212,11 @@ class RunLog(LogReader):
                 "INSERT INTO events (run_id, created, kind, detail) VALUES (?, ?, ?, ?)",
                 (run.run_id if run else None, now(), kind, _text(detail)),
             )
+            entered_last(self.db, "events")
 
     def verify(self) -> list[str]:
         """Faults of the file or contradictions in its contents; empty if it is sound."""
-        return faults_of(self)
+        return verified(self).faults
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with one row per sample and the columns of `trimoe log export`. Needs pandas."""

@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from trimoe.errors import RunLogError
+from trimoe.errors import RunLogError, TrimoeError
+from trimoe.evaluate.log.chain import adopted
+from trimoe.evaluate.log.connection import LogConnection, connected
 
+CHAIN = "hash chain"  # name of a migration
 _APPLICATION_ID = 0x74726D6F  # "trmo" marks a run log among SQLite files
 
 MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -65,36 +68,34 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 PRIMARY KEY (run_id, asked, scorer))""",
         ),
     ),
+    (
+        CHAIN,
+        (
+            "ALTER TABLE runs ADD COLUMN head TEXT",  # last hash of the run's entries
+            """CREATE TABLE chain (
+                seq INTEGER PRIMARY KEY, run_id INTEGER, tbl TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL,
+                hash TEXT NOT NULL)""",
+        ),
+    ),
 )
 
 
-def open_log(path: Path) -> sqlite3.Connection:
+def open_log(path: Path) -> LogConnection:
     """A connection to a log, migrated to the newest schema. `RunLogError` for a file that is not a run log."""
-    db: sqlite3.Connection | None = None
+    db = connected(path, path)
     try:
-        db = sqlite3.connect(path, timeout=30, isolation_level=None)
         _require_run_log(db, path)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # a stored reply survives a power failure
         db.execute("PRAGMA foreign_keys = ON")
         _migrate(db)
-    except sqlite3.Error as exc:
-        if db is not None:
-            db.close()
-        raise RunLogError(
-            f"{path} is not a readable run log",
-            expected="an SQLite file written by trimoe",
-            actual=str(exc),
-            remedy="choose another --log",
-        ) from exc
-    except RunLogError:
-        if db is not None:
-            db.close()
+    except BaseException:
+        db.close()
         raise
     return db
 
 
-def open_readonly(path: Path) -> sqlite3.Connection:
+def open_readonly(path: Path) -> LogConnection:
     """A read-only connection, usable while an evaluation writes the log. An older schema is not migrated.
 
     `RunLogError` for a file that is missing, empty, not a run log, or written by a newer trimoe.
@@ -103,9 +104,8 @@ def open_readonly(path: Path) -> sqlite3.Connection:
         raise RunLogError(
             f"run log {path} not found", expected="a file written by `trimoe eval --log`", remedy="check the path"
         )
-    db: sqlite3.Connection | None = None
+    db = _connect_readonly(path)
     try:
-        db = _connect_readonly(path)
         _require_run_log(db, path)
         if not _applied(db):
             raise RunLogError(
@@ -114,20 +114,15 @@ def open_readonly(path: Path) -> sqlite3.Connection:
                 actual="an SQLite file without tables",
                 remedy="run `trimoe eval MODEL --log ...` first",
             )
-    except sqlite3.Error as exc:
-        if db is not None:
-            db.close()
-        raise RunLogError(
-            f"{path} is not a readable run log",
-            expected="an SQLite file written by trimoe",
-            actual=str(exc),
-            remedy="check the path and its permissions",
-        ) from exc
-    except RunLogError:
-        if db is not None:
-            db.close()
+    except BaseException:
+        db.close()
         raise
     return db
+
+
+def is_run_log(db: sqlite3.Connection) -> bool:
+    """Whether the file has the mark of a run log."""
+    return bool(db.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID)
 
 
 def is_current(db: sqlite3.Connection) -> bool:
@@ -135,18 +130,18 @@ def is_current(db: sqlite3.Connection) -> bool:
     return _applied(db) == {name for name, _ in MIGRATIONS}
 
 
-def _connect_readonly(path: Path) -> sqlite3.Connection:
+def _connect_readonly(path: Path) -> LogConnection:
     address = f"file:{quote(str(path.resolve()))}?mode=ro"
-    db = sqlite3.connect(address, uri=True, timeout=5, isolation_level=None)
+    db = connected(address, path, uri=True, timeout=5)
     try:
         db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-    except sqlite3.OperationalError:
+    except TrimoeError as exc:
         db.close()
         beside = path.with_name(path.name + "-wal")
-        if beside.exists() and beside.stat().st_size:
+        if isinstance(exc, RunLogError) or (beside.exists() and beside.stat().st_size):
             raise
         # A log in WAL mode in a read-only folder: nobody can be writing it, so it is read without locks.
-        db = sqlite3.connect(address + "&immutable=1", uri=True, isolation_level=None)
+        db = connected(address + "&immutable=1", path, uri=True)
     return db
 
 
@@ -186,6 +181,8 @@ def _migrate(db: sqlite3.Connection) -> None:
                 for statement in statements:
                     db.execute(statement)
                 db.execute("INSERT INTO migrations VALUES (?, ?)", (name, now()))
+                if name == CHAIN and db.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
+                    adopted(db, f"an earlier version of trimoe wrote them, until {now()}")
 
 
 def _applied(db: sqlite3.Connection) -> set[str]:
@@ -200,10 +197,11 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # SQLite itself rolls back on some errors, such as a full disk
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
 def now() -> str:

@@ -50,6 +50,7 @@ _MEANING: Mapping[Flag, str] = {
     "UNVERIFIED": "the server did not report settings that the score depends on",
     "GUARD_IGNORED": "a guard paused the run and was overruled",
     "LEFT_OUT": "rows failed and the score leaves them out",
+    "RECOVERED": "the log was damaged, and rows may be missing",
     "PAUSED": "the run is not finished: it stopped and was not continued",
     "NOT_COMPARED": "the record does not show that these are the bench's questions",
     "OTHER_PROMPTS": "the recorded prompts are not the bench's",
