@@ -187,3 +187,13 @@ def test_mxfp4_and_floats_are_left_as_they_are(sources: dict[str, Path], tmp_pat
     for folder in (sources["qwen3_moe"], write(mxfp4, tmp_path / "gpt")):
         with as_floats(folder) as same:
             assert same == folder
+
+
+def test_certify_says_before_the_work_what_the_verdict_cannot_be(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    folder = q.write(tmp_path / "model", q.qwen(q.awq), q.qwen_config({"quant_method": "awq"}))
+    assert main(["certify", str(folder), str(folder)]) in (1, 3)
+    text = capsys.readouterr().err
+    assert text.startswith("the logit check will not run: transformers cannot load awq weights as floats.")
+    assert "NOT CERTIFIED" in text
+    main(["certify", str(folder), str(folder), "--no-logits"])
+    assert "will not run" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ counts as passed. Not guaranteed: that the pruned model is any good (eval), or t
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from trimoe.certify.certificate import (
@@ -49,6 +50,7 @@ def certify(
     llamacpp: PathLike | None = None,
     device: str = "cpu",
     output: PathLike | None = None,
+    warn: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """Check `pruned` against `original` and publish the certificate at `output` (default: see `certificate_path`).
@@ -59,6 +61,8 @@ def certify(
     `keep_going`. `prompts` is a file (see `load_prompts`); `device` is where checkpoints run. For GGUF, `reference` is
     the same cut made another way, which must have the same bytes, and `llamacpp` the directory of the programs.
 
+    `warn` is told before the work if the logits cannot be compared, so that the verdict cannot be `proven`.
+
     A damaged pruned model is refuted. Raises `CheckpointError` if `original` is unusable or `pruned` not a model of
     the same format, `MapError` if the given map does not fit the original, `UsageError` for options that contradict
     each other, `BadInput` for bad prompts or an output that cannot be written.
@@ -66,6 +70,8 @@ def certify(
     >>> trimoe.certify(model, small)
     <Certificate proven: 9 of 9 checks passed, 24 of 32 experts>
     """
+    if warn is not None and logits and (reason := obstacle(original)) is not None:
+        warn(f"the logit check will not run: {reason}. The verdict will be NOT CERTIFIED, even if every byte is right.")
     settings = LogitSettings(float(tolerance), load_prompts(_path(prompts)), logits, keep_going)
     pair = open_pair(original, pruned, logits=logits, reference=reference, llamacpp=llamacpp, device=device)
     where = _path(output) or certificate_path(Path(pruned))

@@ -1,5 +1,6 @@
 """`trimoe certify`: parse, call, print."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -71,11 +72,7 @@ def certify(
     """
     from trimoe.certify.certificate import certificate_path
     from trimoe.certify.certify import certify as run
-    from trimoe.certify.certify import obstacle
 
-    if not no_logits and (reason := obstacle(base)) is not None:
-        text = f"the logit check will not run: {reason}. The verdict will be NOT CERTIFIED even if every byte is right."
-        click.echo(f"certify: {text}", err=True)
     with progress("certify") as report:
         certificate = run(
             base,
@@ -89,6 +86,7 @@ def certify(
             llamacpp=llamacpp,
             device=device,
             output=output,
+            warn=partial(click.echo, err=True),
             progress=report,
         )
     where = output or certificate_path(pruned)

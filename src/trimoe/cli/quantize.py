@@ -47,6 +47,12 @@ FILE = click.Path(path_type=Path)
     "--layout", metavar="NAME", help="NVFP4A16: modelopt (default) or compressed-tensors, as the loader requires."
 )
 @click.option("--max-shard", metavar="SIZE", help="NVFP4A16: size of the largest weights file; default 5GB.")
+@click.option(
+    "--replies/--no-replies",
+    default=None,
+    help="NVFP4A16: record greedy replies, with which `serve` compares a server. Default: if torch is installed and "
+    "the model has at most 4 GiB as float32.",
+)
 @json_option
 def quantize(
     model: Path,
@@ -73,6 +79,7 @@ def quantize(
     directory: Path | None,
     layout: str | None,
     max_shard: str | None,
+    replies: bool | None,
     as_json: bool,
 ) -> int:
     """Quantize MODEL to GGUF tiers or to NVFP4A16.
@@ -131,6 +138,7 @@ def quantize(
             llamacpp=directory,
             layout=layout,
             max_shard=max_shard,
+            replies=replies,
             progress=report,
         )
     emit(made.as_dict(), _text(made), as_json)

@@ -50,6 +50,11 @@ ENGINES = ("transformers", "llamacpp", "vllm", "ollama")
     metavar="FLAG",
     help="Extra flag, passed to the engine unchanged; may be repeated. Not for ollama, which has none.",
 )
+@click.option(
+    "--compare/--no-compare",
+    default=None,
+    help="Compare the server's replies with those recorded in the checkpoint (NVFP4). Default: yes.",
+)
 @click.option("--print", "show", is_flag=True, help="Print the command and start nothing.")
 @json_option
 def serve(model: str, engine: str | None, bench: str | None, show: bool, as_json: bool, **given: Any) -> None:
@@ -105,6 +110,7 @@ def _ready(data: dict[str, Any]) -> str:
             f"{data['engine']} serves {data['model']} at {data['url']}",
             f"  {context}, {data['slots']} parallel; {json.dumps(data['settings'])}",
             *(f"  note: {note}" for note in data["operational"]["notes"]),
+            f"  {data['operational']['compared']}",
             f"  log: {data['operational']['log']}",
             f"  try: trimoe eval {data['url']} --bench tiny-math --log runs.db   (Ctrl-C ends the server)",
         ]

@@ -94,13 +94,18 @@ class Generator:
         value = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return None if value is None else int(value)
 
-    def encode(self, prompt: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+    @property
+    def chat_template(self) -> str:
+        """The text of the chat template."""
+        return str(self._tokenizer.chat_template)
+
+    def encode(self, prompt: str, history: Sequence[tuple[str, str]] = (), **arguments: Any) -> list[int]:
         """Token ids of the rendered chat, up to and including the marker that opens the reply.
 
-        `history` holds earlier turns as (role, text).
+        `history` holds earlier turns as (role, text); `arguments` are passed to the chat template.
         """
         turns = [{"role": role, "content": text} for role, text in (*history, ("user", prompt))]
-        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def require_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -57,6 +57,7 @@ def quantize(
     llamacpp: Path | str | None = None,
     layout: str | None = None,
     max_shard: int | str | None = None,
+    replies: bool | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """Quantize a checkpoint directory or an unquantized GGUF file into the directory `out`.
@@ -64,9 +65,10 @@ def quantize(
     Give `tiers` (names, or one comma-separated string), `ladder` (a ladder file), or mix="auto" with `target_size`
     (bytes, or text such as "12.9GB") or `target_bpw` (bits per weight). The tier NVFP4A16 is a checkpoint directory:
     `out` itself, or out/NAME-NVFP4A16 beside other tiers. `ram` bounds the buffers of all llama-quantize processes
-    together. Every option is explained in docs/howto/quantize-a-ladder.md. Raises `UsageError` for options that
-    contradict each other, `BadInput` for inputs that do not fit, `MissingPrerequisite` without llama.cpp or disk space,
-    `Refused` where a result could not be trusted.
+    together. `replies` says whether an NVFP4 checkpoint records its greedy replies, with which a server is compared
+    (None: if torch is installed and the model is small). Every option is explained in docs/howto/quantize-a-ladder.md.
+    Raises `UsageError` for options that contradict each other, `BadInput` for inputs that do not fit,
+    `MissingPrerequisite` without llama.cpp or disk space, `Refused` where a result could not be trusted.
 
     >>> files = trimoe.quantize(small, tiers="NVFP4A16", out="small-nvfp4")
     >>> files
@@ -80,8 +82,10 @@ def quantize(
     with_nvfp4 = nvfp4_tier in names
     if not with_nvfp4 and (layout is not None or max_shard is not None):
         raise UsageError(f"--layout and --max-shard are for {nvfp4_tier}", expected=f"--tiers {nvfp4_tier}")
+    if not with_nvfp4 and replies is not None:
+        raise UsageError(f"--replies is for {nvfp4_tier}", expected=f"--tiers {nvfp4_tier}")
     path, out = find_model(model), Path(out)
-    nvfp4 = _Nvfp4(path, layout or LAYOUTS[0], _bytes(max_shard, DEFAULT_SHARD), threads, progress)
+    nvfp4 = _Nvfp4(path, layout or LAYOUTS[0], _bytes(max_shard, DEFAULT_SHARD), threads, replies, progress)
     if names == [nvfp4_tier]:
         return Quantized(nvfp4=nvfp4.make(out))
     if with_nvfp4:  # refuse it before the GGUF tiers are made; it is made after them
@@ -139,6 +143,7 @@ class _Nvfp4:
     layout: str
     max_shard: int
     threads: int | None
+    replies: bool | None
     progress: Progress | None
 
     def make(self, out: Path) -> Nvfp4Checkpoint:
@@ -149,6 +154,7 @@ class _Nvfp4:
             layout=self.layout,
             max_shard=self.max_shard,
             threads=self.threads,
+            replies=self.replies,
             progress=self.progress,
         )
         return Nvfp4Checkpoint(rules().tier, self.layout, out, made.facts, made.errors, made.kept)

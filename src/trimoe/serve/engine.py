@@ -94,6 +94,8 @@ class Options:
     log: Path | None = None
     model_id: str | None = None
     api_key_env: str | None = None
+    compare: bool = True
+    """Compare replies of the started server with those recorded in the checkpoint's manifest."""
 
 
 @dataclass(frozen=True)

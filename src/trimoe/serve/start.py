@@ -15,9 +15,11 @@ from typing import Any
 
 from trimoe.errors import BadInput, Refused
 from trimoe.io.atomic import publish_file
+from trimoe.io.jsonfile import read_json
 from trimoe.serve import process
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Engine, Options, Plan, log_folder, require
+from trimoe.serve.loaded import compare_replies, require_loaded
 from trimoe.serve.target import Target
 
 
@@ -31,6 +33,7 @@ def running(engine: Engine, target: Target, plan: Plan, options: Options) -> Ite
     with process.started(plan.command, plan.port, log, plan.environment) as server:
         server.wait(plan.ready, engine.name)
         server.require_own_port(engine.name)
+        require_loaded(log, _layers(target))
         _prepare(plan, server)
         endpoint = Endpoint(
             f"{server.root}/v1",
@@ -51,7 +54,19 @@ def running(engine: Engine, target: Target, plan: Plan, options: Options) -> Ite
             body=dict(plan.body),
         )
         warm_up(endpoint, server)
-        yield engine.read(server, plan, endpoint)
+        endpoint = engine.read(server, plan, endpoint)
+        compared = compare_replies(endpoint, target) if options.compare else "replies not compared: switched off"
+        yield replace(endpoint, operational={**endpoint.operational, "compared": compared})
+
+
+def _layers(target: Target) -> int | None:
+    """Decoder layers of a checkpoint directory, None if config.json does not say."""
+    assert target.path is not None
+    if target.kind != "checkpoint":
+        return None
+    config = read_json(target.path / "config.json", "the model's config")
+    count = (config.get("text_config") or config).get("num_hidden_layers")
+    return count if isinstance(count, int) else None
 
 
 def _prepare(plan: Plan, server: process.Server) -> None:

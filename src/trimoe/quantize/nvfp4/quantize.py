@@ -32,8 +32,10 @@ from trimoe.quantize.nvfp4.plan import Plan, plan_nvfp4
 from trimoe.quantize.nvfp4.rules import rules, rules_hash
 from trimoe.quantize.nvfp4.sizes import size_of_plan
 from trimoe.quantize.nvfp4.write import append_file, largest_weights, write_index
+from trimoe.quantize.replies import recorded_replies
 
 KIND = "NVFP4 checkpoint"
+REPLIES = "replies"
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ def quantize_nvfp4(
     max_shard: int = DEFAULT_SHARD,
     threads: int | None = None,
     sync: bool = False,
+    replies: bool | None = False,
     progress: Progress | None = None,
 ) -> Result:
     """Quantize the checkpoint `model` into the new directory `out`; see `plan_nvfp4` for what is refused.
 
-    Output of an interrupted run of the same job is verified and resumed; a finished one is verified and kept. Raises
+    Output of an interrupted run of the same job is verified and resumed; a finished one is verified and kept. `replies`
+    says whether the manifest records greedy replies of the result (see `recorded_replies`). Raises
     the errors of `plan_nvfp4` and, before anything is written, `CheckpointError` for weights that are not finite and
     `MissingPrerequisite` for lack of space.
     """
@@ -90,7 +94,7 @@ def quantize_nvfp4(
         written = write_files(folder, jobs, progress=progress)
         write_index(folder, plan)
         _copy_small(checkpoint, files, small, folder)
-        facts = _facts(plan, errors)
+        facts = {**_facts(plan, errors), REPLIES: recorded_replies(folder, replies)}
         hashes = {
             name: {"bytes": (folder / name).stat().st_size, "xxh3_128": digest}
             for name, digest in sorted(written.digests.items())
@@ -190,5 +194,5 @@ def _finished(out: Path, inputs: dict[str, Any]) -> Result | None:
 
 
 def _result(facts: dict[str, Any], *, kept: bool) -> Result:
-    short = {key: value for key, value in facts.items() if key != "relative_error_by_matrix"}
+    short = {key: value for key, value in facts.items() if key not in ("relative_error_by_matrix", REPLIES)}
     return Result(short, facts["relative_error_by_matrix"], kept)
