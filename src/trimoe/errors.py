@@ -14,8 +14,13 @@
     ├── Refused               exit 5   a guard stopped the work
     └── Interrupted           exit 6   stopped by the user; the same command resumes
 
-Exit 1 is a finding (for example "not certified"): a result, not an exception.
+Exit 1 is a finding (for example "not certified"): a result, not an exception. `machine_failure` says what an error of
+the operating system means: a full disk is no defect of trimoe.
 """
+
+import errno
+import re
+from collections.abc import Iterator
 
 
 class TrimoeError(Exception):
@@ -184,3 +189,86 @@ class Interrupted(TrimoeError):
     """
 
     exit_code = 6
+
+
+# What errors of the operating system mean, by their numbers: the subject and the remedy.
+_MISSING: dict[tuple[int, ...], tuple[str, str]] = {
+    (errno.ENOSPC, errno.EDQUOT): (
+        "no space left on the disk",
+        "free some space (for temporary files, set TMPDIR to a folder with space) and run the command again",
+    ),
+    (errno.EFBIG,): (
+        "a file is larger than the file system or a limit allows",
+        "choose a place on another file system, or raise the limit (ulimit -f)",
+    ),
+    (errno.EMFILE, errno.ENFILE): ("too many open files", "raise the limit (ulimit -n) and run the command again"),
+    (errno.ENOMEM,): ("not enough memory", "close other programs or choose a smaller job, and run the command again"),
+    (errno.EAGAIN,): ("the system can start no more processes", "close other programs, or raise the limit (ulimit -u)"),
+    (errno.EIO,): ("the disk failed to read or write", "check the disk (dmesg), and run the command on another one"),
+    (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH): (
+        "a network connection failed",
+        "check the address and the network, and run the command again",
+    ),
+}
+_BAD: dict[tuple[int, ...], tuple[str, str]] = {
+    (errno.EROFS,): ("the file system is read-only", "choose an output on another file system"),
+    (errno.EACCES, errno.EPERM): ("a file may not be used", "check the path and its permissions"),
+    (errno.ENOENT, errno.ENOTDIR): ("a file or folder is missing", "check the path"),
+    (errno.EISDIR,): ("a folder stands where a file is needed", "check the path"),
+    (errno.EEXIST, errno.ENOTEMPTY): ("a file is already there", "choose another path, or remove it first"),
+    (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL): (
+        "the file system cannot hold this name or access",
+        "choose a shorter name of plain letters, on another file system if that does not help",
+    ),
+    (errno.ELOOP,): ("symbolic links form a circle", "correct the links"),
+    (errno.EBUSY, errno.ETXTBSY): ("a file is in use", "end the program that uses it, and run the command again"),
+    (errno.EXDEV,): ("a file cannot be moved between file systems", "choose an output beside its temporary files"),
+}
+# How libraries in other languages report errors of the operating system: Rust's io::Error.
+_RUST = re.compile(r"\(os error (\d{1,4})\)|Os \{ code: (\d{1,4})")
+
+
+def machine_failure(exc: BaseException) -> TrimoeError | None:
+    """What a failure of the machine means, as an error with a remedy; None for any other exception.
+
+    Covers errors of the operating system, memory, and libraries that pass such an error on as their own.
+    """
+    for one in _causes(exc):
+        if isinstance(one, MemoryError):
+            return _described((errno.ENOMEM, str(one) or "out of memory", ""))
+        if isinstance(one, OSError):
+            return _described((one.errno or 0, one.strerror or str(one), _names(one)))
+        if (found := _RUST.search(str(one))) is not None:
+            return _described((int(found[1] or found[2]), str(one)[:200], ""))
+    return None
+
+
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """The exception and what it was raised from."""
+    seen: set[int] = set()
+    found: BaseException | None = exc
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__
+
+
+def _names(exc: OSError) -> str:
+    return " and ".join(str(name) for name in (exc.filename, exc.filename2) if name is not None)
+
+
+def _described(what: tuple[int, str, str]) -> TrimoeError:
+    number, said, names = what
+    tables: tuple[tuple[type[TrimoeError], dict[tuple[int, ...], tuple[str, str]]], ...] = (
+        (MissingPrerequisite, _MISSING),
+        (BadInput, _BAD),
+    )
+    for kind, table in tables:
+        for numbers, (subject, remedy) in table.items():
+            if number in numbers:
+                return kind(f"{subject}: {names}" if names else subject, actual=said, remedy=remedy)
+    return MissingPrerequisite(
+        f"the operating system refused: {names}" if names else "the operating system refused",
+        actual=said,
+        remedy="check the free space, the permissions and the disk, and run the command again",
+    )

@@ -88,7 +88,7 @@ def test_stripping_keeps_the_bos_that_the_tokenizer_adds() -> None:
 def test_bad_templates_and_tokens(tok: Any, make_tokenizer: Callable[..., Any]) -> None:
     with pytest.raises(CalibrationError, match="no chat template"):
         documents_of({"a": [SourceText(CHAT)]}, make_tokenizer(None))
-    with pytest.raises(CalibrationError, match="refuses a chat"):
+    with pytest.raises(CalibrationError, match="cannot render a chat"):
         documents_of({"a": [SourceText(CHAT)]}, make_tokenizer("{{ raise_exception('roles must alternate') }}"))
     for unknown in ("<nope>", "two words"):
         with pytest.raises(CalibrationError, match="is not one token"):

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a finding, 2 usage, 3 bad input, 4 missing prerequisite, 5
 (the same command resumes), 70 a bug in trimoe (a traceback is printed).
 """
 
-import errno
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ import click
 
 from trimoe import __version__
 from trimoe.cli.parts.common import EXTRAS, install_command
-from trimoe.errors import BadInput, Interrupted, MissingPrerequisite, TrimoeError, UsageError
+from trimoe.errors import BadInput, Interrupted, MissingPrerequisite, TrimoeError, UsageError, machine_failure
 
 
 class Verb(NamedTuple):
@@ -184,7 +183,7 @@ def _report(error: TrimoeError, as_json: bool) -> int:
 
 
 def _known(exc: Exception) -> TrimoeError | None:
-    """Environment failures that any verb can meet: a missing extra, a full disk, an unusable path."""
+    """Failures of the environment that any verb can meet: a missing extra, a full disk, a file that may not be read."""
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         for extra, (packages, purpose) in EXTRAS.items():
             if exc.name.partition(".")[0] in packages:
@@ -194,15 +193,7 @@ def _known(exc: Exception) -> TrimoeError | None:
                     actual=f"{exc.name} is not installed",
                     remedy=install_command(extra),
                 )
-    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MissingPrerequisite(
-            "no space left on the disk", actual=str(exc), remedy="free some space and run the command again"
-        )
-    if isinstance(exc, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError) and exc.filename:
-        return BadInput(
-            f"cannot use {exc.filename}", actual=str(exc.strerror), remedy="check the path and its permissions"
-        )
-    return None
+    return machine_failure(exc)
 
 
 def _bug(exc: Exception, as_json: bool) -> int:

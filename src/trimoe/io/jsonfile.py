@@ -17,9 +17,21 @@ def read_json(path: Path, what: str, error: type[BadInput] = BadInput, *, unique
         return parse_json(path.read_bytes(), object_pairs_hook=each_key_once if unique_keys else None)
     except FileNotFoundError as exc:
         raise error(f"{what} {path} not found", expected="an existing file", remedy="check the path") from exc
-    except (OSError, ValueError, RecursionError) as exc:
+    except OSError as exc:
+        raise error(
+            f"{what} {path} cannot be read",
+            expected="a readable file",
+            actual=str(exc),
+            remedy="check the file, its permissions and the disk",
+        ) from exc
+    except (ValueError, RecursionError) as exc:
         expected = "a JSON document" + (" with each key once" if unique_keys else "")
-        raise error(f"{what} {path} is not readable JSON", expected=expected, actual=str(exc)[:200]) from exc
+        raise error(
+            f"{what} {path} is not readable JSON",
+            expected=expected,
+            actual=str(exc)[:200],
+            remedy="correct the file, or make it again",
+        ) from exc
 
 
 def write_json(path: Path, value: Any, *, overwrite: bool = False, sync: bool = True) -> None:

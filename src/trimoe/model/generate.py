@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, TrimoeError
+from trimoe.model.chat import rendered_chat
 from trimoe.model.floats import NotFloats, as_floats, refusal
 
 TURN_END = "<turn|>"  # Gemma 4's end of turn; other families end with their eos token
@@ -105,7 +106,7 @@ class Generator:
         `history` holds earlier turns as (role, text); `arguments` are passed to the chat template.
         """
         turns = [{"role": role, "content": text} for role, text in (*history, ("user", prompt))]
-        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
+        text = rendered_chat(self._tokenizer, turns, **arguments)
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def require_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -15,6 +15,7 @@ from trimoe.calibrate.text.records import Message
 from trimoe.calibrate.text.sources import SourceText
 from trimoe.calibrate.text.windows import Document
 from trimoe.errors import CalibrationError, CheckpointError
+from trimoe.model.chat import rendered_chat
 
 
 class Tokenizer(Protocol):
@@ -127,21 +128,15 @@ def _rendered(messages: Iterable[Message], thinking: bool | None, tokenizer: Tok
             actual="a tokenizer without one",
             remedy="use sources with a text field, or add the model's template",
         )
-    from jinja2 import TemplateError
-
     extra = {} if thinking is None else {"enable_thinking": thinking}
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=open_turn, **extra
-        )
-    except TemplateError as exc:  # templates raise it themselves, for example for an unknown role
-        raise CalibrationError(
-            "the model's chat template refuses a chat of the set",
-            expected="roles and turns in the order that the template accepts",
-            actual=str(exc)[:200],
-            remedy="correct the roles and turns of this chat",
-        ) from exc
-    return text
+    return rendered_chat(
+        tokenizer,
+        messages,
+        open_turn=open_turn,
+        error=CalibrationError,
+        remedy="correct the roles and turns of this chat of the set, or chat_template.jinja",
+        **extra,
+    )
 
 
 def _without_markers(text: str, tokenizer: Tokenizer) -> list[int]:

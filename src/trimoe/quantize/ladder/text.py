@@ -9,10 +9,12 @@ Invariant: a function of the set and the tokenizer alone; totals of classes diff
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trimoe.calibrate.text.calibration import CalibrationSet, Tokenizer
 from trimoe.calibrate.text.sources import SourceText
 from trimoe.errors import CalibrationError
+from trimoe.model.chat import rendered_chat
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,9 @@ def _document(item: SourceText, tokenizer: Tokenizer) -> tuple[str, int]:
             remedy="use sources with a text field",
         )
     else:
-        extra = {} if item.thinking is None else {"enable_thinking": item.thinking}
+        extra: dict[str, Any] = {} if item.thinking is None else {"enable_thinking": item.thinking}
         open_turn = item.body[-1]["role"] != "assistant"
-        text = str(
-            tokenizer.apply_chat_template(list(item.body), tokenize=False, add_generation_prompt=open_turn, **extra)
-        )
+        text = rendered_chat(tokenizer, item.body, open_turn=open_turn, error=CalibrationError, **extra)
         # llama-imatrix adds a beginning-of-sequence token to every chunk itself.
         text = text.removeprefix(str(getattr(tokenizer, "bos_token", None) or ""))
     return text, len(tokenizer(text, add_special_tokens=False)["input_ids"])
