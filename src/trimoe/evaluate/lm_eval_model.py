@@ -13,6 +13,7 @@ from typing import Any
 from trimoe.bench.bench import Bench, Doc, Verdict
 from trimoe.errors import Refused, UsageError
 from trimoe.evaluate.intake import Job
+from trimoe.evaluate.log.lock import locked
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.loop import answer_missing, missing_rows
 from trimoe.evaluate.patience import Patience
@@ -96,7 +97,8 @@ class Requesting:
         )
         if missing:
             server = Server(replace(self.endpoint, body={**run.body, **self.endpoint.body}), self.patience)
-            answer_missing(self.log, run.job, missing, server, ignored=self.ignored, show=self.show)
+            with locked(self.log.path, [run.job.run]):
+                answer_missing(self.log, run.job, missing, server, ignored=self.ignored, show=self.show)
 
     def _task_run(self, task: str, requests: Sequence[Any]) -> TaskRun:
         """The requests of one task as the rows of a bench, with its run in the log."""

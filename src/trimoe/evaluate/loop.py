@@ -16,6 +16,7 @@ from trimoe.errors import Refused, UsageError
 from trimoe.evaluate.answerer import Answerer, ServerChanged
 from trimoe.evaluate.guards import RunGuard, require_known, require_sound
 from trimoe.evaluate.intake import Intake, Job
+from trimoe.evaluate.log.lock import locked
 from trimoe.evaluate.log.marks import CONCLUDED, PAUSED, is_paused
 from trimoe.evaluate.log.records import Scored
 from trimoe.evaluate.log.run_log import RunLog
@@ -49,8 +50,9 @@ class Settings:
 def run_benches(work: Sequence[tuple[Bench, Answerer]], log_path: Path | str, settings: Settings) -> list[RunSummary]:
     """Evaluate each bench with its answerer, in order. All runs are registered before the first reply is requested.
 
-    Raises `Refused` when a guard pauses a run or the server changes, `MissingPrerequisite` or `Refused` when a scorer
-    cannot work here, `RunLogError`, `BenchError`. The same call resumes.
+    Raises `Refused` when a guard pauses a run, the server changes or another process evaluates one of the runs,
+    `MissingPrerequisite` or `Refused` when a scorer cannot work here, `RunLogError`, `BenchError`. The same call
+    resumes.
     """
     settings.validate()
     with using(settings.sandbox):
@@ -63,7 +65,8 @@ def run_benches(work: Sequence[tuple[Bench, Answerer]], log_path: Path | str, se
                 for one in shows:
                     one(tally)
 
-            return [_complete(log, job, one, settings, show) for job, (_, one) in zip(jobs, work, strict=True)]
+            with locked(log.path, [job.run for job in jobs]):
+                return [_complete(log, job, one, settings, show) for job, (_, one) in zip(jobs, work, strict=True)]
 
 
 def require_scorers(benches: Sequence[Bench]) -> None:

@@ -8,6 +8,7 @@ from trimoe.bench.bench import Bench, Doc, rows_sha256
 from trimoe.bench.catalog import benches as shipped
 from trimoe.bench.catalog import find
 from trimoe.errors import BenchError, UsageError
+from trimoe.evaluate.log.lock import locked
 from trimoe.evaluate.log.records import Run
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import Evaluation, RunSummary, conclude, summarize
@@ -36,7 +37,8 @@ def rescore(
     folder = Path(data) if data is not None else None
     with using(sandbox or current()), RunLog(log, create=False) as opened:
         work = [(run, *_judged_by(run, own, folder)) for run in opened.runs()]
-        return Evaluation(Path(log), tuple(_rescored(opened, run, found, rows) for run, found, rows in work))
+        with locked(Path(log), [run for run, found, _ in work if found is not None]):
+            return Evaluation(Path(log), tuple(_rescored(opened, run, found, rows) for run, found, rows in work))
 
 
 def _judged_by(run: Run, own: Mapping[str, Bench], data: Path | None) -> tuple[Bench | None, list[Doc]]:

@@ -4,7 +4,8 @@ Invariants: a reply is durable before anything counts it. A run is identified by
 server settings; evaluating the same again resumes it. Verdicts are rows of their own with the version of their scorer;
 `correct` NULL means not scored. A failed sample is kept with its evidence until a reply replaces it, and is never read
 back as a wrong answer.
-Not guaranteed: two processes that write the same run at once may generate the same sample twice; the first one counts.
+An evaluation holds a lock on its runs (`lock`); of two replies to one row that are stored all the same, the first
+counts.
 """
 
 import json
