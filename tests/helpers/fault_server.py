@@ -123,6 +123,7 @@ class FaultServer:
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.settings = {"build_info": "b1", "n_ctx": CONTEXT}
+        self.listed, self.answers, self.owner = [MODEL], "", "llamacpp"
         self.busiest = self._busy = 0
         self.retry_after = "0"
         self.content_tokens = 5
@@ -183,7 +184,9 @@ class FaultServer:
 
     async def _answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         if path == "/v1/models":
-            _send(writer, 200, {"data": [{"id": MODEL, "owned_by": "llamacpp", "created": id(body), "meta": {"n": 1}}]})
+            about = {"owned_by": self.owner, "created": id(body), "meta": {"n": 1}}
+            about |= {"max_model_len": self.settings["n_ctx"]} if self.owner == "vllm" else {}
+            _send(writer, 200, {"data": [{"id": name, **about} for name in self.listed]})
         elif path == "/props":
             _send(
                 writer,
@@ -220,7 +223,7 @@ class FaultServer:
         right: dict[str, Any] = {
             "id": f"chatcmpl-{abs(hash(question))}-{number}",
             "object": "chat.completion",
-            "model": request["model"],
+            "model": self.answers or request["model"],
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}],
             "usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": max(1, len(reply) // 4)},
         }

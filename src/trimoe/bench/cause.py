@@ -171,7 +171,7 @@ class Ceilings:
     """The effect of token limits on a run. `tax_pp` is the most that they cost the score, in percentage points."""
 
     verdict: Literal["CLEAN", "CAPPED"]
-    hit: Literal["cap", "answer room", "unexplained", "none"]
+    hit: Literal["cap", "slot", "answer room", "unexplained", "none"]
     ties_at_max: int
     capped: int
     capped_correct: int
@@ -186,22 +186,28 @@ def ceilings(
     split: bool,
     whole: Sequence[int] | None = None,
     stopped: Sequence[bool] | None = None,
+    cut: Sequence[bool] | None = None,
 ) -> Ceilings:
     """Whether the lengths of a run's replies pile up at a limit, known or unknown. One entry per reply.
 
     `tokens` counts the reply, or the answer alone if `split` (reasoning counted separately); `whole` then counts the
     whole reply, to which the cap applies. A reply that ended by itself (`stopped`) was not cut at the cap, however
-    close. A pile-up that no known limit explains is reported, too: at least 2 of at least 10 replies within 16 tokens
+    close. One that was `cut` (finish reason length) below the cap met the server's context: vLLM shortens the cap
+    without a word where prompt and cap exceed it. A pile-up that no known limit explains is reported, too: at least 2
+    of at least 10 replies within 16 tokens
     of the longest, which has at least 256 tokens and twice the median of the others.
     """
     ended = stopped or [False] * len(tokens)
     at_cap = [n >= limits.near(limits.cap) and not end for n, end in zip(whole or tokens, ended, strict=True)]
     at_room = [split and limits.think > 0 and abs(n - limits.answer_room) <= TOLERANCE for n in tokens]
+    at_slot = [c and not cap for c, cap in zip(cut or [False] * len(tokens), at_cap, strict=True)]
     longest = max(tokens, default=0)
     ties = [n >= longest - TOLERANCE for n in tokens]
-    hit: Literal["cap", "answer room", "unexplained", "none"]
+    hit: Literal["cap", "slot", "answer room", "unexplained", "none"]
     if any(at_cap):
-        hit, capped = "cap", [a or b for a, b in zip(at_cap, at_room, strict=True)]
+        hit, capped = "cap", [a or b or c for a, b, c in zip(at_cap, at_room, at_slot, strict=True)]
+    elif any(at_slot):
+        hit, capped = "slot", [a or b for a, b in zip(at_slot, at_room, strict=True)]
     elif any(at_room):
         hit, capped = "answer room", at_room
     elif _piles_up(tokens, ties, longest):

@@ -72,8 +72,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
         self._endpoint, self._patience = endpoint, patience
         self._url = f"{endpoint.url}/chat/completions"
-        # `transformers serve` appends the revision to the id
-        self._names = (endpoint.model, f"{endpoint.model}@main")
+        self._names = endpoint.names
         self._slots = asyncio.Semaphore(patience.concurrency)
         self._seen = _Seen(endpoint.engine in _WEAK_IDS)
         self._probing = asyncio.Lock()

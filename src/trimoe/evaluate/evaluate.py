@@ -90,6 +90,13 @@ def evaluate(
     if isinstance(target, Endpoint) or is_served(target, engine):
         runs = _on_servers(target, benches, Path(log), settings, engine, dict(server or {}), patience, preflight)
     else:
+        if server:
+            raise UsageError(
+                f"{target} is evaluated in this process, which takes no options of a server",
+                expected="an engine that starts a server",
+                actual=", ".join(sorted(server)),
+                remedy="add --engine, or leave these options out",
+            )
         local = InProcess(open_checkpoint(target), batch_size=batch_size, device=device, path=str(target))
         runs = run_benches([(one, local) for one in benches], log, settings)
     return Evaluation(Path(log), tuple(runs))
@@ -156,6 +163,7 @@ def _checked(
     endpoint: Endpoint, bench: Bench, model: Path | None, settings: Settings, log: Path
 ) -> tuple[Endpoint, dict[str, Any]]:
     """The endpoint as the preflight found it, and the report of the preflight."""
+    docs = bench.docs(settings.data)[: settings.limit] if endpoint.engine == "vllm" else []
     report = check(
         endpoint,
         bench.protocol,
@@ -164,6 +172,11 @@ def _checked(
         model=model,
         data=settings.data,
         log_path=log,
+        longest=max((doc.chat() for doc in docs), key=_characters, default=()),
     )
     # The context is part of the run's identity: the one that connecting found must not depend on the preflight.
     return replace(report.endpoint, context=endpoint.context or report.endpoint.context), report.as_dict()
+
+
+def _characters(chat: Sequence[Mapping[str, str]]) -> int:
+    return sum(len(turn["content"]) for turn in chat)

@@ -9,6 +9,7 @@ Not guaranteed: that a server tells the truth about itself.
 import http.client
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,14 @@ def check(
     tokenizer: Path | None = None,
     data: Path | None = None,
     log_path: Path | None = None,
+    longest: Sequence[Mapping[str, str]] = (),
 ) -> PreflightReport:
     """Run every cheap check whose failure would make a score worthless.
 
     `spec` is None for a bundled bench; then `max_new_tokens` is its cap. `model` is the path that should be served, if
     known; `tokenizer` the directory of the tokenizer for counting; `data` the folder of local data sets; `rows` the
-    number of replies that the log at `log_path` will get. Raises `Refused` for a failed check, `MissingPrerequisite` if
-    the server does not reply.
+    number of replies that the log at `log_path` will get; `longest` the chat with the longest prompt. Raises `Refused`
+    for a failed check, `MissingPrerequisite` if the server does not reply.
     """
     if spec is not None:
         max_new_tokens = spec.generation.max_new_tokens
@@ -76,6 +78,7 @@ def check(
         _model(live, model),
     ]
     context, slots, finding = _context(live, spec, max_new_tokens or 0)
+    finding = _clipped(live, finding, context, max_new_tokens or 0, longest)
     found += [finding, _markers(live), _thinking(endpoint, spec), _budget(live, spec)]
     found += [check_special_tokens(live), _canary(live, spec)]
     known = replace(endpoint, context=context or endpoint.context, slots=slots or endpoint.slots)
@@ -133,6 +136,26 @@ def _context(live: LiveServer, spec: BenchSpec | None, max_new_tokens: int) -> t
             remedy=f"raise the context (trimoe serve ... --context {needed}) or lower --parallel, not the budget",
         )
     return context, slots, Finding("context", "ok", f"{context} tokens per slot, {needed} needed ({source})")
+
+
+def _clipped(
+    live: LiveServer, found: Finding, context: int | None, cap: int, longest: Sequence[Mapping[str, str]]
+) -> Finding:
+    """vLLM shortens a reply without a word where prompt and cap exceed the context; it refuses only a longer prompt."""
+    if live.endpoint.engine != "vllm" or context is None or not longest:
+        return found
+    body = {"model": live.endpoint.model, "messages": list(longest), "add_generation_prompt": True}
+    try:
+        count = len(fetch(f"{live.root}/tokenize", body, headers=live.headers)["tokens"])
+    except TROUBLE:
+        return found
+    if count + cap <= context:
+        return found
+    detail = (
+        f"{found.detail}; the longest prompt has {count} tokens, so vLLM cuts its reply at {max(0, context - count)}, "
+        f"not at {cap} (--max-model-len {count + cap} avoids it)"
+    )
+    return Finding("context", "unverified", detail)
 
 
 def _markers(live: LiveServer) -> Finding:
@@ -218,13 +241,15 @@ def _canary(live: LiveServer, spec: BenchSpec | None) -> Finding:
     }
     try:
         raw = json.dumps(fetch(f"{endpoint.url}/chat/completions", body, timeout=600, headers=live.headers)).encode()
-        answer = read_answer(raw, (endpoint.model, f"{endpoint.model}@main"), CANARY_TOKENS)
+        answer = read_answer(raw, endpoint.names, CANARY_TOKENS)
     except Fault as exc:
         raise Refused(
             "the reply to the test question cannot be used",
             expected="a chat completion",
             actual=str(exc),
-            remedy="check which server this is, and read its log",
+            remedy="if it is the same model, add --answers-as with the reply's name for it; if not, correct --model-id"
+            if exc.kind == "wrong model"
+            else "check which server this is, and read its log",
         ) from exc
     except (OSError, ValueError, http.client.HTTPException) as exc:
         raise MissingPrerequisite(

@@ -30,3 +30,10 @@ class Endpoint:
     operational: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     api_key_env: str | None = None
+    also_named: tuple[str, ...] = ()
+    """Further names that replies may give the model, such as `name` where `owner/name` was asked for."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a reply may give; `transformers serve` appends the revision."""
+        return (self.model, f"{self.model}@main", *self.also_named)

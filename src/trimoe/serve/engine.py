@@ -94,6 +94,8 @@ class Options:
     log: Path | None = None
     model_id: str | None = None
     api_key_env: str | None = None
+    answers_as: str | None = None
+    """The name that a running server's replies give the model, if it differs from the one that it lists."""
     compare: bool = True
     """Compare replies of the started server with those recorded in the checkpoint's manifest."""
 

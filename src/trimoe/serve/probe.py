@@ -7,7 +7,7 @@ Not guaranteed: completeness; a flag that a server does not report can change un
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,8 +88,21 @@ async def _connect(url: str, model: str | None, api_key_env: str | None) -> Endp
         settings=dict(facts.settings),
         operational={"started by": "somebody else", "says of its model": dict(facts.model)},
         body=_BODIES.get(facts.engine, {}),
+        also_named=other_names(name, listed),
         api_key_env=api_key_env,
     )
+
+
+def other_names(name: str, listed: Iterable[str]) -> tuple[str, ...]:
+    """Names under which replies may name a model too: without its owner, and without ":latest".
+
+    A server may list `qwen/name` and answer as `name`. A name that another listed model has, or may have, is not taken.
+    """
+    short, plain = name.rpartition("/")[2], name.removesuffix(":latest")
+    found = {short, short.removesuffix(":latest"), plain, f"{plain}:latest"} - {name, ""}
+    rest = [row for row in listed if row != name]
+    others = {one for row in rest for one in (row, row.rpartition("/")[2], row.removesuffix(":latest"))}
+    return tuple(sorted(found - others))
 
 
 async def read_facts(session: aiohttp.ClientSession, endpoint: Endpoint) -> Facts:

@@ -19,6 +19,7 @@ from trimoe.io.jsonfile import read_json
 from trimoe.serve import process
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Engine, Options, Plan, log_folder, require
+from trimoe.serve.known import remembered
 from trimoe.serve.loaded import compare_replies, require_loaded
 from trimoe.serve.target import Target
 
@@ -56,7 +57,9 @@ def running(engine: Engine, target: Target, plan: Plan, options: Options) -> Ite
         warm_up(endpoint, server)
         endpoint = engine.read(server, plan, endpoint)
         compared = compare_replies(endpoint, target) if options.compare else "replies not compared: switched off"
-        yield replace(endpoint, operational={**endpoint.operational, "compared": compared})
+        endpoint = replace(endpoint, operational={**endpoint.operational, "compared": compared})
+        with remembered(endpoint, plan.port, server.supervisor.pid):
+            yield endpoint
 
 
 def _layers(target: Target) -> int | None:

