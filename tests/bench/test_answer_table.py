@@ -312,3 +312,25 @@ def test_without_data_and_hub_it_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(MissingPrerequisite, match="not on the hub"):
         declared_bench(parse_spec(BENCH, "x")).docs()
+
+
+SLOW = r"(?:\s*\n)+Team: (\w+)"  # quadratic or worse in line breaks
+
+
+@pytest.mark.parametrize(
+    ("find", "ignore"), [(f"'{SLOW}', '(?i)team: (\\w+)'", "'s$'"), ("'(?is)team: (.+)'", f"'s$', '{SLOW}'")]
+)
+def test_a_slow_pattern_leaves_its_sample_unscored(
+    find: str, ignore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pattern is at fault, not the model; the other samples of the batch are scored."""
+    given = {"find": f"find = [{find}]", "ignore": f"ignore = [{ignore}]"}
+    text = "\n".join(given.get(line.partition(" =")[0], line) for line in BENCH.split("\n"))
+    bench = open_bench(written(tmp_path, text))
+    doc = bench.docs()[0]
+    monkeypatch.setattr("trimoe.bench.patterns.SECONDS", 0.05)
+    replies = ["Team: billing", "Team: a" + "\n" * 20_000 + "b", "who?"]
+    good, slow, last = bench.judge([(reply, "stop", doc) for reply in replies])
+    assert (good.correct, last.cause) == (True, "extraction failed")
+    assert (slow.correct, slow.cause) == (None, "harness error")
+    assert "took too long" in slow.detail

@@ -6,13 +6,13 @@ are judged again when the table changes.
 Invariants: every row's reference reply passes, or the bench is refused when its rows are read.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import to_builtins
 
-from trimoe.bench.bench import Bench, exact
+from trimoe.bench.bench import Bench, Doc, Verdict
+from trimoe.bench.patterns import Pattern, SlowPattern
 from trimoe.bench.rows import Row, View, render, spec_bench
 from trimoe.bench.spec import Answer, BenchSpec
 from trimoe.bench.spec_file import parse_spec, with_variants
@@ -55,16 +55,18 @@ def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
             expected="one [answer] table for all variants",
             remedy="make the variant a bench of its own",
         )
-    find = finder(rule)
+    find, normal = finder(rule), normalizer(rule)
 
     def shot(row: Row) -> dict[str, str]:
-        made = view(rule, find, row, f"bench {spec.name}, an example")
+        made = view(rule, find, normal, row, f"bench {spec.name}, an example")
         return made.fields | {"gold": made.check["gold"]}
 
     return spec_bench(
         spec,
-        lambda rows, _: [view(rule, find, row, f"bench {spec.name}, row {place}") for place, row in enumerate(rows)],
-        exact(lambda answer, check: normal(rule, answer) == normal(rule, check["gold"])),
+        lambda rows, _: [
+            view(rule, find, normal, row, f"bench {spec.name}, row {place}") for place, row in enumerate(rows)
+        ],
+        scorer_of(normal),
         extract=find,
         scorer=int(sha256_bytes(canonical_json(to_builtins(rule)))[:7], 16),
         folder=folder,
@@ -75,28 +77,43 @@ def declared_bench(spec: BenchSpec, folder: Path | None = None) -> Bench:
 def finder(rule: Answer) -> Callable[[str], str | None]:
     """Extraction: the last match of the first pattern that matches. Of a match, its first non-empty group, or all of it
     if the pattern has no groups."""
-    patterns = [re.compile(pattern) for pattern in rule.find]
+    patterns = [Pattern(pattern) for pattern in rule.find]
 
     def find(reply: str) -> str | None:
         for pattern in patterns:
-            texts = [
-                next(filter(None, m.groups()), "") if pattern.groups else m.group() for m in pattern.finditer(reply)
-            ]
-            if filled := [text.strip() for text in texts if text.strip()]:
+            if filled := [text for text in pattern.texts(reply) if text]:
                 return filled[-1]
         return None
 
     return find
 
 
-def normal(rule: Answer, answer: str) -> str:
-    """The answer in the form that is compared: matches of `ignore` removed, lower case if `ignore_case`."""
-    for pattern in rule.ignore:
-        answer = re.sub(pattern, "", answer)
-    return answer.lower() if rule.ignore_case else answer
+def normalizer(rule: Answer) -> Callable[[str], str]:
+    """The form of an answer that is compared: matches of `ignore` removed, lower case if `ignore_case`."""
+    patterns = [Pattern(pattern) for pattern in rule.ignore]
+
+    def normal(answer: str) -> str:
+        for pattern in patterns:
+            answer = pattern.remove(answer)
+        return answer.lower() if rule.ignore_case else answer
+
+    return normal
 
 
-def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) -> View:
+def scorer_of(normal: Callable[[str], str]) -> Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]:
+    """Correct if answer and gold answer have the same normal form."""
+
+    def verdict(answer: str, doc: Doc) -> Verdict:
+        try:
+            right = normal(answer) == normal(doc.check["gold"])
+        except SlowPattern as exc:
+            return Verdict(None, "harness error", answer, exc.subject)
+        return Verdict(right, "correct" if right else "wrong", answer)
+
+    return lambda pairs: [verdict(answer, doc) for answer, doc in pairs]
+
+
+def view(rule: Answer, find: Callable[[str], str | None], normal: Callable[[str], str], row: Row, where: str) -> View:
     """The fields of a row as text, its options as lettered lines, and its gold answer.
 
     A template that names a list, an object or a null is refused. So is a gold answer that is neither text nor a whole
@@ -111,7 +128,7 @@ def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) 
     gold = render(rule.gold, _Fields(exact_fields, f"{where}, for its gold answer,"))
     if options:
         gold = _letter(rule, gold, options, where)
-    if not normal(rule, gold).strip():
+    if not normal(gold).strip():
         raise BenchError(
             f"{where}: the gold answer is empty",
             expected="some text after removing the matches of `ignore`",
@@ -120,7 +137,7 @@ def view(rule: Answer, find: Callable[[str], str | None], row: Row, where: str) 
         )
     reference = render(rule.reference, fields | {"gold": gold})
     found = find(reference)
-    if found is None or normal(rule, found) != normal(rule, gold):
+    if found is None or normal(found) != normal(gold):
         raise BenchError(
             f"{where}: the reference reply does not pass",
             expected=f"the answer {gold[:200]!r}",

@@ -11,6 +11,7 @@ from typing import Any
 
 from trimoe.bench.cause import Cause as Cause
 from trimoe.bench.cause import Limits, Observed, attribute
+from trimoe.bench.patterns import SlowPattern
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import BenchError, UsageError
 from trimoe.io.canonical import canonical_json, sha256_bytes
@@ -139,15 +140,21 @@ class Bench:
         """The same for replies with reasoning and token counts. `slot` is the server's context in tokens."""
         limits = Limits(self.max_new_tokens, self.protocol.generation.think_budget if self.protocol else 0, slot)
         texts = [self._read(seen) for seen, _ in replies]
-        answers = [self.answer(t, doc) if t.strip() else None for t, (_, doc) in zip(texts, replies, strict=True)]
-        given = [(answer, doc) for answer, (_, doc) in zip(answers, replies, strict=True) if answer is not None]
+        answers = [self._answer(text, doc) for text, (_, doc) in zip(texts, replies, strict=True)]
+        given = [(answer, doc) for answer, (_, doc) in zip(answers, replies, strict=True) if isinstance(answer, str)]
         scored = iter(self.score(given))
-        verdicts = []
-        for text, answer, (seen, _) in zip(texts, answers, replies, strict=True):
-            none: Verdict = Verdict(False, "extraction failed" if text.strip() else "empty")
-            verdict = none if answer is None else next(scored)
-            verdicts.append(_attributed(verdict, seen, limits))
-        return verdicts
+        verdicts = [next(scored) if isinstance(answer, str) else answer for answer in answers]
+        return [_attributed(verdict, seen, limits) for verdict, (seen, _) in zip(verdicts, replies, strict=True)]
+
+    def _answer(self, text: str, doc: Doc) -> "str | Verdict":
+        """The extracted answer, or the verdict if there is none."""
+        if not text.strip():
+            return Verdict(False, "empty")
+        try:
+            answer = self.answer(text, doc)
+        except SlowPattern as exc:
+            return Verdict(None, "harness error", detail=exc.subject)
+        return Verdict(False, "extraction failed") if answer is None else answer
 
     def _read(self, seen: Observed) -> str:
         """The text that is scored. Reasoning counts if the content is empty, or if the bench reads both.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field, to_builtins
 
+from trimoe.bench.patterns import refusal
 from trimoe.io.datafile import Data
 
 Revision = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
@@ -119,10 +120,8 @@ class Answer(Data, frozen=True, kw_only=True):
         if bool(self.options) != (self.gold_is is not None):
             raise ValueError("`options` and `gold_is` (place, letter or text) need each other")
         for pattern in (*self.find, *self.ignore):
-            try:
-                re.compile(pattern)
-            except re.error as exc:
-                raise ValueError(f"{pattern!r} is not a regular expression: {exc}") from exc
+            if why := refusal(pattern):
+                raise ValueError(f"{pattern!r} is not a regular expression: {why}")
 
 
 class Sampler(Data, frozen=True, kw_only=True):

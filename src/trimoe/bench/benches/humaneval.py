@@ -5,7 +5,7 @@ import ast
 from trimoe.bench.bench import Doc
 from trimoe.bench.code_tests import check_function
 from trimoe.bench.extract import functions, has_body, valid_prefix
-from trimoe.bench.fences import FENCE, candidates, fence_of
+from trimoe.bench.fences import FENCE, candidates, defines, fence_of
 from trimoe.bench.rows import Row, View, each, spec_bench
 from trimoe.sandbox import require_sandbox
 
@@ -30,9 +30,9 @@ def candidate(reply: str, doc: Doc) -> str | None:
     def asked(tree: ast.Module) -> bool:
         return any(node.name == entry and has_body(node) for node in functions(tree))
 
-    found = candidates(reply)
+    found = [block for block in candidates(reply) if "def" in block.text]
     for block in reversed(found):
-        if (code := valid_prefix(block.text, asked)) is not None:
+        if defines(block.text, [entry]) and (code := valid_prefix(block.text, asked)) is not None:
             return str(before + code)
     if (code := valid_prefix(_after_fence(reply).partition(FENCE)[0], asked, before)) is not None:
         return str(before + code)

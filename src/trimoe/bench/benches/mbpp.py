@@ -29,14 +29,14 @@ def code(reply: str, doc: Doc) -> str | None:
     """
     asked = foreign_names("\n".join([doc.check["setup"], *doc.check["tests"]]))[1]
     found = candidates(reply)
-    texts = [text for block in found if (text := _text(block, asked)) is not None]
+    texts = [text for block in found if defines(block.text, asked) and (text := _text(block)) is not None]
     named = [(defines(text, asked), len(text), text) for text in texts]
     if named and max(named)[0]:
         return max(named)[2]
     return largest(found) or _unfenced(reply)
 
 
-def _text(block: Block, asked: list[str]) -> str | None:
+def _text(block: Block) -> str | None:
     """The text of a block. What precedes the first fence must be Python: it may as well be prose."""
     return block.text if block.opened else valid_prefix(block.text, lambda _: True)
 

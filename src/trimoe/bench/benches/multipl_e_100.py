@@ -72,7 +72,7 @@ def body(block: str, prompt: str) -> str:
     words = [re.escape(word) for word in re.findall(r"\w+|[^\w\s]", signature)]
     patterns = [r"\s*".join(words)] if words else []
     if name := asked_name(prompt):
-        patterns.append(rf"\b{name}\s*(?:<[^(]*>)?\s*\([^)]*\)[^{{}};]*\{{")
+        patterns.append(rf"\b{name}\s{{0,9}}(?:<[^(]{{0,200}}>)?\s{{0,9}}\([^)]{{0,500}}\)[^{{}};]{{0,200}}\{{")
     for pattern in patterns:
         if found := list(re.finditer(pattern, block)):
             return block[found[-1].end() :].lstrip("\n")
