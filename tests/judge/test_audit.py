@@ -120,7 +120,7 @@ def test_partial_length_stops_and_short_answers(tmp_path: Path) -> None:
     put(tmp_path / "part.db", good(), rows=80)
     assert one(tmp_path / "part.db").flags == ("PARTIAL",)
     put(tmp_path / "cut.db", good(), finish="length")
-    assert one(tmp_path / "cut.db").flags == ("LENGTH_STOPS",)
+    assert one(tmp_path / "cut.db").flags == ("LENGTH_STOPS", "CAPPED"), "cut below the cap: at the context"
     put(tmp_path / "unknown.db", good(), finish="")
     assert "LENGTH_STOPS" in {c.flag for c in one(tmp_path / "unknown.db").checks if c.level == "not checked"}
     put(tmp_path / "tiny.db", [(str(i), i % 2 == 0) for i in range(40)], bench="tiny-math")
