@@ -16,8 +16,10 @@ from trimoe.io.datafile import Data
 SET_PAGE = """\
 # The calibration set file
 
-A YAML file in UTF-8. Unknown keys, keys given twice and values of another type are refused; relative paths are resolved
-against the file's folder. `--set` also accepts the name of a shipped set ({shipped}).
+A YAML file in UTF-8. Unknown keys, keys given twice and values of another type are refused. Paths lie below the file's
+folder, or below `--data`; others (absolute, or with `..`) are refused, because a set from somebody else must not read
+other files of this machine. A symbolic link that you make in the folder is followed. `--set`
+also accepts the name of a shipped set ({shipped}).
 
 ```yaml
 name: my-work

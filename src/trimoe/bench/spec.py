@@ -6,7 +6,6 @@ of it makes another bench or another version. Operational settings (threads, por
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ from msgspec import Meta, field, to_builtins
 
 from trimoe.bench.patterns import refusal
 from trimoe.io.datafile import Data
+from trimoe.io.paths import require_inner
 
 Revision = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
 Positive = Annotated[int, Meta(ge=1)]
@@ -50,8 +50,9 @@ class Dataset(Data, frozen=True, kw_only=True):
     part: str = ""
 
     def __post_init__(self) -> None:
-        if not self.local or Path(self.local).is_absolute() or ".." in Path(self.local).parts:
-            raise ValueError("`local` must be a relative path below the data folder")
+        require_inner(self.local, "local")
+        for file in self.files:
+            require_inner(file, "files")
         if bool(self.hub) != bool(self.revision):
             raise ValueError("a data set of the hub needs a `revision`, a local one must have neither")
         if not self.hub and self.rows is None:

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of local dataset files, for benches given to --leak-check by name.",
+    help="Folder with files of the set that are not beside it, and with data sets for --leak-check by name.",
 )
 @json_option
 def calibrate(
@@ -109,17 +109,19 @@ def calibrate(
     require_extra("torch", "calibrate")
     from trimoe.calibrate.engine import Options, prepare
     from trimoe.calibrate.engine import calibrate as run
+    from trimoe.calibrate.text.calibration import CalibrationSet
 
     budget = None if ram is None else parse_size(ram, "--ram 8GB")
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, budget)
     benches = benches_of(leak_check, data)
+    chosen = CalibrationSet.load(set_path, data=data)
     with _Display(as_json) as display:
         if dry_run:
-            prepared = prepare(model, set_path, options, benches=benches, progress=display.progress)
+            prepared = prepare(model, chosen, options, benches=benches, progress=display.progress)
         else:
             stats = run(
                 model,
-                set_path,
+                chosen,
                 out,
                 **vars(options),
                 benches=benches,

@@ -18,6 +18,7 @@ from trimoe.calibrate.text.windows import Document, LongDocuments, Window, Windo
 from trimoe.errors import CalibrationError
 from trimoe.io import datafile
 from trimoe.io.datafile import Data
+from trimoe.io.paths import places
 
 _REMEDY = "correct it; docs/reference/calibration-set.md lists all keys"
 
@@ -45,14 +46,15 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
                 raise ValueError(f"class name {name!r} is empty, has spaces around it or cannot be printed")
 
     @classmethod
-    def load(cls, path: Path | str) -> "CalibrationSet":
+    def load(cls, path: Path | str, *, data: Path | None = None) -> "CalibrationSet":
         """Read and validate a set file, or the shipped set of that name if there is no such file.
 
-        Relative paths in the file are resolved against its folder. Raises `CalibrationError`.
+        Paths in the file are relative to its folder, or to `data`, and lie below one of them. Raises
+        `CalibrationError`.
         """
         path = Path(path)
         if path.exists():
-            return cls._read(path, f"calibration set {path}", path.parent)
+            return cls._read(path, f"calibration set {path}", path.parent, data)
         if path.name in shipped() and path.parent == Path("."):
             return cls._read(_folder() / f"{path.name}.yaml", f"calibration set {path.name}", Path("."))
         raise CalibrationError(
@@ -63,10 +65,11 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def _read(cls, file: Path | Traversable, what: str, folder: Path) -> "CalibrationSet":
-        data = datafile.read(file, what, format="yaml", error=CalibrationError, remedy=_REMEDY)
-        loaded = datafile.convert(data, cls, what, error=CalibrationError, remedy=_REMEDY)
-        classes = {name: [source.resolve(folder) for source in sources] for name, sources in loaded.classes.items()}
+    def _read(cls, file: Path | Traversable, what: str, folder: Path, data: Path | None = None) -> "CalibrationSet":
+        content = datafile.read(file, what, format="yaml", error=CalibrationError, remedy=_REMEDY)
+        loaded = datafile.convert(content, cls, what, error=CalibrationError, remedy=_REMEDY)
+        place = places(folder, what, data, CalibrationError)
+        classes = {name: [source.resolve(place) for source in sources] for name, sources in loaded.classes.items()}
         return msgspec.structs.replace(loaded, classes=classes)
 
     def texts(self) -> dict[str, list[SourceText]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trimoe.errors import BadInput, Refused
+from trimoe.io.paths import places
 from trimoe.judge.frontier.points import GB, Point
 from trimoe.judge.gather import Read, gather
 from trimoe.judge.runs import require_same
@@ -185,7 +186,7 @@ def _size(row: Row, folder: Path, where: str) -> int:
             remedy="give exactly one of them",
         )
     if given == ["file"]:
-        path = folder / row["file"]
+        path = places(folder, where)(Path(row["file"]))
         files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
         if not files:
             raise BadInput(

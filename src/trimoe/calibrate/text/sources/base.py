@@ -18,6 +18,7 @@ from trimoe.calibrate.text.multipl_e import refuse_row
 from trimoe.calibrate.text.records import Fields, Message, Record, column, messages_of, string
 from trimoe.errors import CalibrationError
 from trimoe.io.datafile import Data
+from trimoe.io.paths import Place
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -88,8 +89,8 @@ class BaseSource(Data, frozen=True, kw_only=True, tag_field="kind"):
         """The value of the key `kind`."""
         return str(self.__struct_config__.tag)
 
-    def resolve(self, folder: Path) -> "BaseSource":
-        """The same source with its paths resolved against the set file's folder."""
+    def resolve(self, place: Place) -> "BaseSource":
+        """The same source with its paths found by `place`, which refuses those outside the set file's folder."""
         return self
 
     def _items(self) -> Iterator[SourceText]:
@@ -166,9 +167,9 @@ class PathSource(BaseSource, frozen=True, kw_only=True):
     path: Path
     """Relative to the set file."""
 
-    def resolve(self, folder: Path) -> "PathSource":
+    def resolve(self, place: Place) -> "PathSource":
         """See `BaseSource.resolve`."""
-        return msgspec.structs.replace(self, path=folder / self.path)
+        return msgspec.structs.replace(self, path=place(self.path))
 
     @property
     def label(self) -> str:

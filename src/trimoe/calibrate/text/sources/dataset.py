@@ -12,6 +12,7 @@ from trimoe.calibrate.text.records import Fields, Record
 from trimoe.calibrate.text.sources.base import BaseSource, SourceText
 from trimoe.calibrate.text.sources.local import Only, wanted
 from trimoe.errors import CalibrationError, MissingPrerequisite
+from trimoe.io.paths import Place
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,9 +52,9 @@ class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
         if self.path is not None and self.revision is not None:
             raise ValueError("revision belongs to id, not to path")
 
-    def resolve(self, folder: Path) -> "DatasetSource":
+    def resolve(self, place: Place) -> "DatasetSource":
         """See `BaseSource.resolve`."""
-        return self if self.path is None else msgspec.structs.replace(self, path=folder / self.path)
+        return self if self.path is None else msgspec.structs.replace(self, path=place(self.path))
 
     @property
     def label(self) -> str:

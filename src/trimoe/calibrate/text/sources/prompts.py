@@ -13,6 +13,7 @@ from trimoe.calibrate.text.sources.base import BaseSource, Count, RawReply, Sour
 from trimoe.errors import CalibrationError
 from trimoe.io import datafile
 from trimoe.io.canonical import canonical_json
+from trimoe.io.paths import Place
 
 Builtin = Literal["math", "logic", "code", "science", "creative"]
 
@@ -43,10 +44,10 @@ class PromptsSource(BaseSource, frozen=True, kw_only=True, tag="prompts"):
         if self.fields.text or self.fields.completion or self.fields.reply:
             raise ValueError("fields of prompts are prompt or messages: the model writes the reply")
 
-    def resolve(self, folder: Path) -> "PromptsSource":
+    def resolve(self, place: Place) -> "PromptsSource":
         """See `BaseSource.resolve`."""
         return msgspec.structs.replace(
-            self, path=self.path and folder / self.path, replies=self.replies and folder / self.replies
+            self, path=self.path and place(self.path), replies=self.replies and place(self.replies)
         )
 
     @property

@@ -19,6 +19,7 @@ from trimoe.calibrate.text.multipl_e import refuse_name, refuse_row
 from trimoe.calibrate.text.records import Message, Record, checked, messages_of, read_jsonl
 from trimoe.calibrate.text.sources.base import PathSource, Positive, RawReply, SourceText, user
 from trimoe.errors import CalibrationError
+from trimoe.io.paths import Place
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,10 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
     end_of_turn: bool = False
     """Append the token that ends the turn: samples do not record whether the model wrote it."""
 
-    def resolve(self, folder: Path) -> "LmEvalSource":
+    def resolve(self, place: Place) -> "LmEvalSource":
         """See `BaseSource.resolve`."""
-        against = folder / self.against if self.against else None
-        return msgspec.structs.replace(self, path=folder / self.path, against=against)
+        against = place(self.against) if self.against else None
+        return msgspec.structs.replace(self, path=place(self.path), against=against)
 
     def _traces(self) -> Iterator[Trace]:
         refuse_name(self.bench, f"source {self.label}")
