@@ -18,7 +18,7 @@ from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, CheckpointError, MapError, UsageError
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 
 GATE_UP = "model.layers.1.experts.gate_up_proj"
 DOWN = "model.layers.0.experts.down_proj"

@@ -18,7 +18,7 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.quant import all_quants
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 
 Checkpoints = Callable[[Made], Path]
 QWEN = next(made for made in MADE if made.name == "qwen3_moe")

@@ -9,7 +9,8 @@ import pytest
 from helpers.certify_models import Tensors, edit_tensors
 from trimoe.certify.certify import certify
 from trimoe.choose.dropmap import DropMap
-from trimoe.model.safetensors import read_array, read_index
+from trimoe.model.safetensors import read_array
+from trimoe.model.shards import read_index
 
 LAYER = "model.layers.1."
 GATE_UP, DOWN = LAYER + "experts.gate_up_proj", LAYER + "experts.down_proj"

@@ -11,7 +11,7 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cli.certify import certify
 from trimoe.cli.infer_map import infer_map
 from trimoe.cut.prune import prune
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 
 
 @pytest.fixture(scope="module")

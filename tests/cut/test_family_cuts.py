@@ -21,7 +21,8 @@ from trimoe.choose.select import make_map
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.safetensors import TensorInfo, read_bytes, read_index
+from trimoe.model.safetensors import TensorInfo, read_bytes
+from trimoe.model.shards import read_index
 
 Checkpoints = Callable[[Made], Path]
 EVERY = pytest.mark.parametrize("made", MADE, ids=lambda made: made.name)

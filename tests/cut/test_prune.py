@@ -34,7 +34,8 @@ from trimoe.io import atomic as artifact
 from trimoe.io import copying, hashing
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.family.file import extra_families
-from trimoe.model.safetensors import ITEM_BITS, read_bytes, read_index
+from trimoe.model.safetensors import ITEM_BITS, read_bytes
+from trimoe.model.shards import read_index
 
 GEMMA_MAP = DropMap({0: (1, 4), 1: (0, 7)}, 8)
 

@@ -18,7 +18,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.safetensors import read_bytes, read_index
+from trimoe.model.safetensors import read_bytes
+from trimoe.model.shards import read_index
 
 MAP = DropMap({0: (1, 4), 1: (0, 7)}, q.EXPERTS)
 KEPT = {layer: MAP.keep(layer) for layer in MAP.drop}

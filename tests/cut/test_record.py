@@ -21,7 +21,8 @@ from trimoe.cut.prune import prune
 from trimoe.errors import MapError
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.files import METADATA
-from trimoe.model.safetensors import read_bytes, read_index
+from trimoe.model.safetensors import read_bytes
+from trimoe.model.shards import read_index
 
 FIRST, SECOND = DropMap({0: (1, 4), 1: (0, 7)}, 8), DropMap({0: (0,), 1: (5,)}, 6)
 BOTH = {0: (0, 1, 4), 1: (0, 6, 7)}

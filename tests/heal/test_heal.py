@@ -37,7 +37,8 @@ from trimoe.heal.measure import Plan, fit_and_measure
 from trimoe.heal.router import Steps
 from trimoe.heal.write import Healing, gate, write_healed
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes, read_index
+from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes
+from trimoe.model.shards import read_index
 
 DENSE = "model.layers.{}.mlp.down_proj.weight"
 ROUTER = "model.layers.{}.router.proj.weight"

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers.byte_tokenizer import write_tokenizer
-from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes, read_index
+from trimoe.model.safetensors import TensorInfo, header_bytes, read_bytes
+from trimoe.model.shards import read_index
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 

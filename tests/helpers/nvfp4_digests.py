@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from trimoe.model.safetensors import read_bytes, read_index
+from trimoe.model.safetensors import read_bytes
+from trimoe.model.shards import read_index
 
 
 def digests(folder: Path) -> dict[str, str]:

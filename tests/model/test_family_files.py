@@ -19,7 +19,7 @@ from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.family.file import SHIPPED, extra_families, families, family_of, load_family, parse_family
 from trimoe.model.family.hf import form
 from trimoe.model.family.recognise import recognise
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 
 Checkpoints = Callable[[Made], Path]
 

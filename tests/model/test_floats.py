@@ -18,7 +18,8 @@ from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
 from trimoe.model.floats import NotFloats, as_floats, require_floats, why_not_floats
 from trimoe.model.generate import load_model
-from trimoe.model.safetensors import read_array, read_index
+from trimoe.model.safetensors import read_array
+from trimoe.model.shards import read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 from trimoe.quantize.nvfp4.rules import LAYOUTS

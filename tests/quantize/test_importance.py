@@ -7,7 +7,7 @@ import pytest
 from helpers.blueprints import write_imatrix
 from trimoe.errors import BadInput, CheckpointError, Refused
 from trimoe.model.gguf.imatrix import open_imatrix
-from trimoe.quantize.ladder.importance import Coverage, coverage, require_coverage, require_entries, require_fit
+from trimoe.quantize.ladder.importance import Coverage, coverage, fitted, require_coverage, require_entries
 from trimoe.quantize.types.tensor_types import ModelFacts, Request, Tensor
 from trimoe.quantize.types.type_rules import choose_types
 
@@ -32,10 +32,22 @@ def test_a_layer_without_data_is_thin(tmp_path: Path) -> None:
 
 def test_entries_of_other_models(tmp_path: Path) -> None:
     tensors = [Tensor(DOWN, "BF16", (4, 16, 8)), Tensor(Q, "BF16", (16, 8))]
-    require_fit(open_imatrix(write_imatrix(tmp_path / "a.gguf", {DOWN: (4, 8), Q: (1, 8)})), tensors)
+    found, unknown = fitted(open_imatrix(write_imatrix(tmp_path / "a.gguf", {DOWN: (4, 8), Q: (1, 8)})), tensors)
+    assert (set(found.entries), unknown) == ({DOWN, Q}, ())
     for number, shapes in enumerate(({DOWN: (5, 8)}, {Q: (1, 16)}, {UP: (4, 8)})):
         with pytest.raises(CheckpointError, match="imatrix of another model"):
-            require_fit(open_imatrix(write_imatrix(tmp_path / f"{number}.gguf", shapes)), tensors)
+            fitted(open_imatrix(write_imatrix(tmp_path / f"{number}.gguf", shapes)), tensors)
+
+
+def test_entries_that_llamacpp_accepts_are_accepted(tmp_path: Path) -> None:
+    """A matrix per head, a fourth axis, a drafting block, a reshaped view, the halves of a fused tensor."""
+    heads, deep = "blk.0.attn_k_b.weight", "blk.0.attn_v_b.weight"
+    tensors = [Tensor(DOWN, "BF16", (4, 16, 8)), Tensor(heads, "BF16", (3, 16, 8)), Tensor(deep, "BF16", (2, 3, 16, 8))]
+    more = {"blk.9.nextn.eh_proj.weight": (1, 5), f"{DOWN} (reshaped)": (4, 8), "blk.0.ffn_gate_exps.weight": (4, 8)}
+    shapes = {DOWN: (4, 8), heads: (3, 8), deep: (6, 8), **more}
+    found, unknown = fitted(open_imatrix(write_imatrix(tmp_path / "a.gguf", shapes)), tensors)
+    assert set(found.entries) == {DOWN, heads, deep}
+    assert set(unknown) == set(more)
 
 
 def test_missing_entries_matter_where_llamacpp_stops(tmp_path: Path) -> None:

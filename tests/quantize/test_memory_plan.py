@@ -12,7 +12,7 @@ from trimoe.errors import BadInput, CheckpointError, UsageError
 from trimoe.io.sizes import parse_bytes, parse_tokens
 from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.plan.candidates import candidates, cost, default_keeps, fitting, size_of
 from trimoe.quantize.plan.memory import Serving, compute_bytes, kv_cache_bytes

@@ -22,7 +22,8 @@ from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, Refuse
 from trimoe.io.atomic import RESUME
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.nvfp4 import dequantize
-from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes, read_index
+from trimoe.model.safetensors import TensorInfo, header_bytes, read_array, read_bytes
+from trimoe.model.shards import read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.nvfp4 import matrices as nvfp4_matrices
 from trimoe.quantize.nvfp4 import write as nvfp4_write

@@ -10,7 +10,8 @@ import pytest
 
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.nvfp4 import dequantize
-from trimoe.model.safetensors import header_bytes, read_array, read_bytes, read_index
+from trimoe.model.safetensors import header_bytes, read_array, read_bytes
+from trimoe.model.shards import read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import DOMAINS, generate
 from trimoe.quantize.nvfp4.codes import floats

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from helpers.modelopt_env import EXPORT, modelopt_python
-from trimoe.model.safetensors import read_bytes, read_index
+from trimoe.model.safetensors import read_bytes
+from trimoe.model.shards import read_index
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 

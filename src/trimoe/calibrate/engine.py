@@ -22,12 +22,13 @@ from trimoe.calibrate.text.calibration import CalibrationSet, Windows
 from trimoe.calibrate.text.leaks import BenchTexts, read_benches
 from trimoe.calibrate.text.replies import path_beside
 from trimoe.calibrate.text.tokenise import tokenise
-from trimoe.errors import Interrupted, UsageError
+from trimoe.errors import CheckpointError, Interrupted, UsageError
 from trimoe.io.atomic import require_absent, require_space
 from trimoe.io.jsonfile import write_json
 from trimoe.io.manifest import write_manifest
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.files import watch_directory
 
 __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_statistics"]
 
@@ -92,6 +93,7 @@ def prepare(
     if out is not None and not state_path(out).exists():
         require_absent(out)
     options = options or Options()
+    watch = watch_directory(Path(model), "measured")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
     windows = tokenise(
@@ -105,7 +107,9 @@ def prepare(
         benches=[text for bench in benches for text in _texts_of(bench)],
         progress=progress,
     )
-    return Run(checkpoint, windows, options, chosen.name)
+    run = Run(checkpoint, windows, options, chosen.name)
+    run.watch = watch
+    return run
 
 
 def write_statistics(
@@ -139,6 +143,12 @@ def write_statistics(
                 actual=str(state.path),
                 remedy="run the same command again to resume; --status shows the state, --from 0 starts over",
             ) from exc
+        if run.watch is not None:
+            try:
+                run.watch.require_unchanged()
+            except CheckpointError:
+                state.remove()  # its layers are of two states of the model
+                raise
         about = {key: value for key, value in run.windows.origin.items() if key != "document_hashes"}
         write_manifest(out, "statistics", {**about, **run.about})
         write_json(report_path(out), _report(run, stats, state.finished()), overwrite=True)

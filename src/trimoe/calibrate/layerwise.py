@@ -27,6 +27,7 @@ from trimoe.calibrate.stats.result import assemble
 from trimoe.calibrate.text.calibration import Windows
 from trimoe.errors import UsageError
 from trimoe.io.progress import Progress
+from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint
 
 
@@ -56,6 +57,7 @@ class Run:
 
     def __init__(self, checkpoint: Checkpoint, windows: Windows, options: Options, name: str) -> None:
         self.checkpoint, self.windows = checkpoint, windows
+        self.watch: Watch | None = None
         reset_peak()
         _require_device(options.device)
         dtype = compute_dtype(checkpoint, options)

@@ -22,6 +22,7 @@ from trimoe.certify.certificate import (
     verdict,
 )
 from trimoe.certify.checkpoint import CheckpointPair
+from trimoe.certify.compare import Compared, compare_bytes
 from trimoe.certify.files import check_map
 from trimoe.certify.gguf.pair import GgufPair
 from trimoe.certify.loading import why_not
@@ -63,7 +64,8 @@ def certify(
 
     `warn` is told before the work if the logits cannot be compared, so that the verdict cannot be `proven`.
 
-    A damaged pruned model is refuted. Raises `CheckpointError` if `original` is unusable or `pruned` not a model of
+    A damaged pruned model is refuted. Raises `CheckpointError` if a file of either model is written to meanwhile (no
+    certificate is written then), if `original` is unusable or `pruned` not a model of
     the same format, `MapError` if the given map does not fit the original, `UsageError` for options that contradict
     each other, `BadInput` for bad prompts or an output that cannot be written.
 
@@ -81,25 +83,28 @@ def certify(
     errors = pair.read()
     detail = "the pruned model is damaged" if errors else pair.readable_detail
     checks = [make_check("readable", pair.readable_claim, detail, [Finding.of(error) for error in errors])]
-    drop_map: DropMap | None = given
+    drop_map, compared = given, Compared()
     source: MapSource = "unknown" if given is None else "given"
     if not errors:
         pair.require_smaller()
         drop_map, source, map_check = _resolve_map(pair, given, progress)
-        checks += [map_check, *_byte_checks(pair, drop_map, progress)]
+        more, compared = _byte_checks(pair, drop_map, progress)
+        checks += [map_check, *more]
+    pair.watch.require_unchanged()
     proof = _logit_proof(pair, None if errors else drop_map, checks, settings, progress)
 
     certificate = Certificate(
         status=verdict(checks + proof.checks),
         checks=tuple(checks + proof.checks),
         base=ModelIdentity(fingerprint=pair.original.fingerprint, num_experts=pair.original.num_experts),
-        pruned=pair.identity(),
+        pruned=pair.identity(compared),
         map=MapIdentity(sha256=drop_map.content_hash if drop_map else None, source=source),
         tolerance=settings.tolerance,
         max_logit_difference=proof.max_difference,
         prompts=proof.prompts,
         tools=pair.tools(),
     )
+    pair.watch.require_unchanged()
     certificate.save(where)
     return certificate
 
@@ -162,20 +167,22 @@ def _resolve_map(
     return inferred, "inferred", check
 
 
-def _byte_checks(pair: ModelPair, drop_map: DropMap | None, progress: Progress | None) -> list[Check]:
-    """Settings, then tensors, then what only this format has."""
+def _byte_checks(pair: ModelPair, drop_map: DropMap | None, progress: Progress | None) -> tuple[list[Check], Compared]:
+    """Settings, then tensors, then what only this format has; and what the pass over the weights found."""
     settings, healed = pair.check_settings(drop_map), pair.read_heal()
     if drop_map is None:
         reason = "not compared: no map is known"
         tensors = [make_check(name, "needs a map", reason, not_run=True) for name in ("tensors", "untouched", "cut")]
+        compared = Compared()
     else:
         expected = pair.expected(drop_map)
+        compared = compare_bytes(expected, pair.index, pair.weights(), progress, pair.healed)
         tensors = [
             check_tensors(expected, pair.index, pair.layer_of),
-            check_untouched(expected, pair.index, progress, pair.healed),
-            check_cut(expected, pair.index, progress, pair.healed),
+            check_untouched(expected, pair.index, compared, pair.healed),
+            check_cut(expected, pair.index, compared, pair.healed),
         ]
-    return [*settings, *tensors, *healed, *pair.more_checks(progress)]
+    return [*settings, *tensors, *healed, *pair.more_checks(progress)], compared
 
 
 def _logit_proof(

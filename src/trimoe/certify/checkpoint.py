@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trimoe.certify.certificate import CERTIFICATE, Check, Finding, ModelIdentity, make_check
+from trimoe.certify.certificate import Check, Finding, ModelIdentity, make_check
+from trimoe.certify.compare import Compared
 from trimoe.certify.expected import Expected, Index, expected_tensors, fit_map
-from trimoe.certify.files import check_config, check_files, read_config, recorded_map
+from trimoe.certify.files import check_config, check_files, files_read, read_config, recorded_map
 from trimoe.certify.heal import CLAIM, HEAL_CHECK, check_heal
 from trimoe.certify.loading import why_not
 from trimoe.certify.logit_proof import LogitProof, LogitSettings
@@ -20,11 +21,11 @@ from trimoe.errors import BadInput, CheckpointError
 from trimoe.heal.manifest import changed_tensors, read_heal
 from trimoe.io.canonical import sha256_file
 from trimoe.io.progress import Progress
+from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.experts import ExpertTensor
-from trimoe.model.safetensors import TensorInfo, read_index
-
-_HASHED = (".json", ".jinja", ".model", ".txt")  # suffixes of the small files that the certificate is bound to
+from trimoe.model.safetensors import TensorInfo
+from trimoe.model.shards import read_index
 
 
 class CheckpointPair(ModelPair):
@@ -37,7 +38,9 @@ class CheckpointPair(ModelPair):
     original: Checkpoint
 
     def __init__(self, original: Path, pruned: Path, device: str = "cpu") -> None:
-        self.original, self.pruned, self.device = open_checkpoint(original), _directory(pruned), device
+        self.pruned, self.device = _directory(pruned), device
+        self.watch = Watch(f"{original} or {pruned}", "compared", lambda: [*files_read(original), *files_read(pruned)])
+        self.original = open_checkpoint(original)
         self.index = {}
         self._config: dict[str, Any] | None = None
         self._was_healed = False
@@ -50,7 +53,9 @@ class CheckpointPair(ModelPair):
         except CheckpointError as exc:
             errors.append(exc)
         try:
-            self.index = read_index(self.pruned)
+            notes: list[str] = []
+            self.index = read_index(self.pruned, notes)
+            errors += [CheckpointError(f"its shards and its index disagree: {note}") for note in notes]
         except CheckpointError as exc:
             errors.append(exc)
         return errors
@@ -116,11 +121,12 @@ class CheckpointPair(ModelPair):
             self.original, self.pruned, self.index, drop_map, settings, device=self.device, progress=progress
         )
 
-    def identity(self) -> ModelIdentity:
-        """Shards, and the small files that a loader could read."""
-        names = {info.file.name for info in self.index.values()}
-        names |= {p.name for p in self.pruned.iterdir() if p.is_file() and p.suffix in _HASHED}
-        names -= {CERTIFICATE}
+    def weights(self) -> list[Path]:
+        """The shards."""
+        return sorted({info.file for info in self.index.values()})
+
+    def identity(self, compared: Compared) -> ModelIdentity:
+        """Shards, and every other file except documents."""
         try:
             fingerprint = open_checkpoint(self.pruned).fingerprint
         except CheckpointError:
@@ -128,7 +134,10 @@ class CheckpointPair(ModelPair):
         return ModelIdentity(
             fingerprint=fingerprint,
             num_experts=self.stated_experts(),
-            files={name: sha256_file(self.pruned / name) for name in sorted(names)},
+            files={
+                file.relative_to(self.pruned).as_posix(): compared.sha256.get(file) or sha256_file(file)
+                for file in files_read(self.pruned)
+            },
         )
 
     def tools(self) -> dict[str, str]:

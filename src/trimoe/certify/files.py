@@ -25,7 +25,8 @@ from trimoe.model.files import INDEX, METADATA, WEIGHTS, walk, without_experts
 from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo, read_header
 
-_OURS = {METADATA, CERTIFICATE, MANIFEST, "config.json", "README.numbers.json"}
+_WRITTEN_LATER = {CERTIFICATE, "README.numbers.json"}  # by trimoe, about a model that does not change
+_OURS = {METADATA, MANIFEST, "config.json", *_WRITTEN_LATER}
 _CARDS = ("readme", "license", "notice", "use_policy")  # without suffix or with .txt
 _DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
 _READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files count if a loader could read them
@@ -168,6 +169,7 @@ def check_files(base: Checkpoint, pruned: Path, pruned_index: dict[str, TensorIn
     claim = "every other file of the original is there and identical, except documents and what is named as left out"
     detail = f"{len(compared)} files: {', '.join(compared) or 'none'}"
     detail += f"; left out: {', '.join(left_out)}" if left_out else ""
+    detail += "".join(f"; of the original: {note}" for note in base.notes)
     return make_check("files", claim, detail, findings)
 
 
@@ -249,6 +251,18 @@ def _files(directory: Path, index: dict[str, TensorInfo]) -> dict[str, Path]:
         and not _is_document(path)
         and (path.name[0] != "." or path.suffix in _READ_BY_LOADERS)
     }
+
+
+def files_read(directory: Path) -> list[Path]:
+    """Every file below a directory that a check or a loader reads: all except documents, certificates and hidden files
+    that no loader reads."""
+    return sorted(
+        path
+        for path in (walk(directory, {}) if directory.is_dir() else ())
+        if path.name not in _WRITTEN_LATER
+        and not _is_document(path)
+        and (path.name[0] != "." or path.suffix in _READ_BY_LOADERS)
+    )
 
 
 def _is_document(file: Path) -> bool:

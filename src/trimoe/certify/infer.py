@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trimoe.certify.certificate import Finding
 from trimoe.certify.certify import open_pair
+from trimoe.certify.compare import compare_bytes
 from trimoe.certify.pair import ModelPair
 from trimoe.certify.recovery import Recovery
 from trimoe.certify.tensors import check_cut, check_tensors, check_untouched, is_not_compared
@@ -45,7 +46,7 @@ def infer_map(
     """Recover the map that leads from `original` to `pruned`, and list everything besides experts that changed.
 
     Both are checkpoint directories or both GGUF models. A map that was found is written to `out`, if given. Raises
-    `CheckpointError` if either is not a model, `BadInput` if `out` exists.
+    `CheckpointError` if either is not a model or is written to meanwhile, `BadInput` if `out` exists.
 
     >>> found = trimoe.infer_map(model, small)
     >>> found.map.drop == drop.drop, found.exact
@@ -53,7 +54,9 @@ def infer_map(
     """
     if out is not None:
         require_absent(Path(out))
-    result = _infer(open_pair(original, pruned, logits=False), progress)
+    pair = open_pair(original, pruned, logits=False)
+    result = _infer(pair, progress)
+    pair.watch.require_unchanged()
     if out is not None and result.map is not None:
         result.map.save(Path(out))
     return result
@@ -70,11 +73,12 @@ def _infer(pair: ModelPair, progress: Progress | None) -> Inference:
     except MapError as exc:
         return Inference(None, [f"{exc.subject}: {exc.actual}"], [])
     expected = pair.expected(drop_map)
+    compared = compare_bytes(expected, pair.index, progress=progress)
     checks = [
         *pair.check_settings(drop_map),
         check_tensors(expected, pair.index, pair.layer_of),
-        check_untouched(expected, pair.index, progress),
-        check_cut(expected, pair.index, progress),
+        check_untouched(expected, pair.index, compared),
+        check_cut(expected, pair.index, compared),
     ]
     changes = [*_reordered(recovery), *(f for c in checks for f in c.findings if not is_not_compared(f))]
     scaled = {}

@@ -17,10 +17,12 @@ from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, Log
 from trimoe.certify.mask import Routing, router_mask
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
+from trimoe.errors import CheckpointError
 from trimoe.io.canonical import sha256_json
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.safetensors import TensorInfo
+from trimoe.model.tokenizer import load_tokenizer
 
 CLAIMS = LogitClaims(
     loading="AutoModelForCausalLM loads it like the original: no key missing, mismatched or newly unexpected",
@@ -65,10 +67,11 @@ def check_logits(
 
 
 def _tokenize(model: Path, prompts: list[Conversation]) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = load_tokenizer(model)
+    except CheckpointError as exc:
+        raise CannotCheck(f"{exc.subject} ({exc.actual}); {exc.remedy}") from exc
+    try:
         texts = []
         for conversation in prompts:
             if tokenizer.chat_template:

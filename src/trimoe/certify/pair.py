@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from trimoe.certify.certificate import Check, ModelIdentity
+from trimoe.certify.compare import Compared
 from trimoe.certify.expected import Expected, Index
 from trimoe.certify.logit_proof import LogitClaims, LogitProof, LogitSettings
 from trimoe.certify.recovery import Recovery
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError, UsageError
 from trimoe.io.progress import Progress
+from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo
@@ -30,6 +32,8 @@ class ModelPair(ABC):
     """Tensors of the pruned model; empty until `read`."""
     healed: frozenset[str] = frozenset()
     """Tensors that a heal record says were changed; the byte comparison leaves them out."""
+    watch: Watch
+    """Made before the first byte of either model is read; asked after each part of the proof."""
 
     @abstractmethod
     def read(self) -> list[CheckpointError]:
@@ -95,8 +99,14 @@ class ModelPair(ABC):
         """Compare the logits with those of the original with its dropped experts masked."""
 
     @abstractmethod
-    def identity(self) -> ModelIdentity:
-        """Exactly which pruned model was checked: fingerprint (None for a damaged one) and each file's sha256."""
+    def weights(self) -> list[Path]:
+        """The files with the pruned model's tensors, as far as they could be opened."""
+
+    @abstractmethod
+    def identity(self, compared: Compared) -> ModelIdentity:
+        """Exactly which pruned model was checked: fingerprint (None for a damaged one) and each file's sha256.
+
+        The hashes of weights are those of `compared`, so they are of the bytes that were compared."""
 
     @abstractmethod
     def tools(self) -> dict[str, str]:

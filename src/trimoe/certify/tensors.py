@@ -1,21 +1,19 @@
 """Byte proof of a cut: where the tensors of the pruned model are not what they must be. Torch-free, streamed.
 
-Invariants: memory is three 4 MiB buffers whatever the model's size. A tensor that could not be compared is a finding,
-because it has not been proven equal.
+The bytes were compared in one pass by `compare`; here differences are described. Invariant: a tensor that could not be
+compared is a finding, because it has not been proven equal.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
 from trimoe.certify.certificate import Check, Finding, make_check
+from trimoe.certify.compare import BLOCK, Compared, fill
 from trimoe.certify.expected import Expected, Index, row_layout
 from trimoe.errors import CheckpointError
-from trimoe.io.progress import Progress
 from trimoe.model.safetensors import TensorInfo
 
-BLOCK = 4 << 20
 _NOT_COMPARED = "tensor {} could not be compared"
 _ROWS_NAMED = 3  # differing rows of one tensor that are described one by one
 
@@ -54,41 +52,34 @@ def check_tensors(
 
 
 def check_untouched(
-    expected: dict[str, Expected],
-    pruned: Index,
-    progress: Progress | None = None,
-    healed: Collection[str] = (),
+    expected: dict[str, Expected], pruned: Index, compared: Compared, healed: Collection[str] = ()
 ) -> Check:
-    """Every tensor without an expert axis is byte-identical to the original's. `healed` ones are not compared."""
+    """Every tensor without an expert axis is byte-identical to the original's, by `compared`. `healed` ones are left
+    out."""
     work = [e for e in expected.values() if not e.cut and e.name not in healed]
     findings: list[Finding] = []
-    compared = _compare(work, pruned, findings, "untouched tensors", progress)
+    number = _compare(work, pruned, compared, findings)
     return make_check(
         "untouched",
         "every tensor without an expert axis is byte-identical to the original",
-        f"{compared} of {len(work)} tensors compared",
+        f"{number} of {len(work)} tensors compared",
         findings,
-        numbers={"tensors": compared, "bytes": sum(e.source.nbytes for e in work)},
+        numbers={"tensors": number, "bytes": sum(e.source.nbytes for e in work)},
     )
 
 
-def check_cut(
-    expected: dict[str, Expected],
-    pruned: Index,
-    progress: Progress | None = None,
-    healed: Collection[str] = (),
-) -> Check:
-    """Every tensor with an expert axis holds exactly the kept experts, in the map's order. `healed` ones are not
-    compared."""
+def check_cut(expected: dict[str, Expected], pruned: Index, compared: Compared, healed: Collection[str] = ()) -> Check:
+    """Every tensor with an expert axis holds exactly the kept experts, in the map's order, by `compared`. `healed` ones
+    are left out."""
     work = [e for e in expected.values() if e.cut and e.name not in healed]
     findings: list[Finding] = []
-    compared = _compare(work, pruned, findings, "cut tensors", progress)
+    number = _compare(work, pruned, compared, findings)
     return make_check(
         "cut",
         "every cut tensor holds exactly the kept experts' rows in ascending order of their original ids",
-        f"{compared} of {len(work)} tensors compared",
+        f"{number} of {len(work)} tensors compared",
         findings,
-        numbers={"tensors": compared, "bytes": sum(pruned[e.name].nbytes for e in work if e.name in pruned)},
+        numbers={"tensors": number, "bytes": sum(pruned[e.name].nbytes for e in work if e.name in pruned)},
     )
 
 
@@ -99,10 +90,10 @@ def is_not_compared(finding: Finding) -> bool:
     return finding.tensor is not None and finding.subject == _NOT_COMPARED.format(finding.tensor)
 
 
-def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what: str, progress: Progress | None) -> int:
-    """Compare the tensors that have the right type and shape and return their number. The others are findings here
-    too, because a tensor that could not be compared has not been proven equal."""
-    total, done, compared = sum(e.source.nbytes for e in work), 0, 0
+def _compare(work: list[Expected], pruned: Index, compared: Compared, findings: list[Finding]) -> int:
+    """Describe the tensors that differ and return the number of those compared. Tensors of another type or shape are
+    findings here too, because a tensor that could not be compared has not been proven equal."""
+    number = 0
     for want in work:
         have = pruned.get(want.name)
         if have is None or (have.dtype, have.shape) != (want.dtype, want.shape):
@@ -115,13 +106,18 @@ def _compare(work: list[Expected], pruned: Index, findings: list[Finding], what:
                     layer=want.where,
                 )
             )
-        else:
-            findings.extend(_tensor_findings(want, have))
-            compared += 1
-        done += want.source.nbytes
-        if progress is not None:
-            progress(done, total, what)
-    return compared
+            continue
+        number += 1
+        if want.name not in compared.equal:
+            described = _tensor_findings(want, have)  # reads the tensor again to find the place
+            if not described:
+                raise CheckpointError(
+                    f"tensor {want.name} in {have.file} was written to while it was compared",
+                    expected="files that do not change until the command ends",
+                    remedy="wait until nothing writes to them and run again",
+                )
+            findings += described
+    return number
 
 
 def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
@@ -214,22 +210,9 @@ def first_difference(a: TensorInfo, a_at: int, b: TensorInfo, b_at: int, length:
             count = min(BLOCK, length - done)
             if count < len(left):
                 del left[count:], right[count:]
-            _fill(file_a.fileno(), left, a, a_at + done)
-            _fill(file_b.fileno(), right, b, b_at + done)
+            fill(file_a.fileno(), memoryview(left), a.file, a.start + a_at + done)
+            fill(file_b.fileno(), memoryview(right), b.file, b.start + b_at + done)
             if left != right:
                 return done + int(np.argmax(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))
             done += count
     return None
-
-
-def _fill(fd: int, buffer: bytearray, info: TensorInfo, offset: int) -> None:
-    view = memoryview(buffer)
-    got = 0
-    while got < len(view):
-        count = os.preadv(fd, [view[got:]], info.start + offset + got)
-        if count == 0:
-            raise CheckpointError(
-                f"tensor {info.name} in {info.file} ends early", remedy="the file changed while it was read"
-            )
-        got += count
-    view.release()

@@ -180,6 +180,8 @@ def _files_text(
     files: "Sequence[TierFile]",
     findings: "Sequence[str]",
 ) -> str:
+    from trimoe.model.gguf.imatrix import note_on
+
     lines = [
         f"{model}, from {base.file}" + (f", imatrix {imatrix.sha256[:16]}" if imatrix else ", no imatrix"),
         "",
@@ -197,6 +199,8 @@ def _files_text(
                 f"{'':<12} tensor-type map: {done.fell_back} tensors fell back (row length), "
                 f"{done.kept} lines name tensors that llama.cpp does not change, {done.unmatched} match nothing"
             )
+    if imatrix is not None and imatrix.unknown:
+        lines.append(f"{note_on(imatrix.unknown)}; llama-quantize ignores them")
     return "\n".join([*lines, *(f"finding: {text}" for text in findings)])
 
 

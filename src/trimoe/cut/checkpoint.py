@@ -23,20 +23,20 @@ from trimoe.io.atomic import partial_bytes, publish_dir, require_absent, require
 from trimoe.io.canonical import canonical_json
 from trimoe.io.copying import Copier
 from trimoe.io.manifest import write_manifest
+from trimoe.io.watch import Stamp
 from trimoe.io.writing import Written, read_back, write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.files import (
     METADATA,
-    Stamps,
     copy_files,
     other_files,
     require_planned,
-    require_unchanged,
-    source_stamps,
+    watch_directory,
+    weight_stamps,
     write_indented,
     write_index,
 )
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 
 _HEADER_SPACE = 1 << 20  # bytes reserved per file for its header, for the check of free space
 KIND = "pruned checkpoint"
@@ -44,7 +44,7 @@ KIND = "pruned checkpoint"
 
 def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOptions) -> PruneReport:
     """Cut `drop_map` out of the checkpoint directory `model` into the new directory `out`: see `trimoe.cut.prune`."""
-    stamps = source_stamps(model)
+    watch, stamps = watch_directory(model, "cut"), weight_stamps(model)
     checkpoint = open_checkpoint(model)
     plan = plan_cut(checkpoint, drop_map)
     max_shard = DEFAULT_SHARD if options.max_shard is None else options.max_shard
@@ -93,13 +93,13 @@ def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOpti
             }
             write_manifest(folder, KIND, inputs, written.hashes(folder), sync=options.sync)
             _verify_headers(folder, shards)
-            require_unchanged(model, stamps, source_stamps(model), "cut")
+            watch.require_unchanged()
     except OSError as exc:
         raise write_error(exc, out) from exc
     return report
 
 
-def plan_identity(shards: list[Shard], stamps: Stamps) -> str:
+def plan_identity(shards: list[Shard], stamps: dict[str, Stamp]) -> str:
     """Hash of everything that decides the bytes of the output files; a killed run of the same identity can be resumed.
 
     The source is identified by the stamps of its files, not by its fingerprint: the fingerprint samples the weights,

@@ -22,8 +22,9 @@ from trimoe.io.manifest import write_manifest
 from trimoe.io.progress import Progress
 from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.files import INDEX, METADATA, copy_files, other_files, require_unchanged, source_stamps
-from trimoe.model.safetensors import TensorInfo, read_index
+from trimoe.model.files import INDEX, METADATA, copy_files, other_files, watch_directory
+from trimoe.model.safetensors import TensorInfo
+from trimoe.model.shards import read_index
 
 BLOCK = 4 << 20
 _HEADER_SPACE = 1 << 20  # bytes reserved per file for its header, for the check of free space
@@ -91,7 +92,7 @@ def write_healed(
     gate(healing, out, keep_worse=keep_worse)
     require_absent(out)
     pruned = healing.pruned
-    stamps = source_stamps(pruned.path)
+    watch = watch_directory(pruned.path, "healed")
     edits = {edit.info.name: edit for edit in healing.edits}
     shards = _shards(pruned)
     others, _ = other_files(pruned.path, pruned.index)
@@ -113,7 +114,7 @@ def write_healed(
             **healing.settings,
         }
         write_manifest(folder, HEALED, inputs, written.hashes(folder), {"heal": record})
-        require_unchanged(pruned.path, stamps, source_stamps(pruned.path), "healed")
+        watch.require_unchanged()
     return record
 
 

@@ -50,8 +50,9 @@ def parse_json(data: bytes, **options: Any) -> Any:
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """`object_pairs_hook` that raises `ValueError` for a key that an object has twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"an object has the key {twice[:80]!r} twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"an object has the key {key[:80]!r} twice")
+        found[key] = value
     return found

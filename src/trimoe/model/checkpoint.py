@@ -21,7 +21,8 @@ from trimoe.model.family.hf import HfTensors
 from trimoe.model.family.recognise import Recognised, recognise
 from trimoe.model.identity import add_tensors, describe
 from trimoe.model.quant import Quant, method_of, quant_of
-from trimoe.model.safetensors import TensorInfo, read_index
+from trimoe.model.safetensors import TensorInfo
+from trimoe.model.shards import read_index
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Checkpoint:
     num_experts: int
     top_k: int
     quant: Quant | None = None
+    notes: tuple[str, ...] = ()
+    """What was read although the index and the shards disagree."""
 
     def __repr__(self) -> str:
         return describe(self, self.family.name)
@@ -87,7 +90,7 @@ class Checkpoint:
     @property
     def warnings(self) -> list[str]:
         """Oddities of the expert tensors that do not prevent an exact cut."""
-        return self._search.warnings
+        return [*self.notes, *self._search.warnings]
 
     @cached_property
     def draft_blocks(self) -> tuple[str, ...]:
@@ -153,14 +156,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     config = read_json(path / "config.json", "model configuration", CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}/config.json is not a JSON object", expected="a Hugging Face config.json")
-    index = read_index(path)
+    notes: list[str] = []
+    index = read_index(path, notes)
     quant = quant_of(config, path, index)
     names = quant.plain_names(set(index)) if quant else set(index)
-    return bind(path, config, index, recognise(names, config), quant)
+    return bind(path, config, index, recognise(names, config), quant, tuple(notes))
 
 
 def bind(
-    path: Path, config: dict[str, Any], index: dict[str, TensorInfo], found: Recognised, quant: Quant | None = None
+    path: Path,
+    config: dict[str, Any],
+    index: dict[str, TensorInfo],
+    found: Recognised,
+    quant: Quant | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Checkpoint:
     """A checkpoint of a recognised family, checked. Raises `CheckpointError`."""
     hf = found.hf.for_config(config)
@@ -183,6 +192,6 @@ def bind(
             remedy="use the config.json that came with the weights",
         )
     layers, experts, top_k = counts
-    checkpoint = Checkpoint(path, config, index, found.family, hf, found.prefix, layers, experts, top_k, quant)
+    checkpoint = Checkpoint(path, config, index, found.family, hf, found.prefix, layers, experts, top_k, quant, notes)
     _ = checkpoint.expert_tensors
     return checkpoint

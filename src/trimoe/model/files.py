@@ -8,42 +8,36 @@ from typing import Any
 
 from trimoe.errors import CheckpointError
 from trimoe.io.manifest import MANIFEST
+from trimoe.io.watch import Stamp, Watch, stamp
 from trimoe.model.safetensors import TensorInfo, read_header
 
 METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
+_READ = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
+_WRITTEN_LATER = {"certificate.json", "README.numbers.json"}  # by trimoe, about a model that does not change
 # No loader reads these: the card describes the original, and the git files belong to its repository.
 _NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
 _SMALL_FILE = 256 << 20
 
-Stamps = dict[str, tuple[int, int, int]]
-"""File name -> (size, mtime, ctime), times in nanoseconds. Any write changes them."""
 Headers = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> (type, shape)."""
 
 
-def file_stamp(file: Path) -> tuple[int, int, int]:
-    """Size, time of the last write and time of the last change of the inode."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def weight_stamps(model: Path | str) -> dict[str, Stamp]:
+    """Stamps of every weights file of a checkpoint directory, by name."""
+    return {file.name: stamp(file) for file in sorted(Path(model).glob("*.safetensors"))}
 
 
-def source_stamps(model: Path | str) -> Stamps:
-    """Stamps of every weights file of a checkpoint directory."""
-    return {file.name: file_stamp(file) for file in sorted(Path(model).glob("*.safetensors"))}
+def watch_directory(model: Path | str, done: str) -> Watch:
+    """Notices changes of the files that are in a checkpoint directory now and that loaders read: weights and others.
 
-
-def require_unchanged(model: Path | str, before: Stamps, now: Stamps, done: str) -> None:
-    """Raise `CheckpointError` if a weights file was written to since `before`. `done` is the participle for the message
-    ("cut", "healed")."""
-    if now != before:
-        raise CheckpointError(
-            f"{model} was modified while it was {done}",
-            expected="a source that does not change",
-            remedy="wait until nothing writes to it and run again",
-        )
+    New files are ignored: results may be written there, and nothing reads them."""
+    folder = Path(model)
+    found = walk(folder, {}) if folder.is_dir() else ()  # whoever opens it says that it is missing
+    files = [file for file in found if file.suffix in _READ and file.name not in _WRITTEN_LATER]
+    return Watch(model, done, lambda: files)
 
 
 def require_planned(found: Headers, wanted: Headers) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, TrimoeError
 from trimoe.model.chat import rendered_chat
 from trimoe.model.floats import NotFloats, as_floats, refusal
+from trimoe.model.tokenizer import load_tokenizer
 
 TURN_END = "<turn|>"  # Gemma 4's end of turn; other families end with their eos token
 SAMPLER: dict[str, Any] = {"engine": "trimoe", "decoding": "greedy", "dtype": "float32"}
@@ -56,13 +57,12 @@ class Generator:
     ) -> None:
         try:
             import torch
-            from transformers import AutoTokenizer
         except ImportError as exc:
             raise MissingPrerequisite(
                 "generation needs torch and transformers", actual=str(exc), remedy="pip install 'trimoe[torch]'"
             ) from exc
         self._torch = torch
-        self._tokenizer = tokenizer or AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self._tokenizer = tokenizer or load_tokenizer(Path(model_dir))
         if not self._tokenizer.chat_template:
             raise BadInput(
                 f"{model_dir} has no chat template",

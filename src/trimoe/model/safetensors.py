@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimoe.errors import CheckpointError
-from trimoe.io.jsonfile import each_key_once, parse_json, read_json
+from trimoe.io.jsonfile import each_key_once, parse_json
 
 if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
     import numpy as np
@@ -149,43 +149,6 @@ def _tensor(path: Path, name: str, entry: Any, base: int, size: int) -> TensorIn
             actual=f"{end - start} bytes",
         )
     return TensorInfo(name, dtype, shape, path, base + start, base + end)
-
-
-def read_index(directory: Path) -> dict[str, TensorInfo]:
-    """All tensors of a checkpoint directory, in file and offset order; sharded or a single file."""
-    index = directory / "model.safetensors.index.json"
-    single = directory / "model.safetensors"
-    if index.exists():
-        weight_map = read_json(index, "shard index", CheckpointError)
-        weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise _bad(f"{index} has no weight_map", expected='{"weight_map": {tensor: shard}}')
-        names = sorted({str(v) for v in weight_map.values()})
-        if any(Path(n).name != n for n in names):
-            raise _bad(f"{index} names a shard outside its directory", expected="plain file names")
-    elif single.exists():
-        weight_map, names = None, [single.name]
-    else:
-        raise CheckpointError(
-            f"{directory} is not a safetensors checkpoint",
-            expected="config.json and model*.safetensors",
-            actual="no model.safetensors and no model.safetensors.index.json",
-            remedy="give the directory of a Hugging Face checkpoint",
-        )
-    tensors: dict[str, TensorInfo] = {}
-    for shard in names:
-        found, _ = read_header(directory / shard)
-        for name, info in sorted(found.items(), key=lambda pair: pair[1].start):
-            if name in tensors:
-                raise _bad(f"tensor {name} is in two shards", actual=f"{tensors[name].file.name} and {shard}")
-            tensors[name] = info
-    if weight_map is not None:
-        for name, shard in weight_map.items():
-            if name not in tensors or tensors[name].file.name != shard:
-                raise _bad(f"tensor {name} is not in shard {shard} where the index puts it")
-        if extra := tensors.keys() - weight_map.keys():
-            raise _bad(f"tensor {min(extra)} is in a shard but not in the index")
-    return tensors
 
 
 def read_bytes(info: TensorInfo, offset: int = 0, length: int | None = None) -> bytes:

@@ -144,11 +144,24 @@ def upload(made: Plan, *, private: bool = False, progress: Progress) -> str:
                 names = ", ".join(step.file.name for step in group)
                 progress(number, len(groups), names[:80])
                 operations = [CommitOperationAdd(s.file.name, str(s.file.path)) for s in group]
+                for step, operation in zip(group, operations, strict=True):
+                    _require_planned(step, operation.upload_info.sha256.hex())
                 title = f"Add {names}" if len(names) < 60 else f"Add {len(group)} files"
                 api.create_commit(made.repo, operations, commit_message=title)
                 _remember(made, group)
         _verify(made, _tree(api, made.repo))
     return f"{made.endpoint}/{made.repo}"
+
+
+def _require_planned(step: Step, sha256: str) -> None:
+    """Raise `BadInput` if a file is not the one that was hashed and checked when the upload was planned."""
+    if step.digest is None or step.digest.sha256 != sha256:
+        raise BadInput(
+            f"{step.file.path} was written to while the folder was published",
+            expected=f"sha256 {step.digest.sha256 if step.digest else 'of the plan'}",
+            actual=f"sha256 {sha256}",
+            remedy=AGAIN,
+        )
 
 
 def _verify(made: Plan, there: dict[str, dict[str, str]]) -> None:

@@ -18,6 +18,7 @@ from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import sha256_bytes, sha256_file, sha256_json
 from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress
+from trimoe.io.watch import Watch
 from trimoe.publish.inventory import RECORDS, require_publishable
 from trimoe.publish.modelfile import Modelfile, modelfiles
 
@@ -33,6 +34,7 @@ class Push:
     tag: str
     identity: str
     action: str
+    watch: Watch
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -47,9 +49,10 @@ def plan(folder: Path, repo: str | None, *, progress: Progress) -> list[Push]:
     for number, one in enumerate(made):
         progress(number, len(made), one.gguf.name)
         _require_ours(folder, one)
+        watch = Watch(one.gguf, "published", lambda file=one.gguf: [file])  # type: ignore[misc]
         identity = sha256_json([sha256_file(one.gguf), one.text])
         for tag in [one.tag, *(["latest"] if one.tag == LATEST else [])]:
-            pushes.append(Push(one, tag, identity, "same" if recorded.get(tag) == identity else "push"))
+            pushes.append(Push(one, tag, identity, "same" if recorded.get(tag) == identity else "push", watch))
     return sorted(pushes, key=lambda push: push.tag == "latest")
 
 
@@ -93,11 +96,14 @@ def push(folder: Path, repo: str, pushes: list[Push], *, progress: Progress) -> 
     Raises `Refused` if ollama does not confirm a push, `MissingPrerequisite` if a command fails.
     """
     program = require_ollama()
+    for one in pushes:
+        one.watch.require_unchanged()
     todo = [one for one in pushes if one.action == "push"]
     for number, one in enumerate(todo):
         name = f"{repo}:{one.tag}"
         progress(number, len(todo), name)
         _run([program, "create", name, "-f", one.made.name], folder)
+        one.watch.require_unchanged()  # it was copied whole now
         said = _run([program, "push", name], folder)
         if "success" not in said or f"/{repo}" not in said.replace(name, ""):
             raise Refused(

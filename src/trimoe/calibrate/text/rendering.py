@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from trimoe.calibrate.text.records import Message
 from trimoe.calibrate.text.sources import SourceText
 from trimoe.calibrate.text.windows import Document
-from trimoe.errors import CalibrationError, CheckpointError
+from trimoe.errors import CalibrationError
 from trimoe.model.chat import rendered_chat
+from trimoe.model.tokenizer import load_tokenizer
 
 
 class Tokenizer(Protocol):
@@ -33,17 +34,7 @@ class Tokenizer(Protocol):
 
 def tokenizer_of(path: Path) -> Any:
     """The tokenizer of a checkpoint. Raises `CheckpointError` if it cannot be loaded."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, KeyError) as exc:
-        raise CheckpointError(
-            f"{path} has no usable tokenizer",
-            expected="tokenizer.json beside the weights",
-            actual=str(exc)[:200],
-            remedy="copy the tokenizer files there",
-        ) from exc
+    return load_tokenizer(path)
 
 
 def documents_of(texts: dict[str, list[SourceText]], tokenizer: Tokenizer) -> list[Document]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trimoe.certify.certificate import Check, ModelIdentity
+from trimoe.certify.compare import Compared
 from trimoe.certify.expected import Expected, Index
 from trimoe.certify.files import map_of_record
 from trimoe.certify.gguf.logits import CLAIMS, MaskedRun, check_logits_gguf
@@ -18,9 +19,10 @@ from trimoe.cut.history import read_record
 from trimoe.errors import CheckpointError, MissingPrerequisite
 from trimoe.io.canonical import sha256_file
 from trimoe.io.progress import Progress
+from trimoe.io.watch import Watch
 from trimoe.llamacpp.masked import MaskedLogits
 from trimoe.llamacpp.tools import locate
-from trimoe.model.gguf.file import Gguf, open_gguf
+from trimoe.model.gguf.file import Gguf, open_gguf, parts
 from trimoe.model.gguf.model import GgufModel, open_gguf_model
 
 
@@ -37,7 +39,11 @@ class GgufPair(ModelPair):
     original: GgufModel
 
     def __init__(self, original: Path, pruned: Path, reference: Path | None = None) -> None:
-        self.original, self.pruned = open_gguf_model(gguf_file(original)), gguf_file(pruned)
+        first, self.pruned = gguf_file(original), gguf_file(pruned)
+        files = [*parts(first), *parts(self.pruned), *(parts(gguf_file(reference)) if reference else [])]
+        record = find_record(self.pruned)
+        self.watch = Watch(f"{original} or {pruned}", "compared", lambda: files if record is None else [*files, record])
+        self.original = open_gguf_model(first)
         self.index = {}
         self._reference = reference
         self._cut: Gguf | None = None
@@ -107,14 +113,17 @@ class GgufPair(ModelPair):
         assert self._run is not None, "why_no_logits"
         return check_logits_gguf(self.original, self.cut, drop_map, settings, self._run, progress)
 
-    def identity(self) -> ModelIdentity:
+    def weights(self) -> list[Path]:
+        """All parts."""
+        return [] if self._cut is None else sorted(file.path for file in self._cut.files)
+
+    def identity(self, compared: Compared) -> ModelIdentity:
         """All parts."""
         try:
             fingerprint = open_gguf_model(self.pruned).fingerprint
         except CheckpointError:
             fingerprint = None
-        files = [self.pruned] if self._cut is None else [file.path for file in self._cut.files]
-        hashes = {file.name: sha256_file(file) for file in sorted(files)}
+        hashes = {file.name: compared.sha256.get(file) or sha256_file(file) for file in self.weights() or [self.pruned]}
         return ModelIdentity(fingerprint=fingerprint, num_experts=self.stated_experts(), files=hashes)
 
     def tools(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ Derived from the map and the names of expert tensors alone, without the code tha
 from pathlib import Path
 
 from trimoe.certify.certificate import Check, Finding, make_check
+from trimoe.certify.compare import compare_bytes
 from trimoe.certify.expected import Expected, fit_map, kept_count
 from trimoe.certify.tensors import check_tensors, check_untouched
 from trimoe.choose.dropmap import DropMap
@@ -100,7 +101,8 @@ def check_reference(reference: Gguf, cut: Gguf, progress: Progress | None = None
     """Every tensor is byte-identical to the reference's, which was made another way (for example pruned before
     converting)."""
     expected = {n: Expected(n, info.dtype, info.shape, info) for n, info in reference.index.items()}
-    parts = check_tensors(expected, cut.index), check_untouched(expected, cut.index, progress)
+    compared = compare_bytes(expected, cut.index, progress=progress)
+    parts = check_tensors(expected, cut.index), check_untouched(expected, cut.index, compared)
     findings = [finding for part in parts for finding in part.findings]
     return make_check(
         "reference", "every tensor is byte-identical to the reference's", f"{len(expected)} tensors", findings

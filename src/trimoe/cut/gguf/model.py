@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.gguf.history import KIND, gguf_record, record_path
+from trimoe.cut.gguf.history import KIND, find_record, gguf_record, record_path
 from trimoe.cut.gguf.plan import GgufPart, GgufPlan, Layout, plan_gguf
 from trimoe.cut.report import CutOptions, PruneReport, write_error
 from trimoe.errors import BadInput, CheckpointError, UsageError
@@ -23,13 +23,14 @@ from trimoe.io.canonical import canonical_json
 from trimoe.io.copying import Copier
 from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.manifest import manifest_path, write_manifest
+from trimoe.io.watch import Stamp, Watch, stamp
 from trimoe.io.writing import read_back, write_files
-from trimoe.model.files import METADATA, Stamps, file_stamp, require_planned, require_unchanged
-from trimoe.model.gguf.file import Gguf, open_gguf, split_stem
+from trimoe.model.files import METADATA, require_planned
+from trimoe.model.gguf.file import Gguf, open_gguf, parts, split_stem
 from trimoe.model.gguf.format import header_bytes, padded
 from trimoe.model.gguf.model import GgufModel, open_gguf_model
 
-CutMatrix = Callable[[Path | None], None]
+CutMatrix = Callable[[Path | None], list[str]]
 """Checks the importance matrix and, given a path, writes the cut one there."""
 
 
@@ -49,8 +50,10 @@ def prune_gguf(
     layout = _layout(out, options)
     if (imatrix is None) != (imatrix_out is None):
         raise UsageError("--imatrix and --imatrix-out belong together", expected="both or neither")
+    record = find_record(model)
+    watch = Watch(model, "cut", lambda: [*parts(model), *(f for f in (record, imatrix) if f is not None)])
+    stamps = {file.name: stamp(file) for file in parts(model) if file.exists()}
     source = open_gguf_model(model)
-    stamps = _stamps(source)
     plan = plan_gguf(source, drop_map, split_stem(source.path.name), layout)
     matrix = None if imatrix is None else _matrix(source, plan, imatrix)
     identity = plan_identity(plan.parts, stamps) if options.hashed else None
@@ -70,11 +73,11 @@ def prune_gguf(
         dry_run=options.dry_run,
     )
     if matrix is not None:
-        matrix(None)
+        report.warnings += matrix(None)
     if options.dry_run:
         return report
     finish = None if matrix is None or imatrix_out is None else partial(_write_matrix, matrix, imatrix_out, resuming)
-    job = _Job(source, stamps, plan, layout, out, options, report, finish)
+    job = _Job(source, watch, plan, layout, out, options, report, finish)
     try:
         job.publish(identity)
     except OSError as exc:
@@ -142,16 +145,12 @@ def _require_ours(beside: Path, key: str) -> None:
             )
 
 
-def _stamps(source: GgufModel) -> Stamps:
-    return {file.path.name: file_stamp(file.path) for file in source.gguf.files}
-
-
 @dataclass(frozen=True)
 class _Job:
     """Everything that is written for one model. `finish` writes what belongs to the model beside its directory."""
 
     source: GgufModel
-    stamps: Stamps
+    watch: Watch
     plan: GgufPlan
     layout: Layout
     out: Path
@@ -190,13 +189,13 @@ class _Job:
         if options.verify:
             read_back(folder, written.digests, options.progress)
         _verify_headers(open_gguf(folder / names[0]), parts)
-        require_unchanged(self.source.path, self.stamps, _stamps(self.source), "cut")
         if self.finish is not None:
             self.finish()
+        self.watch.require_unchanged()
         return written.hashes(folder)
 
 
-def plan_identity(parts: tuple[GgufPart, ...], stamps: Stamps) -> str:
+def plan_identity(parts: tuple[GgufPart, ...], stamps: dict[str, Stamp]) -> str:
     """Hash of everything that decides the bytes of the output files; a killed run of the same identity can be
     resumed."""
     digest = hashlib.sha256(canonical_json(stamps))

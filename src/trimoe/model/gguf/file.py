@@ -121,6 +121,15 @@ def _split_value(file: GgufFile, key: str) -> int | None:
     return int(found.value()) if found is not None and found.kind in INTEGERS else None
 
 
+def parts(path: Path) -> list[Path]:
+    """The files of a model by name alone: the file, or all parts of the split that it belongs to."""
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = min(int(match[3]), 1 + sum(1 for _ in path.parent.glob("*.gguf")))  # a name may claim any number
+    return [path.with_name(split_name(match[1], number, int(match[3]))) for number in range(count)]
+
+
 def split_name(stem: str, number: int, count: int) -> str:
     """llama.cpp's name of part `number` (from 0) of `count`."""
     return f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"

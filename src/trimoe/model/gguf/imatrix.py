@@ -1,12 +1,13 @@
 """Importance matrices (imatrix) of llama.cpp: the summed squared inputs of each weight tensor, per expert.
 
-Two formats: GGUF (NAME.in_sum2 [matrices, inputs] and NAME.counts [matrices, 1], float32) and the older .dat, which
-holds one flat vector per tensor and no counts per expert. Both are read lazily and written whole.
+Two formats: GGUF (NAME.in_sum2 [matrices, inputs] and NAME.counts [matrices, 1], float32; other tensors are allowed)
+and the older .dat, which holds one flat vector per tensor and no counts per expert. Both are read lazily and written
+whole. Prune and quantize ask `unknown_entries` alike whether an imatrix fits a model.
 Formats: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp of the pinned llama.cpp.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -73,35 +74,74 @@ def open_imatrix(path: Path) -> Imatrix:
 def _open_gguf(path: Path) -> Imatrix:
     gguf = open_gguf(path)
     entries = {}
-    for name in gguf.index:
-        if not name.endswith((SUMS, COUNTS)):
-            raise CheckpointError(
-                f"{path} is not an imatrix: it holds the tensor {name}",
-                expected=f"tensors NAME{SUMS} and NAME{COUNTS}",
-                remedy="give a file of llama-imatrix",
-            )
     for name, sums in gguf.index.items():
         if not name.endswith(SUMS):
             continue
         of = name.removesuffix(SUMS)
         counts = gguf.index.get(of + COUNTS)
         # llama.cpp drops an axis of length 1, so a single matrix is stored as a vector.
-        fits = counts is not None and (sums.dtype, counts.dtype) == ("F32", "F32") and len(sums.shape) in (1, 2)
-        matrices = sums.shape[0] if len(sums.shape) == 2 else 1
-        if not fits or counts is None or counts.shape not in ((matrices, 1), (1,) * (matrices == 1)):
+        if (
+            counts is None
+            or (sums.dtype, counts.dtype) != ("F32", "F32")
+            or prod(counts.shape) != prod(sums.shape[:-1])
+            or sums.nbytes == 0
+        ):
             raise CheckpointError(
                 f"the imatrix entry of {of} in {path} is malformed",
                 expected=f"float32 {SUMS} [matrices, inputs] and {COUNTS} [matrices, 1]",
                 actual=f"{sums.shape} and {counts.shape if counts else 'nothing'}",
             )
         entries[of] = Entry(of, sums, counts)
-    if not entries or len(entries) * 2 != len(gguf.index):
+    alone = [name for name in gguf.index if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in entries]
+    if not entries or alone:
         raise CheckpointError(
             f"{path} is not an imatrix",
             expected=f"pairs of {SUMS} and {COUNTS}",
-            actual=f"{len(gguf.index)} tensors, {len(entries)} pairs",
+            actual=f"{len(gguf.index)} tensors, {len(entries)} pairs" + (f", {alone[0]} alone" if alone else ""),
+            remedy="give a file of llama-imatrix",
         )
     return Imatrix(path, entries, gguf)
+
+
+def matrices_of(shape: tuple[int, ...]) -> int:
+    """Number of matrices that a weight tensor stacks: ggml's ne[2] x ne[3]. One per expert, or per head (attn_k_b)."""
+    return prod(shape[:-2])
+
+
+def unknown_entries(imatrix: Imatrix, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The entries whose tensor a model of these shapes does not have; llama.cpp ignores them, so they do no harm.
+
+    Examples: a drafting block, the two halves of fused gate_up, names with " (reshaped)". Raises `CheckpointError` if
+    an entry contradicts its tensor, or if the model has none of the tensors: then it is another model's.
+    """
+    unknown = []
+    for name, entry in imatrix.entries.items():
+        if name not in shapes:
+            unknown.append(name)
+            continue
+        # llama.cpp makes the same exception: the embedding is looked up and not multiplied.
+        values, needed = entry.sums.nbytes // 4, matrices_of(shapes[name]) * shapes[name][-1]
+        if values != needed and name != "token_embd.weight":
+            raise CheckpointError(
+                f"{imatrix.path} is an imatrix of another model: its entry {name} does not fit",
+                expected=f"{matrices_of(shapes[name])} x {shapes[name][-1]} values",
+                actual=f"{values} values",
+                remedy="make one from this model (--calibration), or cut it with the model (trimoe prune --imatrix)",
+            )
+    if len(unknown) == len(imatrix.entries):
+        raise CheckpointError(
+            f"{imatrix.path} is an imatrix of another model: this one has none of its tensors",
+            expected="entries named like this model's tensors",
+            actual=", ".join(unknown[:3]),
+            remedy="make one from this model (--calibration), or cut it with the model (trimoe prune --imatrix)",
+        )
+    return tuple(unknown)
+
+
+def note_on(unknown: tuple[str, ...]) -> str:
+    """What to tell about `unknown_entries`."""
+    names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    return f"the imatrix has {len(unknown)} entries for tensors that this model does not have ({names})"
 
 
 def _open_dat(path: Path) -> Imatrix:

@@ -9,9 +9,9 @@ from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.gguf.file import find_gguf, open_gguf, split_stem
 from trimoe.model.gguf.imatrix import open_imatrix
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 from trimoe.quantize.ladder.dynamic import Ranking
-from trimoe.quantize.ladder.importance import require_entries, require_fit
+from trimoe.quantize.ladder.importance import fitted, require_entries
 from trimoe.quantize.ladder.job import plan_job
 from trimoe.quantize.ladder.sources import Sources, read_ranking
 from trimoe.quantize.ladder.spec import LadderSpec
@@ -44,7 +44,7 @@ def refuse_early(
     blueprint, size = blueprint_before(model, spec)
     imatrix = open_imatrix(sources.imatrix) if sources.imatrix else None
     if imatrix is not None and blueprint is not None:
-        require_fit(imatrix, blueprint.tensors)
+        imatrix, _ = fitted(imatrix, blueprint.tensors)
     if blueprint is None:
         require_space(out, size)
         return

@@ -7,16 +7,16 @@ tensors and refused.
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from trimoe.errors import BadInput, CheckpointError, Refused
+from trimoe.errors import BadInput, Refused
 from trimoe.io.atomic import publish_file
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
-from trimoe.model.gguf.imatrix import Imatrix, open_imatrix
+from trimoe.model.gguf.imatrix import Imatrix, open_imatrix, unknown_entries
 from trimoe.quantize.types.sizes import DATASET_NAME, IMATRIX_NAME
 from trimoe.quantize.types.tensor_types import Choice, Tensor, requires_imatrix
 
@@ -64,19 +64,11 @@ def require_coverage(found: Sequence[Coverage]) -> None:
         )
 
 
-def require_fit(imatrix: Imatrix, tensors: Sequence[Tensor]) -> None:
-    """Raise `CheckpointError` for an imatrix whose entries do not fit this model's tensors."""
-    known = {tensor.name: tensor for tensor in tensors}
-    for name, entry in imatrix.entries.items():
-        tensor = known.get(name)
-        values = entry.sums.nbytes // 4
-        if tensor is None or (name != "token_embd.weight" and values != tensor.row * matrices(tensor)):
-            raise CheckpointError(
-                f"{imatrix.path} is an imatrix of another model: its entry {name} does not fit",
-                expected=f"{tensor.row} x {matrices(tensor)} values" if tensor else "names of this model's tensors",
-                actual=f"{values} values",
-                remedy="make one from this model (--calibration), or cut it with the model (trimoe prune --imatrix)",
-            )
+def fitted(imatrix: Imatrix, tensors: Sequence[Tensor]) -> tuple[Imatrix, tuple[str, ...]]:
+    """The imatrix with the entries of this model's tensors, and the names of the others, which llama-quantize ignores.
+    Raises `CheckpointError` for an imatrix of another model."""
+    unknown = unknown_entries(imatrix, {tensor.name: tensor.shape for tensor in tensors})
+    return replace(imatrix, entries={n: e for n, e in imatrix.entries.items() if n not in unknown}), unknown
 
 
 def require_entries(choices: Sequence[Choice], file_type: str, imatrix: Imatrix | None, tier: str) -> None:
@@ -89,11 +81,6 @@ def require_entries(choices: Sequence[Choice], file_type: str, imatrix: Imatrix 
                 actual="no imatrix" if imatrix is None else f"{imatrix.path} has none",
                 remedy="give --imatrix FILE or --calibration SET, or leave this tier out",
             )
-
-
-def matrices(tensor: Tensor) -> int:
-    """Number of matrices that a tensor stacks (ggml's ne[2])."""
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
 
 
 def make_imatrix(

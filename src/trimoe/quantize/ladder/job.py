@@ -16,6 +16,7 @@ from trimoe.errors import BadInput, Refused
 from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import sha256_bytes, sha256_json
 from trimoe.io.jsonfile import read_json, write_json
+from trimoe.io.watch import Watch
 from trimoe.llamacpp.children import bound
 from trimoe.llamacpp.tools import LlamaCpp, last_lines
 from trimoe.model.gguf.file import open_gguf
@@ -207,9 +208,17 @@ class Stopper:
 
 
 def run_job(
-    tools: LlamaCpp, job: Job, base: Path, wanted: Smoke | None, resources: Resources, stopper: Stopper
+    tools: LlamaCpp,
+    job: Job,
+    base: Path,
+    watch: Watch,
+    wanted: Smoke | None,
+    resources: Resources,
+    stopper: Stopper,
 ) -> tuple[dict[str, Any], bool]:
-    """Make and check the job's file, or reuse a finished one; returns (facts, whether it was reused)."""
+    """Make and check the job's file, or reuse a finished one; returns (facts, whether it was reused).
+
+    `watch` is of `base`: nothing is published that was made while it changed."""
     if (facts := reuse(job.out, KIND, job.inputs)) is not None:
         if wanted is not None and facts.get("smoke", {}).get("asked") != wanted.identity:
             facts["smoke"] = smoke(tools, job.out, wanted, threads=resources.threads).as_json()
@@ -226,6 +235,7 @@ def run_job(
                 remedy="see its message",
             )
         check_file(output.path, job)
+        watch.require_unchanged()
         output.facts |= {"bits_per_weight": round(job.size.bits_per_weight, 4), "types": job.size.type_mix()}
         if wanted is not None:
             output.facts["smoke"] = smoke(tools, output.path, wanted, threads=resources.threads).as_json()

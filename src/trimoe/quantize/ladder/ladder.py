@@ -109,7 +109,7 @@ def imatrix_facts(importance: Importance | None) -> ImatrixFacts | None:
     if importance is None:
         return None
     thin = {one.layer: round(one.share, 4) for one in importance.coverage if one.thin}
-    return ImatrixFacts(importance.name, importance.sha256, importance.tokens, thin)
+    return ImatrixFacts(importance.name, importance.sha256, importance.tokens, thin, importance.unknown)
 
 
 def plan_jobs(
@@ -164,7 +164,9 @@ def _run(
     resources = Resources(effort.threads, max(64, effort.memory // effort.jobs >> 20))
     stopper, files = Stopper(), {}
     with ThreadPoolExecutor(effort.jobs) as pool:
-        waiting = {pool.submit(run_job, tools, job, base.path, spec.smoke, resources, stopper): job for job in jobs}
+        waiting = {
+            pool.submit(run_job, tools, job, base.path, base.watch, spec.smoke, resources, stopper): job for job in jobs
+        }
         try:
             for done, future in enumerate(as_completed(waiting), 1):
                 job = waiting[future]

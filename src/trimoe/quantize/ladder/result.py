@@ -96,6 +96,8 @@ class ImatrixFacts:
     sha256: str
     tokens: dict[str, int] | None
     thin_layers: dict[int, float]
+    unknown: tuple[str, ...] = ()
+    """Entries for tensors that the model does not have; llama-quantize ignores them."""
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as JSON values."""
@@ -104,7 +106,7 @@ class ImatrixFacts:
             "sha256": self.sha256,
             "tokens": self.tokens,
             "thin_layers": {str(layer): share for layer, share in self.thin_layers.items()},
-        }
+        } | ({"unknown_entries": list(self.unknown)} if self.unknown else {})
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from trimoe.errors import BadInput, UsageError
 from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import sha256_bytes, sha256_file
 from trimoe.io.jsonfile import read_json, write_json
+from trimoe.io.watch import Watch
 from trimoe.llamacpp.tools import LlamaCpp, run_converter
 from trimoe.model.checkpoint import open_checkpoint
-from trimoe.model.gguf.file import find_gguf, open_gguf
+from trimoe.model.files import watch_directory
+from trimoe.model.gguf.file import find_gguf, open_gguf, parts
 from trimoe.model.gguf.imatrix import Imatrix, open_imatrix
 from trimoe.model.gguf.model import open_gguf_model
 from trimoe.quantize.ladder.dynamic import Ranking, rank_by_file, rank_by_imatrix, rank_by_stats
-from trimoe.quantize.ladder.importance import Coverage, coverage, make_imatrix, require_coverage, require_fit
+from trimoe.quantize.ladder.importance import Coverage, coverage, fitted, make_imatrix, require_coverage
 from trimoe.quantize.ladder.manifest import make, manifest_path, reuse
 from trimoe.quantize.ladder.smoke import Answers, Smoke, smoke
 from trimoe.quantize.ladder.spec import LadderSpec
@@ -58,6 +60,8 @@ class Base:
     path: Path
     fingerprint: str
     blueprint: Blueprint
+    watch: Watch
+    """Made before the file was read; asked before anything made from it is published."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Importance:
     sha256: str
     coverage: list[Coverage]
     tokens: dict[str, int] | None = None
+    unknown: tuple[str, ...] = ()
+    """Entries for tensors that the model does not have."""
 
 
 def llamacpp_version(tools: LlamaCpp) -> str:
@@ -79,8 +85,8 @@ def llamacpp_version(tools: LlamaCpp) -> str:
 def make_base(model: Path, out: Path, stem: str, spec: LadderSpec, tools: LlamaCpp) -> Base:
     """The base of a model: a GGUF file as it is, a checkpoint converted once into `out`."""
     if (file := find_gguf(model)) is not None:
-        return Base(file, open_gguf_model(file).fingerprint, blueprint_of_gguf(open_gguf(file)))
-    path = out / f"{stem}-{spec.base}.gguf"
+        return _base(file)
+    path, watch = out / f"{stem}-{spec.base}.gguf", watch_directory(model, "converted")
     inputs = {
         "checkpoint": open_checkpoint(model).fingerprint,
         "type": spec.base,
@@ -91,7 +97,13 @@ def make_base(model: Path, out: Path, stem: str, spec: LadderSpec, tools: LlamaC
         with make(path, "gguf-base", inputs) as output:
             run_converter(tools, model, output.path, spec.base.lower())
             output.facts["tensors"] = len(open_gguf(output.path).index)
-    return Base(path, open_gguf_model(path).fingerprint, blueprint_of_gguf(open_gguf(path)))
+            watch.require_unchanged()
+    return _base(path)
+
+
+def _base(file: Path) -> Base:
+    watch = Watch(file, "quantized", lambda: parts(file))
+    return Base(file, open_gguf_model(file).fingerprint, blueprint_of_gguf(open_gguf(file)), watch)
 
 
 def importance_of(
@@ -104,12 +116,11 @@ def importance_of(
         path, tokens = _measure(model, base, out, spec, tools, sources, effort)
     else:
         return None
-    imatrix = open_imatrix(path)
-    require_fit(imatrix, base.blueprint.tensors)
+    imatrix, unknown = fitted(open_imatrix(path), base.blueprint.tensors)
     found = coverage(imatrix)
     if not (sources.allow_thin or spec.imatrix.allow_thin):
         require_coverage(found)
-    return Importance(imatrix, path.name, sha256_file(path), found, tokens)
+    return Importance(imatrix, path.name, sha256_file(path), found, tokens, unknown)
 
 
 def _archive(source: Path, out: Path) -> Path:

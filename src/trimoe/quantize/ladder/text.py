@@ -13,8 +13,9 @@ from typing import Any
 
 from trimoe.calibrate.text.calibration import CalibrationSet, Tokenizer
 from trimoe.calibrate.text.sources import SourceText
-from trimoe.errors import CalibrationError
+from trimoe.errors import CalibrationError, CheckpointError
 from trimoe.model.chat import rendered_chat
+from trimoe.model.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,15 @@ def balance(documents: Mapping[str, Sequence[tuple[str, int]]], enough: int) -> 
 
 def calibration_text(path: Path, model: Path, enough: int) -> BalancedText:
     """The text of a calibration set for a checkpoint's tokenizer. Raises `CalibrationError`; needs extra 'torch'."""
-    from transformers import AutoTokenizer
-
     chosen = CalibrationSet.load(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
-    except (OSError, ValueError) as exc:
+        tokenizer = load_tokenizer(model)
+    except CheckpointError as exc:
         raise CalibrationError(
-            f"{model} has no usable tokenizer",
-            expected="tokenizer.json",
-            actual=str(exc)[:200],
-            remedy="give a checkpoint's directory with --tokenizer",
+            exc.subject,
+            expected=exc.expected,
+            actual=exc.actual,
+            remedy="give a directory with the tokenizer files of this model: --tokenizer DIRECTORY",
         ) from exc
     documents = {name: [_document(item, tokenizer) for item in items] for name, items in chosen.texts().items()}
     text = balance(documents, enough)

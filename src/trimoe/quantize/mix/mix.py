@@ -134,7 +134,7 @@ def make_mix(
     fault = require_good_base(answers, spec.smoke) if spec.smoke and answers else None
     report(0, 0, f"{target.name} and its KL divergence")
     resources = Resources(effort.threads, max(64, effort.memory >> 20))
-    facts, reused = run_job(tools, job, base.path, spec.smoke, resources, Stopper())
+    facts, reused = run_job(tools, job, base.path, base.watch, spec.smoke, resources, Stopper())
     (file,) = judged([file_of(job, facts, reused)], answers, spec.smoke, fault)
     with Reference(
         tools, base.path, text, chunks=target.chunks, context=target.context, threads=effort.threads

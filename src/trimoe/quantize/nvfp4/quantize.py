@@ -23,8 +23,8 @@ from trimoe.io.manifest import MANIFEST, write_manifest
 from trimoe.io.progress import Progress
 from trimoe.io.writing import write_files
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
-from trimoe.model.files import METADATA, other_files, source_stamps
-from trimoe.model.safetensors import read_index
+from trimoe.model.files import METADATA, other_files, watch_directory, weight_stamps
+from trimoe.model.shards import read_index
 from trimoe.quantize.nvfp4.codes import FLOATS
 from trimoe.quantize.nvfp4.config import small_files
 from trimoe.quantize.nvfp4.errors import ErrorSums, summary
@@ -66,7 +66,7 @@ def quantize_nvfp4(
     `MissingPrerequisite` for lack of space.
     """
     out, threads = Path(out), threads or os.cpu_count() or 1
-    stamps = source_stamps(model)
+    watch, stamps = watch_directory(model, "quantized"), weight_stamps(model)
     checkpoint = open_checkpoint(model)
     plan = plan_nvfp4(checkpoint, layout, max_shard)
     inputs = {
@@ -101,12 +101,7 @@ def quantize_nvfp4(
         }
         write_manifest(folder, KIND, inputs, hashes, facts)
         verify(folder, plan)
-        if source_stamps(model) != stamps:
-            raise CheckpointError(
-                f"{model} was modified while it was quantized",
-                expected="a source that does not change",
-                remedy="wait until nothing writes to it and run again",
-            )
+        watch.require_unchanged()
     return _result(facts, kept=False)
 
 

@@ -11,7 +11,7 @@ from trimoe.io.jsonfile import read_json
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.gguf.file import find_gguf, open_gguf
 from trimoe.model.open import find_model
-from trimoe.model.safetensors import read_index
+from trimoe.model.shards import read_index
 from trimoe.quantize.plan.checkpoint_layout import checkpoint_of_config
 from trimoe.quantize.plan.shipped import shipped_config, shipped_configs
 from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
