@@ -548,6 +548,8 @@ CASES = [
     ("Final answer: $\\mathbf{D}$", "D"),
     ("Answer: `C`. Note that A is a common distractor.", "C"),
     ("The answer is not B but C.", "C"),
+    ("So the final answer is C. Note that A is a common distractor.", "C"),
+    ("Final answer is: (C), not B", "C"),
 ]
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from trimoe.bench.bench import Doc, Verdict
 from trimoe.cli.audit import audit as command
 from trimoe.cli.compare import compare
+from trimoe.cli.log import log_group
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.log.export import rows
 from trimoe.evaluate.log.records import Result, Sample
@@ -362,3 +363,38 @@ def test_a_loop_in_the_reasoning_is_a_loop(tmp_path: Path) -> None:
         log.add(run, [(thought, Verdict(True, "correct"))], 1)
     made = one(tmp_path / "r.db")
     assert (made.flags, made.measures.loops) == (("LOOP",), ("t",))
+
+
+def test_a_statement_that_disagrees_is_counted_and_listed(tmp_path: Path) -> None:
+    rows = [
+        (r"Option (A) is out, (C) too. \boxed{B}", "B"),
+        ("The answer is (D).", "D"),
+        ("Compound (I) reacts with (X). Answer: B", "B"),
+    ]
+    options = ["one thing", "another thing", "a third thing", "nothing of this"]
+    path = tmp_path / "samples.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "doc_id": place,
+                    "doc": {"Question": "Which?", "choices": options, "answer": f"({gold})"},
+                    "arguments": {},
+                    "resps": [[reply]],
+                    "filtered_resps": [f"({gold})"],
+                    "filter": "flexible-extract",
+                    "exact_match": 0.0,
+                }
+            )
+            + "\n"
+            for place, (reply, gold) in enumerate(rows)
+        )
+    )
+    log = tmp_path / "runs.db"
+    runner = CliRunner()
+    arguments = ["import", str(path), "--from", "lm-eval", "--bench", "gpqa-diamond", "--log", str(log)]
+    shown = runner.invoke(log_group, arguments)
+    assert "2 state another final answer" in shown.output, shown.output
+    (one,) = audit(log)
+    (check,) = (check for check in one.checks if check.flag == "STATED")
+    assert (check.level, check.docs, "STATED" in one.flags) == ("notes", ("0", "2"), True)

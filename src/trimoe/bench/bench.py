@@ -18,6 +18,7 @@ from trimoe.io.canonical import canonical_json, sha256_bytes
 from trimoe.model.tiny.tasks import generate
 
 HELD_OUT_SEED = 20  # draws the held-out items of the bundled benches; another seed makes another bench
+NOTE = "second opinion: "  # begins a second opinion in a verdict's detail
 SMOKE = "smoke"
 SMOKE_ROWS = 10  # of a bundled bench; the specs of the others define their own variant `smoke`
 
@@ -56,6 +57,10 @@ class Verdict:
     detail: str = ""
 
 
+Opinion = Callable[[str, Doc, Verdict], str]
+"""Where a reply's final statement disagrees with its verdict; empty if it agrees, or states nothing."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """A benchmark: its data, and functions for extraction and scoring.
@@ -65,7 +70,7 @@ class Bench:
     faster in batches. `protocol` is the spec of a bench with a spec file. `record` makes a row from a recorded sample's
     `doc`; `build` makes the bench again with variants. `needs` raises if the scorer cannot work here (no sandbox, no
     compiler); it is called before anything is generated. `own_id` reads a row's id from the row itself, for benches
-    whose rows state one.
+    whose rows state one. `opinion` adds a second opinion to a verdict's detail.
     """
 
     name: str
@@ -78,6 +83,7 @@ class Bench:
     scorer: int = 1
     needs: Callable[[], None] | None = None
     extract_for: Callable[[str, Doc], str | None] | None = None
+    opinion: Opinion | None = None
     protocol: BenchSpec | None = None
     record: Callable[[str, Mapping[str, Any]], Doc] | None = None
     build: Callable[[Sequence[str]], "Bench"] | None = None
@@ -144,7 +150,14 @@ class Bench:
         given = [(answer, doc) for answer, (_, doc) in zip(answers, replies, strict=True) if isinstance(answer, str)]
         scored = iter(self.score(given))
         verdicts = [next(scored) if isinstance(answer, str) else answer for answer in answers]
-        return [_attributed(verdict, seen, limits) for verdict, (seen, _) in zip(verdicts, replies, strict=True)]
+        judged = [_attributed(verdict, seen, limits) for verdict, (seen, _) in zip(verdicts, replies, strict=True)]
+        if self.opinion is None:
+            return judged
+        opinions = [
+            self.opinion(text, doc, verdict) if verdict.correct is not None and text.strip() else ""
+            for text, verdict, (_, doc) in zip(texts, judged, replies, strict=True)
+        ]
+        return [noted(verdict, opinion) for verdict, opinion in zip(judged, opinions, strict=True)]
 
     def _answer(self, text: str, doc: Doc) -> "str | Verdict":
         """The extracted answer, or the verdict if there is none."""
@@ -179,6 +192,13 @@ def _attributed(verdict: Verdict, seen: Observed, limits: Limits) -> Verdict:
     if verdict.correct and not seen.content.strip():
         detail = "; ".join(filter(None, ["read from the reasoning, the content is empty", detail]))
     return Verdict(verdict.correct, cause, verdict.extracted, detail)
+
+
+def noted(verdict: Verdict, opinion: str) -> Verdict:
+    """The verdict with an opinion in its detail; unchanged if there is none."""
+    if not opinion:
+        return verdict
+    return replace(verdict, detail="; ".join(filter(None, [verdict.detail, f"{NOTE}{opinion}"])))
 
 
 def exact(check: Callable[[str, dict[str, Any]], bool]) -> Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]:

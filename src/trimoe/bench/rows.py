@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from trimoe.bench.bench import Bench, Doc, Verdict, rows_sha256
+from trimoe.bench.bench import Bench, Doc, Opinion, Verdict, rows_sha256
 from trimoe.bench.row_sources import Row as Row
 from trimoe.bench.row_sources import iter_rows
 from trimoe.bench.spec import BenchSpec, Dataset, Rows
@@ -27,6 +27,15 @@ class View:
     fields: dict[str, str]
     check: dict[str, Any]
     reference: str
+
+
+@dataclass(frozen=True)
+class Stated:
+    """The stricter rule of a bench: only a reply's final statement counts. Without `extract_for`, the whole reply is
+    passed to `score`."""
+
+    score: Callable[[Sequence[tuple[str, Doc]]], list[Verdict]]
+    extract_for: Callable[[str, Doc], str | None] | None = None
 
 
 Views = Callable[[Sequence[Row], BenchSpec], list[View]]
@@ -49,19 +58,23 @@ def spec_bench(
     prepare: Prepare | None = None,
     row_id: Callable[[Row], str] | None = None,
     needs: Callable[[], None] | None = None,
+    opinion: Opinion | None = None,
+    stated: Stated | None = None,
     folder: Path | None = None,
     shot: Callable[[Row], Mapping[str, str]] = lambda row: row,
 ) -> Bench:
     """The bench of a spec, or of a shipped spec file by its name, with its variants.
 
     `prepare` filters the raw rows before rows are chosen; `row_id` gives a row's id; `needs` raises if the scorer
-    cannot work here; `folder` holds the local data if no other folder is given; `shot` makes the fields of a few-shot
-    example.
+    cannot work here; `opinion` tells where a reply's final statement disagrees with its verdict, and `stated` is the
+    rule that takes only this statement, for variants with the option `rule = "stated"`; `folder` holds the local data
+    if no other folder is given; `shot` makes the fields of a few-shot example.
     """
     spec = load_spec(source) if isinstance(source, str) else source
 
     def build(variants: Sequence[str]) -> Bench:
         chosen = with_variants(spec, variants) if variants else spec
+        strict = stated if chosen.options.get("rule") == "stated" else None
         return Bench(
             name=":".join([spec.name, *variants]),
             version=chosen.version,
@@ -69,10 +82,11 @@ def spec_bench(
             max_new_tokens=chosen.generation.max_new_tokens,
             load=lambda _rows, data: _docs(chosen, views, (data, folder), prepare, row_id, shot),
             extract=extract or (lambda _reply: None),
-            score=score,
+            score=strict.score if strict else score,
             scorer=scorer,
             needs=needs,
-            extract_for=extract_for,
+            extract_for=strict.extract_for if strict else extract_for,
+            opinion=None if strict else opinion,
             protocol=chosen,
             own_id=row_id,
             record=lambda doc_id, row: _doc(chosen, doc_id, row, views([row], chosen)[0], (), ""),

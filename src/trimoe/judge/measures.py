@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimoe.bench.bench import Doc
+from trimoe.bench.bench import NOTE, Doc
 from trimoe.bench.cause import Ceilings, loops
 from trimoe.bench.fences import blocks, fence_of
 from trimoe.evaluate.log.records import Run, Scored
@@ -27,8 +27,9 @@ class Measures:
     """Measures of the samples of one run, in their order. `chars` are p10, p50 and p90 of reply lengths (linear).
 
     `failures` has (doc_id, cause, detail) of every scored miss; `split` counts them as empty, loop, cut or normal.
-    `marker_names` are what the replies in `markers` contain. `verbatim` is None where the data set's own solutions are
-    not available; `finished` says whether the log has finish reasons.
+    `stated` are samples whose final statement disagrees with the verdict; `marker_names` are what the replies in
+    `markers` contain. `verbatim` is None where the data set's own solutions are not available; `finished` says whether
+    the log has finish reasons.
     """
 
     n: int
@@ -46,6 +47,7 @@ class Measures:
     foreign: tuple[str, ...]
     duplicates: tuple[str, ...]
     unscored: tuple[str, ...]
+    stated: tuple[str, ...]
     failures: tuple[tuple[str, str, str], ...]
     split: Mapping[str, int]
     ceilings: Ceilings | None
@@ -87,6 +89,7 @@ def measure(
         ),
         duplicates=duplicated(samples, limits.duplicate_chars),
         unscored=tuple(s.sample.doc_id for s in samples if s.verdict.correct is None),
+        stated=tuple(s.sample.doc_id for s in samples if NOTE in s.verdict.detail),
         failures=tuple((s.sample.doc_id, s.verdict.cause, s.verdict.detail) for s in misses),
         split=split_failures(misses),
         ceilings=run_ceilings(run, samples),

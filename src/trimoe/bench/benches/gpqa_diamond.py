@@ -8,9 +8,10 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from trimoe.bench.bench import Doc, exact
-from trimoe.bench.rows import Row, View, spec_bench
+from trimoe.bench.bench import Doc, Verdict, exact
+from trimoe.bench.rows import Row, Stated, View, spec_bench
 from trimoe.bench.spec import BenchSpec
+from trimoe.bench.stated import letter as stated_letter
 
 LETTERS = "ABCD"
 _PARENTHESISED = re.compile(r"\(([A-Z])\)")
@@ -78,4 +79,20 @@ def right(answer: str, check: dict[str, Any]) -> bool:
     return bool(answer == check["letter"])
 
 
-BENCH = spec_bench("gpqa_diamond", views, exact(right), extract_for=letter)
+def opinion(reply: str, doc: Doc, verdict: Verdict) -> str:
+    """Where the letter in the reply's final statement is not the extracted one; empty if there is none."""
+    stated = stated_letter(reply)
+    if stated in (None, verdict.extracted):
+        return ""
+    return f"it states {stated}, {verdict.extracted or 'nothing'} was extracted"
+
+
+BENCH = spec_bench(
+    "gpqa_diamond",
+    views,
+    exact(right),
+    extract_for=letter,
+    scorer=2,
+    opinion=opinion,
+    stated=Stated(exact(right), lambda reply, doc: stated_letter(reply)),
+)

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trimoe.bench.bench import Doc, Verdict, verbatim
-from trimoe.bench.rows import Row, View, each, spec_bench
+from trimoe.bench.formulas import LONGEST, same
+from trimoe.bench.rows import Row, Stated, View, each, spec_bench
+from trimoe.bench.stated import formula
 
 TIMEOUT, LONGER = 5, 30  # seconds: math-verify's default, and the limit of the second try
 
@@ -70,4 +72,44 @@ def _equal(expected: Any, found: Any, seconds: int | None) -> bool:
         return False
 
 
-BENCH = spec_bench("math_500_100", each(view), score, extract=verbatim)
+def own_reading(reply: str, solution: str) -> bool | None:
+    """Whether the final answer of a reply is the gold solution's; None if either has none that can be compared."""
+    stated, gold = formula(reply), formula(solution)
+    if stated is None or not gold:
+        return None
+    return same(stated, gold, _by_math_verify) if stated else False
+
+
+def _by_math_verify(stated: str, gold: str) -> bool:
+    ours, theirs = (_patiently(_parse, rf"$\boxed{{{text}}}$") for text in (stated, gold))
+    return any(_patiently(_equal, expected, found) for expected in theirs or () for found in ours or ())
+
+
+def opinion(reply: str, doc: Doc, verdict: Verdict) -> str:
+    """Where our reading of the final answer gives another verdict than math-verify's of the whole reply."""
+    right = own_reading(reply, doc.check["solution"])
+    if right in (None, verdict.correct):
+        return ""
+    stated = formula(reply)
+    shown = "its last box is not closed" if stated is False else f"its final answer is {str(stated)[:60]}"
+    return f"{shown}, which is {'right' if right else 'wrong'}"
+
+
+def score_stated(pairs: Sequence[tuple[str, Doc]]) -> list[Verdict]:
+    """One verdict per reply from our reading of its final answer alone."""
+    return [_stated_verdict(reply, doc.check["solution"]) for reply, doc in pairs]
+
+
+def _stated_verdict(reply: str, solution: str) -> Verdict:
+    if not formula(solution):
+        return Verdict(None, "harness error", detail="the gold solution has no final answer")
+    stated = formula(reply)
+    if not stated:
+        return Verdict(False, "extraction failed")
+    right = own_reading(reply, solution) is True
+    return Verdict(right, "correct" if right else "wrong", stated[:LONGEST])
+
+
+BENCH = spec_bench(
+    "math_500_100", each(view), score, extract=verbatim, scorer=2, opinion=opinion, stated=Stated(score_stated)
+)

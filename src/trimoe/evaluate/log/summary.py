@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.bench.cause import Ceilings, Limits, ceilings
+from trimoe.bench.stated import disagreements
 from trimoe.evaluate.log.marks import left_out, marks_of
 from trimoe.evaluate.log.reader import LogReader
 from trimoe.evaluate.log.records import Result, Run, Scored
@@ -83,6 +84,8 @@ def summarize(
     marks = [mark.text for mark in marks_of(log, run)]
     if exclude_errors and unscored:
         marks.append(left_out(unscored).text)
+    if other := disagreements(v.detail for v in verdicts):
+        marks.append(f"{other} state another final answer")
     if read := sum(s.sample.fallback for s in samples):
         marks.append(f"{read} read from the reasoning")
     limited = run_ceilings(run, samples)

@@ -26,7 +26,7 @@ from trimoe.judge.audit.result import Audit, RunAudit, Verdict
 from trimoe.judge.audit.rules import Rules, rules
 from trimoe.judge.audit.run_checks import mark_checks, run_checks
 from trimoe.judge.gather import Read
-from trimoe.judge.measures import measure
+from trimoe.judge.measures import Measures, measure
 from trimoe.judge.rows import own_row
 from trimoe.judge.runs import require_same, unknown_name
 
@@ -136,6 +136,7 @@ def _one(log: RunLog, run: Run, samples: list[Scored], options: AuditOptions) ->
     checks = tuple(run_checks(run, samples, m, limits, options.rules, options.leaks, code))
     if run.bench.partition(":")[0] not in benches():
         checks = tuple(map(_softened, checks))
+    checks += tuple(_stated(log, run, m, options.rules))
     checks += tuple(mark_checks(shown_marks(log, run), was_made_here(log, run), options.rules))
     row = own_row(Read(run, tuple(samples), summary.score), True)
     rows = run.spec.get("rows")
@@ -155,6 +156,22 @@ def _one(log: RunLog, run: Run, samples: list[Scored], options: AuditOptions) ->
         checks=(),
     )
     return _with(one, checks)
+
+
+def _stated(log: RunLog, run: Run, m: Measures, r: Rules) -> Iterator[Check]:
+    """Rows whose final statement disagrees with the protocol's extraction, for benches with a second opinion."""
+    try:
+        bench = find([run.bench])[0]
+    except UsageError:
+        return
+    if bench.opinion is None or not m.n:
+        return
+    if len(log.scored_by(run, bench.scorer)) < m.scored:
+        text = "some verdicts are from a version without a second opinion: trimoe rescore"
+        yield Check("STATED", "not checked", text)
+        return
+    text = f"{len(m.stated)} of {m.n} replies state another final answer than the one that was extracted or credited"
+    yield Check("STATED", r.levels["STATED"] if m.stated else "ok", text, len(m.stated) / m.n, 0.0, m.stated)
 
 
 def _softened(check: Check) -> Check:
