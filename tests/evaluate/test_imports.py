@@ -21,6 +21,7 @@ from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.recorded.importing import Imported, import_samples
 from trimoe.evaluate.recorded.layouts import read_samples
 from trimoe.evaluate.recorded.repeats import repeats_of
+from trimoe.io import expand
 from trimoe.judge.audit.audit import audit
 from trimoe.judge.gather import gather
 from trimoe.judge.rows import own_row
@@ -398,13 +399,13 @@ def test_a_gzipped_file_that_expands_without_bound_is_refused(tmp_path: Path, mo
     with gzip.open(file, "wt") as handle:
         handle.writelines(json.dumps({"n": i}) + "\n" for i in range(2000))
     assert len(list(row_sources.read_file(file))) == 2000
-    monkeypatch.setattr(row_sources, "LARGEST_EXPANDED", 1 << 13)
+    monkeypatch.setattr(expand, "LARGEST", 1 << 13)
     with pytest.raises(BenchError, match=r"(?s)expands to more than.*gunzip"):
         list(row_sources.read_file(file))
 
 
 def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_sources, "LARGEST_ROW", 100)
+    monkeypatch.setattr(expand, "LARGEST_LINE", 100)
     for name in ("rows.jsonl", "rows.json", "rows.csv"):
         (tmp_path / name).write_text("[" + "1," * 200)
         with pytest.raises(BenchError, match="more than 100 characters"):

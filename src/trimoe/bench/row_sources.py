@@ -5,22 +5,18 @@ Not guaranteed: that the hub still has the revision and grants this account acce
 """
 
 import csv
-import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import Any, TextIO
 
 from trimoe.bench.spec import Dataset
 from trimoe.errors import BenchError, MissingPrerequisite
+from trimoe.io import expand
+from trimoe.io.expand import lines, opened_text
 
 Row = Mapping[str, Any]
-LARGEST_EXPANDED = 4 << 30  # bytes of text that a compressed file may hold
-LARGEST_ROW = (
-    512 << 20
-)  # characters of one line, or of a whole .json file; a row of LiveCodeBench has up to 100 million
 
 
 def iter_rows(part: Dataset, data: Path | None, folder: Path | None = None) -> Iterator[Row]:
@@ -74,7 +70,7 @@ def located_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """The same with the place of each row in its file: `line 3`, or `item 3` of a JSON list."""
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
-        with _opened(path) as handle:
+        with opened_text(path) as handle:
             for at, row in _parsed(handle, kind):
                 if not isinstance(row, Mapping):
                     raise ValueError(f"{at} is not an object: {row!r}"[:200])
@@ -90,66 +86,22 @@ def located_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _parsed(handle: TextIO, kind: str) -> Iterator[tuple[str, Any]]:
     if kind == ".csv":
-        for number, fields in enumerate(csv.DictReader(_lines(handle)), 1):
+        for number, fields in enumerate(csv.DictReader(lines(handle)), 1):
             yield f"row {number}", fields
     elif kind == ".json":
-        text = handle.read(LARGEST_ROW + 1)
-        if len(text) > LARGEST_ROW:
-            raise ValueError(f"more than {LARGEST_ROW} characters; a .jsonl file has no such limit on its whole")
+        text = handle.read(expand.LARGEST_LINE + 1)
+        if len(text) > expand.LARGEST_LINE:
+            raise ValueError(f"more than {expand.LARGEST_LINE} characters; a .jsonl file has no limit on its whole")
         whole = json.loads(text)
         for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
             yield f"item {number}", row
     else:
-        for number, line in enumerate(_lines(handle), 1):
+        for number, line in enumerate(lines(handle), 1):
             if line.strip():
                 try:
                     yield f"line {number}", json.loads(line)
                 except ValueError as exc:
                     raise ValueError(f"line {number}: {exc}") from exc
-
-
-def _lines(handle: TextIO) -> Iterator[str]:
-    """The lines of a file. `ValueError` for one without an end in sight."""
-    number = 0
-    while line := handle.readline(LARGEST_ROW + 1):
-        number += 1
-        if len(line) > LARGEST_ROW:
-            raise ValueError(f"line {number} has more than {LARGEST_ROW} characters")
-        yield line
-
-
-class _Bounded(io.RawIOBase):
-    """The bytes of a stream, refused beyond a limit: a few kilobytes of gzip can stand for terabytes."""
-
-    def __init__(self, source: IO[bytes], path: Path) -> None:
-        self._source, self._path, self._left = source, path, LARGEST_EXPANDED
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(min(len(buffer), 1 << 16))
-        self._left -= len(data)
-        if self._left < 0:
-            raise BenchError(
-                f"{self._path} expands to more than {LARGEST_EXPANDED >> 20} MiB",
-                expected=f"at most {LARGEST_EXPANDED >> 20} MiB of text in a gzipped file",
-                actual="more",
-                remedy="decompress it first (gunzip) if it is really that large, and give the .jsonl file",
-            )
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._source.close()
-        super().close()
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        packed = _Bounded(cast(IO[bytes], gzip.GzipFile(path)), path)
-        return io.TextIOWrapper(io.BufferedReader(packed), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
 
 
 # ---------------------------------------------------------------- the hub

@@ -22,6 +22,7 @@ from trimoe.bench.fences import FENCE, fence_of
 from trimoe.bench.rows import Row, View, spec_bench
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import BenchError
+from trimoe.io.expand import inflated
 from trimoe.sandbox import require_sandbox
 
 _CODE = re.compile(r"^[ \t]*(?:class|def|import|from)\s", re.MULTILINE)
@@ -120,7 +121,7 @@ def private_tests(packed: str) -> list[dict[str, Any]]:
     except ValueError:
         pass
     try:
-        text = _Plain(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
+        text = _Plain(io.BytesIO(inflated(base64.b64decode(packed)))).load()
         return list(json.loads(text))
     except (ValueError, TypeError, binascii.Error, zlib.error, pickle.UnpicklingError, EOFError) as exc:
         raise BenchError(

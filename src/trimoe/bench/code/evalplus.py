@@ -7,7 +7,6 @@ is measured in CPU seconds, so a busy machine causes no failures: the limit per 
 the canonical solution.
 """
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from trimoe.bench.code.environment import environments
 from trimoe.bench.code.oracle import LIMITS, Expected, expected
 from trimoe.bench.code.verdict import verdict
 from trimoe.errors import BadInput
+from trimoe.io.expand import lines, opened_text
 from trimoe.sandbox import Calls, Outcome, Sandbox
 from trimoe.sandbox.inside.compare import shown
 
@@ -49,8 +49,8 @@ class Problem:
 def problems(path: Path) -> dict[str, Problem]:
     """The problems of a HumanEvalPlus.jsonl or .jsonl.gz by task id. Raises `BadInput`."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
-            rows = [json.loads(line) for line in handle if line.strip()]
+        with opened_text(path) as handle:
+            rows = [json.loads(line) for line in lines(handle) if line.strip()]
         found = [_problem(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise BadInput(

@@ -19,6 +19,7 @@ from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.errors import StatsError
 from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import canonical_json, sha256_bytes
+from trimoe.io.expand import expanded, stored
 
 FIELDS = ("wnorm", "rnorm", "wnsq", "rnsq", "wsum", "tc", "cc")
 """The layout's own numbers, in the order they are written."""
@@ -33,8 +34,8 @@ def import_reference(path: Path | str) -> ExpertStats:
     """Read a file, JSON or gzipped JSON. Raises `StatsError` for anything that is not in the layout."""
     path = Path(path)
     try:
-        raw = path.read_bytes()
-        data = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw, object_pairs_hook=_once)
+        raw = stored(path)
+        data = json.loads(expanded(raw, path), object_pairs_hook=_once)
         return _stats(data, sha256_bytes(raw))
     except FileNotFoundError as exc:
         raise StatsError(f"{path} not found", expected="a statistics file", remedy="check the path") from exc

@@ -10,7 +10,6 @@ with. Invariant: the report is a function of texts and benches, not of their pat
 translations are not found; a passage that many items of a small bench ask about counts as boilerplate.
 """
 
-import gzip
 import json
 import zlib
 from collections import defaultdict
@@ -24,6 +23,7 @@ import numpy as np
 from trimoe.calibrate.text.word_ngrams import Hashes, grams, words
 from trimoe.errors import BadInput
 from trimoe.io.canonical import sha256_json
+from trimoe.io.expand import whole
 
 Numbers = np.ndarray[Any, Any]
 
@@ -248,8 +248,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
     """Rows of JSON lines or of one JSON list; a list of plain texts gives rows of one text each."""
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+        text = whole(path).decode("utf-8-sig")
         lines = [line for line in text.split("\n") if line.strip()]
         value = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(line) for line in lines]
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as exc:

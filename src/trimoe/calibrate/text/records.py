@@ -4,16 +4,16 @@ Invariants: lines end at \\n only (U+2028 and U+0085 are content); files are rea
 every error names the file and the line. UTF-8 only; a byte order mark at the start is skipped.
 """
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trimoe.errors import CalibrationError
 from trimoe.io.datafile import Data
+from trimoe.io.expand import TooLarge, lines, opened, whole
 
 Message = dict[str, str]
 """{"role": "user" | "assistant" | "system", "content": text}."""
@@ -54,19 +54,18 @@ class Fields(Data, frozen=True, kw_only=True):
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line of a file, plain or gzipped. Raises `CalibrationError`."""
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, 1):
+        with opened(path) as handle:
+            for number, line in enumerate(lines(handle), 1):
                 yield number, _decode(line, path, number).removesuffix("\n").removesuffix("\r")
-    except (OSError, EOFError, zlib.error) as exc:
+    except (OSError, EOFError, zlib.error, TooLarge) as exc:
         raise _unreadable(path, str(exc)) from exc
 
 
 def read_text(path: Path) -> str:
     """A whole text file, plain or gzipped. Raises `CalibrationError`."""
     try:
-        with _open(path) as handle:
-            data = handle.read()
-    except (OSError, EOFError, zlib.error) as exc:
+        data = whole(path)
+    except (OSError, EOFError, zlib.error, TooLarge) as exc:
         raise _unreadable(path, str(exc)) from exc
     return _decode(data, path, 1)
 
@@ -144,12 +143,6 @@ def messages_of(value: Any, what: str) -> list[Message]:
         if message["content"]:
             checked(message["content"], what)
     return [{"role": m["role"], "content": m["content"]} for m in value]
-
-
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as handle:
-        zipped = handle.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
 
 
 def _decode(data: bytes, path: Path, number: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from trimoe.bench.bench import Verdict
 from trimoe.errors import RunLogError, TrimoeError
 from trimoe.evaluate.log.records import UNCOUNTED, Attempt, Result, Run, Sample, Scored
+from trimoe.io.expand import inflated
 
 # Each sample with the verdict stored last, whatever its scorer version; a sample without one is not scored.
 _LATEST = """FROM samples s LEFT JOIN scores c ON c.run_id = s.run_id AND c.doc_id = s.doc_id AND c.rowid =
@@ -116,7 +117,7 @@ class LogReader:
             if row is not None and row["raw"] is not None:
                 try:
                     return unpacked(row["raw"])
-                except (zlib.error, TypeError) as exc:
+                except (zlib.error, TypeError, ValueError) as exc:
                     raise self._damaged(f"the raw reply of {doc_id}: {exc}") from exc
         return None
 
@@ -202,4 +203,4 @@ def _lines(text: str) -> tuple[str, ...]:
 
 def unpacked(stored: str | bytes) -> bytes:
     """A stored raw reply as the bytes that were received."""
-    return stored.encode() if isinstance(stored, str) else zlib.decompress(stored)
+    return stored.encode() if isinstance(stored, str) else inflated(stored)

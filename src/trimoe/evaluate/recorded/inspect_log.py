@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from trimoe.bench.bench import Bench, Doc
-from trimoe.bench.row_sources import LARGEST_EXPANDED
 from trimoe.errors import BenchError
 from trimoe.evaluate.recorded.record import Place, Recorded, counted
+from trimoe.io.expand import LARGEST
 
 LAYOUT = "an Inspect log (samples with id, epoch, input, output)"
 _RIGHT = {"C": True, "I": False, 1: True, 0: False}  # True and 1.0 are equal to 1
@@ -74,8 +74,8 @@ def zipped_samples(file: Path) -> Iterator[tuple[Place, Any]]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = [one for one in archive.infolist() if one.filename.startswith("samples/")]
-            if sum(one.file_size for one in members) > LARGEST_EXPANDED:
-                Place(file, "as a whole").refuse(LAYOUT, f"samples of more than {LARGEST_EXPANDED} bytes")
+            if sum(one.file_size for one in members) > LARGEST:
+                Place(file, "as a whole").refuse(LAYOUT, f"samples of more than {LARGEST} bytes")
             for one in sorted(members, key=lambda member: member.filename):
                 yield Place(file, one.filename), json.loads(archive.read(one))
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as exc:
