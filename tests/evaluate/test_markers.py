@@ -33,6 +33,7 @@ NAMED: dict[str, Callable[[str], str]] = {
     "MedGemma": lambda r: f"<unused94>thought\nlet me see<unused95>{r}",
     "harmony without tokens": lambda r: f"analysisLet me see.assistantfinal{r}",
     "harmony in lower case": lambda r: f"analysislet me see.assistantfinal{r}",
+    "harmony, tokens as spaces": lambda r: f"analysis let me see. assistant\n\nfinal {r}",
     "harmony, cut": lambda r: "analysisWe need to add the two numbers, so",
     "Gemma without tokens": lambda r: f"thought\nlet me see\n{r}",
     "Granite": lambda r: f"Here is my thought process:\nlet me see\nHere is my response:\n{r}",
@@ -46,6 +47,7 @@ UNNAMED: dict[str, Callable[[int, str], str]] = {
     "brackets": lambda i, r: f"\u3010deliberation\u3011see {i}\u3010/deliberation\u3011{r}",
     "glued words": lambda i, r: f"contemplationLet me see {i}.speakerreply{r}",
     "glued in lower case": lambda i, r: f"contemplation{'abcdefghijkl'[i]}lso {i}.speakerreply{r}",
+    "name of a channel only": lambda i, r: f"final{r}",
     "lines": lambda i, r: f"Thinking\nsee {i}\n\nResponse\n{r}",
     "labels": lambda i, r: f"**Thinking Process:**\n\n1. see {i}\n\n**Final Output:**\n{r}",
     "most, not all": lambda i, r: r if i % 4 == 0 else f"<ponder>see {i}</ponder>{r}",
@@ -61,6 +63,7 @@ ORDINARY: dict[str, Callable[[int, str], str]] = {
     ),
     "bare code": lambda i, r: f"import math\n\n\ndef f{i}(x):\n    return toString(x[{i}])",
     "imports": lambda i, r: f"import {'abcdefghijkl'[i]}x\n\nclass A:\n    def getNumber(self):\n        return {i}",
+    "camel case": lambda i, r: f"{['getValue', 'toString', 'parseInt', 'isEven'][i % 4]}(x{i});",
     "page": lambda i, r: f"Here is the page:\n<html><body><p>{r}</p></body></html>",
     "generic types": lambda i, r: f"The class is List<String> with [a] {i}",
     "lower case": lambda i, r: f"the answer is {i}\nanswer: {i}",
@@ -97,7 +100,7 @@ def test_a_shape_without_a_name_pauses_once_it_is_common(name: str) -> None:
     tripped = trips[first]
     assert tripped is not None
     assert tripped.guard == "marker"
-    assert "switch to the answer with" in tripped.actual
+    assert "switch to the answer with" in tripped.actual or "without a space" in tripped.actual
 
 
 @pytest.mark.parametrize("name", ORDINARY)

@@ -33,6 +33,7 @@ _FIRST = re.compile(r"[#*_>\s]{0,8}([^\W\d_]{1,40})")
 _WORD = re.compile(r"[a-z]{4,40}")
 _SHORTEST = 5  # letters of a word that the text of a thought is glued to
 _MOST = 400  # switches kept of one reply
+_MARKUP = tuple("`*#$\\")  # first characters of code, emphasis, headings and formulas
 
 
 class Thought(Data, frozen=True, kw_only=True):
@@ -115,9 +116,14 @@ def _remains(rest: Remainder, start: str) -> bool:
     after = start[len(rest.begins) :]
     return (
         (not rest.then and not rest.glued)
-        or any(switch in after for switch in rest.then)
+        or (bool(rest.then) and any(_joined(switch) in _joined(after) for switch in rest.then))
         or (rest.glued and after[:1].isupper())
     )
+
+
+def _joined(text: str) -> str:
+    """The text without white space, which servers put in the place of a dropped token or not."""
+    return "".join(text.split())
 
 
 # ---------------------------------------------------------------- without names
@@ -128,12 +134,13 @@ class Form:
     """How one reply begins, and texts that may switch to its answer (`switches`).
 
     `openings`: its tag or label. `word`: its first letters, if they are in lower case; `apart`: a space or punctuation
-    follows them, so they are an ordinary word.
+    follows them, so they are an ordinary word; `glued`: a capital letter or a mark-up character does.
     """
 
     openings: frozenset[str]
     word: str
     apart: bool
+    glued: bool
     switches: frozenset[str]
 
     def opens(self, opening: str) -> bool:
@@ -143,7 +150,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Shape:
-    """An opening and a switch that `hits` of `of` replies share; the opening is empty where a server cut it off."""
+    """An opening and a switch that `hits` of `of` replies share.
+
+    The opening is empty where a server cut it off; the switch, where only the name of a channel is left of it.
+    """
 
     opening: str
     switch: str
@@ -153,8 +163,9 @@ class Shape:
     @property
     def text(self) -> str:
         """For messages."""
-        begin = f"begin with {self.opening!r} and " if self.opening else ""
-        return f"{self.hits} of {self.of} replies {begin}switch to the answer with {self.switch!r}"
+        parts = [f"begin with {self.opening!r}"] if self.opening else []
+        parts += [f"switch to the answer with {self.switch!r}"] if self.switch else ["go on without a space"]
+        return f"{self.hits} of {self.of} replies {' and '.join(parts)}"
 
 
 def form_of(text: str, prompt: str = "") -> Form:
@@ -166,7 +177,7 @@ def form_of(text: str, prompt: str = "") -> Form:
     follows = start[len(first) : len(first) + 1]
     apart = bool(first) and follows != "\n" and not follows.isalnum()
     switches = [one for one in _switches(start[1:], bool(openings or first)) if one not in prompt]
-    return Form(openings, first, apart, frozenset(switches[:_MOST]))
+    return Form(openings, first, apart, follows.isupper() or follows in _MARKUP, frozenset(switches[:_MOST]))
 
 
 def shape(forms: Sequence[Form], limits: ShapeLimits | None = None) -> Shape | None:
@@ -182,6 +193,9 @@ def shape(forms: Sequence[Form], limits: ShapeLimits | None = None) -> Shape | N
         switches = Counter(one for form in alike for one in form.switches if one.casefold() != opening.casefold())
         if switches and (best := switches.most_common(1)[0])[1] >= least:
             return Shape(opening, best[0], best[1], len(forms))
+    channels = Counter(form.word for form in forms if form.glued and len(form.word) >= _SHORTEST)
+    if channels and (channel := channels.most_common(1)[0])[1] >= least:
+        return Shape(channel[0], "", channel[1], len(forms))
     closers = Counter(one for form in forms if not form.openings for one in form.switches if one[1:2] == "/")
     if closers and (last := closers.most_common(1)[0])[1] >= least:
         return Shape("", last[0], last[1], len(forms))
@@ -190,6 +204,8 @@ def shape(forms: Sequence[Form], limits: ShapeLimits | None = None) -> Shape | N
 
 def has_shape(form: Form, common: Shape) -> bool:
     """Whether a reply has the common opening and switch."""
+    if not common.switch:
+        return form.glued and form.word == common.opening
     return common.switch in form.switches and (not common.opening or form.opens(common.opening))
 
 
