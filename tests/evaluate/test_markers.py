@@ -100,6 +100,8 @@ def test_a_shape_without_a_name_pauses_once_it_is_common(name: str) -> None:
     tripped = trips[first]
     assert tripped is not None
     assert tripped.guard == "marker"
+    if name.startswith("glued"):
+        assert "'speakerreply'" in tripped.actual
     assert "switch to the answer with" in tripped.actual or "without a space" in tripped.actual
 
 

@@ -176,7 +176,7 @@ def form_of(text: str, prompt: str = "") -> Form:
     first = word.group() if word else ""
     follows = start[len(first) : len(first) + 1]
     apart = bool(first) and follows != "\n" and not follows.isalnum()
-    switches = [one for one in _switches(start[1:], bool(openings or first)) if one not in prompt]
+    switches = [one for one in _switches(start[max(1, len(first)) :], bool(openings or first)) if one not in prompt]
     return Form(openings, first, apart, follows.isupper() or follows in _MARKUP, frozenset(switches[:_MOST]))
 
 
