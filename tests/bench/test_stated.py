@@ -135,3 +135,14 @@ def test_the_shared_cases(shared: Path) -> None:
         else:
             verdict = judged(case["bench"], reply, Doc("0", "", "", {"answer": case["gold"]}))
             assert verdict.correct is case["correct"], reply
+
+
+def test_livecodebench_keeps_its_rule_and_notes_the_block_that_has_the_method() -> None:
+    doc = Doc("d", "", "", {"method": "f", "tests": [[[1], 1]]})
+    solution = "class Solution:\n    def f(self, x): return x"
+    right = f"```python\n{solution}\n```"
+    usage = f"{right}\nUse it so:\n```python\nprint(Solution().f(1))\n```"
+    verdicts = find(["lcb-medium-55"])[0].judge([(reply, "stop", doc) for reply in (right, usage, "```\nx = 1\n```")])
+    assert [v.correct for v in verdicts] == [True, False, False]
+    assert [NOTE in v.detail for v in verdicts] == [False, True, False]
+    assert verdicts[1].detail.endswith("another block defines f")

@@ -79,6 +79,19 @@ fn strlen(string: String) -> isize { Count::of(&string).n }
 #[cfg(test)]
 mod tests { use super::*; #[test] fn works() { assert_eq!(strlen(String::new()), 0); } }
 ```""",
+    "comments after it": """```rust
+fn strlen(string: String) -> isize {
+    string.len() as isize
+} // done
+// strlen(String::from("abc")) == 3
+```""",
+    "a second attempt": """```rust
+fn strlen(string: String) -> isize { 0 }
+```
+That ignores its argument. Better:
+```rust
+fn strlen(string: String) -> isize { string.len() as isize }
+```""",
     "begins inside the fence": "fn strlen(string: String) -> isize {\n    string.len() as isize\n}\n```\nDone.",
     "tildes": "~~~rust\nfn strlen(string: String) -> isize {\n    string.len() as isize\n}\n~~~",
     "the body alone": "```rust\n    string.len() as isize\n```",
@@ -200,6 +213,28 @@ if (require.main === module) {
   process.exit(2);
 }
 module.exports = { strlen };
+```""",
+    "modules of today": """```javascript
+import { inspect as shown } from 'node:util';
+import * as path from "node:path";
+import fs from 'node:fs';
+export function strlen(string) { return path.join(shown(string.length)) * 1 + 0 * fs.constants.F_OK; }
+```""",
+    "a main that is called at once": """```javascript
+function strlen(string) { return string.length; }
+
+(async () => { process.exit(3); })();
+```""",
+    "declared, then assigned": """```javascript
+let strlen;
+strlen = function (string) { return string.length; };
+```""",
+    "braces in a regular expression": """```javascript
+const re = /[{}"'`]/g
+const strlen = (string) => {
+  return string.replace(re, 'x').length
+}
+console.log(strlen('}'))
 ```""",
     "an export": "```javascript\nexport default function strlen(string) {\n  return string.length;\n}\n```",
     "a name that the tests take": """```javascript

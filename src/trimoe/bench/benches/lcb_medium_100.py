@@ -1,6 +1,6 @@
 """LiveCodeBench, medium: the 55 pinned problems of `lcb-medium-55` and 45 older ones."""
 
-from trimoe.bench.benches.lcb_medium_55 import between_fences, medium, row_id, views
+from trimoe.bench.benches.lcb_medium_55 import between_fences, medium, opinion, row_id, views
 from trimoe.bench.code_tests import check_method
 from trimoe.bench.rows import spec_bench
 from trimoe.sandbox import require_sandbox
@@ -13,5 +13,6 @@ BENCH = spec_bench(
     prepare=medium,
     row_id=row_id,
     scorer=2,
+    opinion=opinion,
     needs=require_sandbox,
 )

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
+from trimoe.bench.bench import Doc, Verdict
 from trimoe.bench.code.environment import INT_TEXT_DIGITS, environments
 from trimoe.bench.code_tests import check_method
-from trimoe.bench.fences import FENCE, fence_of
+from trimoe.bench.fences import FENCE, candidates, defines, fence_of
 from trimoe.bench.rows import Row, View, spec_bench
 from trimoe.bench.spec import BenchSpec
 from trimoe.errors import BenchError
@@ -47,6 +48,14 @@ def between_fences(reply: str) -> str | None:
     else:
         text = reply
     return text if text.strip() else None
+
+
+def opinion(reply: str, doc: Doc, verdict: Verdict) -> str:
+    """Where the text between the last two fences lacks the asked method, and another block has it; else empty."""
+    method = str(doc.check["method"])
+    if verdict.correct or defines(verdict.extracted or "", [method]):
+        return ""
+    return f"another block defines {method}" if any(defines(b.text, [method]) for b in candidates(reply)) else ""
 
 
 def row_id(row: Row) -> str:
@@ -140,5 +149,6 @@ BENCH = spec_bench(
     prepare=medium,
     row_id=row_id,
     scorer=2,
+    opinion=opinion,
     needs=require_sandbox,
 )

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 # Text that continues a statement after a closing brace, so that both are one item.
-_CONTINUES = re.compile(r"\s*(?:else\b|catch\b|finally\b|[;,.=)\]?:&|+*<>\[(-])")
+_CONTINUES = re.compile(r"\s*(?:else\b|catch\b|finally\b|from\b|[;,.)\]])|[ \t]*[=?:&|+*<>\[(-]")
 
 
 @dataclass(frozen=True)

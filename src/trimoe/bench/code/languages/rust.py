@@ -59,7 +59,7 @@ def _complete(block: str, prompt: str, name: str) -> str | None:
     ]
     given = items(prompt.rstrip().rpartition("\n")[0], SYNTAX)
     uses = [one for one in given if re.match(r"\s*use\s", bare(one, SYNTAX)) and not _imported(one, kept)]
-    return "".join([*uses, *kept, f"{_header(function[0], prompt, name)}{{{function[1]}"])
+    return "".join([*uses, *kept, f"\n{_header(function[0], prompt, name)}{{{function[1]}"])
 
 
 def _imported(use: str, kept: list[str]) -> bool:
