@@ -62,6 +62,7 @@ PEERS = {
     "model/families": "Model families as data, one file each",
     "model/quants": "Quantization schemes as data, one file each",
     "model/tiny/checkpoint": "The bundled model: weights, tokenizer, config",
+    "model/tiny/domains": "The six task domains: code, math, choice, format, text, story; one file each",
     "llamacpp/native": "The C++ program that computes logits with masked routers",
     "calibrate/text/sources": "Kinds of calibration text: files, data sets, prompts, traces; one file each",
     "choose/recipes": "v3, v4, v5, v5-coder, reap, ... as data, one file each",

@@ -6,7 +6,8 @@ from trimoe.bench.bench import Bench, Doc
 from trimoe.bench.benches import tiny_choice, tiny_code, tiny_format, tiny_math
 from trimoe.bench.catalog import SUITES, benches, find
 from trimoe.errors import UsageError
-from trimoe.model.tiny.tasks import generate, split_of
+from trimoe.model.tiny.item import split_of
+from trimoe.model.tiny.tasks import generate
 
 ALL = [bench for bench in benches().values() if bench.protocol is None]  # those of the bundled model
 

@@ -8,7 +8,8 @@ import pytest
 
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.tiny import path
-from trimoe.model.tiny.tasks import DOMAINS, generate, split_of
+from trimoe.model.tiny.item import split_of
+from trimoe.model.tiny.tasks import DOMAINS, generate
 
 LIMIT = 16 * 2**20
 AWKWARD = [

@@ -1,0 +1,1 @@
+"""One generator of items per domain; in each module, `make` returns one item."""
