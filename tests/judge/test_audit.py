@@ -15,6 +15,7 @@ from trimoe.cli.compare import compare
 from trimoe.cli.log import log_group
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.log.export import rows
+from trimoe.evaluate.log.export import rows as rows_of_log
 from trimoe.evaluate.log.records import Result, Sample
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.recorded.importing import import_samples
@@ -398,3 +399,13 @@ def test_a_statement_that_disagrees_is_counted_and_listed(tmp_path: Path) -> Non
     (one,) = audit(log)
     (check,) = (check for check in one.checks if check.flag == "STATED")
     assert (check.level, check.docs, "STATED" in one.flags) == ("notes", ("0", "2"), True)
+    assert "2 state another final answer" in runner.invoke(compare, [str(log)]).output
+    with RunLog(log, create=False) as opened:
+        assert {"2 state another final answer"} <= {mark for row in rows_of_log(opened) for mark in row["run_marks"]}
+
+
+def test_verdicts_of_a_version_without_a_second_opinion_are_not_checked(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    put(path, good(), bench="gpqa-diamond")  # by scorer 1
+    (one,) = audit(path)
+    assert [c.level for c in one.checks if c.flag == "STATED"] == ["not checked"]

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from trimoe.evaluate.log.marks import left_out, marks_of_events
+from trimoe.evaluate.log.marks import left_out, marks_of_events, stated
 from trimoe.evaluate.log.records import Run, Scored
 from trimoe.evaluate.log.summary import score_of
 from trimoe.judge.comparison import Row
@@ -116,7 +116,11 @@ class Catalog:
                         _asked(happened),
                         queries.newest(reader, facts.run.run_id),
                         happened,
-                        _marks(happened, queries.left_out(reader, facts.run.run_id)),
+                        _marks(
+                            happened,
+                            queries.left_out(reader, facts.run.run_id),
+                            queries.stated(reader, facts.run.run_id),
+                        ),
                     )
                 )
         if stamp is not None:
@@ -145,9 +149,10 @@ def pair(before: Shown, after: Shown) -> Pair:
     return Pair(before, after, row, apart)
 
 
-def _marks(happened: Sequence[queries.Event], rows: int) -> tuple[str, ...]:
+def _marks(happened: Sequence[queries.Event], rows: int, other: int) -> tuple[str, ...]:
     found = marks_of_events((event.kind, event.detail) for event in happened)
-    return tuple(mark.text for mark in found + ([left_out(rows)] if rows else []))
+    found += ([left_out(rows)] if rows else []) + ([stated(other)] if other else [])
+    return tuple(mark.text for mark in found)
 
 
 def _asked(happened: Sequence[queries.Event]) -> int | None:

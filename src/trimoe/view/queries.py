@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trimoe.bench.bench import Verdict
+from trimoe.bench.bench import NOTE, Verdict
 from trimoe.evaluate.log.reader import unpacked
 from trimoe.evaluate.log.records import UNCOUNTED, Attempt, Run, Sample, Scored
 from trimoe.view.source import Reader
@@ -104,6 +104,12 @@ def left_out(r: Reader, run_id: int) -> int:
         return 0
     row = r.db.execute("SELECT max(errors) FROM results WHERE run_id = ? AND score IS NOT NULL", (run_id,)).fetchone()
     return int(row[0] or 0)
+
+
+def stated(r: Reader, run_id: int) -> int:
+    """Number of samples that state another final answer than their newest verdict is about."""
+    query = f"SELECT count(*) FROM samples s {_VERDICT} WHERE s.run_id = ? AND instr(c.detail, ?)"
+    return int(r.db.execute(query, (run_id, NOTE)).fetchone()[0])
 
 
 def briefs(r: Reader, run_id: int, docs: Sequence[str]) -> dict[str, Brief]:

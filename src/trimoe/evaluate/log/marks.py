@@ -26,6 +26,7 @@ Flag = Literal[
     "OTHER_ROWS",
     "PROGRAMS",
     "REPEATS",
+    "STATED",
 ]
 OVERRULED = "guard overruled"  # event: an ignored guard would have paused the run
 MADE = ("generating", "asking")  # events of runs made by trimoe
@@ -69,14 +70,21 @@ def marks_of_events(events: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mar
 
 
 def shown_marks(log: LogReader, run: Run) -> list[Mark]:
-    """Marks of a stored run, including rows left out of its score, for readers that compute no result themselves."""
+    """Marks of a stored run, including rows left out of its score and rows with a second opinion, for readers that
+    compute no result themselves."""
     left = max((result.errors for result in log.results(run) if result.score is not None), default=0)
-    return marks_of(log, run) + ([left_out(left)] if left else [])
+    other = log.stated(run)
+    return [*marks_of(log, run), *([left_out(left)] if left else []), *([stated(other)] if other else [])]
 
 
 def left_out(rows: int) -> Mark:
     """The mark for rows that could not be scored and were excluded from the score."""
     return Mark("LEFT_OUT", f"{rows} unscored rows left out")
+
+
+def stated(rows: int) -> Mark:
+    """The mark for rows whose final statement disagrees with what the protocol's extraction took or credited."""
+    return Mark("STATED", f"{rows} state another final answer")
 
 
 def was_made_here(log: LogReader, run: Run) -> bool:

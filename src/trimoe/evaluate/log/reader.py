@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trimoe.bench.bench import Verdict
+from trimoe.bench.bench import NOTE, Verdict
 from trimoe.errors import RunLogError, TrimoeError
 from trimoe.evaluate.log.records import UNCOUNTED, Attempt, Result, Run, Sample, Scored
 from trimoe.io.expand import inflated
@@ -168,6 +168,11 @@ class LogReader:
             (run.run_id, scorer),
         )
         return {row["doc_id"] for row in rows}
+
+    def stated(self, run: Run) -> int:
+        """How many samples state another final answer than their newest verdict is about."""
+        query = f"SELECT count(*) AS n {_LATEST} WHERE s.run_id = ? AND instr(c.detail, ?)"
+        return int(self.db.execute(query, (run.run_id, NOTE)).fetchone()["n"])
 
 
 def _sample(row: sqlite3.Row) -> Sample:

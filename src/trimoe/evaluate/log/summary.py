@@ -12,7 +12,7 @@ from typing import Any
 
 from trimoe.bench.cause import Ceilings, Limits, ceilings
 from trimoe.bench.stated import disagreements
-from trimoe.evaluate.log.marks import left_out, marks_of
+from trimoe.evaluate.log.marks import left_out, marks_of, stated
 from trimoe.evaluate.log.reader import LogReader
 from trimoe.evaluate.log.records import Result, Run, Scored
 from trimoe.evaluate.log.run_log import RunLog
@@ -85,7 +85,7 @@ def summarize(
     if exclude_errors and unscored:
         marks.append(left_out(unscored).text)
     if other := disagreements(v.detail for v in verdicts):
-        marks.append(f"{other} state another final answer")
+        marks.append(stated(other).text)
     if read := sum(s.sample.fallback for s in samples):
         marks.append(f"{read} read from the reasoning")
     limited = run_ceilings(run, samples)

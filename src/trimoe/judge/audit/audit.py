@@ -137,7 +137,8 @@ def _one(log: RunLog, run: Run, samples: list[Scored], options: AuditOptions) ->
     if run.bench.partition(":")[0] not in benches():
         checks = tuple(map(_softened, checks))
     checks += tuple(_stated(log, run, m, options.rules))
-    checks += tuple(mark_checks(shown_marks(log, run), was_made_here(log, run), options.rules))
+    marks = [mark for mark in shown_marks(log, run) if mark.flag != "STATED"]  # a check of its own, with the rows
+    checks += tuple(mark_checks(marks, was_made_here(log, run), options.rules))
     row = own_row(Read(run, tuple(samples), summary.score), True)
     rows = run.spec.get("rows")
     one = RunAudit(

@@ -56,6 +56,7 @@ _MEANING: Mapping[Flag, str] = {
     "OTHER_PROMPTS": "the recorded prompts are not the bench's",
     "OTHER_ROWS": "the file held more than the bench's rows",
     "PROGRAMS": "the record has extracted programs, so extraction is not judged",
+    "STATED": "the protocol's extraction and the replies' final statements disagree",
     "REPEATS": "the score is pass@1, averaged over repeated replies",
 }
 

@@ -88,8 +88,8 @@ def _complete(block: str, prompt: str, name: str) -> str | None:
         return None
     kept = [one for i, one in enumerate(members) if i != place and not _has(bare(one, SYNTAX), "main")]
     own = renamed("".join([*map(_beside, others), f"{_class(header)}{{", *kept]), SYNTAX, old, CLASS)
-    rest = renamed(method[1], SYNTAX, old, CLASS)
-    return f"{_imports(prompt, imports)}{own}\n{_header(method[0], prompt, name)}{{{rest}"
+    after = renamed(method[1], SYNTAX, old, CLASS)
+    return f"{_imports(prompt, imports)}{own}\n{_header(method[0], prompt, name)}{{{after}"
 
 
 def _method(members: list[str], name: str) -> int | None:
