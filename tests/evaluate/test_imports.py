@@ -301,6 +301,7 @@ def test_layouts_are_recognised_by_their_fields(
         (HUMAN_EVAL, "gsm8k-100", "'HumanEval/7' with --bench gsm8k-100"),
         ({"question_id": 1, "output_list": ["a"], "graded_list": [True, False]}, "lcb-medium-55", "2 verdicts on 1"),
         ({"question_id": 1, "output_list": []}, "lcb-medium-55", "both are empty"),
+        ({"results": {}, "configs": {}, "versions": {}}, "gsm8k-100", "(?s)summary of a run.*samples_TASK"),
         ({"id": 1, "text": "hello"}, "gsm8k-100", "(?s)its layout is not known.*fields id, text"),
     ],
 )

@@ -19,7 +19,7 @@ from trimoe import __version__
 from trimoe.cli.parts.common import EXTRAS, emit, install_command, json_option
 from trimoe.errors import MissingPrerequisite, TrimoeError
 
-BASE = ("numpy", "click", "rich", "msgspec", "pyyaml", "jinja2", "xxhash", "aiohttp")
+BASE = ("numpy", "click", "rich", "msgspec", "pyyaml", "jinja2", "xxhash", "aiohttp", "regex")
 
 # Programs outside Python: the arguments that print the version, and what the program enables.
 TOOLS: dict[str, tuple[tuple[str, ...], str]] = {

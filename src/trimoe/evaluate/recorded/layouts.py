@@ -79,6 +79,12 @@ def _layout(place: Place, row: Mapping[str, Any]) -> str:
     for name, every, some, none in _LAYOUTS:
         if every <= keys and (not some or some & keys) and not none & keys:
             return name
+    if {"results", "configs"} <= keys:
+        place.refuse(
+            lm_eval.LAYOUT,
+            "lm-eval's summary of a run (results, configs), which holds scores and no replies",
+            "give the file samples_TASK_*.jsonl beside it; lm-eval writes it with --log_samples",
+        )
     raise BenchError(
         f"{place.file} {place.at} is not a recorded sample: its layout is not known",
         expected="records of "
