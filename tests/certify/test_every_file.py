@@ -50,13 +50,13 @@ def test_everything_is_carried_edited_or_named(base: Path, drop_map: DropMap, tm
     }
     assert report.files_left_out == {
         ".git/": "a hidden folder",
-        "consolidated.safetensors": "weights that the index does not name",
-        "original/consolidated.00.pth": "weights in another format, or their index",
+        "consolidated.safetensors": "weights that are not in the index",
+        "original/consolidated.00.pth": "weights in another format, or an index of such weights",
     }
     passed, detail, findings = verdict(base, out)
     assert passed, findings
     assert "mtp.safetensors" in detail
-    assert "left out: consolidated.safetensors (weights that the index does not name)" in detail
+    assert "left out: consolidated.safetensors (weights that are not in the index)" in detail
     assert "original/consolidated.00.pth" in detail
 
 

@@ -148,7 +148,7 @@ def test_small_files_metadata_and_manifest(gemma: Path, tmp_path: Path) -> None:
         assert filecmp.cmp(gemma / name, out / name, shallow=False)
     assert not (out / "LICENSE").is_symlink()
     assert list(report.files_left_out) == ["README.md", "pytorch_model.bin"]
-    assert report.files_left_out["pytorch_model.bin"] == "weights in another format, or their index"
+    assert report.files_left_out["pytorch_model.bin"] == "weights in another format, or an index of such weights"
     assert not (out / "README.md").exists()
     assert json.loads((out / "expert_drop_metadata.json").read_text()) == {
         "base_model": "base",

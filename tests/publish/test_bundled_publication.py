@@ -19,7 +19,7 @@ from trimoe.errors import MissingPrerequisite
 from trimoe.llamacpp.tools import locate
 from trimoe.model import tiny
 from trimoe.publish.facts import read_artifact
-from trimoe.publish.numbers import Sources, ask_again
+from trimoe.publish.numbers import Sources, changed_numbers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 LADDER = {
@@ -118,7 +118,7 @@ def test_every_number_of_a_card_is_in_the_log(cards: Path, folder: str) -> None:
     sources = Sources([cards / "runs.db"], "base", runs, read_artifact(cards / folder).facts)
     asked = json.loads((cards / folder / "README.numbers.json").read_text())["numbers"]
     assert len(asked) > 40
-    assert ask_again(sources, asked) == []
+    assert changed_numbers(sources, asked) == []
     texts = {one["text"] for one in asked}
     tables = [line for line in (cards / folder / "README.md").read_text().splitlines() if line.startswith("| tiny-")]
     assert len(tables) >= 2 * len(runs) * 2  # scores and audit

@@ -19,7 +19,7 @@ from trimoe.model.generate import SAMPLER
 from trimoe.model.tiny import path as bundled
 from trimoe.publish.card import compose
 from trimoe.publish.facts import licence_of, read_artifact
-from trimoe.publish.numbers import QUERIES, Sources, ask_again
+from trimoe.publish.numbers import QUERIES, Sources, changed_numbers
 from trimoe.publish.sections import CardSettings
 
 REPLY = "The reply number {} walks over the list once and keeps the largest of the sums that it has seen so far."
@@ -72,7 +72,7 @@ def test_every_number_of_the_card_is_a_query_with_the_same_answer(log: Path, fol
     text = (folder / "README.md").read_text()
     asked = json.loads((folder / "README.numbers.json").read_text())["numbers"]
     sources = Sources([log], "base", ["pruned", "gguf"], read_artifact(folder).facts)
-    assert ask_again(sources, asked) == []
+    assert changed_numbers(sources, asked) == []
     # the reverse: no number stands in a table or in the summary that was not asked for
     known = {number for one in asked for number in re.findall(r"\d[\d.,]*", one["text"])}
     known |= set(re.findall(r"\d[\d.,]*", " ".join(f for f, _ in read_artifact(folder).files)))
@@ -84,7 +84,7 @@ def test_every_number_of_the_card_is_a_query_with_the_same_answer(log: Path, fol
     assert {one["query"] for one in asked} == set(QUERIES)
     put(log, "base2", "1")
     wrong = [{**one, "text": one["text"] + "0"} for one in asked]
-    assert len(ask_again(sources, wrong)) == len(asked)
+    assert len(changed_numbers(sources, wrong)) == len(asked)
 
 
 def test_engines_have_tables_of_their_own(log: Path, folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_what_was_done_after_the_cut_is_not_called_a_cut(log: Path, folder: Path
 
 def test_a_name_in_two_logs_is_refused(log: Path, folder: Path, tmp_path: Path) -> None:
     put(tmp_path / "two.db", "pruned", "1" * 40, engine="vllm")
-    with pytest.raises(BadInput, match="stands in several logs"):
+    with pytest.raises(BadInput, match="is in more than one log"):
         Sources([log, tmp_path / "two.db"], "base", ["pruned@runs"], read_artifact(folder).facts)
 
 

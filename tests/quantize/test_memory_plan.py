@@ -139,18 +139,21 @@ def test_default_keeps_never_starve_the_router() -> None:
 
 
 def test_sizes_and_contexts() -> None:
-    assert [parse_bytes(t) for t in ("16GB", "12GiB", "1.5g", "900MB", "7")] == [
+    assert [parse_bytes(t) for t in ("16GB", "12GiB", "1.5g", "900MB", "7", "300 kB", "2TiB")] == [
         16 * 10**9,
         12 << 30,
         15 * 10**8,
         9 * 10**8,
         7,
+        300_000,
+        2 << 40,
     ]
     assert [parse_tokens(t) for t in ("32k", "8192", "1K")] == [32768, 8192, 1024]
-    for text in ("", "GB", "-1GB", "16 apples", "0", "1ib"):
-        with pytest.raises(UsageError):
-            parse_bytes(text)
-    for text in ("", "k", "-1", "1.5k", "0", "32m"):
+    for text in ("", "GB", "-1GB", "16 apples", "0", "0.5", "1ib", "9" * 400):
+        with pytest.raises(UsageError, match="is not a size") as caught:
+            parse_bytes(text, "--ram 8GB")
+        assert caught.value.remedy == "for example --ram 8GB"
+    for text in ("", "k", "-1", "1.5k", "0", "32m", "9" * 5000):
         with pytest.raises(UsageError):
             parse_tokens(text)
     with pytest.raises(UsageError, match="not a cache type"):

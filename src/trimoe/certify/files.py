@@ -176,9 +176,9 @@ def check_files(base: Checkpoint, pruned: Path, pruned_index: dict[str, TensorIn
 def _may_be_missing(file: Path, base: Checkpoint) -> str:
     """Why a pruned model need not have this file of the original; empty if it must."""
     if file.suffix == ".safetensors":
-        return "" if without_experts(file, base.index) else "weights that the index does not name"
+        return "" if without_experts(file, base.index) else "weights that are not in the index"
     if file.suffix in WEIGHTS or file.name.endswith(".index.json"):
-        return "weights in another format, or their index"
+        return "weights in another format, or an index of such weights"
     return ""
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimoe.cli.parts.common import emit, json_option, parse_size, progress, require_extra, show_size
+from trimoe.cli.parts.common import emit, json_option, progress, require_extra, show_size
 from trimoe.cli.parts.stats_text import leak_lines
+from trimoe.io.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from trimoe.calibrate.layerwise import Run
@@ -111,7 +112,7 @@ def calibrate(
     from trimoe.calibrate.engine import calibrate as run
     from trimoe.calibrate.text.calibration import CalibrationSet
 
-    budget = None if ram is None else parse_size(ram, "--ram 8GB")
+    budget = None if ram is None else parse_bytes(ram, "--ram 8GB")
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, budget)
     benches = benches_of(leak_check, data)
     chosen = CalibrationSet.load(set_path, data=data)

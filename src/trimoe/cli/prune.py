@@ -7,8 +7,9 @@ from typing import Literal
 
 import click
 
-from trimoe.cli.parts.common import emit, json_option, parse_size, progress, show_size
+from trimoe.cli.parts.common import emit, json_option, progress, show_size
 from trimoe.errors import Interrupted
+from trimoe.io.sizes import parse_bytes
 
 # What a method of `report.copied_by` means.
 COPIED_BY = {
@@ -122,7 +123,7 @@ def shard_limit(text: str | None) -> int | Literal["source"] | None:
     """The value of --max-shard: bytes, "source", or None if the option is not given."""
     if text is None:
         return None
-    return "source" if text.strip().lower() == "source" else parse_size(text, "--max-shard 5GB")
+    return "source" if text.strip().lower() == "source" else parse_bytes(text, "--max-shard 5GB")
 
 
 @contextmanager

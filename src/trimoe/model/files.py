@@ -1,4 +1,4 @@
-"""Files of a checkpoint directory: which are copied besides the weights, whether they changed, the shard index."""
+"""Files of a checkpoint directory other than the weights: which to copy, whether they changed, and the shard index."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ INDEX = "model.safetensors.index.json"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
 _READ = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
-_WRITTEN_LATER = {"certificate.json", "README.numbers.json"}  # by trimoe, about a model that does not change
-# No loader reads these: the card describes the original, and the git files belong to its repository.
+_WRITTEN_LATER = {"certificate.json", "README.numbers.json"}  # trimoe adds these to a finished model
+# No loader reads these: the model card describes the original, and the git files belong to its repository.
 _NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
 _SMALL_FILE = 256 << 20
 
@@ -26,22 +26,22 @@ Headers = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def weight_stamps(model: Path | str) -> dict[str, Stamp]:
-    """Stamps of every weights file of a checkpoint directory, by name."""
+    """The stamp of each safetensors file in a checkpoint directory, by file name."""
     return {file.name: stamp(file) for file in sorted(Path(model).glob("*.safetensors"))}
 
 
 def watch_directory(model: Path | str, done: str) -> Watch:
-    """Notices changes of the files that are in a checkpoint directory now and that loaders read: weights and others.
+    """Detects changes to the files that loaders read from a checkpoint directory. `done` is the participle of `Watch`.
 
-    New files are ignored: results may be written there, and nothing reads them."""
+    Only files that exist now are watched. Files added later are ignored, because they may be results."""
     folder = Path(model)
-    found = walk(folder, {}) if folder.is_dir() else ()  # whoever opens it says that it is missing
+    found = walk(folder, {}) if folder.is_dir() else ()  # opening the checkpoint reports a missing directory
     files = [file for file in found if file.suffix in _READ and file.name not in _WRITTEN_LATER]
     return Watch(model, done, lambda: files)
 
 
 def require_planned(found: Headers, wanted: Headers) -> None:
-    """Raise `CheckpointError` naming the first tensor whose written header is not the planned one."""
+    """Raise `CheckpointError` for the first tensor whose written type or shape differs from the planned one."""
     if found != wanted:
         names = sorted(found.keys() | wanted.keys())
         wrong = next(name for name in names if found.get(name) != wanted.get(name))
@@ -49,16 +49,16 @@ def require_planned(found: Headers, wanted: Headers) -> None:
             f"tensor {wrong} was not written as planned",
             expected=str(wanted.get(wrong)),
             actual=str(found.get(wrong)),
-            remedy="run again; check the disk",
+            remedy="check the disk, then run the command again",
         )
 
 
 def other_files(directory: Path, index: Mapping[str, TensorInfo]) -> tuple[list[Path], dict[str, str]]:
-    """The files to copy beside the weights, and the others by relative name with the reason why they are left out.
+    """The files to copy unchanged, and the omitted ones as {relative name: reason}.
 
-    Every file of the directory and its folders is one or the other, except the shards of `index`, the index and what
-    trimoe writes itself. Copied: tokenizer, templates, code, licence and the like, and weights that the index does not
-    name if no expert is in them. Raises `CheckpointError` for a broken link.
+    Covers every file of the directory and its subdirectories except the shards of `index`, the index itself and the
+    files that trimoe writes. Copied are the tokenizer, templates, code, licence and the like, and safetensors files
+    that the index does not list, if they contain no experts. Raises `CheckpointError` for a broken link.
     """
     files, left_out = [], dict[str, str]()
     shards = {info.file.name for info in index.values()}
@@ -74,12 +74,12 @@ def other_files(directory: Path, index: Mapping[str, TensorInfo]) -> tuple[list[
 
 
 def walk(directory: Path, hidden: dict[str, str]) -> Iterator[Path]:
-    """Every file below a directory; hidden folders are not entered but added to `hidden` with the reason."""
+    """Every file below a directory. Hidden subdirectories are skipped and added to `hidden` with the reason."""
     for entry in directory.iterdir():
         if entry.is_symlink() and not entry.exists():
             raise CheckpointError(
                 f"{entry} is a broken link",
-                expected="every file of the model",
+                expected="a link to an existing file",
                 remedy="download the file, or remove the link",
             )
         if entry.is_file():
@@ -91,8 +91,8 @@ def walk(directory: Path, hidden: dict[str, str]) -> Iterator[Path]:
 
 
 def without_experts(file: Path, indexed: Collection[str]) -> bool:
-    """Whether a safetensors file that the index does not name can be kept as it is: no expert and no indexed tensor is
-    in it."""
+    """Whether a safetensors file outside the index can be copied unchanged: it contains no expert and no indexed
+    tensor."""
     try:
         names = read_header(file)[0].keys()
     except CheckpointError:
@@ -101,18 +101,18 @@ def without_experts(file: Path, indexed: Collection[str]) -> bool:
 
 
 def _left_out(file: Path, indexed: Collection[str]) -> str:
-    """Why a file is not copied; empty if it is."""
+    """Why a file is not copied; empty if it is copied."""
     if file.suffix == ".safetensors":
-        return "" if without_experts(file, indexed) else "weights that the index does not name"
+        return "" if without_experts(file, indexed) else "weights that are not in the index"
     if file.suffix in WEIGHTS or file.name.endswith(".index.json"):
-        return "weights in another format, or their index"
+        return "weights in another format, or an index of such weights"
     if file.name in _NOT_COPIED:
-        return "about the original, and read by no loader"
+        return "describes the original; no loader reads it"
     return f"larger than {_SMALL_FILE >> 20} MiB" if file.stat().st_size > _SMALL_FILE else ""
 
 
 def copy_files(files: list[Path], source: Path, target: Path) -> None:
-    """Copy files of the directory `source` to the same relative places in `target`."""
+    """Copy files of the directory `source` to the same relative paths in `target`."""
     for file in files:
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +120,12 @@ def copy_files(files: list[Path], source: Path, target: Path) -> None:
 
 
 def write_index(folder: Path, shard_of: Mapping[str, str], total: int) -> None:
-    """Write model.safetensors.index.json as Hugging Face does. `shard_of` maps tensors to files, `total` is their
-    bytes."""
+    """Write model.safetensors.index.json in the Hugging Face format. `shard_of` maps tensors to files; `total` is the
+    size of all tensors in bytes."""
     body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(shard_of.items()))}
     write_indented(folder / INDEX, body)
 
 
 def write_indented(path: Path, value: Any) -> None:
-    """Write JSON inside a directory that is not yet published: two spaces of indent, keys in the given order."""
+    """Write indented JSON with keys in the given order. Not atomic: the directory is renamed into place later."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """The model card: README.md of a pruned checkpoint, a GGUF repository or an NVFP4 checkpoint.
 
 Invariants: a second run replaces only the generated sections, which are between markers; other text, and front-matter
-keys that the card does not set, stay. Every number is asked through `Numbers`, and README.numbers.json keeps the
+keys that the card does not set, stay. Every number comes from a query of `Numbers`; README.numbers.json records the
 queries. A score that the audit refuses stops the card. Not guaranteed: that the hub accepts the metadata, which only
 its own check can tell.
 """
@@ -82,7 +82,7 @@ def write_card(
     require_own_runs(found, paths, names)
     text, numbers = compose(found, sources, settings, existing)
     _publish(target, text, numbers)
-    return CardReport(target, found.kind, len(numbers.asked))
+    return CardReport(target, found.kind, len(numbers.printed))
 
 
 def _existing(target: Path, force: bool) -> str:
@@ -194,5 +194,5 @@ def _publish(path: Path, text: str, numbers: Numbers) -> None:
     """Write the card and, beside it, the query behind each of its numbers."""
     with publish_file(path, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    body = {"logs": [str(p) for p in numbers.sources.logs], "numbers": numbers.asked}
+    body = {"logs": [str(p) for p in numbers.sources.logs], "numbers": numbers.printed}
     write_json(path.with_name(path.stem + ".numbers.json"), json.loads(json.dumps(body)), overwrite=True)

@@ -1,7 +1,7 @@
-"""Every number of a card comes through here: asked of its source by a named query, printed, and the query is kept.
+"""The numbers on a model card: each is the result of a named query, and the queries are recorded to be checked later.
 
-Invariants: a query is plain data (name and arguments), and asking it again of the same sources gives the same text.
-Sources are run logs and files; a number without a query cannot be printed through this class.
+Invariants: a query is plain data (a name and arguments), and the same query on the same sources gives the same text.
+`Numbers` can print nothing but query results. The sources are run logs and the artifact's files.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,10 @@ Arguments = dict[str, Any]
 
 @dataclass
 class Sources:
-    """Where numbers come from. `runs` are (name, bench) of the comparison's rows; `facts` come from the artifacts."""
+    """What queries read: run logs, compared and audited on creation, and the `facts` of the artifact.
+
+    `base` is the run that the runs `names` are compared with.
+    """
 
     logs: list[Path]
     base: str
@@ -32,57 +35,56 @@ class Sources:
     def __post_init__(self) -> None:
         wanted = {self.base, *self.names}
         self.comparison = compare(self.logs, base=self.base, against=self.names, side_by_side=True)
-        made = [one for path in self.logs for one in audit(path) if one.name in wanted]
-        self.audits = {(one.name, one.bench): one for one in made}
+        found = [one for path in self.logs for one in audit(path) if one.name in wanted]
+        self.audits = {(one.name, one.bench): one for one in found}
         unseen = [row.name for row in self.comparison.rows if (row.name, row.bench) not in self.audits]
         if unseen:
             raise BadInput(
-                f"{unseen[0]} stands in several logs",
+                f"{unseen[0]} is in more than one log",
                 expected="one run per name and bench",
-                remedy="merge the logs with `trimoe log merge`, or give one",
+                remedy="merge the logs with `trimoe log merge`, or give only one of them",
             )
 
     def row(self, name: str, bench: str) -> Row:
-        """A row of the comparison."""
+        """The comparison's row for a run. Raises `BadInput` if there is none."""
         for row in self.comparison.rows:
             if (row.name, row.bench) == (name, bench):
                 return row
-        raise BadInput(f"no run of {name} on {bench}", expected="a run of the card's logs")
+        raise BadInput(f"no run of {name} on {bench}", expected="a run in the card's logs")
 
 
-QUERIES: dict[str, Callable[[Sources, Arguments], str]] = {}
+Query = Callable[[Sources, Arguments], str]
+QUERIES: dict[str, Query] = {}
 
 
-def query(
-    name: str,
-) -> Callable[[Callable[[Sources, Arguments], str]], Callable[[Sources, Arguments], str]]:
-    """Registers a way to ask."""
+def query(name: str) -> Callable[[Query], Query]:
+    """Registers the decorated function as the query `name`."""
 
-    def register(ask: Callable[[Sources, Arguments], str]) -> Callable[[Sources, Arguments], str]:
-        QUERIES[name] = ask
-        return ask
+    def register(function: Query) -> Query:
+        QUERIES[name] = function
+        return function
 
     return register
 
 
 @dataclass
 class Numbers:
-    """Prints numbers and remembers how each was asked for."""
+    """Runs queries and records each with its result."""
 
     sources: Sources
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    printed: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, name: str, /, **arguments: Any) -> str:
-        """The text of one number."""
+        """The text of one number. Raises `KeyError` for an unknown query."""
         text = QUERIES[name](self.sources, arguments)
-        self.asked.append({"text": text, "query": name, "arguments": arguments})
+        self.printed.append({"text": text, "query": name, "arguments": arguments})
         return text
 
 
-def ask_again(sources: Sources, asked: Sequence[dict[str, Any]]) -> list[str]:
-    """What no longer holds: numbers whose query gives another text now."""
+def changed_numbers(sources: Sources, printed: Sequence[dict[str, Any]]) -> list[str]:
+    """One message for each recorded number whose query now gives another text."""
     wrong = []
-    for one in asked:
+    for one in printed:
         now = QUERIES[one["query"]](sources, one["arguments"])
         if now != one["text"]:
             wrong.append(f"{one['query']} {one['arguments']}: {one['text']} in the card, {now} in the sources")
@@ -92,7 +94,7 @@ def ask_again(sources: Sources, asked: Sequence[dict[str, Any]]) -> list[str]:
 @query("score")
 def _score(s: Sources, a: Arguments) -> str:
     row = s.row(a["name"], a["bench"])
-    mark = " !" if row.marks else ""  # what it stands for is under the card's limits
+    mark = " !" if row.marks else ""  # the card's limitations explain the marks
     return ("not scored" if row.score.accuracy is None else f"{100 * row.score.accuracy:.2f}") + mark
 
 

@@ -1,28 +1,25 @@
-"""Shared by all commands: `--json`, output, sizes, progress, and the check for an extra.
+"""Helpers for all commands: `--json`, printed results, readable sizes, progress, and checks for optional packages.
 
-Invariants: with `--json`, standard output carries exactly one JSON document; progress goes to standard error, and only
-to a terminal. Imports nothing heavy, so `trimoe --help` stays fast.
+Invariants: with `--json`, standard output is exactly one JSON document. Progress goes to standard error, and only if
+that is a terminal. Only light imports, so `trimoe --help` stays fast.
 """
 
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from trimoe.errors import MissingPrerequisite, UsageError
+from trimoe.errors import MissingPrerequisite
 from trimoe.io.progress import terminal as progress
 
-__all__ = ["EXTRAS", "emit", "install_command", "json_option", "parse_size", "progress", "require_extra", "show_size"]
+__all__ = ["EXTRAS", "emit", "install_command", "json_option", "progress", "require_extra", "show_size"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-# What an extra brings, and which verbs need it. `doctor` prints it; `require_extra` names it in its remedy.
+# Extra of the package -> (packages that it installs, commands that need it). `trimoe doctor` prints this table.
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "torch": (
         ("torch", "transformers", "safetensors", "tokenizers"),
@@ -30,20 +27,20 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "eval": (
         ("datasets", "lm_eval", "math_verify"),
-        "benchmarks: eval and log import of MATH-500 and IFEval, data sets from the hub",
+        "eval and log import of MATH-500 and IFEval, and data sets from the Hugging Face hub",
     ),
     "llamacpp": (
         ("cmake", "ninja"),
-        "building llama.cpp (trimoe llamacpp install) where the system has neither",
+        "building llama.cpp (trimoe llamacpp install) on systems without cmake or ninja",
     ),
     "serve": (
         ("torch", "transformers", "fastapi", "uvicorn", "openai"),
-        "serving checkpoints with transformers: trimoe serve DIRECTORY",
+        "serving a checkpoint with transformers: trimoe serve DIRECTORY",
     ),
-    "report": (("matplotlib",), "demo's page, trimoe report, ladder --plot, stats show --heatmap"),
+    "report": (("matplotlib",), "the page of trimoe demo, trimoe report, ladder --plot, stats show --heatmap"),
     "view": (("starlette", "uvicorn"), "trimoe view"),
-    "data": (("datasets",), "calibration sets that name Hugging Face data sets"),
-    "hub": (("huggingface_hub",), "uploading to the hub: trimoe publish --to hub"),
+    "data": (("datasets",), "calibration sets with Hugging Face data sets"),
+    "hub": (("huggingface_hub",), "uploading to the Hugging Face hub: trimoe publish --to hub"),
     "parquet": (("pyarrow",), "trimoe log export --format parquet"),
     "dev": (("ruff", "mypy", "pytest", "hypothesis", "scipy"), "make test and make check"),
 }
@@ -55,26 +52,13 @@ def json_option(command: F) -> F:
 
 
 def emit(data: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the result once: as JSON for machines, or as text for people."""
-    # allow_nan=False: NaN is not JSON, and a result that holds one must be fixed where it is made.
+    """Print the result: `data` as JSON, or `text`."""
+    # NaN is not valid JSON. A result that contains it is a bug where the result is computed, so fail here.
     click.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
 
 
-def parse_size(text: str, example: str) -> int:
-    """Bytes of a size such as 5GB (decimal) or 4GiB (binary). Raises `UsageError`, which shows `example`."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
-    number = float(match[1]) * _UNITS.get(match[2], 0) if match else 0
-    if number < 1:
-        raise UsageError(
-            f"{text!r} is not a size",
-            expected="a number with B, KB, MB, GB, KiB, MiB or GiB",
-            remedy=f"for example {example}",
-        )
-    return int(number)
-
-
 def show_size(size: int) -> str:
-    """Bytes for people: decimal units, three digits."""
+    """A number of bytes as text, in decimal units with three significant digits."""
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= step:
             return f"{size / step:.3g} {unit}" if size < 100 * step else f"{size / step:.0f} {unit}"
@@ -82,7 +66,7 @@ def show_size(size: int) -> str:
 
 
 def require_extra(extra: str, purpose: str) -> None:
-    """Raise `MissingPrerequisite` with the install command unless every package of `extra` can be imported."""
+    """Raise `MissingPrerequisite`, with the install command, unless all packages of `extra` are installed."""
     packages, _ = EXTRAS[extra]
     missing = [name for name in packages if sys.modules.get(name, "") is None or not _installed(name)]
     if missing:
@@ -95,7 +79,7 @@ def require_extra(extra: str, purpose: str) -> None:
 
 
 def install_command(extra: str) -> str:
-    """The shell command that installs an extra; torch is pinned because an open range fetches GPU libraries."""
+    """The shell command that installs an extra. torch is pinned: an open version range would download GPU libraries."""
     first = "pip install torch==2.13.0 && " if extra in ("torch", "serve") else ""
     return f"{first}pip install 'trimoe[{extra}]'"
 
