@@ -84,6 +84,24 @@ def test_a_lock_file_that_is_removed_while_it_is_opened_is_not_a_lock(
         assert Path(opens[1]).exists()
 
 
+def test_a_lock_file_that_cannot_be_written_or_removed_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "r.db"
+
+    def failing(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", failing)
+        patch.setattr(os, "unlink", failing)
+        words = "another process, which has just begun"
+        with locked(log, [ONE]), pytest.raises(Refused, match=words), locked(log, [ONE]):
+            pass
+    with locked(log, [ONE]):
+        pass
+
+
 def test_two_evaluations_at_once_ask_once(tmp_path: Path) -> None:
     log, rows = tmp_path / "r.db", docs(12)
     replies = {doc.prompt: doc.reference for doc in rows}

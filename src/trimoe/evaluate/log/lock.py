@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from trimoe.errors import Refused
@@ -45,12 +45,16 @@ def _locked(log: Path, run: Run) -> Iterator[None]:
             "or use another --log",
         )
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}).encode())
+        with suppress(OSError):  # on a full disk the lock holds without the name of its process
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        try:
+            with suppress(OSError):  # a file that stays is no lock
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def _opened(path: Path) -> int | None:
