@@ -582,3 +582,68 @@ def test_arc_the_last_statement_wins_in_any_form(reply: str, letter: str) -> Non
 )
 def test_aime_a_box_is_read_whole(reply: str, number: str | None) -> None:
     assert aime_2024.answer(reply) == number
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("x=24. \\boxed{\\text{The answer is } 204}", "204"),
+        ("a = 24 so \\boxed{m+n=33}", "33"),
+        ("y=24 \\boxed{204^{\\circ}}", "204"),
+        ("y=24 \\boxed{\\$204}", "204"),
+        ("y=24 \\boxed{204\\%}", "204"),
+        ("y=24 \\boxed{{204}}", "204"),
+        ("y=24 so \\boxed 204.", "204"),
+        ("y=24 so \\fbox{204}", "204"),
+        ("y=24\n**204**", "204"),
+        ("y=24 Answer: \\(204\\)", "204"),
+        ("y = 24. The final answer is 204. It used = 7 cases", "204"),
+        ("y=24 \\boxed{204,}", "204"),
+        ("y=24 \\boxed{\\mathbf{204}}", "204"),
+        ("y=24 \\boxed{\\displaystyle 204}", "204"),
+        ("y=24 \\boxed{\\large 204}", "204"),
+        ("y=24 \\boxed{\\color{red}204}", "204"),
+        ("y=24 \\boxed{204\\;\\mathrm{cm}^2}", "204"),
+        ("y=24 \\boxed{204\\text{ m}^2}", "204"),
+        ("y=24 \\boxed{\\approx 204}", "204"),
+        ("y=24 \\boxed{(204)}", "204"),
+        ("y=24 \\boxed{\\text{204 ways}}", "204"),
+        ("y=24 \\boxed{204_{10}}", "204"),
+        ("y=24 \\boxed{N = 204}", "204"),
+        ("y=24 \\boxed{\\textbf{(B) }204}", "204"),
+        ("y=24 \\boxed{204 \\pmod{1000}}", "204"),
+        ("y=24 \\boxed{+204}", "204"),
+        ("y=24 \\boxed{\n204\n}", "204"),
+        ("y=24 $\\boxed{204}$ $= 3$", "204"),
+        ("Final Answer: $\\boxed{073}$", "73"),
+        ("The answer is $204$ minutes.\nNote 3 = 3", "204"),
+        ("y=24 \\boxed{204\\ \\text{(mod }1000)}", "204"),
+        ("y = 24, \\boxed{3\\pi}", None),
+        ("y = 24, \\boxed{\\sqrt{3}}", None),
+        ("y=24, \\boxed{5!}", None),
+        ("y=24 \\boxed{2^5}", "24"),
+        ("y=24, \\boxed{204x^2}", "24"),
+        ("y=24, \\boxed{101_2}", "24"),
+        ("We see that the answer is 5 more than\nx = 8", "8"),
+        ("\\boxed{-25}", "-25"),
+        ("\\boxed{\\frac{25}{2}}", None),
+    ],
+)
+def test_aime_style_units_and_labels_are_not_part_of_the_number(reply: str, number: str | None) -> None:
+    assert aime_2024.answer(reply) == number
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The correct option is C. A magnet attracts",
+        "The best answer is ___C___",
+        r"\boxed{\text{C) gravity}}. A",
+        "Best answer - C. A",
+        "the answer is clearly C. A",
+        "The best answer is therefore C. A",
+        "The best answer is: **C. gravity**. A force",
+    ],
+)
+def test_arc_statements_in_further_words(reply: str) -> None:
+    assert arc_challenge.letter(reply) == "C"

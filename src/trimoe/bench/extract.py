@@ -82,7 +82,7 @@ def boxes(text: str) -> list[tuple[int, str | None]]:
     r"""Start and content of each \boxed{; the content is None if its brace is never closed."""
     found: list[tuple[int, str | None]] = []
     opened: list[int | None] = []  # per open brace the start of its box's content, None for other braces
-    for match in re.finditer(r"\\boxed\s{0,9}\{|[{}]", text):
+    for match in re.finditer(r"\\(?:boxed|fbox)\s{0,9}\{|[{}]", text):
         if match.group() != "}":
             opened.append(match.end() if match.group() != "{" else None)
         elif opened and (begin := opened.pop()) is not None:

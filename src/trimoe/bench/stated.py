@@ -12,16 +12,21 @@ from typing import Literal
 from trimoe.bench.bench import NOTE
 from trimoe.bench.extract import boxes
 
-_PHRASE = re.compile(r"final answer(?: is)?|answer is|answer:", re.IGNORECASE)
-# Allowed between the phrase and its letter: white space, quotes, brackets, emphasis, TeX around one letter.
-_DECORATION = re.compile(
-    r"(?:[\s:*_`$(\[{<\"'“‘]|\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)(?![A-Za-z])|\\[(\[,; ]"
-    r"|(?:option|choice|letter)\b)*",
+_PHRASE = re.compile(
+    r"(?:final|best|correct) answer(?: is)?|answer is|answer:|(?:correct|best|right) (?:option|choice) is",
     re.IGNORECASE,
 )
-_LETTER = re.compile(r"([A-D])(?![\w'’])|([a-d])(?![\w'’])(?!\s+\w)")  # "is a mystery" names no option
+# Allowed between the phrase and its letter: white space, quotes, brackets, emphasis, TeX around one letter.
+_DECORATION = re.compile(
+    r"(?:[\s:*_`$(\[{<\"'“‘–—-]|\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)(?![A-Za-z])|\\[(\[,; ]"
+    r"|(?:option|choice|letter|clearly|therefore|thus|hence|indeed|definitely|likely|probably|most likely)\b)*",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"([A-D])(?![^\W_]|['’])|([a-d])(?![\w'’])(?!\s+\w)")  # "is a mystery" names no option
 _BOXED = re.compile(r"\\boxed\s{0,9}\{([^{}]{0,40}(?:\{[^{}]{0,40}\})?[^{}]{0,9})\}")
-_IN_BOX = re.compile(r"[\s$(*]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{)?[\s(]*([A-D])[\s)}.*$]*")
+_IN_BOX = re.compile(
+    r"[\s$(*]*(?:\\(?:text|textbf|mathbf|mathrm)\s*\{)?[\s(]*([A-D])(?:[\s)}.*$]*|[).:]\s[^{}]*\}?\s*)"
+)
 _FINAL = re.compile(
     r"final answer is:?[ \t]{0,9}\$([^$\n]{1,300})\$|final answer is:?[ \t]{0,9}\\\(([^\n]{1,300}?)\\\)", re.I
 )

@@ -42,4 +42,4 @@ def right(answer: str, check: dict[str, Any]) -> bool:
     return bool(answer == check["letter"])
 
 
-BENCH = spec_bench("arc_challenge", each(view), exact(right), extract=letter, scorer=2)
+BENCH = spec_bench("arc_challenge", each(view), exact(right), extract=letter, scorer=3)
