@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from trimoe.errors import BadInput, Refused, UsageError
+from trimoe.evaluate.evaluate import evaluate
 from trimoe.model.tiny import path as bundled
 from trimoe.quantize.nvfp4.quantize import quantize_nvfp4
 from trimoe.quantize.quantize import quantize
@@ -172,6 +173,23 @@ def test_agreement_is_the_share_of_the_known_text() -> None:
 def test_replies_are_of_nvfp4_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--replies is for NVFP4A16"):
         quantize(bundled(), tiers="Q8_0", out=tmp_path / "out", replies=True)
+
+
+@pytest.mark.parametrize("preflight", [True, False])
+def test_eval_compares_unless_the_preflight_is_off(
+    preflight: bool, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `evaluate` asks of the server that it starts."""
+    asked: list[Any] = []
+
+    def opened(*_: Any, **options: Any) -> Any:
+        asked.append(options["compare"])
+        raise Refused("stop here")
+
+    monkeypatch.setattr("trimoe.evaluate.evaluate.open_server", opened)
+    with pytest.raises(Refused, match="stop here"):
+        evaluate(quantized, bench="tiny-math", engine="vllm", log=tmp_path / "runs.db", preflight=preflight)
+    assert asked == [preflight]
 
 
 @pytest.mark.skipif(engine.missing(start.Options()) is not None, reason="needs transformers serve")

@@ -130,6 +130,7 @@ def _on_servers(
     model = None if isinstance(target, Endpoint) or "://" in str(target) else Path(target)
     if model is not None:
         settings = replace(settings, name=settings.name or model.stem)
+    options = {"compare": preflight, **options}  # its replies against recorded ones: a check of the server, too
     runs: list[RunSummary] = []
     for group in _by_server(benches, running=model is None):
         with _opened(target, engine, group[0], options) as endpoint:
