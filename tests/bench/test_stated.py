@@ -101,6 +101,10 @@ def test_math_keeps_math_verify_s_verdict_and_notes_ours(
         (r"\text{Monday}", "Monday", True),
         (r"\left(3,\frac{\pi}{2}\right)", r"(3,\frac{\pi}{2})", True),
         ("1/0", "0", False),
+        (r"5\text{ and }7", "57", False),
+        (r"5\text{ and }7", "5,7", True),
+        (r"5\ 7", "57", False),
+        (r"12\ 345\,678", "12345678", True),
         ("x" * 301, "x", None),
     ],
 )

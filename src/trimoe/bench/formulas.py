@@ -14,6 +14,9 @@ _NOISE = re.compile(
     r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\[%$]|[%$]|\^\{?\\circ\}?|\\degree(?![A-Za-z])"
 )
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf)\s?\{([^{}]*)\}")
+_AND = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+_GROUP_GAP = re.compile(r"(?<=\d) {1,9}(?=\d{3}(?!\d))")  # within one number
+_GAP = re.compile(r"(?<=\d) {1,9}(?=\d)")  # between two numbers, which must not become one
 _FRACTION = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)(?!\d)")
 _GROUPS = re.compile(r"[-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
@@ -26,9 +29,10 @@ _ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w\}?)?=")
 def plain(text: str) -> str:
     """An answer without spacing, style, units, and signs that only name a unit."""
     text = _FRACTION.sub(r"\\frac", text)
-    outside = _WORDS.sub("", text)
+    outside = _WORDS.sub(lambda found: "," if _AND.search(found[1]) else " ", text)
     text = outside if re.search(r"\d", outside) else _WORDS.sub(r"\1", text)  # words beside a number are its unit
-    text = _SPACES.sub("", _NOISE.sub("", text)).rstrip(".")
+    text = _SPACES.sub(" ", _NOISE.sub("", text))
+    text = _GAP.sub(",", _GROUP_GAP.sub("", text)).replace(" ", "").rstrip(".")
     if _GROUPS.fullmatch(text):
         text = re.sub(r"[{},]", "", text)
     return _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
