@@ -201,9 +201,13 @@ FAMILIES = """\
 # Model families
 
 A family is one file in `src/trimoe/model/families/` ([how to add one](../howto/add-a-family.md)). A checkpoint is
-recognised by its tensor names; `model_type` only tells families with the same names apart. `trimoe inspect MODEL` shows
-what was recognised. The tables list the tensors that a cut takes experts out of. Everything else is copied byte for
-byte, and config.json changes in the expert count alone. N is the layer number, E the expert number.
+recognised by its tensor names; `model_type` tells families with the same names apart. A checkpoint with an unknown
+`model_type` is read as the family that explains all of its expert tensors and the keys of its config.json, if there is
+one; `trimoe inspect MODEL` shows which, with a warning. Whether it also routes like that family only the logit check
+of `trimoe certify` can show. A tensor that may hold one value per expert and that the family does not have is a
+refusal, and so is a key that seems to route in groups. The tables list the tensors that a cut takes experts out of.
+Everything else is copied byte for byte, and config.json changes in the expert count alone. N is the layer number, E
+the expert number.
 
 `trimoe prune` refuses a checkpoint whose router first chooses groups of experts (`n_group` above 1: DeepSeek-V2, V3,
 R1): with fewer experts the groups change, and the cut model would not be the original minus experts.

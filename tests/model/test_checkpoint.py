@@ -93,15 +93,24 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_dense_model(tmp_path: Path) -> None:
     arrays = {name: a for name, a in gemma_arrays().items() if "experts" not in name and "router" not in name}
+    config = {key: value for key, value in gemma_config().items() if key != "num_experts"}
     with pytest.raises(CheckpointError, match="dense model") as caught:
-        open_checkpoint(write_checkpoint(tmp_path / "m", arrays, gemma_config()))
+        open_checkpoint(write_checkpoint(tmp_path / "m", arrays, config))
     assert "gemma4" in str(caught.value)
+
+
+def test_a_model_that_counts_experts_is_not_called_dense(tmp_path: Path) -> None:
+    arrays = {name: a for name, a in gemma_arrays().items() if "experts" not in name and "router" not in name}
+    with pytest.raises(CheckpointError, match="no experts that trimoe knows") as caught:
+        open_checkpoint(write_checkpoint(tmp_path / "m", arrays, gemma_config()))
+    assert "num_experts = 8 in config.json" in str(caught.value)
 
 
 def test_an_unknown_family(tmp_path: Path) -> None:
     config = gemma_config() | {"model_type": "gemma9"}
+    arrays = {name.replace("router.proj", "chooser.proj"): array for name, array in gemma_arrays().items()}
     with pytest.raises(CheckpointError, match="no experts that trimoe knows") as caught:
-        open_checkpoint(write_checkpoint(tmp_path / "m", gemma_arrays(), config))
+        open_checkpoint(write_checkpoint(tmp_path / "m", arrays, config))
     assert "gemma9" in str(caught.value)
 
 

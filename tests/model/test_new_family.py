@@ -143,11 +143,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return trimoe
 
 
-def test_without_the_file_the_model_is_refused(folder: Path, run: Run) -> None:
+def test_without_the_file_the_model_is_read_as_one_with_its_names(folder: Path, run: Run) -> None:
     assert family_of("flex_olmo") is None
-    answer = run("inspect", folder / "model", code=3)
-    assert "no experts that trimoe knows" in json.dumps(answer)
-    assert "add-a-family.md" in json.dumps(answer)
+    seen = run("inspect", folder / "model")
+    assert seen["family"] != "new_family"
+    assert any("model_type flex_olmo is unknown" in note for note in seen["warnings"])
+    config = json.loads((folder / "model" / "config.json").read_text())
+    renamed = folder / "renamed"
+    renamed.mkdir()
+    (renamed / "model.safetensors").symlink_to(folder / "model" / "model.safetensors")
+    (renamed / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": None}))
+    answer = json.dumps(run("inspect", renamed, code=3))
+    assert "no experts that trimoe knows" in answer
+    assert "add-a-family.md" in answer
 
 
 @pytest.mark.usefixtures("known")

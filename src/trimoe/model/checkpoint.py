@@ -15,10 +15,10 @@ from typing import Any
 
 from trimoe.errors import CheckpointError
 from trimoe.io.jsonfile import read_json
-from trimoe.model.experts import ExpertSearch, ExpertTensor, draft_blocks, numbered
+from trimoe.model.experts import ExpertSearch, ExpertTensor, draft_blocks, numbered, unclaimed
 from trimoe.model.family.file import Family
 from trimoe.model.family.hf import HfTensors
-from trimoe.model.family.recognise import Recognised, recognise
+from trimoe.model.family.recognise import Recognised, alike, kinds_of, recognise, unknown_groups
 from trimoe.model.identity import add_tensors, describe
 from trimoe.model.quant import Quant, method_of, quant_of
 from trimoe.model.safetensors import TensorInfo
@@ -109,6 +109,9 @@ class Checkpoint:
             groups = next((scope[key] for scope in scopes_of(self.config) if key in scope), assumed)
             if groups not in (None, 1):
                 return f"experts are routed in groups ({key} = {groups}): a cut would change which are chosen"
+        known = set(self.family.model_types) & set(kinds_of(self.config))
+        if not known and (grouped := unknown_groups(self.hf, self.config)):
+            return f"experts may be routed in groups ({grouped}): a cut would change which are chosen"
         return None
 
     def setting(self, key: str | None) -> int | None:
@@ -160,7 +163,36 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     index = read_index(path, notes)
     quant = quant_of(config, path, index)
     names = quant.plain_names(set(index)) if quant else set(index)
-    return bind(path, config, index, recognise(names, config), quant, tuple(notes))
+    return _as_another(path, config, index, names, quant, notes) or bind(
+        path, config, index, recognise(names, config), quant, tuple(notes)
+    )
+
+
+def _as_another(
+    path: Path,
+    config: dict[str, Any],
+    index: dict[str, TensorInfo],
+    names: set[str],
+    quant: Quant | None,
+    notes: list[str],
+) -> Checkpoint | None:
+    """A checkpoint of an unknown `model_type`, read as the first family that explains all of its expert tensors.
+
+    None if no family has its tensor names and configuration keys. Raises the first family's `CheckpointError` if there
+    are such families and none fits.
+    """
+    refusals = []
+    for found in alike(names, config):
+        try:
+            read = bind(path, config, index, found, quant, (*notes, *filter(None, [found.note])))
+            unclaimed(read._search)
+        except CheckpointError as exc:
+            refusals.append(exc)
+        else:
+            return read
+    if refusals:
+        raise refusals[0]
+    return None
 
 
 def bind(

@@ -143,6 +143,34 @@ class ExpertSearch:
                 )
 
 
+_SUSPECT = re.compile(r"(^|[._])(experts?|routers?|moe|gate)([._]|$)")
+
+
+def unclaimed(found: ExpertSearch) -> None:
+    """Refuse a tensor that may have one value per expert and that no role claims, for an unknown `model_type`.
+
+    A family lists where its expert tensors are; an unknown type may have more of them elsewhere. Suspect is a tensor of
+    a decoder layer with an axis as long as there are experts, if it lies in the module that holds the experts or the
+    router, or mentions them in its name. Raises `CheckpointError`.
+    """
+    layer, modules = (
+        numbered(found.prefix),
+        tuple({role.tensor.split(".")[0] + "." for role in found.hf.roles.values()}),
+    )
+    for name, info in found.index.items():
+        rest = name[match.end() :] if (match := layer.match(name)) else "shared"
+        known = name in found.found or rest in found.hf.untouched or "shared" in rest
+        if known or found.num_experts not in info.shape:
+            continue
+        if rest.startswith(modules) or _SUSPECT.search(rest):
+            raise CheckpointError(
+                f"tensor {name} may hold one value per expert, and no known family has it",
+                expected="expert and router tensors of one known family, and no others",
+                actual=f"shape {list(info.shape)}, {found.num_experts} experts",
+                remedy="describe the family in a file (docs/howto/add-a-family.md)",
+            )
+
+
 def draft_blocks(hf: HfTensors, index: Mapping[str, TensorInfo], num_layers: int) -> tuple[str, ...]:
     """Name prefixes of the multi-token-prediction blocks.
 

@@ -137,6 +137,10 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
                     return self._with("roles", roles), prefix
         return None
 
+    def with_score(self, score: Literal["softmax", "sigmoid"]) -> "HfTensors":
+        """These tensors for a router that scores otherwise than the family's."""
+        return self._with("routing", msgspec.structs.replace(self.routing, score=score))
+
     def _with(self, name: str, value: object) -> "HfTensors":
         """A changed copy without the checks, which are about what a file says."""
         changed = copy.copy(self)
