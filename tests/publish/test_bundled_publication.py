@@ -66,6 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command("map", work / "stats", "--recipe", name, "--drop-fraction", 0.25, "-o", work / f"{name}.json") == 0
         )
         assert command("prune", tiny.path(), work / f"{name}.json", "-o", work / name) == 0
+        assert command("certify", tiny.path(), work / name) == 0
     (work / "ladder.yaml").write_text(yaml.safe_dump(LADDER))
     assert command("quantize", work / "v4", "--ladder", work / "ladder.yaml", "-o", work / "ggufs") == 0
     (work / "ggufs" / "v4-BF16.gguf").unlink()  # the base of the ladder is not published

@@ -7,7 +7,7 @@ from typing import Any
 from trimoe.certify.certificate import Check, Finding, ModelIdentity, make_check
 from trimoe.certify.compare import Compared
 from trimoe.certify.expected import Expected, Index, expected_tensors, fit_map
-from trimoe.certify.files import check_config, check_files, files_read, read_config, recorded_map
+from trimoe.certify.files import check_config, check_files, read_config, recorded_map
 from trimoe.certify.heal import CLAIM, HEAL_CHECK, check_heal
 from trimoe.certify.loading import why_not
 from trimoe.certify.logit_proof import LogitProof, LogitSettings
@@ -24,6 +24,7 @@ from trimoe.io.progress import Progress
 from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.experts import ExpertTensor
+from trimoe.model.files import files_read
 from trimoe.model.safetensors import TensorInfo
 from trimoe.model.shards import read_index
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimoe.certify.certificate import CERTIFICATE, Check, Finding, make_check
+from trimoe.certify.certificate import Check, Finding, make_check
 from trimoe.certify.expected import fit_map, kept_count
 from trimoe.certify.settings import changed_patterns, in_original_numbers, without_dropped
 from trimoe.choose.dropmap import DropMap
@@ -21,15 +21,20 @@ from trimoe.io.canonical import sha256_file
 from trimoe.io.jsonfile import read_json
 from trimoe.io.manifest import MANIFEST
 from trimoe.model.checkpoint import Checkpoint
-from trimoe.model.files import INDEX, METADATA, WEIGHTS, walk, without_experts
+from trimoe.model.files import (
+    INDEX,
+    METADATA,
+    READ_BY_LOADERS,
+    WEIGHTS,
+    WRITTEN_LATER,
+    is_document,
+    walk,
+    without_experts,
+)
 from trimoe.model.gguf.model import GgufModel
 from trimoe.model.safetensors import TensorInfo, read_header
 
-_WRITTEN_LATER = {CERTIFICATE, "README.numbers.json"}  # by trimoe, about a model that does not change
-_OURS = {METADATA, MANIFEST, "config.json", *_WRITTEN_LATER}
-_CARDS = ("readme", "license", "notice", "use_policy")  # without suffix or with .txt
-_DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
-_READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files count if a loader could read them
+_OURS = {METADATA, MANIFEST, "config.json", *WRITTEN_LATER}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -248,25 +253,9 @@ def _files(directory: Path, index: dict[str, TensorInfo]) -> dict[str, Path]:
         if name not in _OURS
         and name not in shards
         and not (name == INDEX and index)
-        and not _is_document(path)
-        and (path.name[0] != "." or path.suffix in _READ_BY_LOADERS)
+        and not is_document(path)
+        and (path.name[0] != "." or path.suffix in READ_BY_LOADERS)
     }
-
-
-def files_read(directory: Path) -> list[Path]:
-    """Every file below a directory that a check or a loader reads: all except documents, certificates and hidden files
-    that no loader reads."""
-    return sorted(
-        path
-        for path in (walk(directory, {}) if directory.is_dir() else ())
-        if path.name not in _WRITTEN_LATER
-        and not _is_document(path)
-        and (path.name[0] != "." or path.suffix in _READ_BY_LOADERS)
-    )
-
-
-def _is_document(file: Path) -> bool:
-    return file.suffix in _DOCUMENTS or (file.name.lower().startswith(_CARDS) and file.suffix in ("", ".txt"))
 
 
 def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:

@@ -22,6 +22,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--tag", "tags", multiple=True, help="Additional tag for the hub (may be repeated).")
 @click.option("-o", "--out", type=PATH, help="File to write. Default: README.md in ARTIFACT.")
 @click.option("--force", is_flag=True, help="Replace a README that trimoe did not write.")
+@click.option("--allow-uncertified", is_flag=True, help="Describe a pruned model without valid certificate.")
 @json_option
 def card(
     artifact: Path,
@@ -36,6 +37,7 @@ def card(
     tags: tuple[str, ...],
     out: Path | None,
     force: bool,
+    allow_uncertified: bool,
     as_json: bool,
 ) -> None:
     """Write the model card of a pruned or quantized model.
@@ -43,7 +45,10 @@ def card(
     ARTIFACT is a pruned checkpoint, a folder of GGUF files, or an NVFP4 checkpoint.
 
     Every number comes from a run log or a manifest; README.numbers.json keeps the queries. A second run replaces the
-    generated sections only. Exit 5 if the audit refuses one of the runs.
+    generated sections only.
+
+    Exit 5 if the audit refuses one of the runs, or if a pruned model has no certificate that is proven and of exactly
+    these files.
 
     \b
     Examples:
@@ -65,6 +70,7 @@ def card(
         tags=tags,
         out=out,
         force=force,
+        allow_uncertified=allow_uncertified,
     )
     text = f"wrote {report.path}: {report.kind}, {report.numbers} numbers, each with its query"
     emit(report.as_dict(), text, as_json)

@@ -5,15 +5,23 @@ from pathlib import Path
 
 import click
 
-from trimoe.certify.certificate import CERTIFICATE, Certificate, Check
+from trimoe.certify.certificate import CERTIFICATE, MAX_FINDINGS, Certificate, Check, certificate_path
 from trimoe.cli.parts.common import emit, json_option, progress
+from trimoe.errors import UsageError
 
 _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("pruned", type=click.Path(path_type=Path))
+@click.argument("base", type=click.Path(path_type=Path), required=False)
+@click.argument("pruned", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--check",
+    "check",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PRUNED",
+    help="Only verify that the certificate of PRUNED is proven and about exactly these files; needs no BASE.",
+)
 @click.option(
     "--map", "map_file", type=click.Path(path_type=Path), help="The drop map; default: the one recorded in PRUNED."
 )
@@ -41,8 +49,9 @@ _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 )
 @json_option
 def certify(
-    base: Path,
-    pruned: Path,
+    base: Path | None,
+    pruned: Path | None,
+    check: Path | None,
     map_file: Path | None,
     prompts: Path | None,
     tolerance: float,
@@ -61,7 +70,7 @@ def certify(
     byte, and the logits that llama.cpp computes.
 
     \b
-    Exit codes: 0 proven, 1 refuted or incomplete, 3 bad input.
+    Exit codes: 0 proven, 1 refuted, incomplete or (--check) of other files, 3 bad input.
 
     \b
     Examples:
@@ -69,8 +78,16 @@ def certify(
       trimoe certify gemma-4-26B-A4B-it pruned-98e --map map.json --prompts mine.txt
       trimoe certify gemma-4-26B-A4B-it pruned-98e --no-logits --json
       trimoe certify base-Q4_K_M.gguf pruned-Q4_K_M.gguf --map map.json
+      trimoe certify --check pruned-98e
     """
-    from trimoe.certify.certificate import certificate_path
+    if check is not None:
+        if base is not None:
+            raise UsageError("--check takes no models besides its own", expected="trimoe certify --check PRUNED")
+        return _verify(check, output or certificate_path(check), as_json)
+    if base is None or pruned is None:
+        raise UsageError(
+            "certify needs two models", expected="trimoe certify BASE PRUNED, or trimoe certify --check PRUNED"
+        )
     from trimoe.certify.certify import certify as run
 
     with progress("certify") as report:
@@ -93,6 +110,26 @@ def certify(
     text = f"{certificate_text(certificate)}\nwrote {where}"
     emit({**certificate.as_dict(), "certificate": str(where)}, text, as_json)
     return 0 if certificate.proven else 1
+
+
+def _verify(model: Path, place: Path, as_json: bool) -> int:
+    """Compare a certificate with the files of its model; 0 if it is proven and every file is the one checked."""
+    certificate = Certificate.load(place)
+    stale = certificate.stale(model)
+    valid = certificate.proven and not stale
+    lines = [f"      - {finding}" for finding in stale[:MAX_FINDINGS]]
+    if len(stale) > MAX_FINDINGS:
+        lines.append(f"      - and {len(stale) - MAX_FINDINGS} more")
+    verdict = (
+        f"VALID: proven, and all {len(certificate.pruned.files)} files are those that were checked"
+        if valid
+        else f"STALE: {len(stale)} files are not those that were checked; certify the model again"
+        if stale
+        else f"NOT PROVEN: the files are those that were checked, and the verdict was {certificate.status}"
+    )
+    found = {"certificate": str(place), "status": certificate.status, "valid": valid}
+    emit({**found, "stale": [finding.as_dict() for finding in stale]}, "\n".join([*lines, verdict]), as_json)
+    return 0 if valid else 1
 
 
 def certificate_text(certificate: Certificate) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show what would be done with every file; send nothing.")
 @click.option("--force", is_flag=True, help="Replace a README on the hub that was not uploaded from FOLDER.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--allow-uncertified", is_flag=True, help="Publish a pruned model without a valid certificate.")
 @json_option
 def publish(
     folder: Path,
@@ -26,6 +27,7 @@ def publish(
     dry_run: bool,
     force: bool,
     private: bool,
+    allow_uncertified: bool,
     as_json: bool,
 ) -> None:
     """Publish a model to the hub or to ollama.
@@ -34,7 +36,8 @@ def publish(
 
     To the hub: files that the hub already has, by hash, are not sent again, so a rerun after a kill sends the rest.
     A folder that its manifests mark as not publishable (healing that did not help, files that failed or lack a check,
-    a refused audit) is refused with exit code 5. The login is HF_TOKEN or `hf auth login`; no option takes a token.
+    a refused audit) is refused with exit code 5, as is a pruned model without a certificate that is proven and of
+    exactly these files. The login is HF_TOKEN or `hf auth login`; no option takes a token.
 
     To ollama: writes Modelfile.TIER beside every NAME-TIER.gguf. With --repo, each tag is created, pushed, verified
     and removed locally, one at a time. The tag is the tier; `latest` is Q4_K_M.
@@ -52,7 +55,16 @@ def publish(
     from trimoe.publish.publish import publish as run
 
     with progress("publish") as report:
-        done = run(folder, target, repo=repo, dry_run=dry_run, force=force, private=private, progress=report)
+        done = run(
+            folder,
+            target,
+            repo=repo,
+            dry_run=dry_run,
+            force=force,
+            private=private,
+            allow_uncertified=allow_uncertified,
+            progress=report,
+        )
     emit(done.as_dict(), _uploaded(done) if isinstance(done, Upload) else _pushed(folder, done), as_json)
 
 

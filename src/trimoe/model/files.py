@@ -15,8 +15,10 @@ METADATA = "expert_drop_metadata.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".npz", ".onnx", ".ot"}
 _OURS = {"config.json", METADATA, MANIFEST, "certificate.json"}
-_READ = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
-_WRITTEN_LATER = {"certificate.json", "README.numbers.json"}  # trimoe adds these to a finished model
+READ_BY_LOADERS = {".json", ".jinja", ".py", ".model", ".txt"}  # hidden files count if a loader could read them
+WRITTEN_LATER = {"certificate.json", "README.numbers.json"}  # trimoe adds these to a finished model
+_CARDS = ("readme", "license", "notice", "use_policy")  # without suffix or with .txt
+_DOCUMENTS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"}
 # No loader reads these: the model card describes the original, and the git files belong to its repository.
 _NOT_COPIED = {"README.md", ".gitattributes", ".gitignore"}
 _SMALL_FILE = 256 << 20
@@ -30,13 +32,31 @@ def weight_stamps(model: Path | str) -> dict[str, Stamp]:
     return {file.name: stamp(file) for file in sorted(Path(model).glob("*.safetensors"))}
 
 
+def files_read(directory: Path) -> list[Path]:
+    """Every file below a directory that a check or a loader reads: all except documents, certificates and hidden files
+    that no loader reads."""
+    return sorted(
+        path
+        for path in (walk(directory, {}) if directory.is_dir() else ())
+        if path.name not in WRITTEN_LATER
+        and not is_document(path)
+        and (path.name[0] != "." or path.suffix in READ_BY_LOADERS)
+    )
+
+
+def is_document(file: Path) -> bool:
+    """Whether a file is a card, a licence or a picture, which no loader reads."""
+    return file.suffix in _DOCUMENTS or (file.name.lower().startswith(_CARDS) and file.suffix in ("", ".txt"))
+
+
 def watch_directory(model: Path | str, done: str) -> Watch:
     """Detects changes to the files that loaders read from a checkpoint directory. `done` is the participle of `Watch`.
 
     Only files that exist now are watched. Files added later are ignored, because they may be results."""
     folder = Path(model)
     found = walk(folder, {}) if folder.is_dir() else ()  # opening the checkpoint reports a missing directory
-    files = [file for file in found if file.suffix in _READ and file.name not in _WRITTEN_LATER]
+    read = {".safetensors", *READ_BY_LOADERS}
+    files = [file for file in found if file.suffix in read and file.name not in WRITTEN_LATER]
     return Watch(model, done, lambda: files)
 
 

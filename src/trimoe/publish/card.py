@@ -9,7 +9,7 @@ its own check can tell.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.io.atomic import publish_file
 from trimoe.io.jsonfile import write_json
 from trimoe.judge.text import markdown_text
+from trimoe.publish.certified import certification
 from trimoe.publish.facts import Artifact, front_matter, licence_of, read_artifact, require_own_runs
 from trimoe.publish.numbers import Numbers, Sources
 from trimoe.publish.sections import TITLES, CardSettings, sections
@@ -55,13 +56,17 @@ def write_card(
     tags: Sequence[str] = (),
     out: Path | str | None = None,
     force: bool = False,
+    allow_uncertified: bool = False,
 ) -> CardReport:
     """Write or update the card of `artifact` at `out` (default: its README.md), with README.numbers.json beside it.
 
     `names` are runs of this artifact in `logs`; differences are paired with the run `base`. `base_model` and `repo` are
     hub ids. The licence is `licence`, or what README.md in `base_dir` states. `force` replaces a README that trimoe did
-    not write. Raises `UsageError` for a malformed hub id or the base among `names`, `BadInput` for unreadable files or
-    a README of another origin, `Refused` if the audit refuses a score or no run is of this artifact.
+    not write. A pruned model needs a certificate that is proven and of exactly these files, unless `allow_uncertified`;
+    then the card says what is missing.
+
+    Raises `UsageError` for a malformed hub id or the base among `names`, `BadInput` for unreadable files or a README of
+    another origin, `Refused` if the audit refuses a score, no run is of this artifact, or it is not certified.
     """
     for option, value in (("--base-model", base_model), ("--repo", repo)):
         if not NAME.fullmatch(value):
@@ -73,6 +78,9 @@ def write_card(
             remedy="name the run of the smaller model",
         )
     found = read_artifact(Path(artifact))
+    certified = certification(found.path)
+    certified.require(found.path, allow_uncertified)
+    found = replace(found, certified=certified)
     target = Path(out) if out is not None else found.path / "README.md"
     existing = _existing(target, force)
     stated = {"license": licence} if licence else licence_of(Path(base_dir) if base_dir is not None else None)

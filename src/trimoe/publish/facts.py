@@ -18,6 +18,7 @@ from trimoe.judge.gather import gather
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.files import METADATA
 from trimoe.model.generate import SAMPLER
+from trimoe.publish.certified import Certification
 
 Kind = Literal["pruned", "gguf", "nvfp4"]
 
@@ -37,6 +38,8 @@ class Artifact:
     recipe: dict[str, Any] = field(default_factory=dict)
     map_metadata: dict[str, Any] = field(default_factory=dict)
     made: str = ""
+    certified: Certification | None = None
+    """What the certificates say; None if they were not verified."""
 
     @property
     def only_cut(self) -> bool:

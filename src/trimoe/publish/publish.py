@@ -12,6 +12,7 @@ from trimoe.errors import UsageError
 from trimoe.io.progress import Progress, silent
 from trimoe.publish import hub, ollama
 from trimoe.publish.card import NAME
+from trimoe.publish.certified import certification
 
 Target = Literal["hub", "ollama"]
 
@@ -62,16 +63,18 @@ def publish(
     dry_run: bool = False,
     force: bool = False,
     private: bool = False,
+    allow_uncertified: bool = False,
     progress: Progress | None = None,
 ) -> Upload | Tags:
     """Publish `folder` under the name `repo` (ORG/NAME). A rerun sends only what is missing.
 
     For the hub, `force` replaces a README that was not uploaded from this folder, and `private` makes a new repository
-    private. For ollama, Modelfiles are written beside the GGUF files, and pushed if `repo` is given.
+    private. A pruned model needs a certificate that is proven and of exactly these files, unless `allow_uncertified`.
+    For ollama, Modelfiles are written beside the GGUF files, and pushed if `repo` is given.
 
     Raises `UsageError` for a malformed name or options of the other target, `Refused` for a folder that its manifests
-    mark as not publishable, `BadInput` for a folder without weights, `MissingPrerequisite` without a login, a network,
-    huggingface_hub or the program ollama.
+    mark as not publishable or that is not certified, `BadInput` for a folder without weights, `MissingPrerequisite`
+    without a login, a network, huggingface_hub or the program ollama.
     """
     if repo is not None and not NAME.fullmatch(repo):
         raise UsageError(f"--repo {repo!r} is not a repository name", expected="ORG/NAME")
@@ -79,12 +82,16 @@ def publish(
     if to == "hub":
         if repo is None:
             raise UsageError("publishing to the hub needs a repository", expected="--repo ORG/NAME")
+        certification(path, status_only=True).require(path, allow_uncertified)
         plan = hub.plan(path, repo, force=force, dry_run=dry_run, progress=tell)
+        hashes = {step.file.name: step.digest.sha256 for step in plan.steps if step.digest}
+        certification(path, hashes).require(path, allow_uncertified)
         return Upload(plan, None if dry_run else hub.upload(plan, private=private, progress=tell))
     if force or private:
         raise UsageError("--force and --private apply to the hub only", remedy="leave them out")
     if repo is not None and not dry_run:
         ollama.require_ollama()
+    certification(path).require(path, allow_uncertified)
     pushes = ollama.plan(path, repo, progress=tell)
     if not dry_run:
         ollama.write(path, pushes)

@@ -13,6 +13,7 @@ from typing import Any
 from trimoe.errors import BadInput
 from trimoe.judge.runs import flat
 from trimoe.judge.text import markdown_text
+from trimoe.publish.certified import Certification
 from trimoe.publish.facts import Artifact
 from trimoe.publish.numbers import Numbers, Sources
 
@@ -70,7 +71,8 @@ def _summary(artifact: Artifact, n: Numbers, settings: CardSettings) -> str:
         f"{base} with {n('fact', name='target_experts')} of {n('fact', name='original_experts')} experts in each of "
         f"{n('fact', name='cut_layers')} layers; {n('fact', name='dropped')} per layer were cut out"
     )
-    return what + (", the others are unchanged to the byte." if artifact.only_cut else f". Form: {artifact.kind}.")
+    unchanged = artifact.only_cut and not (artifact.certified and artifact.certified.problems)
+    return what + (", the others are unchanged to the byte." if unchanged else f". Form: {artifact.kind}.")
 
 
 def _files(artifact: Artifact, n: Numbers) -> str:
@@ -137,8 +139,23 @@ def _changes(artifact: Artifact, n: Numbers) -> str:
         "changed. `expert_drop_metadata.json` lists every kept and dropped id."
     )
     if artifact.only_cut:
-        return f"{cut} Nothing was trained, merged or rescaled; `trimoe certify BASE THIS` proves it."
-    return f"{cut} After that the weights were changed: {markdown_text(artifact.made or artifact.kind)}."
+        return f"{cut} Nothing was trained, merged or rescaled; {_proof(artifact.certified)}"
+    changed = f"{cut} After that the weights were changed: {markdown_text(artifact.made or artifact.kind)}."
+    problems = artifact.certified.problems if artifact.certified else ()
+    return f"{changed} **Not certified**: {markdown_text('; '.join(problems), 500)}." if problems else changed
+
+
+def _proof(certified: Certification | None) -> str:
+    """What proves that only experts were removed."""
+    if certified is None:
+        return "`trimoe certify BASE THIS` proves it."
+    if certified.proven:
+        return (
+            "`certificate.json` is the proof, of bytes and of logits, and was verified against these files when this "
+            "card was written. `trimoe certify --check THIS` verifies it again, `trimoe certify BASE THIS` repeats it."
+        )
+    problems = markdown_text("; ".join(certified.problems), 500)
+    return f"this is **not certified**: {problems}. `trimoe certify BASE THIS` would prove or refute it."
 
 
 def _recipe(artifact: Artifact, n: Numbers) -> str:
