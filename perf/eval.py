@@ -90,14 +90,14 @@ def ours(url: str, requests: int, concurrency: int, folder: Path) -> dict[str, A
     from trimoe.evaluate.intake import Job
     from trimoe.evaluate.log.run_log import RunLog
     from trimoe.evaluate.loop import answer_missing
-    from trimoe.evaluate.patience import Patience
+    from trimoe.evaluate.request_limits import RequestLimits
     from trimoe.evaluate.server import Server
     from trimoe.serve.probe import connect
 
     docs = [Doc(str(i), PROMPT.format(i), REPLY, {"answer": REPLY}) for i in range(requests)]
     score = exact(lambda answer, check: bool(answer == check["answer"]))
     bench = Bench("zero", 1, requests, 256, lambda _rows, _data: docs, whole_reply, score)
-    server = Server(connect(url), Patience(concurrency))
+    server = Server(connect(url), RequestLimits(concurrency))
     with RunLog(folder / "runs.db") as log:
         run = log.start("zero", bench.name, bench.spec(docs), "zero", server.sampler(bench), {})
         begin = time.perf_counter()

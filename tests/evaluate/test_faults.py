@@ -19,12 +19,12 @@ from trimoe.errors import Refused, RunLogError
 from trimoe.evaluate.log.records import Sample, Scored
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import RunSummary
-from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.evaluate.tally import Tally
 from trimoe.serve.probe import connect
 
 BENCH = "tiny-choice"
-QUICK = Patience(concurrency=4, timeout_s=20, deadline_s=60, retries=3, backoff_s=0.01)
+QUICK = RequestLimits(concurrency=4, timeout_s=20, deadline_s=60, retries=3, backoff_s=0.01)
 OFF = ("empty", "length", "marker", "short", "zero", "abort", "errors")
 
 
@@ -39,9 +39,13 @@ def server(count: int, faults: Sequence[Sequence[str]] = (), delay: float = 0.0)
     return FaultServer({doc.prompt: doc.reference for doc in rows}, script, delay=delay)
 
 
-def run(at: FaultServer, log: Path, count: int, patience: Patience = QUICK, ignore: Sequence[str] = OFF) -> RunSummary:
+def run(
+    at: FaultServer, log: Path, count: int, request_limits: RequestLimits = QUICK, ignore: Sequence[str] = OFF
+) -> RunSummary:
     endpoint = connect(at.url)
-    (summary,) = run_endpoint(endpoint, [BENCH], log, limit=count, name="m", patience=patience, ignore_guards=ignore)
+    (summary,) = run_endpoint(
+        endpoint, [BENCH], log, limit=count, name="m", request_limits=request_limits, ignore_guards=ignore
+    )
     return summary
 
 
@@ -220,7 +224,9 @@ def test_errors_can_be_excluded(tmp_path: Path) -> None:
     log = tmp_path / "runs.db"
     with server(4, [["401"]]) as at:
         assert run(at, log, 4).score is None
-        (summary,) = run_endpoint(connect(at.url), [BENCH], log, limit=4, name="m", patience=QUICK, exclude_errors=True)
+        (summary,) = run_endpoint(
+            connect(at.url), [BENCH], log, limit=4, name="m", request_limits=QUICK, exclude_errors=True
+        )
     assert (summary.score, summary.errors, summary.n) == (1.0, 1, 4)
     assert "1 unscored rows left out" in summary.marks
     assert "no preflight" in summary.marks

@@ -155,7 +155,7 @@ def test_a_dead_server_is_not_asked_for_every_row(tmp_path: Path) -> None:
 
 def test_an_unknown_guard_cannot_be_ignored(tmp_path: Path) -> None:
     with server(1) as at, pytest.raises(UsageError, match="no guard is named emtpy"):
-        run_endpoint(connect(at.url), [BENCH], tmp_path / "r.db", patience=QUICK, ignore_guards=["emtpy"])
+        run_endpoint(connect(at.url), [BENCH], tmp_path / "r.db", request_limits=QUICK, ignore_guards=["emtpy"])
 
 
 def test_runs_in_this_process_have_the_same_guards(model_dir: Path, tmp_path: Path) -> None:

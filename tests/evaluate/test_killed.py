@@ -22,12 +22,13 @@ SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
 from helpers.signals import signal_at
-from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.serve.probe import connect
 from trimoe.evaluate.evaluate import evaluate
 if len(sys.argv) > 4:
     signal_at(int(sys.argv[4]), function="trimoe.evaluate.log.run_log:RunLog.arrived", later=int(sys.argv[5]))
-evaluate(connect(sys.argv[1]), bench=sys.argv[3], log=sys.argv[2], name="m", patience=Patience(8), preflight=False)
+limits = RequestLimits(8)
+evaluate(connect(sys.argv[1]), bench=sys.argv[3], log=sys.argv[2], name="m", request_limits=limits, preflight=False)
 """
 
 

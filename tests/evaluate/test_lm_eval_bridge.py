@@ -200,12 +200,12 @@ def test_an_answer_in_the_reasoning_counts_and_is_zero_for_lm_eval(tasks: Path, 
 
 
 def test_failed_rows_give_no_score_and_only_they_are_retried(tasks: Path, tmp_path: Path) -> None:
-    from trimoe.evaluate.patience import Patience
+    from trimoe.evaluate.request_limits import RequestLimits
 
-    hurried = Patience(concurrency=2, timeout_s=20, deadline_s=20, retries=0)
+    hurried = RequestLimits(concurrency=2, timeout_s=20, deadline_s=20, retries=0)
     with answering(lambda i: None if i in (3, 7) else f"it is {2 * i}") as server:
         with pytest.raises(Refused, match="2 of 12 rows have no reply"):
-            evaluate_lm_eval(endpoint_of(server), ["sums"], tmp_path / "log.db", include=tasks, patience=hurried)
+            evaluate_lm_eval(endpoint_of(server), ["sums"], tmp_path / "log.db", include=tasks, request_limits=hurried)
         server.text = lambda i: f"it is {2 * i}"
         server.asked.clear()
         [ours] = evaluate_lm_eval(endpoint_of(server), ["sums"], tmp_path / "log.db", include=tasks, preflight=False)

@@ -148,7 +148,7 @@ def test_export_on_the_command_line(tmp_path: Path) -> None:
 
 
 def half(path: Path, at: FaultServer, count: int, name: str = "m") -> None:
-    run_endpoint(connect(at.url), [BENCH], path, limit=count, name=name, patience=QUICK, ignore_guards=OFF)
+    run_endpoint(connect(at.url), [BENCH], path, limit=count, name=name, request_limits=QUICK, ignore_guards=OFF)
 
 
 def test_merging_makes_one_run_of_its_parts(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from trimoe.llamacpp.tools import LlamaCpp
 from trimoe.model.gguf.file import open_gguf
 from trimoe.model.gguf.format import NUMBERS, TYPES
 from trimoe.quantize.ladder.dynamic import Ranking, map_text, normal, overrides_of
+from trimoe.quantize.types.fallback import fallback
 from trimoe.quantize.types.sizes import facts_of
 from trimoe.quantize.types.tensor_types import (
     FILE_TYPES,
@@ -19,7 +20,6 @@ from trimoe.quantize.types.tensor_types import (
     Request,
     Tensor,
     allows_quantization,
-    fallback,
     requires_imatrix,
     tensors_of,
 )

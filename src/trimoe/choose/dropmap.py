@@ -1,4 +1,4 @@
-"""The drop map: which experts are dropped in each layer, its file and its checks.
+"""The drop map: which experts are dropped in each layer, its file, and the checks that it fits a model (ids, top-k).
 
 Invariants of a validated map: ids are unique, sorted and in range; every layer keeps the same number of experts,
 because config.json has one count for all layers. Not guaranteed: that dropping these experts leaves a useful model.

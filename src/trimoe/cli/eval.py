@@ -135,7 +135,7 @@ def eval_(
             batch_size=batch_size,
             device=device,
             server=options.server,
-            patience=options.patience,
+            request_limits=options.request_limits,
             preflight=options.preflight,
             sandbox=policy,
             ignore_guards=options.ignore_guards,

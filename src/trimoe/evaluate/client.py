@@ -23,7 +23,7 @@ from trimoe.evaluate.answer import Answer, Fault, read_answer
 from trimoe.evaluate.answerer import ServerChanged
 from trimoe.evaluate.log.records import UNCOUNTED, Arrived, Attempt, Sample
 from trimoe.evaluate.log.schema import now
-from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.serve.endpoint import Endpoint
 from trimoe.serve.probe import Facts, headers, read_facts
 
@@ -69,11 +69,11 @@ class _Seen:
 class Client:
     """Use as an async context manager. `ask` may be called from any number of tasks."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
-        self._endpoint, self._patience = endpoint, patience
+    def __init__(self, endpoint: Endpoint, limits: RequestLimits) -> None:
+        self._endpoint, self._limits = endpoint, limits
         self._url = f"{endpoint.url}/chat/completions"
         self._names = endpoint.names
-        self._slots = asyncio.Semaphore(patience.concurrency)
+        self._slots = asyncio.Semaphore(limits.concurrency)
         self._seen = _Seen(endpoint.engine in _WEAK_IDS)
         self._probing = asyncio.Lock()
         self._probed = 0.0  # start of the last successful probe
@@ -87,7 +87,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             headers={**headers(self._endpoint.api_key_env), "Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=self._patience.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=self._limits.timeout_s),
             trace_configs=[trace],
         )
         return self
@@ -106,7 +106,7 @@ class Client:
     async def _ask(self, question: Question) -> Arrived:
         payload = json.dumps({**question.body, "model": self._endpoint.model, **self._endpoint.body}).encode()
         attempts: list[Attempt] = []
-        end = time.monotonic() + self._patience.deadline_s
+        end = time.monotonic() + self._limits.deadline_s
         while True:
             begun, clock = now(), time.monotonic()
             wanted: list[float | None] = [None]
@@ -115,9 +115,9 @@ class Client:
             except Fault as fault:
                 took = time.monotonic() - clock
                 attempts.append(Attempt(begun, took, fault.kind, fault.status, fault.detail))
-                pause = self._patience.pause(len(attempts) - 1, wanted[0])
+                pause = self._limits.retry_delay(len(attempts) - 1, wanted[0])
                 late = time.monotonic() + pause >= end
-                if not fault.passing or len(attempts) > self._patience.retries or late:
+                if not fault.passing or len(attempts) > self._limits.retries or late:
                     if fault.passing and late:
                         fault = Fault("deadline", f"{len(attempts)} attempts, the last: {fault}", raw=fault.raw)
                     return self._failed(question, fault, attempts)
@@ -132,7 +132,7 @@ class Client:
     ) -> tuple[Answer, bytes]:
         assert self._session is not None
         context = SimpleNamespace(connected=0.0)
-        timeout = aiohttp.ClientTimeout(total=min(self._patience.timeout_s, left))
+        timeout = aiohttp.ClientTimeout(total=min(self._limits.timeout_s, left))
         try:
             async with self._session.post(
                 self._url, data=payload, timeout=timeout, trace_request_ctx=context
@@ -200,7 +200,7 @@ class Client:
                 if attempt == _PROBES - 1:
                     what = f"the server does not describe itself: {type(exc).__name__}: {exc}"
                     raise Fault("connection", what) from exc
-                await asyncio.sleep(self._patience.pause(attempt, None))
+                await asyncio.sleep(self._limits.retry_delay(attempt, None))
         if self._first is None:
             self._first = facts
         elif facts.digest != self._first.digest:

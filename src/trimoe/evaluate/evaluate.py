@@ -19,8 +19,8 @@ from trimoe.evaluate.answerer import Answerer
 from trimoe.evaluate.in_process import InProcess
 from trimoe.evaluate.log.summary import Evaluation, RunSummary
 from trimoe.evaluate.loop import Settings, run_benches
-from trimoe.evaluate.patience import Patience
 from trimoe.evaluate.preflight import check
+from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.evaluate.tally import Show
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import open_checkpoint
@@ -46,7 +46,7 @@ def evaluate(
     batch_size: int = 128,
     device: str = "cpu",
     server: Mapping[str, Any] | None = None,
-    patience: Patience | None = None,
+    request_limits: RequestLimits | None = None,
     preflight: bool = True,
     sandbox: Policy | None = None,
     ignore_guards: Iterable[str] = (),
@@ -63,9 +63,10 @@ def evaluate(
     tables. `data` is a folder of local data sets.
 
     In this process, `batch_size` replies are generated at once on `device`. For servers, `server` holds options of
-    `open_server`, `patience` overrides concurrency and timeouts of the bench's spec, and `preflight=False` skips the
-    checks of the server. `sandbox` says how generated code is run. `ignore_guards` names guards that must not pause the
-    run. `exclude_errors` gives a score although rows could not be scored. The last three are recorded and shown.
+    `open_server`, `request_limits` overrides concurrency and timeouts of the bench's spec, and `preflight=False` skips
+    the checks of the server. `sandbox` selects how generated code is run. `ignore_guards` names guards that must not
+    pause the run. `exclude_errors` gives a score even if some rows could not be scored. The last three are recorded
+    and shown.
 
     Raises `UsageError`, `CheckpointError`, `BenchError`, `RunLogError`, `MissingPrerequisite`, and `Refused` when the
     preflight or a guard refuses, or the server changes.
@@ -88,7 +89,7 @@ def evaluate(
     benches = chosen_benches(bench, suite, smoke=smoke)
     target = model if isinstance(model, str | Endpoint) else Path(model)
     if isinstance(target, Endpoint) or is_served(target, engine):
-        runs = _on_servers(target, benches, Path(log), settings, engine, dict(server or {}), patience, preflight)
+        runs = _on_servers(target, benches, Path(log), settings, engine, dict(server or {}), request_limits, preflight)
     else:
         if server:
             raise UsageError(
@@ -122,7 +123,7 @@ def _on_servers(
     settings: Settings,
     engine: str | None,
     options: dict[str, Any],
-    patience: Patience | None,
+    request_limits: RequestLimits | None,
     preflight: bool,
 ) -> list[RunSummary]:
     from trimoe.evaluate.server import Server  # imports aiohttp, which evaluation in this process does without
@@ -140,7 +141,8 @@ def _on_servers(
                 else [(endpoint, None) for _ in group]
             )
             work: list[tuple[Bench, Answerer]] = [
-                (bench, Server(found, patience, report)) for bench, (found, report) in zip(group, checked, strict=True)
+                (bench, Server(found, request_limits, report))
+                for bench, (found, report) in zip(group, checked, strict=True)
             ]
             runs += run_benches(work, log, settings)
     return runs

@@ -1,4 +1,4 @@
-"""Guards: pause a run whose replies look like a fault of the harness, before it costs hours or is believed.
+"""Guards pause an evaluation whose replies look like a harness fault, before it wastes hours or is believed.
 
 Invariants: thresholds are data (`guards.toml`, per bench). A resumed run shows its guards everything that is stored
 before it asks for more, and a complete run is shown to them again, so repeating a command does not turn a pause into a

@@ -16,8 +16,8 @@ from trimoe.evaluate.intake import Job
 from trimoe.evaluate.log.lock import locked
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.loop import answer_missing, missing_rows
-from trimoe.evaluate.patience import Patience
 from trimoe.evaluate.preflight import check
+from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.evaluate.server import Server, served_model
 from trimoe.evaluate.tally import Show
 from trimoe.io.canonical import sha256_json
@@ -57,7 +57,7 @@ class Requesting:
     endpoint: Endpoint
     log: RunLog
     name: str | None = None
-    patience: Patience | None = None
+    request_limits: RequestLimits | None = None
     ignored: frozenset[str] = frozenset()
     preflight: bool = True
     show: Show | None = None
@@ -96,7 +96,7 @@ class Requesting:
             operational=dict(self.endpoint.operational),
         )
         if missing:
-            server = Server(replace(self.endpoint, body={**run.body, **self.endpoint.body}), self.patience)
+            server = Server(replace(self.endpoint, body={**run.body, **self.endpoint.body}), self.request_limits)
             with locked(self.log.path, [run.job.run]):
                 answer_missing(self.log, run.job, missing, server, ignored=self.ignored, show=self.show)
 

@@ -22,7 +22,7 @@ from trimoe.evaluate.evaluate import is_served
 from trimoe.evaluate.lm_eval_model import Requesting, TaskRun, model_class
 from trimoe.evaluate.log.run_log import RunLog
 from trimoe.evaluate.log.summary import RunSummary, conclude
-from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.evaluate.scoring import score_stored
 from trimoe.evaluate.tally import Show
 from trimoe.serve import open_server
@@ -53,7 +53,7 @@ def evaluate_lm_eval(
     name: str | None = None,
     include: Path | None = None,
     num_fewshot: int | None = None,
-    patience: Patience | None = None,
+    request_limits: RequestLimits | None = None,
     ignore_guards: Iterable[str] = (),
     exclude_errors: bool = False,
     preflight: bool = True,
@@ -84,7 +84,7 @@ def evaluate_lm_eval(
                 name=label,
                 include=include,
                 num_fewshot=num_fewshot,
-                patience=patience,
+                request_limits=request_limits,
                 ignore_guards=ignore_guards,
                 exclude_errors=exclude_errors,
                 preflight=preflight,
@@ -92,7 +92,7 @@ def evaluate_lm_eval(
             )
     manager = _task_manager(names, include)
     with RunLog(log) as opened:
-        requesting = Requesting(model, opened, name, patience, frozenset(ignore_guards), preflight, show)
+        requesting = Requesting(model, opened, name, request_limits, frozenset(ignore_guards), preflight, show)
         found, runs = _simple_evaluate(requesting, names, manager, limit, num_fewshot)
         return [_concluded(opened, task, run, found, exclude_errors) for task, run in runs.items()]
 

@@ -18,7 +18,7 @@ from trimoe.evaluate.client import Client, Question
 from trimoe.evaluate.intake import Group, Intake, Job
 from trimoe.evaluate.log.records import Arrived
 from trimoe.evaluate.log.run_log import RunLog
-from trimoe.evaluate.patience import Patience, patience_of
+from trimoe.evaluate.request_limits import RequestLimits, limits_of
 from trimoe.io.canonical import sha256_json
 from trimoe.serve.endpoint import Endpoint
 
@@ -30,12 +30,12 @@ _WAIT = 0.005  # seconds
 class Server:
     """An `Answerer` around an endpoint.
 
-    `patience` None takes the limits of each bench's spec. `preflight` is the report of the server's preflight, None if
-    there was none; it is recorded, and a run without one is marked.
+    Without `request_limits`, the limits come from each bench's spec. `preflight` is the report of the server's
+    preflight, or None if there was none; it is recorded, and a run without one is marked.
     """
 
     endpoint: Endpoint
-    patience: Patience | None = None
+    request_limits: RequestLimits | None = None
     preflight: Mapping[str, Any] | None = None
 
     event = "asking"
@@ -70,8 +70,8 @@ class Server:
     def answers(self, job: Job, missing: set[str], intake: Intake) -> Generator[Group]:
         """The missing replies as they arrive."""
         questions = [question(job.bench, doc, i) for i, doc in enumerate(job.docs) if doc.doc_id in missing]
-        patience = self.patience or patience_of(job.bench, self.endpoint.slots)
-        pipe = _Pipe(self.endpoint, patience, questions, intake)
+        limits = self.request_limits or limits_of(job.bench, self.endpoint.slots)
+        pipe = _Pipe(self.endpoint, limits, questions, intake)
         pipe.start()
         try:
             yield from pipe.groups()
@@ -126,8 +126,10 @@ def question(bench: Bench, doc: Doc, position: int) -> Question:
 class _Pipe:
     """The network and writing threads of one job, and the queues between them."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience, questions: Sequence[Question], intake: Intake) -> None:
-        self._endpoint, self._patience, self._questions, self._intake = endpoint, patience, questions, intake
+    def __init__(
+        self, endpoint: Endpoint, limits: RequestLimits, questions: Sequence[Question], intake: Intake
+    ) -> None:
+        self._endpoint, self._limits, self._questions, self._intake = endpoint, limits, questions, intake
         self._inbox: SimpleQueue[Arrived | None] = SimpleQueue()
         self._outbox: SimpleQueue[Group | BaseException | None] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,8 +181,8 @@ class _Pipe:
         if self._cancelled.is_set():
             return
         waiting = iter(self._questions)
-        async with Client(self._endpoint, self._patience) as client:
-            workers = min(self._patience.concurrency, len(self._questions))
+        async with Client(self._endpoint, self._limits) as client:
+            workers = min(self._limits.concurrency, len(self._questions))
             tasks = [asyncio.create_task(self._work(client, waiting)) for _ in range(workers)]
             try:
                 await asyncio.gather(*tasks)

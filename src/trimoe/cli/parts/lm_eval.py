@@ -56,7 +56,7 @@ def run_tasks(
             limit=limit,
             name=name,
             include=include,
-            patience=options.patience,
+            request_limits=options.request_limits,
             ignore_guards=options.ignore_guards,
             exclude_errors=exclude_errors,
             preflight=options.preflight,

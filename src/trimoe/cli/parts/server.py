@@ -9,18 +9,18 @@ import click
 from trimoe.cli.serve import ENGINES
 from trimoe.evaluate.evaluate import IN_PROCESS
 from trimoe.evaluate.guards import NAMES
-from trimoe.evaluate.patience import Patience
+from trimoe.evaluate.request_limits import RequestLimits
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """`patience` is None if no option sets it; then the bench's spec decides. `server` is for `open_server`."""
+    """`request_limits` is None if no option sets it; then the bench's spec decides. `server` is for `open_server`."""
 
     engine: str | None
     server: dict[str, Any]
-    patience: Patience | None
+    request_limits: RequestLimits | None
     ignore_guards: tuple[str, ...]
     preflight: bool
 
@@ -107,11 +107,11 @@ def options_of(
     no_preflight: bool,
 ) -> ServingOptions:
     """The options in the form that `evaluate` takes."""
-    patience = None
-    if concurrency or timeout or deadline or retries != Patience.retries:
-        limit = timeout or Patience.timeout_s
-        patience = Patience(concurrency or Patience.concurrency, limit, deadline or 3 * limit, retries)
+    request_limits = None
+    if concurrency or timeout or deadline or retries != RequestLimits.retries:
+        limit = timeout or RequestLimits.timeout_s
+        request_limits = RequestLimits(concurrency or RequestLimits.concurrency, limit, deadline or 3 * limit, retries)
     server = {"model_id": model_id, "api_key_env": api_key_env, "answers_as": answers_as, "extra": extra or None}
     return ServingOptions(
-        engine, {k: v for k, v in server.items() if v is not None}, patience, ignore_guards, not no_preflight
+        engine, {k: v for k, v in server.items() if v is not None}, request_limits, ignore_guards, not no_preflight
     )

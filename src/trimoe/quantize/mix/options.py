@@ -13,13 +13,13 @@ from typing import Literal
 from trimoe.model.gguf.format import nbytes_of, padded
 from trimoe.model.gguf.header import DEFAULT_ALIGNMENT
 from trimoe.quantize.types.blueprint import Blueprint
+from trimoe.quantize.types.fallback import fallback
 from trimoe.quantize.types.tensor_types import (
     FILE_TYPES,
     NEEDS_IMATRIX,
     Tensor,
     allows_quantization,
     category,
-    fallback,
     layer_of,
 )
 from trimoe.quantize.types.tiers import Tier

@@ -1,16 +1,16 @@
-"""Types of GGUF tensors in llama-quantize: valid requests, quantizable tensors, and fallbacks.
+"""Types of GGUF tensors in llama-quantize: valid requests, and which tensors are quantized or need an imatrix.
 
 Follows src/llama-quant.cpp of the pinned release (llamacpp/release.toml): `tensor_get_category`,
-`tensor_allows_quantization`, `tensor_type_fallback`, `tensor_requires_imatrix`. Pure. The mixes behind file types are
-in type_rules.py.
+`tensor_allows_quantization`, `tensor_requires_imatrix`. Pure. type_rules.py chooses the type of each tensor,
+fallback.py replaces types that do not fit its rows.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from trimoe.errors import BadInput, CheckpointError
-from trimoe.model.gguf.format import NUMBERS, TYPES
+from trimoe.errors import BadInput
+from trimoe.model.gguf.format import NUMBERS
 from trimoe.model.safetensors import TensorInfo
 
 # Name of a file type of llama-quantize -> type of most of its tensors (llama_ftype_get_default_type).
@@ -55,13 +55,6 @@ PLAIN = ("F32", "F16", "BF16")
 # Types a tensor can be quantized to. Q8_1 and Q8_K exist only while computing; NVFP4 is not made by llama-quantize.
 TARGETS = tuple(name for name in NUMBERS if name not in ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K", "NVFP4"))
 
-_FALLBACK: dict[str, str] = {
-    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
-    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
 NEEDS_IMATRIX = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 # A tensor whose name contains one of these keeps its type.
@@ -215,22 +208,6 @@ def allows_quantization(tensor: Tensor) -> bool:
     if len(shape) < 2 or not name.endswith("weight") or name in ("position_embd.weight", "token_types.weight"):
         return False
     return not any(part in name for part in _KEPT)
-
-
-def fallback(kind: str, row: int) -> str:
-    """The type for rows of this length: `kind`, or its fallback. Raises `CheckpointError` where llama.cpp has none."""
-    block = TYPES[NUMBERS[kind]][1]
-    if row % block == 0:
-        return kind
-    if kind not in _FALLBACK and block > 32:
-        raise CheckpointError(
-            f"rows of {row} values cannot be quantized to {kind}",
-            expected=f"a multiple of {block}",
-            actual=str(row),
-            remedy="choose another type; this one has no fallback",
-        )
-    other = _FALLBACK.get(kind, kind)
-    return "F16" if row % TYPES[NUMBERS[other]][1] else other
 
 
 def layer_of(name: str) -> int:

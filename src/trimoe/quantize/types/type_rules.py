@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from trimoe.errors import CheckpointError
 from trimoe.model.gguf.format import NUMBERS, TYPES
+from trimoe.quantize.types.fallback import fallback
 from trimoe.quantize.types.tensor_types import (
     FILE_TYPES,
     PLAIN,
@@ -22,7 +23,6 @@ from trimoe.quantize.types.tensor_types import (
     Tensor,
     allows_quantization,
     category,
-    fallback,
     in_order,
     layer_of,
 )

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trimoe.sandbox.inside import kernel
-from trimoe.sandbox.inside.enter import NOBODY
 from trimoe.sandbox.inside.limits import Limits, seal, set_limits
+from trimoe.sandbox.inside.namespaces import NOBODY
 
 _HEAD, _TAIL = 8 << 10, 4 << 10  # bytes kept of a program's standard error and standard output
 _HIGHEST_FD = 4096

@@ -1,4 +1,4 @@
-"""A seccomp filter (classic BPF) of the system calls that a sample may not make.
+"""A seccomp filter (classic BPF) that denies system calls to a sample: network sockets, mounts, tracing and others.
 
 A deny list, because four language runtimes need most of the other calls. It refuses calls that reach into other
 processes, create namespaces or mounts, leave objects in the kernel (keys, System V memory and queues, anonymous memory

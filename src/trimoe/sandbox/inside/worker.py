@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any, NoReturn
 
 from trimoe.sandbox.inside import python
-from trimoe.sandbox.inside.enter import enter
 from trimoe.sandbox.inside.limits import Limits, resident_of, use_below
+from trimoe.sandbox.inside.namespaces import enter
 from trimoe.sandbox.inside.sample import Bare, Sample, Spaces, read_exactly, start
 
 _WATCH_SECONDS = 0.05

@@ -1,4 +1,4 @@
-"""The namespaces and the root file system of a worker.
+"""Isolates a worker: separate namespaces without a network, and a root file system with only the allowed files.
 
 Three processes: the one that was started stays outside and writes the identity map; the second creates the namespaces;
 the third is process 1 in them and becomes the worker. Each one dies with its predecessor.
