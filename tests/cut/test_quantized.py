@@ -339,6 +339,11 @@ def test_patterns_of_one_expert_follow_it(entry: str, wanted: str | None, tmp_pa
         ("re:.*layers\\.(0|1)\\.mlp\\.experts\\.3\\..*", "in every layer"),
         ("re:.*layers\\.0\\.mlp\\.experts\\.3\\..*|.*layers\\.0\\.mlp\\.experts\\.5\\..*", "several experts"),
         ("re:(", "not a regular expression"),
+        ("model.layers.1.mlp.experts.02", "no loader matches the number '02'"),
+        ("model.layers.01.mlp.experts.2.up_proj", "no loader matches the number '01'"),
+        ("model.layers.1.mlp.experts.\N{ARABIC-INDIC DIGIT TWO}", "no loader matches"),
+        ("model.layers.\N{FULLWIDTH DIGIT ONE}.mlp.experts.2", "no loader matches"),
+        ("re:.*layers\\.0\\.mlp\\.experts\\.003\\..*", "no loader matches the number '003'"),
     ],
 )
 def test_patterns_that_cannot_be_kept_true_are_refused(entry: str, reason: str | None, tmp_path: Path) -> None:
@@ -385,6 +390,8 @@ WRONG = {
     "one less": lambda s: s["ignore"].clear(),
     "another pattern": lambda s: s.update(ignore=[EXPERT.format(0, 5), "re:.*down_proj"]),
     "another format": lambda s: s.update(format="dense"),
+    "a leading zero": lambda s: s.update(ignore=[EXPERT.format(0, "05")]),
+    "another digit": lambda s: s.update(ignore=[EXPERT.format(0, "\N{ARABIC-INDIC DIGIT FIVE}")]),
 }
 
 

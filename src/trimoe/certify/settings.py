@@ -15,7 +15,9 @@ from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import Checkpoint
 
 # layers.3.mlp.experts.17 and layers.3.experts.up_proj.17, also with the dots of a regular expression
-_EXPERT = re.compile(r"layers\\?\.(\d+)\\?\.(?:[\w\\.]*?\\?\.)??experts\\?\.(?:[a-z]\w*\\?\.)?(\d+)(?!\w)")
+_EXPERT = re.compile(
+    r"layers\\?\.(0|[1-9][0-9]*)\\?\.(?:[\w\\.]*?\\?\.)??experts\\?\.(?:[a-z]\w*\\?\.)?(0|[1-9][0-9]*)(?!\w)"
+)
 
 
 def in_original_numbers(settings: Any, base: Checkpoint, drop_map: DropMap) -> Any:

@@ -22,6 +22,7 @@ FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Files beside config.json that hold only quantization settings."""
 
 _REGEX = ("re:", "-:", "+:")  # compressed-tensors; GPTQModel's exceptions and additions
+_CANONICAL = re.compile(r"0|[1-9][0-9]*")
 _DOT = r"\\?\."  # a regular expression escapes dots
 
 
@@ -48,6 +49,8 @@ class ExpertNames:
             if self._loose.search(text):
                 raise _refusal(text, "it names an expert by number in every layer, and the layers drop different ones")
             return text
+        if odd := next((t for t in (match["layer"], match["expert"]) if not _CANONICAL.fullmatch(t)), None):
+            raise _refusal(text, f"no loader matches the number {odd!r} with a module: it is not written as {int(odd)}")
         keep = self._keeps.get(self._layer(match["head"], int(match["layer"])))
         expert = int(match["expert"])
         if keep is None or expert >= self._checkpoint.num_experts:

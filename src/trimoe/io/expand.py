@@ -26,7 +26,7 @@ def opened(path: Path) -> IO[bytes]:
 
     Raises `OSError` for a file that cannot be opened, and `TooLarge` for one that is not a regular file.
     """
-    _require_regular(path)
+    require_regular(path)
     with path.open("rb") as handle:
         zipped = handle.read(2) == _GZIP
     if not zipped:
@@ -58,7 +58,7 @@ def whole(path: Path) -> bytes:
 
 def stored(path: Path) -> bytes:
     """All bytes of a file as they are on disk. `TooLarge` for one that is not a regular file."""
-    _require_regular(path)
+    require_regular(path)
     return path.read_bytes()
 
 
@@ -70,7 +70,8 @@ def expanded(data: bytes, path: Path) -> bytes:
         return handle.read()
 
 
-def _require_regular(path: Path) -> None:
+def require_regular(path: Path) -> None:
+    """Raise `TooLarge` for a pipe, a device or a directory: opening a pipe waits for a writer that may never come."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise TooLarge(f"{path} is not a regular file, so it may have no end; copy its content into one")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from trimoe.errors import BadInput
 from trimoe.io.atomic import publish_file
+from trimoe.io.expand import stored
 
 
 def read_json(path: Path, what: str, error: type[BadInput] = BadInput, *, unique_keys: bool = False) -> Any:
@@ -14,7 +15,7 @@ def read_json(path: Path, what: str, error: type[BadInput] = BadInput, *, unique
     With `unique_keys` an object that has a key twice is refused: another reader may take the other value.
     """
     try:
-        return parse_json(path.read_bytes(), object_pairs_hook=each_key_once if unique_keys else None)
+        return parse_json(stored(path), object_pairs_hook=each_key_once if unique_keys else None)
     except FileNotFoundError as exc:
         raise error(f"{what} {path} not found", expected="an existing file", remedy="check the path") from exc
     except OSError as exc:

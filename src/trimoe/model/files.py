@@ -108,6 +108,8 @@ def walk(directory: Path, hidden: dict[str, str]) -> Iterator[Path]:
             hidden[f"{entry.name}/"] = "a hidden folder"
         elif entry.is_dir():
             yield from walk(entry, hidden)
+        else:
+            hidden[entry.name] = "a pipe or a device, not a file"
 
 
 def without_experts(file: Path, indexed: Collection[str]) -> bool:

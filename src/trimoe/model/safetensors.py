@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimoe.errors import CheckpointError
+from trimoe.io.expand import TooLarge, require_regular
 from trimoe.io.jsonfile import each_key_once, parse_json
 
 if TYPE_CHECKING:  # imported where it is used: cuts need no arrays, and numpy is half of their start-up time
@@ -58,6 +59,9 @@ _NUMPY = {
     "BOOL": "?",
 }
 MAX_HEADER = 100_000_000  # the format's own limit
+MAX_TENSORS = 500_000  # of a checkpoint; Kimi K2 in int4, with three tensors per matrix, has 210,000
+MORE_TENSORS = "TRIMOE_MAX_TENSORS"
+"""Environment variable with another limit."""
 MAX_DIMENSIONS = 16  # no real tensor comes near; limits what a hostile header can make us compute
 
 
@@ -88,10 +92,23 @@ def _bad(subject: str, **facts: str) -> CheckpointError:
     return CheckpointError(subject, **facts)
 
 
+def require_few_tensors(path: Path, count: int) -> None:
+    """Raise `CheckpointError` for more tensors than `MAX_TENSORS`, or than the environment variable allows."""
+    text = os.environ.get(MORE_TENSORS, "")
+    most = int(text) if text.isascii() and text.isdecimal() else MAX_TENSORS
+    if count > most:
+        raise CheckpointError(
+            f"{path} has {count:,} tensors",
+            expected=f"at most {most:,}",
+            remedy=f"set {MORE_TENSORS} to a higher number if this is right",
+        )
+
+
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Tensors (absolute offsets) and metadata of one file. Raises `CheckpointError` naming file and tensor."""
     try:
         size = path.stat().st_size
+        require_regular(path)
         with path.open("rb") as handle:
             prefix = handle.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
@@ -102,6 +119,13 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                     actual=f"header length {length}, file size {size}",
                 )
             header = parse_json(handle.read(length), object_pairs_hook=each_key_once)
+    except TooLarge as exc:
+        raise CheckpointError(
+            f"{path} is not a regular file",
+            expected="a file of weights",
+            actual="a pipe, a device or a directory",
+            remedy="copy its content into a file",
+        ) from exc
     except FileNotFoundError as exc:
         raise _bad(f"shard {path.name} is missing from {path.parent}", expected="every shard of the index") from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -109,6 +133,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not isinstance(header, dict):
         raise _bad(f"{path} has a header that is not a JSON object")
     metadata = header.pop("__metadata__", {})
+    require_few_tensors(path, len(header))
     base, tensors = 8 + length, {}
     for name, entry in header.items():
         tensors[name] = _tensor(path, name, entry, base, size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trimoe.errors import CheckpointError
 from trimoe.io.jsonfile import read_json
-from trimoe.model.safetensors import TensorInfo, read_header
+from trimoe.model.safetensors import TensorInfo, read_header, require_few_tensors
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,6 +28,7 @@ def read_index(directory: Path, notes: list[str] | None = None) -> dict[str, Ten
     for shard in sorted(set(owners.values())):
         for name, info in _ordered(read_header(directory / shard)[0]).items():
             found.setdefault(name, {})[shard] = info
+        require_few_tensors(directory, len(found))
     _require_owned(directory, owners, found)
     if notes is not None:
         notes += _notes(owners, found)

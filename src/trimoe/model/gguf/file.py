@@ -52,6 +52,8 @@ def is_gguf(path: Path) -> bool:
     """Whether this is a file that starts as GGUF or has the suffix .gguf."""
     if path.is_dir():
         return False
+    if not path.is_file():  # opening a pipe would wait for a writer
+        return path.suffix == ".gguf"
     try:
         with path.open("rb") as handle:
             return handle.read(4) == MAGIC or path.suffix == ".gguf"

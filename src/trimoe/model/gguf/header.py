@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trimoe.errors import CheckpointError
+from trimoe.io.expand import TooLarge, require_regular
 from trimoe.model.gguf.format import ARRAY, MAGIC, SCALARS, STRING, TYPES, Field, nbytes_of, padded
 from trimoe.model.safetensors import TensorInfo
 
@@ -134,8 +135,16 @@ def read_gguf(path: Path) -> GgufFile:
     """The header of one file, every field checked. Raises `CheckpointError` naming file and tensor or key."""
     try:
         size = path.stat().st_size
+        require_regular(path)
         with path.open("rb") as handle:
             return _read(_Header(handle, path, size))
+    except TooLarge as exc:
+        raise bad_file(
+            f"{path} is not a regular file",
+            expected="a GGUF file",
+            actual="a pipe, a device or a directory",
+            remedy="copy its content into a file",
+        ) from exc
     except FileNotFoundError as exc:
         raise bad_file(f"{path} not found", expected="a GGUF file", remedy="check the path") from exc
     except OSError as exc:

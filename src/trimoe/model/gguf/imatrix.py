@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from trimoe.errors import CheckpointError
+from trimoe.io.expand import TooLarge, require_regular
 from trimoe.model.gguf.file import Gguf, open_gguf
 from trimoe.model.gguf.format import MAGIC, Field, header_bytes, padded
 from trimoe.model.gguf.header import MAX_NAME
@@ -64,9 +65,10 @@ class Imatrix:
 def open_imatrix(path: Path) -> Imatrix:
     """Read the directory of an imatrix file of either format. Raises `CheckpointError`."""
     try:
+        require_regular(path)
         with path.open("rb") as handle:
             legacy = handle.read(4) != MAGIC
-    except OSError as exc:
+    except (OSError, TooLarge) as exc:
         raise CheckpointError(f"imatrix {path} cannot be read", actual=str(exc)[:200], remedy="check the path") from exc
     return _open_dat(path) if legacy else _open_gguf(path)
 

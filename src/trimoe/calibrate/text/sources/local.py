@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from trimoe.calibrate.text.records import Fields, Record, checked, read_jsonl, read_text
-from trimoe.calibrate.text.sources.base import BaseSource, Count, PathSource, SourceText, user
+from trimoe.calibrate.text.sources.base import BaseSource, PathSource, SourceText, user
 
 Only = dict[str, str | bool | int]
 
@@ -42,8 +42,8 @@ class TinySource(BaseSource, frozen=True, kw_only=True, tag="tiny"):
 
     domain: Literal["code", "math", "choice", "format", "text", "story"]
     """Which task."""
-    count: Count
-    """How many items are drawn."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    """How many items are drawn, at most 100,000; further sources with other seeds draw more."""
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Another seed draws other items."""
     answer: bool = True
