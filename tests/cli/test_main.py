@@ -255,7 +255,7 @@ def test_require_extra_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     assert "trimoe[torch]" in caught.value.remedy
 
 
-def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_of_a_short_command_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with common.progress("work") as report:
         report(1, 2, "half")
         report(2, 2, "")

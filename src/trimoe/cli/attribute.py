@@ -18,7 +18,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--bench", "benches", multiple=True, help="Only this bench (may be repeated; default: all common ones).")
 @click.option("--model", type=PATH, help="The base checkpoint, to measure which experts the lost items used.")
 @click.option("--map", "drop", type=PATH, help="The drop map of the first step.")
-@click.option("-o", "--out", type=PATH, help="Force-keep file to write, for `trimoe map --force-keep`.")
+@click.option("-o", "--out", "--output", type=PATH, help="Force-keep file to write, for `trimoe map --force-keep`.")
 @click.option("--work", type=PATH, help="Folder for traces and their statistics (default: OUT.traces).")
 @click.option("--most", type=click.IntRange(1), default=32, show_default=True, help="Experts to suggest at most.")
 @json_option

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Calibration set (YAML), or the shipped `generic`.",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Statistics file to write.")
+@click.option(
+    "-o", "--out", "--output", required=True, type=click.Path(path_type=Path), help="Statistics file to write."
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
     "--dtype",

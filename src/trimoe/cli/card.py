@@ -20,7 +20,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--license", "licence", help="License id of the base model, if the README in --base-dir has none.")
 @click.option("--base-dir", type=PATH, help="Base checkpoint whose README.md states the license.")
 @click.option("--tag", "tags", multiple=True, help="Additional tag for the hub (may be repeated).")
-@click.option("-o", "--out", type=PATH, help="File to write. Default: README.md in ARTIFACT.")
+@click.option("-o", "--out", "--output", type=PATH, help="File to write. Default: README.md in ARTIFACT.")
 @click.option("--force", is_flag=True, help="Replace a README that trimoe did not write.")
 @click.option("--allow-uncertified", is_flag=True, help="Describe a pruned model without valid certificate.")
 @json_option

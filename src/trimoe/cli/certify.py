@@ -45,7 +45,12 @@ _MARKS = {"passed": "ok", "failed": "FAIL", "not_run": "--"}
 )
 @click.option("--device", default="cpu", show_default=True, help="Device that runs the models: cpu, cuda, cuda:1, ...")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help=f"Certificate file; default: PRUNED/{CERTIFICATE}."
+    "-o",
+    "--out",
+    "--output",
+    "output",
+    type=click.Path(path_type=Path),
+    help=f"Certificate file; default: PRUNED/{CERTIFICATE}.",
 )
 @json_option
 def certify(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--out",
+    "--output",
     type=click.Path(path_type=Path),
     default=Path("demo"),
     show_default=True,

@@ -7,7 +7,7 @@ import click
 
 from trimoe.bench.catalog import SUITES
 from trimoe.cli.parts.common import emit, json_option
-from trimoe.cli.parts.live import live
+from trimoe.cli.parts.live import live, plain
 from trimoe.cli.parts.lm_eval import lm_eval_options, run_tasks
 from trimoe.cli.parts.sandbox import policy_of, sandbox_options
 from trimoe.cli.parts.scores import scores_text
@@ -121,7 +121,7 @@ def eval_(
         return max(plan.error["exit_code"] if plan.error else 0 for plan in plans)
     if log_path is None:
         raise UsageError("no run log named", expected="--log RUNS.db", remedy="add --log, or --dry-run to look only")
-    with live() as show:
+    with live() as show, plain("eval") as progress:
         done = evaluate(
             model,
             bench=names,
@@ -141,6 +141,7 @@ def eval_(
             ignore_guards=options.ignore_guards,
             exclude_errors=exclude_errors,
             show=show,
+            progress=progress,
         )
     emit(done.as_dict(), scores_text(done.runs), as_json)
     return 1 if any(run.errors for run in done.runs) and not exclude_errors else 0

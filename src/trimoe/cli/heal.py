@@ -16,7 +16,7 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("base", type=PATH)
 @click.argument("pruned", type=PATH)
-@click.option("-o", "--out", required=True, type=PATH, help="Directory to create.")
+@click.option("-o", "--out", "--output", required=True, type=PATH, help="Directory to create.")
 @click.option(
     "--method",
     required=True,

@@ -10,7 +10,9 @@ from trimoe.cli.parts.common import emit, json_option, progress
 @click.command(name="infer-map")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("pruned", type=click.Path(path_type=Path))
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The drop map to write.")
+@click.option(
+    "-o", "--out", "--output", "output", required=True, type=click.Path(path_type=Path), help="The drop map to write."
+)
 @json_option
 def infer_map(base: Path, pruned: Path, output: Path, as_json: bool) -> int:
     """Recover the drop map of a pruned model; list other changes.

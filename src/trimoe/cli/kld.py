@@ -17,7 +17,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--chunks", type=click.IntRange(2), default=64, show_default=True, help="Chunks of text to compare on.")
 @click.option("--context", type=click.IntRange(32), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--threads", "-t", type=click.IntRange(1), default=1, show_default=True, help="Threads of llama.cpp.")
-@click.option("-o", "--out", type=FILE, help="Also write the result to this file (JSON, with a manifest).")
+@click.option("-o", "--out", "--output", type=FILE, help="Also write the result to this file (JSON, with a manifest).")
 @click.option("--llamacpp", "directory", type=FILE, metavar="DIR", help="Directory with llama.cpp's programs.")
 @json_option
 def kld(

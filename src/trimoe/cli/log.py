@@ -57,7 +57,9 @@ def log_verify(db: Path, as_json: bool) -> int:
 
 @log_group.command("recover")
 @click.argument("db", type=click.Path(path_type=Path))
-@click.option("-o", "--out", metavar="NEW.db", type=click.Path(path_type=Path), required=True, help="Log to write.")
+@click.option(
+    "-o", "--out", "--output", metavar="NEW.db", type=click.Path(path_type=Path), required=True, help="Log to write."
+)
 @json_option
 def log_recover(db: Path, out: Path, as_json: bool) -> None:
     """Write what can be read of a damaged log into a new one, and list what is lost.
@@ -170,7 +172,12 @@ def _imported(done: Imported) -> str:
     help="JSON lines to standard output, one Parquet file, or lm-eval's samples files (one per run).",
 )
 @click.option(
-    "-o", "--out", metavar="PATH", type=click.Path(path_type=Path), help="File for parquet, folder for lm-eval."
+    "-o",
+    "--out",
+    "--output",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="File for parquet, folder for lm-eval.",
 )
 @click.option("--raw", is_flag=True, help="With jsonl: include the server's whole reply in each row.")
 @json_option
@@ -207,7 +214,15 @@ def log_export(db: Path, form: str, out: Path | None, raw: bool, as_json: bool) 
 
 @log_group.command("merge")
 @click.argument("logs", metavar="RUNS.db...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", metavar="OUT.db", type=click.Path(path_type=Path), required=True, help="New log to write.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    metavar="OUT.db",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="New log to write.",
+)
 @json_option
 def log_merge(logs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Merge several logs into a new one. Logs that contradict each other are refused, with the contradictions.

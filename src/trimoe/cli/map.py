@@ -49,7 +49,7 @@ FILE = click.Path(path_type=Path)
     help="What to do with cells whose wnorm exceeds LIMIT: median, zero, drop, keep (rank as they are), or `none`.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Seed of the random criterion.")
-@click.option("-o", "--out", type=FILE, help="The map to write (JSON).")
+@click.option("-o", "--out", "--output", type=FILE, help="The map to write (JSON).")
 @click.option("--dry-run", is_flag=True, help="Make the map and report it, but write nothing.")
 @click.option(
     "--explain", "explained", metavar="LAYER:EXPERT", multiple=True, help="Explain why this expert is kept or dropped."

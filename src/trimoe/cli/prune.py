@@ -27,6 +27,7 @@ COPIED_BY = {
 @click.option(
     "-o",
     "--out",
+    "--output",
     required=True,
     type=click.Path(path_type=Path),
     help="Directory to create. For a GGUF model: a .gguf file, or a directory for several files.",

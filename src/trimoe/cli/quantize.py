@@ -29,7 +29,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--mix-types", metavar="TYPE,...", help="Types to choose from; default: Q8_0 down to IQ2_XS.")
 @click.option("--mix-chunks", type=click.IntRange(2), default=32, show_default=True, help="Chunks to measure on.")
 @click.option("--mix-context", type=click.IntRange(32), default=512, show_default=True, help="Tokens of a chunk.")
-@click.option("-o", "--out", required=True, type=FILE, help="Directory for the files; the same command resumes.")
+@click.option(
+    "-o", "--out", "--output", required=True, type=FILE, help="Directory for the files; the same command resumes."
+)
 @click.option("--imatrix", type=FILE, help="Importance matrix of this model (GGUF or .dat).")
 @click.option("--calibration", type=FILE, metavar="SET", help="Calibration set to make the imatrix from (YAML).")
 @click.option(

@@ -17,7 +17,9 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("logs", metavar="RUNS.db [RUNS2.db ...]", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--out", type=PATH, required=True, help="The .html file to write; an existing report is replaced.")
+@click.option(
+    "-o", "--out", "--output", type=PATH, required=True, help="The .html file to write; an existing report is replaced."
+)
 @click.option("--base", help="Name of the run to compare against (default: the first in the logs).")
 @click.option("--title", help="Heading of the page (default: what is compared with what).")
 @click.option(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from trimoe.cli.parts.common import emit, json_option
+from trimoe.cli.parts.common import emit, json_option, progress
 from trimoe.cli.parts.sandbox import policy_of, sandbox_options
 from trimoe.cli.parts.scores import scores_text
 from trimoe.evaluate.rescore import rescore
@@ -34,7 +34,8 @@ def rescore_(
       trimoe rescore runs.db
       trimoe rescore runs.db --bench tickets.toml
     """
-    done = rescore(db, bench=files, data=data, sandbox=policy_of(sandbox, sandbox_image, unsafe_no_sandbox))
+    with progress("rescore"):
+        done = rescore(db, bench=files, data=data, sandbox=policy_of(sandbox, sandbox_image, unsafe_no_sandbox))
     emit(done.as_dict(), scores_text(done.runs), as_json)
 
 

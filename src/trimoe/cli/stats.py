@@ -122,7 +122,7 @@ def _draw(path: Path, name: str, data: dict[str, Any], loaded: "ExpertStats") ->
 
 @stats.command(name="import")
 @click.argument("file", type=FILE)
-@click.option("-o", "--out", required=True, type=FILE, help="The statistics file to write.")
+@click.option("-o", "--out", "--output", required=True, type=FILE, help="The statistics file to write.")
 @json_option
 def import_(file: Path, out: Path, as_json: bool) -> None:
     """Read FILE in the reference JSON layout, plain or gzipped.
@@ -146,7 +146,7 @@ def import_(file: Path, out: Path, as_json: bool) -> None:
 
 @stats.command()
 @click.argument("file", type=FILE)
-@click.option("-o", "--out", required=True, type=FILE, help="The JSON to write; .gz compresses it.")
+@click.option("-o", "--out", "--output", required=True, type=FILE, help="The JSON to write; .gz compresses it.")
 @json_option
 def export(file: Path, out: Path, as_json: bool) -> None:
     """Write FILE in the reference JSON layout. Fields that the layout does not have are left out and listed.
@@ -168,7 +168,7 @@ def export(file: Path, out: Path, as_json: bool) -> None:
 
 @stats.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--out", required=True, type=FILE, help="The statistics file to write.")
+@click.option("-o", "--out", "--output", required=True, type=FILE, help="The statistics file to write.")
 @json_option
 def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Add up statistics of one model over disjoint documents; the result equals a single run over all of them.

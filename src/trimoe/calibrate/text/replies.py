@@ -23,7 +23,7 @@ from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.errors import BadInput, CalibrationError, MissingPrerequisite
 from trimoe.io.atomic import publish_file
 from trimoe.io.canonical import sha256_file, sha256_json
-from trimoe.io.progress import Progress
+from trimoe.io.progress import Progress, silent
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.generate import Generator, Reply
 
@@ -106,21 +106,23 @@ def make_replies(
     batches = _batches(wanted)
     missing = [batch for batch in batches if any(request.key not in known for request in batch)]
     if missing:
+        done = sum(len(b) for b in batches) - sum(len(b) for b in missing)
+        tell = progress or silent
+        tell(done, len(wanted), "loading the model")
         require_memory(checkpoint, device, dtype)
         generator = _generator(checkpoint, tokenizer, device, dtype)
         _require_room(generator, wanted)
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = sum(len(b) for b in batches) - sum(len(b) for b in missing)
         with journal.open("ab") as out:
             for batch in missing:
-                if progress:
-                    progress(done, len(wanted), "replies")
+                tell(done, len(wanted), "replies")
                 for row in _answered(generator, batch, checkpoint.fingerprint):
                     known[row["key"]] = row
                     out.write(_line(row))
                 out.flush()
                 os.fsync(out.fileno())
                 done += len(batch)
+        tell(done, len(wanted), "replies")
         del generator
     rows = {request.key: known[request.key] for request in wanted}
     body = b"".join(_line(row) for row in rows.values())

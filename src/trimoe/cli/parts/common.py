@@ -1,7 +1,7 @@
 """Helpers for all commands: `--json`, printed results, readable sizes, progress, and checks for optional packages.
 
-Invariants: with `--json`, standard output is exactly one JSON document. Progress goes to standard error, and only if
-that is a terminal. Only light imports, so `trimoe --help` stays fast.
+Invariants: with `--json`, standard output is exactly one JSON document. Progress goes to standard error:
+a bar in a terminal, else lines of text. Only light imports, so `trimoe --help` stays fast.
 """
 
 import importlib.util

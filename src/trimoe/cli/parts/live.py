@@ -1,6 +1,6 @@
-"""The live table of an evaluation: one line per bench, on a terminal only.
+"""The live table of an evaluation: one line per bench, on a terminal.
 
-Invariants: everything it counts is already stored; without a terminal nothing is printed.
+Invariants: everything it counts is already stored. Without a terminal, lines of text tell how far it is.
 """
 
 import sys
@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from trimoe.evaluate.tally import Show, Tally
+from trimoe.io.progress import Progress, clock_time, lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ _EVERY = 0.2  # seconds between two updates
 
 @contextmanager
 def live() -> Iterator[Show | None]:
-    """A function that shows a tally while the block runs; None unless standard error is a terminal."""
+    """A function that shows a tally while the block runs; None unless standard error is a terminal (see `plain`)."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -40,6 +41,16 @@ def live() -> Iterator[Show | None]:
         yield show
 
 
+@contextmanager
+def plain(title: str) -> Iterator[Progress | None]:
+    """Lines of text on standard error while the block runs; None in a terminal, where `live` shows the table."""
+    if sys.stderr.isatty():
+        yield None
+        return
+    with lines(title) as progress:
+        yield progress
+
+
 def table(tallies: list[Tally]) -> "Table":
     """The tallies as a rich table."""
     from rich.table import Table  # slow to import, and needed only on a terminal
@@ -57,7 +68,7 @@ def cells(tally: Tally, now: float | None = None) -> tuple[str, ...]:
     """One line: counts so far; speed and remaining time from the replies of this command."""
     seconds = max((tally.last if now is None else now) - tally.began, 1e-9)
     left = tally.total - tally.done - tally.errors
-    eta = "" if not left else _clock(left * seconds / tally.fresh) if tally.fresh else "?"
+    eta = "" if not left else clock_time(left * seconds / tally.fresh) if tally.fresh else "?"
     correct = f"{100 * tally.correct / tally.scored:.1f} %" if tally.scored else "-"
     speed = f"{tally.tokens / seconds:,.0f}" if tally.tokens else "-"
     return (
@@ -68,9 +79,3 @@ def cells(tally: Tally, now: float | None = None) -> tuple[str, ...]:
         speed,
         eta,
     )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

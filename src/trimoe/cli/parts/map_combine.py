@@ -31,7 +31,7 @@ FILE = click.Path(path_type=Path)
     metavar="NAME|FILE",
     help="With --stats: the recipe that computes the scores.",
 )
-@click.option("-o", "--out", type=FILE, required=True, help="The map to write (JSON).")
+@click.option("-o", "--out", "--output", type=FILE, required=True, help="The map to write (JSON).")
 @json_option
 def combine(
     maps: tuple[Path, ...], how: str | None, keep: int | None, stats: Path | None, recipe: str, out: Path, as_json: bool
@@ -80,7 +80,7 @@ def combine(
 @click.command()
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="The map to write (JSON).")
+@click.option("-o", "--out", "--output", type=FILE, required=True, help="The map to write (JSON).")
 @json_option
 def compose(first: Path, second: Path, out: Path, as_json: bool) -> None:
     """Combine two successive cuts into one map; SECOND numbers the experts that FIRST keeps.
@@ -111,7 +111,7 @@ def compose(first: Path, second: Path, out: Path, as_json: bool) -> None:
     metavar="N",
     help="Leave out the last N cuts.",
 )
-@click.option("-o", "--out", type=FILE, required=True, help="The map to write (JSON).")
+@click.option("-o", "--out", "--output", type=FILE, required=True, help="The map to write (JSON).")
 @json_option
 def recorded(pruned: Path, undo: int, out: Path, as_json: bool) -> None:
     """Write the drop map of a pruned model relative to its original: all its cuts as one.
