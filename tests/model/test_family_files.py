@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import pytest
 
 from helpers.families import EXPERTS, MADE, Made
 from helpers.hand_made import per_expert_arrays, per_expert_config, write_checkpoint
+from trimoe.certify.certify import certify
 from trimoe.certify.infer import infer_map
 from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
@@ -191,3 +193,43 @@ def test_experts_in_a_drafting_block_alone_are_nothing_to_prune(family_checkpoin
     (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     with pytest.raises(CheckpointError, match="no decoder layer"):
         open_checkpoint(path)
+
+
+TEXT = [made for made in MADE if made.name == made.family and made.name not in ("gemma4", "llama4", "granitemoe")]
+
+
+@pytest.mark.parametrize("made", TEXT, ids=lambda made: made.name)
+def test_the_layout_of_transformers_itself(made: Made, family_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """What transformers 5 writes with save_original_format=False has the same experts under its own names."""
+    from transformers import AutoModelForCausalLM
+
+    source = family_checkpoint(made)
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(tmp_path / "own", save_original_format=False)
+    published, own = open_checkpoint(source), open_checkpoint(tmp_path / "own")
+    assert own.family is published.family
+    assert not any(role.per_expert for role in own.hf.roles.values())
+    assert own.moe_layers == published.moe_layers
+    elements = [
+        sum(
+            prod(tensor.info.shape) for name, tensor in model.expert_tensors.items() if model.layer_of(name) is not None
+        )
+        for model in (published, own)
+    ]
+    assert elements[0] == elements[1]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "ernie4_5_moe", "minimax_m2"])
+def test_a_cut_in_the_layout_of_transformers_is_proven(
+    name: str, family_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    """These families have other names for the router or its correction in that layout."""
+    from transformers import AutoModelForCausalLM
+
+    source, own = family_checkpoint(next(m for m in MADE if m.name == name)), tmp_path / "own"
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(own, save_original_format=False)
+    for file in source.glob("*token*"):
+        shutil.copy(file, own)
+    drop = DropMap(dict.fromkeys(open_checkpoint(own).moe_layers, (1, 4)))
+    prune(own, drop, tmp_path / "cut")
+    proof = certify(own, tmp_path / "cut")
+    assert proof.status == "proven", proof.checks

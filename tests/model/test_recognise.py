@@ -78,6 +78,15 @@ def test_the_scoring_function_that_config_names_is_used(
     assert open_checkpoint(path).hf.routing.score == score
 
 
+def test_groups_are_not_assumed_for_a_type_that_does_not_mention_them(
+    family_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    path = with_config(family_checkpoint(made("deepseek_v3")), tmp_path / "x", model_type=UNKNOWN)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "n_group"}))
+    assert open_checkpoint(path).cannot_cut is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

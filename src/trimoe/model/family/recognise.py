@@ -53,11 +53,11 @@ def _scopes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def alike(names: set[str], config: Mapping[str, Any]) -> Iterator[Recognised]:
     """Families whose expert tensors and configuration keys a checkpoint of an unknown `model_type` has, best first.
 
-    Best is the family with most of its tensors in the checkpoint (roles, dense layers, shared experts), then the one
-    whose name the model's type or class resembles most: families may share all names. How logits become scores is read
-    from config.json where it says so. That the weight multiplies an expert's output is assumed, as in almost every
-    family. Nothing is yielded for a type that a family lists: a wrong layout of a known type is no reason to read it as
-    another family.
+    Best is the family with most of its tensors in the checkpoint (roles, dense layers, shared experts), then one that
+    assumes no routing in groups, then the one whose name the model's type or class resembles most: families may share
+    all names. How logits become scores is read from config.json where it says so. That the weight multiplies an
+    expert's output is assumed, as in almost every family. Nothing is yielded for a type that a family lists: a wrong
+    layout of a known type is no reason to read it as another family.
     """
     kinds = kinds_of(config)
     if any(set(kinds) & set(family.model_types) for family in families()):
@@ -70,13 +70,20 @@ def alike(names: set[str], config: Mapping[str, Any]) -> Iterator[Recognised]:
             hf, prefix = recognised
             optional = [tensor for tensor in (hf.dense_layer, hf.shared_down) if tensor is not None]
             has = [form(prefix + tensor) in forms for tensor in (*(r.tensor for r in hf.roles.values()), *optional)]
-            found.append((-sum(has), -_resemblance(family, config), family.name, family, hf, prefix))
+            rank = (-sum(has), _assumes_groups(hf, config), -_resemblance(family, config), family.name)
+            found.append((rank, family, hf, prefix))
     score = _score(config)
-    for _, _, _, family, hf, prefix in sorted(found, key=lambda one: one[:3]):
+    for _, family, hf, prefix in sorted(found, key=lambda one: one[0]):
         # Without added terms, every scoring function prefers the same experts.
         if score is not None and any(role.selects for role in hf.roles.values()):
             hf = hf.with_score(_known_score(score, family))
         yield Recognised(family, hf, prefix, kinds[0])
+
+
+def _assumes_groups(hf: HfTensors, config: Mapping[str, Any]) -> bool:
+    """Whether the family assumes routing in groups where config.json does not mention them."""
+    scopes = _scopes(config)
+    return any(assumed != 1 and not any(key in scope for scope in scopes) for key, assumed in hf.config.groups.items())
 
 
 def _resemblance(family: Family, config: Mapping[str, Any]) -> int:
