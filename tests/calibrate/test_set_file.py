@@ -173,7 +173,7 @@ def test_shipped_prompts_are_eight_different_ones_per_class() -> None:
 
 
 def test_the_shipped_set_is_tier_a() -> None:
-    assert shipped() == ("generic",)
+    assert shipped() == ("generic", "my-prompts")
     found = CalibrationSet.load("generic")
     assert list(found.classes) == [f"generic_{name}" for name in builtin_prompts()]
     for items in found.texts().values():

@@ -270,3 +270,19 @@ def test_json_refuses_nan() -> None:
 def test_every_error_class_has_a_documented_exit_code() -> None:
     codes = {TrimoeError.exit_code} | {kind.exit_code for kind in TrimoeError.__subclasses__()}
     assert codes == {2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"), [("benchmark", "eval"), ("verify", "certify"), ("prun", "prune"), ("Upload", "publish")]
+)
+def test_a_word_of_another_tool_leads_to_the_verb(word: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([word]) == 2
+    assert f"Did you mean '{verb}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["certify", "infer-map"])
+def test_out_and_output_are_one_option(verb: str) -> None:
+    command = main.cli.get_command(click.Context(main.cli), verb)
+    assert command is not None
+    (out,) = [p for p in command.params if "-o" in p.opts]
+    assert {"--out", "--output"} <= set(out.opts)

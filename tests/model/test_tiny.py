@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from trimoe.errors import UsageError
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.tiny import path
 from trimoe.model.tiny.item import split_of
@@ -158,3 +159,9 @@ def test_the_bundled_weights_answer() -> None:
         verdicts = bench.judge([(r.text, r.finish_reason, doc) for r, doc in zip(replies, docs, strict=True)])
         # 24 of the bench's items: a domain at 80 % has under 17 right once in 200 draws; these are fixed
         assert sum(v.correct is True for v in verdicts) >= 17, bench.name
+
+
+@pytest.mark.parametrize(("domain", "split"), [("math", "test"), ("math", "dev"), ("poetry", "train")])
+def test_an_unknown_split_or_domain_ends_at_once(domain: str, split: str) -> None:
+    with pytest.raises(UsageError, match="there is no"):
+        generate(domain, split, 1)

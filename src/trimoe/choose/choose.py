@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import COUNT
 from trimoe.calibrate.stats.reference import open_stats
 from trimoe.choose.floor import clamp_of, read_floors, rescale
 from trimoe.choose.override import checked_clamp, override
@@ -12,7 +13,7 @@ from trimoe.choose.protect import read_force_keep
 from trimoe.choose.recipe import Recipe, load_recipe
 from trimoe.choose.select import budget, make_map
 from trimoe.choose.selection import Selection
-from trimoe.errors import UsageError
+from trimoe.errors import MapError, UsageError
 
 Layers = Mapping[int, Sequence[int]]
 
@@ -56,6 +57,7 @@ def choose(
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     applied = override(loaded, measured.classes, **fields)
     number = budget(applied, measured.shape[2], keep, drop_fraction)
+    _require_top_k(measured, number)
     counts = None if floors is None else _floor_counts(floors, floor_clamp, number)
     pins = read_force_keep(Path(force_keep)) if isinstance(force_keep, str | Path) else force_keep
     return make_map(
@@ -84,6 +86,26 @@ def _refuse_contradictions(
             expected="floor alone, or the floors of a file with or without a clamp",
             actual=f"floor {fields['floor']}",
             remedy="leave one out",
+        )
+
+
+def _require_top_k(stats: ExpertStats, keep: int) -> None:
+    """Refuse what `prune` would refuse later: a router cannot choose more experts than there are.
+
+    Statistics do not name the model's top-k; it is the routed tokens over all experts of a layer per token of a class.
+    """
+    tokens = stats.metadata.get("tokens")
+    if not isinstance(tokens, dict) or COUNT not in stats.fields:
+        return  # imported statistics need not say how many tokens a class has; `prune` checks
+    routed = stats.field(COUNT).sum(2).max(1)
+    shares = [float(sent) / tokens[name] for name, sent in zip(stats.classes, routed, strict=True) if tokens.get(name)]
+    top_k = round(max(shares, default=0.0))
+    if keep < top_k:
+        raise MapError(
+            f"{keep} experts per layer are fewer than the router chooses for each token",
+            expected=f"at least {top_k} kept",
+            actual=f"{keep} of {stats.shape[2]}",
+            remedy=f"keep {top_k} or more",
         )
 
 

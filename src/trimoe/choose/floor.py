@@ -4,14 +4,14 @@ The pooled score of an expert is its largest raw contribution over the generic c
 not exclude. Layers whose pooled scores are high get a high floor (section 5 of the protocol, "Floor map").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from trimoe.calibrate.stats.criteria import Array
 from trimoe.calibrate.stats.expert_stats import ExpertStats
-from trimoe.choose.recipe import Floor, Recipe, class_matches, resolve
+from trimoe.choose.recipe import Floor, Recipe, class_matches, load_recipe, names, resolve
 from trimoe.choose.score import outlier_rule, raw_scores
 from trimoe.errors import RecipeError, StatsError
 from trimoe.io.jsonfile import read_json
@@ -79,16 +79,34 @@ def read_floors(path: Path) -> list[int]:
     return floors
 
 
-def _generic(base: ExpertStats, recipe: Recipe) -> ExpertStats:
-    """The classes that the floor does not exclude."""
+def refusing_recipes(classes: Iterable[str]) -> list[str]:
+    """Shipped recipes that refuse statistics with these classes alone: one class or another is missing to them."""
+    present = list(classes)
+    return [name for name in names() if _refuses(load_recipe(name), present)]
+
+
+def _refuses(recipe: Recipe, classes: Sequence[str]) -> bool:
+    generic = generic_classes(classes, recipe)
+    weighted = any(recipe.weight_of(name) for name in classes)
+    minimum = all(any(class_matches(name, pattern) for name in generic) for pattern in recipe.class_min)
+    return not weighted or not minimum or (recipe.floor is not None and not generic)
+
+
+def generic_classes(classes: Iterable[str], recipe: Recipe) -> list[str]:
+    """The classes that the recipe's floor does not exclude."""
     exclude = (recipe.floor or Floor(clamp=(0, 0))).exclude
-    wanted = [c for c in base.classes if not any(class_matches(c, p) for p in exclude)]
+    return [c for c in classes if not any(class_matches(c, p) for p in exclude)]
+
+
+def _generic(base: ExpertStats, recipe: Recipe) -> ExpertStats:
+    wanted = generic_classes(base.classes, recipe)
     if not wanted:
         raise StatsError(
             "the statistics for the floor have no generic class",
-            expected=f"a class that does not match {', '.join(exclude)}",
+            expected=f"a class that does not match {', '.join((recipe.floor or Floor(clamp=(0, 0))).exclude)}",
             actual=", ".join(base.classes),
-            remedy="give --base-stats with the generic classes",
+            remedy="take --recipe reap, leave the floor out (--floor none), or give --base-stats with the generic "
+            "classes (trimoe calibrate MODEL --set generic)",
         )
     keep = [base.classes.index(c) for c in wanted]
     return ExpertStats(tuple(wanted), {n: a[keep] for n, a in base.fields.items()}, base.metadata)

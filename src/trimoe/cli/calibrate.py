@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimoe.calibrate.layerwise import Run
     from trimoe.calibrate.state import Mark
     from trimoe.calibrate.stats.expert_stats import ExpertStats
+    from trimoe.calibrate.text.calibration import CalibrationSet
     from trimoe.calibrate.text.leaks import BenchTexts
 
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     "set_path",
     required=True,
     type=click.Path(path_type=Path),
-    help="Calibration set (YAML), or the shipped `generic`.",
+    help="Calibration set (YAML), or a shipped one: `generic`, or `my-prompts` for your prompts in my-prompts.jsonl.",
 )
 @click.option(
     "-o", "--out", "--output", required=True, type=click.Path(path_type=Path), help="Statistics file to write."
@@ -118,6 +119,7 @@ def calibrate(
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, budget)
     benches = benches_of(leak_check, data)
     chosen = CalibrationSet.load(set_path, data=data)
+    _warn_of_recipes(chosen)
     with _Display(as_json) as display:
         if dry_run:
             prepared = prepare(model, chosen, options, benches=benches, progress=display.progress)
@@ -138,6 +140,21 @@ def calibrate(
         found = {"leak_check": leaks} if leaks else {}
         return emit({"plan": prepared.plan.as_dict(), **found}, "\n".join(_plan_lines(prepared)), as_json)
     _show_result(out, stats, as_json)
+
+
+def _warn_of_recipes(chosen: "CalibrationSet") -> None:
+    """Say before the work, not after it, that the default recipe of `map` will refuse these classes."""
+    from trimoe.choose.floor import refusing_recipes
+
+    refusing = refusing_recipes(chosen.classes)
+    if "v5-coder" in refusing:
+        click.echo(
+            f"warning: the set has only targeted classes ({', '.join(chosen.classes)}). `trimoe map` will refuse these "
+            f"statistics with the recipes {', '.join(refusing)}, which need a generic class too. Add one "
+            "(generic_...) or rename a class, or make the map with --recipe reap or --floor none. The shipped set "
+            "`my-prompts` works with every recipe.",
+            err=True,
+        )
 
 
 def _plan_lines(run: "Run") -> list[str]:

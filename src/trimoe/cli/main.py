@@ -64,6 +64,29 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("doctor", "Show what is installed and what each missing part enables"),
 }
 
+# Verbs of other tools, and words that people try, by the verb that does it here.
+OTHER_WORDS = {
+    "analyse": "inspect",
+    "analyze": "inspect",
+    "bench": "eval",
+    "benchmark": "eval",
+    "convert": "quantize",
+    "cut": "prune",
+    "diff": "compare",
+    "export": "quantize",
+    "finetune": "heal",
+    "info": "inspect",
+    "install": "llamacpp",
+    "measure": "calibrate",
+    "push": "publish",
+    "select": "map",
+    "show": "inspect",
+    "size": "plan",
+    "test": "eval",
+    "upload": "publish",
+    "verify": "certify",
+}
+
 # OpenMP reads this when torch is loaded. Threads that spin while waiting starve each other on a busy machine: a
 # calibration of 12 seconds then takes minutes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -105,7 +128,8 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; for an unknown one, suggest the nearest."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            near = get_close_matches(args[0].lower(), VERBS, n=1)
+            word = args[0].lower()
+            near = [OTHER_WORDS[word]] if word in OTHER_WORDS else get_close_matches(word, VERBS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else " `trimoe --help` lists all commands."
             ctx.fail(f"No such command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)

@@ -101,6 +101,7 @@ def quantize(
         tools = locate(_path(llamacpp))
         made = make_mix(path, out, target, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
         return Quantized(mix=made)
+    spec.resolved()  # a wrong tier is the caller's mistake; say so before asking for llama.cpp
     tools = locate(_path(llamacpp))
     files = make_ladder(path, out, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
     checkpoint = nvfp4.make(out / f"{name or path.absolute().name}-{nvfp4_tier}") if with_nvfp4 else None

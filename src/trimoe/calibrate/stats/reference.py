@@ -64,7 +64,22 @@ def open_stats(source: ExpertStats | Path | str) -> ExpertStats:
     if isinstance(source, ExpertStats):
         return source
     path = Path(source)
+    _require_file(path)
     return import_reference(path) if path.name.endswith((".json", ".json.gz")) else ExpertStats.load(path)
+
+
+def _require_file(path: Path) -> None:
+    """Refuse a path that is missing or is another kind of input than a statistics file."""
+    other = "a directory" if path.is_dir() else "a YAML file" if path.suffix in (".yaml", ".yml") else None
+    other = other if path.exists() else None
+    if path.exists() and other is None:
+        return
+    raise StatsError(
+        f"{path} is not a statistics file" if other else f"statistics file {path} not found",
+        expected="a file made by `trimoe calibrate` or `trimoe stats import`",
+        actual=other or "no such file",
+        remedy="make it first: trimoe calibrate MODEL --set SET -o STATS.safetensors",
+    )
 
 
 def save_reference(stats: ExpertStats, path: Path | str) -> None:

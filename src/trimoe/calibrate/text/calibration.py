@@ -53,10 +53,11 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
         `CalibrationError`.
         """
         path = Path(path)
+        _refuse_other_files(path)
         if path.exists():
             return cls._read(path, f"calibration set {path}", path.parent, data)
         if path.name in shipped() and path.parent == Path("."):
-            return cls._read(_folder() / f"{path.name}.yaml", f"calibration set {path.name}", Path("."))
+            return cls._read(_folder() / f"{path.name}.yaml", f"calibration set {path.name}", Path("."), data)
         raise CalibrationError(
             f"calibration set {path} not found",
             expected=f"a YAML file, or one of the shipped sets: {', '.join(shipped())}",
@@ -89,6 +90,26 @@ class CalibrationSet(Data, frozen=True, kw_only=True):
     def describe(self) -> dict[str, list[dict[str, Any]]]:
         """class -> short descriptions of its sources, for the statistics file."""
         return {name: [source.describe() for source in sources] for name, sources in self.classes.items()}
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse what is given in place of a set: a model's directory, or rows of prompts."""
+    if path.is_dir():
+        raise CalibrationError(
+            f"{path} is a directory, not a calibration set",
+            expected="a YAML file of classes",
+            actual="a directory",
+            remedy="give the model first and the set after --set: trimoe calibrate MODEL --set SET.yaml -o STATS",
+        )
+    if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".csv")):
+        raise CalibrationError(
+            f"{path} holds rows, not a calibration set",
+            expected="a YAML file that names the file of rows",
+            actual=f"a file named {path.name}",
+            remedy="write a set file beside it: `name: mine` and, on the next lines, `classes:` and "
+            f"`  generic_mine: [{{kind: prompts, path: {path.name}}}]`; or name the rows my-prompts.jsonl and take "
+            "--set my-prompts",
+        )
 
 
 def shipped() -> tuple[str, ...]:

@@ -7,6 +7,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+SPLITS = ("train", "heldout")
+
 
 @dataclass(frozen=True)
 class Item:

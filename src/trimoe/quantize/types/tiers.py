@@ -1,5 +1,6 @@
 """Tiers as data: what each name of a quantized file stands for, from tiers.toml."""
 
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -69,11 +70,13 @@ def find_tiers(names: list[str]) -> list[Tier]:
     known = all_tiers()
     for name in names:
         if name not in known:
+            near = get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(
                 f"there is no tier {name}",
                 expected=", ".join(known),
                 actual=name,
-                remedy="choose from these; `trimoe plan MODEL --table` shows their sizes",
+                remedy=f"{hint}`trimoe plan MODEL --table` shows all tiers and their sizes",
             )
         if (reason := known[name].broken) is not None:
             raise Refused(
