@@ -75,3 +75,9 @@ def test_lines_of_a_redirected_command(capsys: pytest.CaptureFixture[str]) -> No
 def test_lines_go_on_while_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with lines("certify", every=0.05, first=0.05):
         wait_for(capsys, "certify: 0:00 so far\ncertify: 0:00 so far\n")
+
+
+def test_a_step_without_a_note_ends_without_a_space() -> None:
+    pace = Pace()
+    pace.update(0, 0, "eval ")
+    assert pace.text == "eval"

@@ -48,7 +48,7 @@ class Pace:
         """Take a report; see `Progress`."""
         if total != self.total or done < self.done:
             self._first, self._begun = done, self._clock()
-        self.done, self.total, self.text = done, total, text
+        self.done, self.total, self.text = done, total, text.strip()
 
     @property
     def share(self) -> float:
