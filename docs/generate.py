@@ -1,8 +1,8 @@
-"""Generates the reference pages and the architecture tree from the code.
+"""Generates the reference pages, and the file tree in architecture.md, from the code.
 
 `python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,python,recipes}
 and the tree in docs/explanation/architecture.md. With `--check` it writes nothing, and exits 1 if a page is outdated.
-Needs only the base install. set_page.py makes the page of calibration sets, python_page.py that of the Python API.
+Needs only the base install. set_page.py renders the page on calibration sets, python_page.py the Python API.
 """
 
 import argparse
@@ -51,13 +51,13 @@ EXIT_CODES = """\
 | 141 | the reader of the output closed the pipe (`trimoe ... \\| head`) |
 """
 
-# Order of the data flow; files and folders that are not named here follow by name.
+# Data-flow order. Files and folders that are not listed here follow in alphabetical order.
 ORDER = """
     errors.py io sandbox model llamacpp calibrate choose cut heal certify quantize bench serve evaluate judge report
     view publish pipeline.py demo.py cli
     text forward stats score.py recipe.py recipes select.py plan.py prune.py main.py
 """.split()  # noqa: SIM905 a list that reads as the order it is
-# Folders of interchangeable peers get one line for all their files.
+# Folders of interchangeable files get one line instead of one per file.
 PEERS = {
     "model/families": "Model families as data, one file each",
     "model/quants": "Quantization schemes as data, one file each",
@@ -73,7 +73,7 @@ PEERS = {
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Every command with its full name ("trimoe stats show"), groups before what they hold."""
+    """Every command with its full name ("trimoe stats show"); a group comes before its commands."""
 
     def below(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
         yield name, command
@@ -155,8 +155,8 @@ def errors_page() -> str:
     parts = [
         NOTE,
         "# Errors and exit codes\n",
-        "Every error says what it is about, what was expected, what was found, and what to do. With `--json` the same "
-        "four fields come as one JSON document on standard output, with `error` (the class) and `exit_code`.\n",
+        "Every error states its subject, what was expected, what was found, and the remedy. With `--json`, these four "
+        "fields are printed as one JSON document on standard output, with `error` (the class) and `exit_code`.\n",
         EXIT_CODES,
         "| Error | Kind of | Exit code | When |\n|---|---|---|---|",
     ]
@@ -210,7 +210,7 @@ Everything else is copied byte for byte, and config.json changes in the expert c
 the expert number.
 
 `trimoe prune` refuses a checkpoint whose router first chooses groups of experts (`n_group` above 1: DeepSeek-V2, V3,
-R1): with fewer experts the groups change, and the cut model would not be the original minus experts.
+R1). With fewer experts the groups change, so the result would not be the original without the dropped experts.
 
 Only speculative decoding uses blocks for multi-token prediction, and transformers does not load them, so nothing is
 measured there. config.json counts their experts with the same key, so they are cut like those of the last layer.
@@ -218,7 +218,7 @@ measured there. config.json counts their experts with the same key, so they are 
 
 
 def families_page() -> str:
-    """What is cut in each family, from its file."""
+    """The tensors that are cut in each family, from the family files."""
     parts = [NOTE, FAMILIES]
     for family in families():
         if family.hf is None:
@@ -253,25 +253,25 @@ def _role_table(hf: HfTensors) -> Iterator[str]:
     for role, layout, name in rows:
         words = [f"layout {layout}"] if layout else []
         words += ["may be absent"] if role.optional else []
-        words += ["takes part in the choice"] if role.selects else []
+        words += ["used to select experts"] if role.selects else []
         shape = ", ".join(role.shape)
         yield f"| {name} | `{role.tensor.replace('{E}', 'E')}` | [{shape}] | {', '.join(words)} |"
 
 
 def engines_page() -> str:
-    """Each engine's words for what is wanted, and how each family is told to think."""
+    """Each engine's options for what a bench requires, and how thinking is enabled for each family."""
     parts = [
         NOTE,
         "# Engines\n",
-        "What `trimoe serve` and `trimoe eval --engine` start, and the words each engine has for what a bench wants. "
-        "How to use them, and which were never run: [serve a model](../howto/serve.md).",
+        "The servers that `trimoe serve` and `trimoe eval --engine` start, and each engine's options for what a bench "
+        "requires. How to use them, and which are untested: [serve a model](../howto/serve.md).",
     ]
     for engine in engines().values():
-        parts.append(f"\n## {engine.name}\n\n{engine.about}\n\n| Wanted | Given as |\n|---|---|")
+        parts.append(f"\n## {engine.name}\n\n{engine.about}\n\n| Requirement | Option |\n|---|---|")
         parts += [f"| {wanted} | {words} |" for wanted, words in engine.flags.items()]
     parts.append(
         "\n## Families\n\nFrom section `[[serving]]` of the family files. Where a family has several entries, the chat "
-        "template decides. A family without an entry is served without a switch and without a parser.\n\n"
+        "template decides. A family without an entry is served without a thinking switch and without a parser.\n\n"
         "| Family | model_type, or architecture of a GGUF file | Template argument | Parser of vLLM | Note "
         "|\n|---|---|---|---|---|"
     )
@@ -285,16 +285,16 @@ def engines_page() -> str:
 
 
 def benches_page() -> str:
-    """Every bench: data, rows, prompt, limits, score, variants, and how each doubt in the reference was decided."""
+    """Every bench: data, rows, prompt, limits, score, variants and notes on ambiguities in the reference."""
     specs = {name: bench for name, bench in benches().items() if bench.protocol}
     parts = [
         NOTE,
         "# Benches\n",
         "A bench is a spec (`src/trimoe/bench/benches/NAME.toml`, unknown keys refused), with a thin Python file "
-        "beside it where the answer needs code ([your own](../howto/add-a-bench.md)). `NAME:VARIANT` is another "
-        "bench, with the variant's changes; variants can be "
-        "chained. Rows come from the hub at the pinned revision, or from the local file below `--data`. How to run "
-        "them: [evaluate a model](../howto/evaluate.md).\n",
+        "beside it if extracting or scoring the answer needs code ([add your own](../howto/add-a-bench.md)). "
+        "`NAME:VARIANT` is a bench of its own, with the variant's changes; variants can be chained. Rows come from the "
+        "hub at the pinned revision, or from the local file below `--data`. How to run them: "
+        "[evaluate a model](../howto/evaluate.md).\n",
         "| Bench | Rows | Cap / thinking | Thinking | Score |\n|---|---|---|---|---|",
         *(_bench_row(name, bench) for name, bench in specs.items()),
         "\nSuites: " + "; ".join(f"`{name}` = {', '.join(members)}" for name, members in SUITES.items()) + ".\n",
@@ -377,7 +377,7 @@ def headline(module: Path) -> str:
 
 
 def architecture() -> str:
-    """docs/explanation/architecture.md with its tree as the code says."""
+    """docs/explanation/architecture.md with the file tree generated from the code."""
     text = ARCHITECTURE.read_text()
     block = "```text\nsrc/trimoe/\n" + "\n".join(tree()) + "\n```"
     return re.sub(r"```text\nsrc/trimoe/\n.*?```", lambda _: block, text, flags=re.DOTALL)
@@ -399,9 +399,9 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write the pages, or with --check compare them; 1 if one is out of date."""
+    """Write the pages. With --check, only compare them, and return 1 if one is outdated."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if a page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is outdated")
     check = parser.parse_args().check
     stale = {path: text for path, text in pages().items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():

@@ -242,7 +242,7 @@ def test_a_plan_needs_no_replies(random_model: Path, chosen: Path, monkeypatch: 
 
 
 def test_what_cannot_answer(make_model: Callable[..., Path], random_model: Path, chosen: Path, tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="has no reply yet"):
+    with pytest.raises(CalibrationError, match="has no stored reply"):
         windows(random_model, chosen, None)
     with pytest.raises(CalibrationError, match="no chat template"):
         windows(make_model(template=None), chosen, tmp_path / "r.jsonl")

@@ -95,7 +95,7 @@ def test_bad_templates_and_tokens(tok: Any, make_tokenizer: Callable[..., Any]) 
             documents_of({"a": [SourceText("ab", count_before=unknown)]}, tok)
     with pytest.raises(CalibrationError, match=r"x\.txt of class a has no tokens"):
         documents_of({"a": [SourceText("", where="x.txt")]}, tok)
-    with pytest.raises(CalibrationError, match="prompt 1 of class a has no reply yet"):
+    with pytest.raises(CalibrationError, match="prompt 1 of class a has no stored reply"):
         documents_of({"a": [SourceText(QUESTION, asks=5, where="prompt 1")]}, tok)
 
 

@@ -70,5 +70,5 @@ def formula(reply: str) -> str | Literal[False] | None:
 
 
 def disagreements(details: Iterable[str]) -> int:
-    """How many verdicts have another opinion in their detail."""
+    """Number of verdicts whose reply states another final answer than the extracted one."""
     return sum(NOTE in detail for detail in details)

@@ -45,7 +45,7 @@ class RunProgress:
     running: bool
     """Another process is working on it."""
     nbytes: int
-    """Bytes of the folder."""
+    """Size of the state folder in bytes."""
 
     @property
     def layers(self) -> int:
@@ -123,7 +123,7 @@ class RunState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the folder."""
+        """Size of the state folder in bytes."""
         return folder_bytes(self.path)
 
     def commit(self, results: dict[str, np.ndarray], mark: Mark) -> None:

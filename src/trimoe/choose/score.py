@@ -126,8 +126,8 @@ def outlier_cells(stats: ExpertStats, above: float, needed: tuple[str, ...] = ("
 def impute(scores: Array, bad: Array, mode: str) -> Array:
     """Replace the scores of outlier cells row by row, where a row is one class in one layer.
 
-    median: the median of the row's other cells; zero: 0; drop: below all other cells of the row, so that the class
-    does not speak for the expert. Without repair, NaN and huge values sort to the top (section 4 of the protocol).
+    median: the median of the row's other cells; zero: 0; drop: below all other cells of the row, so the class gives
+    the expert no support. If they are not replaced, NaN and huge values sort to the top (section 4 of the protocol).
     """
     fixed = scores.copy()
     for c, layer in np.argwhere(bad.any(-1)):

@@ -44,7 +44,7 @@ def variant_of(gguf: Gguf) -> Ollama:
 
 
 def modelfile(path: Path, tag: str) -> Modelfile:
-    """The Modelfile of one GGUF; FROM names the file beside it."""
+    """The Modelfile for one GGUF file; its FROM line names that file in the same directory."""
     gguf = open_gguf(path)
     variant = variant_of(gguf)
     text = variant.template

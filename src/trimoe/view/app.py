@@ -258,7 +258,7 @@ class Site:
         return self._missing(str(getattr(error, "detail", "")))
 
     def failed(self, request: "Request", error: Exception) -> "Response":
-        """500: a log that can no longer be read, with the remedy."""
+        """A page with status 500 for a log that can no longer be read, with the remedy."""
         return self.page("message.html.jinja", 500, title="The log cannot be read", text=str(error))
 
     def _missing(self, text: str) -> "Response":

@@ -123,7 +123,7 @@ class _Writer:
         self._thread.start()
 
     def put(self, data: memoryview) -> None:
-        """Append `data`, which must not change afterwards."""
+        """Append `data` without copying it; the caller must not modify it afterwards."""
         self._raise()
         self._queue.put(data)
 

@@ -79,7 +79,7 @@ class ExpertStats:
                 f"the statistics have no field {name}",
                 expected=name,
                 actual=", ".join(sorted(self.fields)),
-                remedy="calibrate again, or choose a recipe that does not need it",
+                remedy="calibrate again with this field, or choose a recipe that does not need it",
             )
         return self.fields[name]
 

@@ -68,7 +68,7 @@ def end_of_turn(tokenizer: Tokenizer) -> list[int]:
 def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document:
     if text.asks is not None and text.reply is None:
         raise CalibrationError(
-            f"{text.where} of class {category} has no reply yet",
+            f"{text.where} of class {category} has no stored reply",
             expected="a generated reply",
             remedy="calibrate with the model, or give `replies` in the set file",
         )

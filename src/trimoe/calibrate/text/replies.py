@@ -67,9 +67,9 @@ def answered(
         return texts, {}
     if path is None:
         raise CalibrationError(
-            f"{open_texts[0].where} has no reply yet",
-            expected="a file for the replies",
-            remedy="calibrate to a file, or give `replies` in the set file",
+            f"{open_texts[0].where} has no stored reply, and the run has no file to store one in",
+            expected="an output file, or a file of replies",
+            remedy="calibrate with an output file, or set `replies` in the calibration set",
         )
     requests = {id(text): _request(text, checkpoint, tokenizer, dtype) for text in open_texts}
     rows = make_replies(list(requests.values()), checkpoint, tokenizer, path, device, dtype, progress)

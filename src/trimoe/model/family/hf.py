@@ -138,7 +138,7 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
         return None
 
     def with_score(self, score: Literal["softmax", "sigmoid"]) -> "HfTensors":
-        """These tensors for a router that scores otherwise than the family's."""
+        """A copy with another score function, for a router that does not use the family's."""
         return self._with("routing", msgspec.structs.replace(self.routing, score=score))
 
     def _with(self, name: str, value: object) -> "HfTensors":

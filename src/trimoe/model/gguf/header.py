@@ -110,7 +110,7 @@ class _Header:
                     remedy="llama.cpp cannot read such a key either",
                 )
         else:
-            raise bad_file(f"{self.path}: key {key} has the unknown type {kind}", expected="0 to 12")
+            raise bad_file(f"{self.path}: key {key} has the unknown type {kind}", expected="a GGUF value type, 0 to 12")
 
     def _skip_strings(self, count: int, key: str) -> None:
         self.strings += count

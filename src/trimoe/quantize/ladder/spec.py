@@ -34,7 +34,7 @@ class LadderSpec(Data, frozen=True, kw_only=True):
 
 
 def load_ladder_spec(path: Path | str | None = None) -> LadderSpec:
-    """Read a ladder file; None is the shipped default. Raises `BadInput` naming the wrong key."""
+    """Read a ladder file, or the shipped default for None. Raises `BadInput` that names the invalid key."""
     source = resources.files("trimoe.quantize.ladder") / "default.yaml" if path is None else Path(path)
     what = f"ladder {path or 'default.yaml'}"
     remedy = "correct the file; the shipped default.yaml documents each key"

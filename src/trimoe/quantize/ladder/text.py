@@ -61,7 +61,7 @@ def calibration_text(path: Path, model: Path, enough: int) -> BalancedText:
     text = balance(documents, enough)
     if not text.total:
         raise CalibrationError(
-            f"calibration set {path} gives no text", expected="documents with tokens", remedy="add documents"
+            f"calibration set {path} contains no text", expected="documents with tokens", remedy="add documents"
         )
     return text
 

@@ -97,15 +97,15 @@ class BaseSource(Data, frozen=True, kw_only=True, tag_field="kind"):
         raise NotImplementedError
 
     def read(self) -> list[SourceText]:
-        """All documents of this source, in order. Raises `CalibrationError`, also if there are none."""
+        """All documents of this source, in order. Raises `CalibrationError` if it is unreadable or has none."""
         end = None if self.limit is None else self.skip + self.limit
         result = list(islice(self._items(), self.skip, end))
         if not result:
             raise CalibrationError(
-                f"source {self.label} is empty: it has no document",
+                f"source {self.label} has no documents",
                 expected="at least one document",
                 actual=f"none after skip {self.skip}" if self.skip else "none",
-                remedy="check its path and its filters, or remove it",
+                remedy="check the source's path and filters, or remove the source",
             )
         return result
 
