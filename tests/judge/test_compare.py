@@ -111,3 +111,14 @@ def test_against_the_mean_of_several(path: Path) -> None:
     assert found.p == pytest.approx(10 / 16)
     with pytest.raises(UsageError, match="no run of same on only-cut"):
         against_mean(path, "cut", ["same"], ["only-cut"])
+
+
+def test_one_run_alone_says_what_is_missing(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "one.db") as log:
+        put(log, "base", "101")
+    for form in ("text", "markdown"):
+        done = CliRunner().invoke(compare, [str(tmp_path / "one.db"), "--format", form])
+        assert done.exit_code == 0
+        text = " ".join(done.stdout.split())
+        assert "Nothing to compare with base" in text
+        assert "trimoe eval MODEL" in text

@@ -189,3 +189,16 @@ def test_every_tier_of_the_bundled_model_has_a_size(base: Path) -> None:
     assert len(tensors_of(open_gguf(base).index)) == len(blueprint.tensors)
     sizes = {t.name: size_of(blueprint, t).file_bytes for t in all_tiers().values() if not t.broken}
     assert sizes["BF16"] > sizes["Q8_0"] > sizes["Q6_K_L"] > sizes["Q6_K"] > sizes["Q4_K_M"] > sizes["Q2_K"]
+
+
+def test_the_list_says_what_the_cost_is_and_which_rows_are_unpruned(capsys: pytest.CaptureFixture[str]) -> None:
+    from trimoe.cli.main import main
+
+    for memory in ("12GB", "14GB", "16GB", "24GB"):
+        assert main(["plan", "gemma-4-26B-A4B", "--memory", memory]) == 0
+        text = capsys.readouterr().out
+        assert "in the order of nats of KL divergence" in text
+        keeps = [int(line.split()[0]) for line in text.splitlines() if line[:7].strip().isdecimal()]
+        whole = next((i for i, keep in enumerate(keeps) if keep < 128), len(keeps))
+        assert ("all 128 experts: a pruned model of this size" in text) == (whole > 0)
+        assert whole < 2 or f"the best {whole} keep all 128" in text or "every one keeps" in text

@@ -1,5 +1,6 @@
 """`trimoe plan`: file sizes and memory before quantizing, or what fits into a memory budget."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -7,6 +8,7 @@ import click
 from trimoe.cli.parts.common import emit, json_option
 
 if TYPE_CHECKING:
+    from trimoe.quantize.plan.candidates import Candidate
     from trimoe.quantize.plan.result import BudgetPlan, SizePlan
 
 
@@ -148,7 +150,10 @@ def _fits_text(data: dict[str, Any], made: "BudgetPlan") -> str:
         lines.append(f"the smallest, {least.keep} experts as {least.tier}, needs {_gb(least.memory.total)} GB")
     else:
         lines += [
-            "best expected quality first (a rule of thumb, see docs/explanation/sizes.md)",
+            "best expected quality first. cost: 10 x 4^-(bits per expert weight) + (share of experts dropped)^2,",
+            "in the order of nats of KL divergence; a rule of thumb for ranking (docs/explanation/sizes.md).",
+            "Measure what you take: `trimoe kld`, `trimoe eval`.",
+            *_unpruned_first(fits, int(data["experts"])),
             "",
             f"{'experts':>7} {'tier':<12} {'file GB':>8} {'memory':>7} {'cost':>6}  why",
         ]
@@ -160,6 +165,15 @@ def _fits_text(data: dict[str, Any], made: "BudgetPlan") -> str:
     if len(fits) > 20:
         lines.append(f"... and {len(fits) - 20} more (--json lists all)")
     return "\n".join(lines)
+
+
+def _unpruned_first(fits: Sequence["Candidate"], experts: int) -> list[str]:
+    """A line that says that the best candidates keep all experts, if they do."""
+    whole = next((i for i, one in enumerate(fits) if one.keep < experts), len(fits))
+    if whole == 0:
+        return []
+    best = "every one keeps" if whole == len(fits) else "the best keeps" if whole == 1 else f"the best {whole} keep"
+    return [f"{best} all {experts} experts: a pruned model of this size is expected to be worse"]
 
 
 def _nvfp4_text(data: dict[str, Any]) -> str:

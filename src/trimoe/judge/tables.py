@@ -79,6 +79,11 @@ def _losses(rows: Sequence[Row], escape: Callable[[str], str]) -> list[str]:
 def _notes(comparison: Comparison, escape: Callable[[str], str]) -> list[str]:
     missing = sum(row.score.unscored for row in comparison.rows)
     lines = [escape(note) for note in comparison.notes]
+    if comparison.rows and all(row.change is None for row in comparison.rows):
+        lines.append(
+            f"Nothing to compare with {escape(comparison.base)}: no other run has the same bench and settings. "
+            "Evaluate another model into the same log: trimoe eval MODEL --bench BENCH --log LOG --name NAME"
+        )
     if missing:
         lines.append(f"{missing} samples were not scored (harness errors): run eval again.")
     return lines

@@ -107,7 +107,7 @@ def _refuse_other_files(path: Path) -> None:
             expected="a YAML file that names the file of rows",
             actual=f"a file named {path.name}",
             remedy="write a set file beside it: `name: mine` and, on the next lines, `classes:` and "
-            f"`  generic_mine: [{{kind: prompts, path: {path.name}}}]`; or name the rows my-prompts.jsonl and take "
+            f"`  generic_code: [{{kind: prompts, path: {path.name}}}]`; or name the rows my-prompts.jsonl and take "
             "--set my-prompts",
         )
 
