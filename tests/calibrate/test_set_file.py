@@ -145,7 +145,9 @@ def test_yaml_anchors_and_merge_keys_work(tmp_path: Path) -> None:
 def test_a_class_or_source_without_documents(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "one.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(CalibrationError, match=r"class a of calibration set t: source jsonl empty\.jsonl is empty"):
+    with pytest.raises(
+        CalibrationError, match=r"class a of calibration set t: source jsonl empty\.jsonl has no documents"
+    ):
         texts(tmp_path, "kind: jsonl, path: empty.jsonl")
     with pytest.raises(CalibrationError, match="is empty"):
         texts(tmp_path, "kind: jsonl, path: one.jsonl, skip: 1")

@@ -15,14 +15,19 @@ from trimoe.cli.main import VERBS
 
 FOLDER = Path(trimoe.cli.__file__).parent
 PLAIN = ("trimoe.errors", "trimoe.io", "trimoe.cli")
-FORMATTING = ("trimoe.judge.text.", "trimoe.report.story.", "trimoe.judge.frontier.points.gigabytes")
+FORMATTING = (
+    "trimoe.judge.text.",
+    "trimoe.report.story.",
+    "trimoe.judge.frontier.points.gigabytes",
+    "trimoe.model.gguf.imatrix.note_on",
+)
 # module: (functions it may call beside the first, why)
 EXCEPTIONS: dict[str, tuple[int, str]] = {
     "stats": (7, "a group of commands: show, import, export and merge"),
-    "log": (4, "a group of commands: verify, import, export and merge"),
+    "log": (8, "a group of commands: verify, recover, import, export (in three formats) and merge"),
     "llamacpp": (1, "a group of commands: install and where"),
     "eval": (1, "--dry-run plans the evaluation and calls nothing else"),
-    "calibrate": (6, "--status and --dry-run are functions of their own; --leak-check reads benches by name"),
+    "calibrate": (7, "--status and --dry-run are functions of their own; --leak-check reads benches; warns of recipes"),
     "serve": (2, "--print plans the server and starts none"),
     "doctor": (4, "asks every package what it needs; it has no result of its own"),
     "report": (5, "draws heatmaps and ladders, which are optional inputs, beside the scoreboard"),

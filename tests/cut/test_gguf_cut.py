@@ -299,7 +299,7 @@ def test_an_imatrix_of_another_model_is_refused_before_anything_is_written(tmp_p
     before = write_model(tmp_path / "before.gguf")
     write_imatrix(tmp_path / "i.gguf", write_model(tmp_path / "other.gguf", experts=4))
     write_imatrix(tmp_path / "j.gguf", write_model(tmp_path / "third.gguf", layers=4))
-    for imatrix, message in (("i.gguf", "does not fit the model"), ("j.gguf", "which the model does not have")):
+    for imatrix, message in (("i.gguf", "imatrix of another model"), ("j.gguf", "which the model does not have")):
         with pytest.raises(CheckpointError, match=message):
             prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / imatrix, imatrix_out=tmp_path / "o.gguf")
     assert not {"after.gguf", "o"} & {p.name for p in tmp_path.iterdir()}

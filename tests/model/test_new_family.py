@@ -186,7 +186,12 @@ def test_plan_and_quantize(folder: Path, run: Run) -> None:
     tensors = run("inspect", model)["tensors"] - LAYERS * 3 * (EXPERTS - 1)
     assert len(blueprint.tensors) == tensors
     assert sum(prod(tensor.shape) for tensor in blueprint.tensors) == _weights(model)
+    refused = run("quantize", model, "--tiers", "Q8_0", "-o", folder / "files", "--dry-run", code=5)
+    assert "rows of 16" in json.dumps(refused)  # an expert's width: the names in GGUF come from the family file
+    planned = run("quantize", model, "--tiers", "NVFP4A16", "-o", folder / "files", "--dry-run")
+    assert not (folder / "files").exists()
     exact = run("plan", model, "--tier", "NVFP4A16")["file_bytes"]
+    assert planned["outputs"][0]["bytes"] == exact
     made = run("quantize", model, "--tiers", "NVFP4A16", "-o", folder / "nvfp4")
     assert made["file_bytes"] == exact
     assert (folder / "nvfp4" / "model.safetensors").stat().st_size == exact

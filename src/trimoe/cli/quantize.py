@@ -11,6 +11,7 @@ from trimoe.cli.parts.common import emit, json_option, progress
 from trimoe.cli.prune import resumable
 
 if TYPE_CHECKING:
+    from trimoe.quantize.dry_run import DryRun
     from trimoe.quantize.ladder.result import BaseFacts, ImatrixFacts, TierFile
     from trimoe.quantize.mix.result import Mix
     from trimoe.quantize.result import Quantized
@@ -55,6 +56,7 @@ FILE = click.Path(path_type=Path)
     help="NVFP4A16: record greedy replies, with which `serve` compares a server. Default: if torch is installed and "
     "the model has at most 4 GiB as float32.",
 )
+@click.option("--dry-run", is_flag=True, help="Show the files and their predicted sizes; write nothing.")
 @json_option
 def quantize(
     model: Path,
@@ -82,6 +84,7 @@ def quantize(
     layout: str | None,
     max_shard: str | None,
     replies: bool | None,
+    dry_run: bool,
     as_json: bool,
 ) -> int:
     """Quantize MODEL to GGUF tiers or to NVFP4A16.
@@ -103,6 +106,7 @@ def quantize(
 
     \b
     Examples:
+      trimoe quantize MODEL --tiers Q6_K,Q4_K_M -o files --dry-run
       trimoe quantize MODEL --tiers Q6_K,Q4_K_M -o files
       trimoe quantize MODEL --tiers CD-Q4_K_M,IQ3_M -o files --calibration calibration.yaml
       trimoe quantize MODEL --ladder ladder.yaml -o files --imatrix imatrix.gguf --jobs 2
@@ -113,7 +117,9 @@ def quantize(
     from trimoe.quantize.quantize import quantize as quantize_model
 
     # Only an NVFP4 checkpoint leaves a directory that a rerun resumes from; GGUF files are published one by one.
-    interrupts = resumable(out) if tiers is not None and tiers.strip() == rules().tier else nullcontext()
+    interrupts = (
+        resumable(out) if not dry_run and tiers is not None and tiers.strip() == rules().tier else nullcontext()
+    )
     with progress("quantize") as report, interrupts:
         made = quantize_model(
             model,
@@ -141,6 +147,7 @@ def quantize(
             layout=layout,
             max_shard=max_shard,
             replies=replies,
+            dry_run=dry_run,
             progress=report,
         )
     emit(made.as_dict(), _text(made), as_json)
@@ -156,7 +163,19 @@ def _text(made: "Quantized") -> str:
         parts.append(_mix_text(made.mix))
     if made.nvfp4 is not None:
         parts.append(_nvfp4_text(made.nvfp4.as_dict()))
+    if made.planned is not None:
+        parts.append(_planned_text(made.planned))
     return "\n\n".join(parts)
+
+
+def _planned_text(planned: "DryRun") -> str:
+    lines = ["dry run: nothing is written", "", f"{'tier':<12} {'bytes':>15}  file"]
+    for one in planned.outputs:
+        size = "not known yet" if one.bytes is None else f"{one.bytes:,}"
+        lines.append(f"{one.tier:<12} {size:>15}  {one.path}{'  (exists)' if one.exists else ''}")
+    if planned.missing is not None:
+        lines += ["", f"missing: {planned.missing}"]
+    return "\n".join(lines)
 
 
 def _nvfp4_text(data: dict[str, Any]) -> str:

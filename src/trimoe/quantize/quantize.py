@@ -19,6 +19,7 @@ from trimoe.io.sizes import parse_bytes
 from trimoe.llamacpp.tools import locate
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.open import find_model
+from trimoe.quantize.dry_run import DryRun, plan_checkpoint, plan_ladder
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.ladder.spec import LadderSpec, load_ladder_spec
@@ -58,6 +59,7 @@ def quantize(
     layout: str | None = None,
     max_shard: int | str | None = None,
     replies: bool | None = None,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Quantized:
     """Quantize a checkpoint directory or an unquantized GGUF file into the directory `out`.
@@ -66,7 +68,8 @@ def quantize(
     (bytes, or text such as "12.9GB") or `target_bpw` (bits per weight). The tier NVFP4A16 is a checkpoint directory:
     `out` itself, or out/NAME-NVFP4A16 beside other tiers. `ram` bounds the buffers of all llama-quantize processes
     together. `replies` says whether an NVFP4 checkpoint records its greedy replies, with which a server is compared
-    (None: if torch is installed and the model is small). Every option is explained in docs/howto/quantize-a-ladder.md.
+    (None: if torch is installed and the model is small). With `dry_run` nothing is written, and `planned` of the result
+    says what would be. Every option is explained in docs/howto/quantize-a-ladder.md.
     Raises `UsageError` for options that contradict each other, `BadInput` for inputs that do not fit,
     `MissingPrerequisite` without llama.cpp or disk space, `Refused` where a result could not be trusted.
 
@@ -84,10 +87,19 @@ def quantize(
         raise UsageError(f"--layout and --max-shard are for {nvfp4_tier}", expected=f"--tiers {nvfp4_tier}")
     if not with_nvfp4 and replies is not None:
         raise UsageError(f"--replies is for {nvfp4_tier}", expected=f"--tiers {nvfp4_tier}")
+    if mix is not None and dry_run:
+        raise UsageError(
+            "--dry-run cannot foresee a mix",
+            expected="--tiers or --ladder",
+            actual="--mix auto",
+            remedy="a mix is chosen by measuring; `trimoe plan` shows sizes of tiers",
+        )
     path, out = find_model(model), Path(out)
     nvfp4 = _Nvfp4(path, layout or LAYOUTS[0], _bytes(max_shard, DEFAULT_SHARD), threads, replies, progress)
     if names == [nvfp4_tier]:
-        return Quantized(nvfp4=nvfp4.make(out))
+        return (
+            Quantized(planned=plan_checkpoint(path, out, nvfp4.layout)) if dry_run else Quantized(nvfp4=nvfp4.make(out))
+        )
     if with_nvfp4:  # refuse it before the GGUF tiers are made; it is made after them
         names.remove(nvfp4_tier)
         plan_nvfp4(open_checkpoint(path), nvfp4.layout)
@@ -102,9 +114,14 @@ def quantize(
         made = make_mix(path, out, target, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
         return Quantized(mix=made)
     spec.resolved()  # a wrong tier is the caller's mistake; say so before asking for llama.cpp
+    beside = out / f"{name or path.absolute().name}-{nvfp4_tier}"
+    if dry_run:
+        planned = plan_ladder(path, out, spec, sources, name, _path(llamacpp))
+        more = plan_checkpoint(path, beside, nvfp4.layout).outputs if with_nvfp4 else ()
+        return Quantized(planned=DryRun((*planned.outputs, *more), planned.missing))
     tools = locate(_path(llamacpp))
     files = make_ladder(path, out, spec, tools, sources=sources, effort=effort, name=name, progress=progress)
-    checkpoint = nvfp4.make(out / f"{name or path.absolute().name}-{nvfp4_tier}") if with_nvfp4 else None
+    checkpoint = nvfp4.make(beside) if with_nvfp4 else None
     return Quantized(ladder=files, nvfp4=checkpoint)
 
 

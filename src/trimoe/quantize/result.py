@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.io.frames import data_frame
+from trimoe.quantize.dry_run import DryRun
 from trimoe.quantize.ladder.result import Ladder, TierFile
 from trimoe.quantize.mix.result import Mix
 
@@ -38,11 +39,13 @@ class Nvfp4Checkpoint:
 
 @dataclass(frozen=True, repr=False)
 class Quantized:
-    """What `quantize` made; only the parts that were asked for are set."""
+    """What `quantize` made, or would make; only the parts that were asked for are set."""
 
     ladder: Ladder | None = None
     mix: Mix | None = None
     nvfp4: Nvfp4Checkpoint | None = None
+    planned: DryRun | None = None
+    """The result of a dry run."""
 
     def __repr__(self) -> str:
         names = ", ".join(path.name for path in self.paths)
@@ -66,6 +69,8 @@ class Quantized:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON values: the output of `trimoe quantize --json`."""
+        if self.planned is not None:
+            return self.planned.as_dict()
         part = self.ladder or self.mix
         if part is None:
             return self.nvfp4.as_dict() if self.nvfp4 else {}

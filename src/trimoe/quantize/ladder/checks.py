@@ -26,14 +26,29 @@ def refuse_early(
     model: Path, out: Path, stem: str, spec: LadderSpec, tiers: Sequence[Tier], sources: Sources, tools: LlamaCpp
 ) -> None:
     """Check options, programs, types, imatrix, ranking and disk space. Raises what is wrong with them."""
-    if sources.imatrix and sources.calibration:
-        raise UsageError("--imatrix and --calibration contradict each other", expected="one of them")
-    for program in (
+    for program in required_programs(spec, sources):
+        tools.program(program)
+    planned_files(model, out, stem, spec, tiers, sources)
+
+
+def required_programs(spec: LadderSpec, sources: Sources) -> list[str]:
+    """The programs of llama.cpp that a ladder runs."""
+    return [
         "llama-quantize",
         *(["llama-server"] if spec.smoke else []),
         *(["llama-imatrix"] if sources.calibration else []),
-    ):
-        tools.program(program)
+    ]
+
+
+def planned_files(
+    model: Path, out: Path, stem: str, spec: LadderSpec, tiers: Sequence[Tier], sources: Sources
+) -> list[tuple[Tier, Path, int | None]]:
+    """(tier, file, predicted bytes) of each tier; None for a family without a layout, whose base must be made first.
+
+    Raises what is wrong with options, types, imatrix, ranking or disk space.
+    """
+    if sources.imatrix and sources.calibration:
+        raise UsageError("--imatrix and --calibration contradict each other", expected="one of them")
     if out.exists() and not out.is_dir():
         raise BadInput(
             f"{out} is not a directory",
@@ -45,15 +60,16 @@ def refuse_early(
     imatrix = open_imatrix(sources.imatrix) if sources.imatrix else None
     if imatrix is not None and blueprint is not None:
         imatrix, _ = fitted(imatrix, blueprint.tensors)
+    paths = [out / f"{stem}-{tier.name}.gguf" for tier in tiers]
     if blueprint is None:
         require_space(out, size)
-        return
+        return [(tier, path, None) for tier, path in zip(tiers, paths, strict=True)]
     expected = imatrix is not None or sources.calibration is not None
     ranked = expected or sources.layer_ranking is not None
+    files: list[tuple[Tier, Path, int | None]] = []
     total = 0
-    for tier in tiers:
+    for tier, path in zip(tiers, paths, strict=True):
         dummy = Ranking(tuple(range(blueprint.facts.layers)), "assumed", "") if ranked else None
-        path = out / f"{stem}-{tier.name}.gguf"
         job = plan_job(
             blueprint,
             tier,
@@ -65,10 +81,12 @@ def refuse_early(
         if not (job.request.imatrix and imatrix is None):
             require_entries(job.size.choices, job.request.file_type, imatrix, tier.name)
         total += 0 if path.exists() else job.size.file_bytes
+        files.append((tier, path, job.size.file_bytes))
     if sources.layer_ranking is not None:
         read_ranking(sources.layer_ranking, blueprint.facts.layers)
     base = out / f"{stem}-{spec.base}.gguf"
     require_space(out, total + (size if model.is_dir() and find_gguf(model) is None and not base.exists() else 0))
+    return files
 
 
 def blueprint_before(model: Path, spec: LadderSpec) -> tuple[Blueprint | None, int]:
