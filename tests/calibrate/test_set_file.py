@@ -149,9 +149,9 @@ def test_a_class_or_source_without_documents(tmp_path: Path) -> None:
         CalibrationError, match=r"class a of calibration set t: source jsonl empty\.jsonl has no documents"
     ):
         texts(tmp_path, "kind: jsonl, path: empty.jsonl")
-    with pytest.raises(CalibrationError, match="is empty"):
+    with pytest.raises(CalibrationError, match="has no documents"):
         texts(tmp_path, "kind: jsonl, path: one.jsonl, skip: 1")
-    with pytest.raises(CalibrationError, match="is empty"):
+    with pytest.raises(CalibrationError, match="has no documents"):
         load(tmp_path, "  a:\n    - {kind: jsonl, path: one.jsonl}\n    - {kind: jsonl, path: empty.jsonl}\n").texts()
     (tmp_path / "blank.jsonl").write_text('{"text": ""}')
     with pytest.raises(CalibrationError, match="field 'text' of line 1 of"):

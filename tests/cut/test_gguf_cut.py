@@ -298,11 +298,17 @@ def test_dat_imatrix_is_cut_too(tmp_path: Path) -> None:
 def test_an_imatrix_of_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     before = write_model(tmp_path / "before.gguf")
     write_imatrix(tmp_path / "i.gguf", write_model(tmp_path / "other.gguf", experts=4))
+    with pytest.raises(CheckpointError, match="imatrix of another model"):
+        prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "i.gguf", imatrix_out=tmp_path / "o.gguf")
+    assert not {"after.gguf", "o.gguf"} & {p.name for p in tmp_path.iterdir()}
+
+
+def test_entries_of_layers_that_the_model_does_not_have_are_carried_and_named(tmp_path: Path) -> None:
+    before = write_model(tmp_path / "before.gguf")
     write_imatrix(tmp_path / "j.gguf", write_model(tmp_path / "third.gguf", layers=4))
-    for imatrix, message in (("i.gguf", "imatrix of another model"), ("j.gguf", "which the model does not have")):
-        with pytest.raises(CheckpointError, match=message):
-            prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / imatrix, imatrix_out=tmp_path / "o.gguf")
-    assert not {"after.gguf", "o"} & {p.name for p in tmp_path.iterdir()}
+    made = prune(before, MAP, tmp_path / "after.gguf", imatrix=tmp_path / "j.gguf", imatrix_out=tmp_path / "o.gguf")
+    assert any("tensors that this model does not have (blk." in text for text in made.warnings)
+    assert (tmp_path / "o.gguf").exists()
 
 
 CHILD = f"""
