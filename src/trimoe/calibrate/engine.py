@@ -28,6 +28,7 @@ from trimoe.io.jsonfile import write_json
 from trimoe.io.manifest import write_manifest
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.device import require_device
 from trimoe.model.files import watch_directory
 
 __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_statistics"]
@@ -93,6 +94,7 @@ def prepare(
     if out is not None and not state_path(out).exists():
         require_absent(out)
     options = options or Options()
+    require_device(options.device)
     watch = watch_directory(Path(model), "measured")
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)

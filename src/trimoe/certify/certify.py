@@ -33,6 +33,7 @@ from trimoe.certify.tensors import check_cut, check_tensors, check_untouched
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import BadInput, MapError, UsageError
 from trimoe.io.progress import Progress
+from trimoe.model.device import require_device
 from trimoe.model.gguf.file import find_gguf
 
 PathLike = str | os.PathLike[str]
@@ -74,6 +75,8 @@ def certify(
     """
     if warn is not None and logits and (reason := obstacle(original)) is not None:
         warn(f"the logit check will not run: {reason}. The verdict will be NOT CERTIFIED, even if every byte is right.")
+    if logits:
+        require_device(device)
     settings = LogitSettings(float(tolerance), load_prompts(_path(prompts)), logits, keep_going)
     pair = open_pair(original, pruned, logits=logits, reference=reference, llamacpp=llamacpp, device=device)
     where = _path(output) or certificate_path(Path(pruned))

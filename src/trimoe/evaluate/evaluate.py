@@ -24,6 +24,7 @@ from trimoe.evaluate.request_limits import RequestLimits
 from trimoe.evaluate.tally import Show
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.device import require_device
 from trimoe.sandbox import Policy, current
 from trimoe.serve import open_server
 from trimoe.serve.endpoint import Endpoint
@@ -98,6 +99,7 @@ def evaluate(
                 actual=", ".join(sorted(server)),
                 remedy="add --engine, or leave these options out",
             )
+        require_device(device)
         local = InProcess(open_checkpoint(target), batch_size=batch_size, device=device, path=str(target))
         runs = run_benches([(one, local) for one in benches], log, settings)
     return Evaluation(Path(log), tuple(runs))

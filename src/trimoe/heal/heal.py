@@ -12,6 +12,7 @@ from trimoe.heal.write import Healing, require_related, write_healed
 from trimoe.io.atomic import require_absent
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
+from trimoe.model.device import require_device
 
 PathLike = str | os.PathLike[str]
 MOST_FACTORS = 100
@@ -94,6 +95,7 @@ def heal(
         from trimoe.heal.measure import Plan, edits_of, fit_and_measure, parts
         from trimoe.heal.router import Steps
 
+        require_device(device)
         plan = Plan(method, factors, on, Steps(passes, rate), device)
         chosen = CalibrationSet.load(Path(calibration_set or ""))
         other = CalibrationSet.load(Path(held_out)) if held_out is not None else None
