@@ -45,6 +45,8 @@ SET_METADATA = {
     "`document_hashes`": "class -> one hash of the tokens per document, with which `trimoe stats merge` detects a "
     "document that two runs measured",
     "`documents`, `windows`, `tokens`": "counts per class; `tokens` counts measured positions",
+    "`positions`": "class -> kind of position (`text`, `prompt`, `own`, `recorded`) -> measured positions, see "
+    "[statistics](../explanation/statistics.md)",
     "`repeated_documents`": "class -> number of duplicate documents",
     "`long_documents`, `cut_tokens`": "rule -> class -> documents longer than the window; class -> tokens removed by "
     "`cut`",

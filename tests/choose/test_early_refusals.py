@@ -27,7 +27,8 @@ def stats_of(classes: tuple[str, ...], routed: int = 0) -> ExpertStats:
     if routed:
         fields["routed"] = np.full((len(classes), 2, 32), routed * 1000 / 32)
     tokens = {"tokens": dict.fromkeys(classes, 1000)} if routed else {}
-    return ExpertStats(classes, fields, {"model": "m", **tokens})
+    positions = {name: {"text": 1000} for name in classes}
+    return ExpertStats(classes, fields, {"model": "m", "positions": positions, **tokens})
 
 
 @pytest.mark.parametrize(

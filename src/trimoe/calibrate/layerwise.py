@@ -74,6 +74,7 @@ class Run:
             self.model.inner_size,
             options.coactivation,
             options.neurons,
+            windows.kinds if len(windows.kinds) > 1 else (),
         )
         self.plan = make_plan(windows, self.batches, self._sizes(), self.shape, dtype, on_cpu, options.ram)
         self.about: dict[str, Any] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.calibrate.forward.batching import Batch
-from trimoe.calibrate.stats.fields import MAXIMA, SUMS, Shape
+from trimoe.calibrate.stats.fields import MAXIMA, Shape
 from trimoe.calibrate.text.calibration import Windows
 from trimoe.errors import CalibrationError, MissingPrerequisite
 
@@ -182,7 +182,7 @@ def _working(positions: int, wide: int, sizes: Sizes, shape: Shape) -> int:
 
 def _arrays(shape: Shape, layers: int) -> int:
     """Bytes of the statistics of all layers. While they are assembled, up to three copies are in memory."""
-    per_cell = len(SUMS) * shape.shards + len(MAXIMA) + 2
+    per_cell = len(shape.sums) * shape.shards + len(MAXIMA) + 2
     per_cell += shape.experts * shape.coactivation + shape.inner * shape.neurons
     return 8 * shape.cells * per_cell * layers
 

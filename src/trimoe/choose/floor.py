@@ -11,6 +11,7 @@ import numpy as np
 
 from trimoe.calibrate.stats.criteria import Array
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.positions import of_positions
 from trimoe.choose.recipe import Floor, Recipe, class_matches, load_recipe, names, resolve
 from trimoe.choose.score import outlier_rule, raw_scores
 from trimoe.errors import RecipeError, StatsError
@@ -109,4 +110,4 @@ def _generic(base: ExpertStats, recipe: Recipe) -> ExpertStats:
             "classes (trimoe calibrate MODEL --set generic)",
         )
     keep = [base.classes.index(c) for c in wanted]
-    return ExpertStats(tuple(wanted), {n: a[keep] for n, a in base.fields.items()}, base.metadata)
+    return of_positions(base.of_classes(keep), recipe.positions)

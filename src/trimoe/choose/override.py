@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from trimoe.calibrate.stats.positions import REPLIES
 from trimoe.choose.recipe import Count, Floor, Outliers, Recipe, class_matches, recipe_data, validated, weight_for
 from trimoe.errors import RecipeError, UsageError
 
@@ -23,8 +24,9 @@ _OUTLIER_LIMIT = "1e4"
 def override(recipe: Recipe, classes: Sequence[str], **fields: Any) -> Recipe:
     """The recipe with the given fields replaced.
 
-    Besides a field's own type, four fields accept short forms: `class_weights` and `class_min` "math=1,code=3", `floor`
-    (low, high) or "LO:HI", `outliers` (mode, limit) or "MODE:LIMIT"; `floor` and `outliers` also None or "none".
+    Besides a field's own type, five fields accept short forms: `class_weights` and `class_min` "math=1,code=3", `floor`
+    (low, high) or "LO:HI", `outliers` (mode, limit) or "MODE:LIMIT", `positions` "all", "replies" or kinds with commas;
+    `floor` and `outliers` also None or "none".
     Class weights are looked up among those given first; the classes that they match are then in the recipe by their
     full names, and all others keep the recipe's weight. Every name must match one of `classes`, because a misspelt one
     would silently change nothing.
@@ -108,6 +110,12 @@ def _class_weights(value: Any, _: dict[str, Any]) -> Any:
     return dict(value)
 
 
+def _positions(value: Any, _: dict[str, Any]) -> Any:
+    if isinstance(value, str):
+        value = {"all": [], "replies": REPLIES}.get(value, value.split(","))
+    return list(value)
+
+
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else msgspec.json.decode(msgspec.json.encode(value))
 
@@ -116,6 +124,7 @@ _VALUES = {
     "class_weights": _class_weights,
     "class_min": _class_min,
     "floor": _floor,
+    "positions": _positions,
     "outliers": _outliers,
     "protect_top": _counted,
     "drop": _counted,

@@ -133,6 +133,8 @@ class Recipe(Data, frozen=True, kw_only=True):
     description: str = ""
     criterion: Criterion = "contribution"
     alpha: float = 2.0
+    positions: list[Literal["text", "prompt", "own", "recorded"]] = msgspec.field(default_factory=list)
+    """Kinds of position whose sums are used; empty means all."""
     pooled: bool = False
     normalize: Literal["none", "mean", "rank"] = "rank"
     aggregate: Aggregate = "max"

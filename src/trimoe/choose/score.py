@@ -11,6 +11,7 @@ import numpy as np
 
 from trimoe.calibrate.stats.criteria import CRITERIA, Array, require_measured
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.positions import of_positions
 from trimoe.choose.recipe import Recipe
 from trimoe.errors import RecipeError, StatsError
 
@@ -46,7 +47,7 @@ def recipe_scores(stats: ExpertStats, recipe: Recipe) -> Scores:
             remedy="calibrate with such classes or override --class-weights",
         )
     chosen = [i for i, c in enumerate(stats.classes) if c in weights]
-    used = ExpertStats(tuple(weights), {name: array[chosen] for name, array in stats.fields.items()}, stats.metadata)
+    used = of_positions(stats.of_classes(chosen), recipe.positions)
     needed = CRITERIA[recipe.criterion][0] if recipe.criterion in CRITERIA else ()
     repair = outlier_rule(recipe)
     repaired = repair is not None and recipe.criterion != "random"

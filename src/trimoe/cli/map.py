@@ -28,6 +28,11 @@ FILE = click.Path(path_type=Path)
     "--drop-fraction", type=click.FloatRange(0, 1, max_open=True), help="Share of the experts to drop, 0 to 1."
 )
 @click.option("--criterion", help="Score of an expert: contribution, wnorm, frequency, reap, ean or random.")
+@click.option(
+    "--positions",
+    metavar="all|replies|KINDS",
+    help="Sums over which positions: all, replies (and plain text), or of text, prompt, own, recorded with commas.",
+)
 @click.option("--alpha", type=float, help="Weight of wnorm in the contribution score.")
 @click.option("--normalize", help="Within class and layer: rank, mean or none.")
 @click.option("--aggregate", help="Across classes: max, sum, mean, lp4, softmax_t4, second, top3mean or geomean.")

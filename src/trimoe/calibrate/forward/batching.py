@@ -29,6 +29,8 @@ class Batch:
     """bool [window, length] positions that are measured."""
     real: np.ndarray
     """bool [window, length] positions that are tokens, not padding."""
+    kinds: np.ndarray | None = None
+    """uint8 [window, length] index into `text.windows.POSITIONS`; None if all are plain text."""
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -39,6 +41,13 @@ class Batch:
     def window(self) -> np.ndarray:
         """int [tokens] the window of each token; ascending."""
         return self.places // self.length
+
+    @cached_property
+    def kind(self) -> np.ndarray:
+        """uint8 [tokens] kind of position of each token, an index into `text.windows.POSITIONS`."""
+        if self.kinds is None:
+            return np.zeros(len(self.places), np.uint8)
+        return np.asarray(self.kinds.reshape(-1)[self.places])
 
     @property
     def full(self) -> bool:
@@ -86,9 +95,12 @@ def _parts(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def _batch(windows: Windows, chosen: Sequence[int], length: int) -> Batch:
     members = [windows.windows[i] for i in chosen]
     real, counted = np.zeros((len(chosen), length), bool), np.zeros((len(chosen), length), bool)
+    kinds = np.zeros((len(chosen), length), np.uint8)
     for row, window in enumerate(members):
         real[row, : len(window.tokens)] = True
         counted[row, : len(window.tokens)] = window.counted
+        if window.positions is not None:
+            kinds[row, : len(window.tokens)] = window.positions
     return Batch(
         length=length,
         windows=tuple(chosen),
@@ -97,6 +109,7 @@ def _batch(windows: Windows, chosen: Sequence[int], length: int) -> Batch:
         shards=np.array([w.shard for w in members]),
         counted=counted,
         real=real,
+        kinds=kinds if any(w.positions is not None for w in members) else None,
     )
 
 

@@ -19,7 +19,17 @@ import numpy as np
 
 from trimoe.calibrate.forward.batching import Batch
 from trimoe.calibrate.forward.experts import Seen, route, run_experts
-from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS, Shape
+from trimoe.calibrate.stats.fields import (
+    BY_KIND,
+    COACTIVATION,
+    COUNT,
+    MAXIMA,
+    MEAN_VECTOR,
+    NEURONS,
+    Shape,
+    kind_field,
+)
+from trimoe.calibrate.text.windows import POSITIONS
 
 MAX_ABS = 1e6
 """Larger values are numerical accidents (section 4 of the protocol); their tokens are left out."""
@@ -33,7 +43,7 @@ class LayerRecorder:
 
         self.shape = shape
         classes, experts = shape.classes, shape.experts
-        self.sums = {name: np.zeros((classes, shape.shards, experts)) for name in SUMS}
+        self.sums = {name: np.zeros((classes, shape.shards, experts)) for name in shape.sums}
         self.maxima = {name: np.zeros((classes, experts)) for name in MAXIMA}
         self.routed = np.zeros((classes, experts))
         self.masked_tokens = np.zeros(classes, np.int64)
@@ -114,7 +124,6 @@ class LayerRecorder:
         counted: np.ndarray,
     ) -> None:
         """Add one batch to the sums. Its P = tokens x top-k routed pairs are sorted by expert, then by token."""
-        experts, count = self.shape.experts, len(batch.windows)
         category = batch.category[batch.window]
         np.add.at(self.masked_tokens, category, counted & ~use)
         expert, norm = routing.expert.cpu().numpy(), measured.norm.cpu().numpy().astype(np.float64)
@@ -127,6 +136,34 @@ class LayerRecorder:
         keep &= finite
         if not keep.all():
             expert, norm, w, token = expert[keep], norm[keep], w[keep], token[keep]
+        contribution = w * norm
+        rows = self._rows(batch, expert, norm, w, token, use)
+        n = rows["tc"]
+        rows |= self._logit_rows(batch, index, use)
+        self._add_rows(batch, rows, "{}")
+        np.add.at(self.routed, batch.category, n)
+        np.maximum.at(self.maxima["contrib_max"], (category[token], expert), contribution)
+        np.maximum.at(self.maxima["out_max"], (category[token], expert), norm)
+        for kind in self.shape.kinds:
+            at = batch.kind == POSITIONS.index(kind)
+            part = at[token]
+            own = self._rows(batch, expert[part], norm[part], w[part], token[part], use & at)
+            self._add_rows(batch, {name: own[name] for name in BY_KIND if name != "cc"}, kind_field(kind, "{}"))
+        if self.coactivation is not None:
+            self._add_pairs(batch, token, expert)
+
+    def _add_rows(self, batch: Batch, rows: dict[str, np.ndarray], named: str) -> None:
+        """Add sums [window, expert] to the fields of their names in the format `named`."""
+        for name, row in rows.items():
+            into = self.sums[named.format(name)]
+            np.add.at(into, (batch.category, batch.shards), batch.weight[:, None] * row)
+        np.add.at(self.sums[named.format("cc")], (batch.category, batch.shards), rows["tc"] > 0)
+
+    def _rows(
+        self, batch: Batch, expert: np.ndarray, norm: np.ndarray, w: np.ndarray, token: np.ndarray, use: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Sums [window, expert] over these pairs; `use` are the tokens that count."""
+        experts, count = self.shape.experts, len(batch.windows)
         key = batch.window[token] * experts + expert
 
         def total(values: np.ndarray | None) -> np.ndarray:
@@ -136,7 +173,7 @@ class LayerRecorder:
         contribution = w * norm
         n, square, weighted = total(None), total(norm * norm), total(contribution * contribution)
         weight_sum = total(w)
-        rows = {
+        return {
             "tc": n,
             "wnorm": np.sqrt(weighted),
             "rnorm": np.sqrt(square),
@@ -149,15 +186,6 @@ class LayerRecorder:
             "ean_sum": total(norm),
             "tokens": np.repeat(np.bincount(batch.window[use], minlength=count)[:, None], experts, 1),
         }
-        rows |= self._logit_rows(batch, index, use)
-        for name, row in rows.items():
-            np.add.at(self.sums[name], (batch.category, batch.shards), batch.weight[:, None] * row)
-        np.add.at(self.sums["cc"], (batch.category, batch.shards), n > 0)
-        np.add.at(self.routed, batch.category, n)
-        np.maximum.at(self.maxima["contrib_max"], (category[token], expert), contribution)
-        np.maximum.at(self.maxima["out_max"], (category[token], expert), norm)
-        if self.coactivation is not None:
-            self._add_pairs(batch, token, expert)
 
     def _add_pairs(self, batch: Batch, token: np.ndarray, expert: np.ndarray) -> None:
         chosen = np.zeros((len(batch.places), self.shape.experts))

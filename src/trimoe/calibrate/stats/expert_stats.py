@@ -13,7 +13,7 @@ assumed about it.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,17 @@ class ExpertStats:
                 actual=", ".join(self.classes),
                 remedy="calibrate with such classes or use another recipe",
             )
-        fields = {name: array[chosen] for name, array in self.fields.items()}
         wide = {name: array[chosen] for name, array in self.wide.items()}
-        return ExpertStats(tuple(self.classes[i] for i in chosen), fields, self.metadata, wide)
+        return replace(self.of_classes(chosen), wide=wide)
+
+    def of_classes(self, rows: list[int]) -> "ExpertStats":
+        """The classes of these rows, without wide fields."""
+        fields = {name: array[rows] for name, array in self.fields.items()}
+        counts = self.metadata.get("positions")
+        names, metadata = tuple(self.classes[i] for i in rows), self.metadata
+        if isinstance(counts, dict):
+            metadata = {**metadata, "positions": {name: counts[name] for name in names if name in counts}}
+        return ExpertStats(names, fields, metadata)
 
     @property
     def content_hash(self) -> str:

@@ -25,6 +25,23 @@ SUMS = (
 """Additive fields [class, shard, expert]. reap_l2_sum: sum of w_t |o_t|^2; runner_up: tokens for which the expert
 ranked next after the chosen ones; logit_sum, logit_sqsum: sums of the router logits and of their squares over all
 tokens; tokens: number of tokens (the same for every expert)."""
+BY_KIND = (
+    "tc",
+    "cc",
+    "wnorm",
+    "rnorm",
+    "wnsq",
+    "rnsq",
+    "wsum",
+    "wsum_total",
+    "reap_sum",
+    "reap_l2_sum",
+    "ean_sum",
+    "tokens",
+)
+"""Fields that are also stored per kind of position, as KIND/FIELD such as own/tc, where a set has several kinds: the
+sums over the positions of that kind alone. Norms over a window are then over its positions of that kind, so `wnorm`,
+`rnorm`, `wsum` and `cc` of the kinds do not add up to the total; all others do."""
 COUNT = "routed"
 """Tokens routed to the expert, each document counted once whatever its weight: the sample size behind its numbers.
 Additive, not split into shards."""
@@ -49,8 +66,20 @@ class Shape:
     inner: int
     coactivation: bool = False
     neurons: bool = False
+    kinds: tuple[str, ...] = ()
+    """Kinds of position that are also summed apart; empty where a set has only one."""
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """Names of the additive fields [class, shard, expert]."""
+        return (*SUMS, *(kind_field(kind, name) for kind in self.kinds for name in BY_KIND))
 
     @property
     def cells(self) -> int:
         """Experts of a layer, by class."""
         return self.classes * self.experts
+
+
+def kind_field(kind: str, name: str) -> str:
+    """Name of a field restricted to one kind of position."""
+    return f"{kind}/{name}"

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.positions import kinds_of, with_kinds
 from trimoe.errors import StatsError
 
 _SAME = ("window", "dtype", "shards", "moe_layers")
 """Entries of the metadata that must be equal wherever they are recorded."""
 _ADDED = (
     "tokens",
+    "positions",
     "documents",
     "windows",
     "nonfinite",
@@ -41,12 +43,14 @@ _PER_RUN = ("set", "set_name", "replies", "leak_check")
 def merge(parts: Sequence[ExpertStats]) -> ExpertStats:
     """Merge the statistics of several runs; see the module's docstring. Raises `StatsError` if they do not fit
     together, or if a document is in two of them."""
-    first = parts[0]
+    kinds = tuple(dict.fromkeys(kind for part in parts for kind in kinds_of(part) or ()))
     hashes = [part.content_hash for part in parts]
     if len(set(hashes)) < len(hashes):
         raise StatsError(
             "the same statistics are given twice", expected="runs over disjoint documents", remedy="list each file once"
         )
+    parts = [with_kinds(part, kinds) for part in parts]
+    first = parts[0]
     try:
         for part in parts[1:]:
             _require_alike(first, part)

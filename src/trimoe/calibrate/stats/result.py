@@ -24,7 +24,7 @@ def assemble(
 ) -> ExpertStats:
     """Statistics of all layers; `about` (model, set, how) joins the metadata."""
     fields: dict[str, np.ndarray] = {}
-    for name in SUMS:
+    for name in (name for name in layers[0] if name in SUMS or "/" in name):
         split = np.stack([layer[name] for layer in layers], 2)  # [class, shard, layer, expert]
         total = np.zeros_like(split[:, 0])
         for shard in range(split.shape[1]):
@@ -42,6 +42,7 @@ def assemble(
     }
     metadata = {
         "tokens": windows.tokens(),
+        "positions": windows.positions(),
         "documents": windows.documents,
         "windows": {c: sum(w.category == i for w in windows.windows) for i, c in enumerate(windows.classes)},
         "moe_layers": list(moe_layers),

@@ -1,4 +1,4 @@
-"""Rendering of documents to token ids: chat template, raw replies, and the mask of counted positions.
+"""Rendering of documents to token ids: chat template, raw replies, counted positions and kinds of position.
 
 Invariants: a chat is rendered by the model's template and tokenised without further special tokens; a raw reply follows
 the opening of the assistant's turn unchanged, because templates drop a model's thinking from finished turns; plain text
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trimoe.calibrate.text.records import Message
 from trimoe.calibrate.text.sources import SourceText
-from trimoe.calibrate.text.windows import Document
+from trimoe.calibrate.text.windows import OWN, PROMPT, RECORDED, Document
 from trimoe.errors import CalibrationError
 from trimoe.model.chat import rendered_chat
 from trimoe.model.tokenizer import load_tokenizer
@@ -89,7 +89,41 @@ def _document(category: str, text: SourceText, tokenizer: Tokenizer) -> Document
                 remedy="write count_before exactly as in the vocabulary",
             )
         counted = tuple(following == wanted for following in (*ids[1:], None))
-    return Document(category, tuple(int(i) for i in ids), text.weight, counted, text.item, text.where)
+    positions = _positions(text, ids, tokenizer)
+    return Document(category, tuple(int(i) for i in ids), text.weight, counted, text.item, text.where, positions)
+
+
+def _positions(text: SourceText, ids: Sequence[int], tokenizer: Tokenizer) -> bytes | None:
+    """The kind of each position: that of the token it predicts. None for plain text."""
+    if isinstance(text.body, str) or text.strip:
+        return None
+    kinds = bytearray([PROMPT]) * len(ids)
+    if text.reply is not None:
+        start = _common(ids, _ids(tokenizer, _rendered(text.body, text.thinking, tokenizer, open_turn=True)))
+        _mark(kinds, start, len(ids), RECORDED if text.asks is None else OWN)
+        return bytes(kinds)
+    for turn, message in enumerate(text.body):
+        if message["role"] == "assistant" and turn:
+            before, after = text.body[:turn], text.body[: turn + 1]
+            opened = _ids(tokenizer, _rendered(before, text.thinking, tokenizer, open_turn=True))
+            closed = _ids(tokenizer, _rendered(after, text.thinking, tokenizer, open_turn=False))
+            _mark(kinds, _common(ids, opened), _common(ids, closed), RECORDED)
+    return bytes(kinds)
+
+
+def _mark(kinds: bytearray, start: int, end: int, kind: int) -> None:
+    """The tokens `start` to `end` (exclusive) are a reply: the positions before each of them predict it."""
+    first = max(0, start - 1)
+    kinds[first : end - 1] = bytes([kind]) * max(0, end - 1 - first)
+
+
+def _common(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Tokens at the start that both have. A template may write an open turn unlike a finished one, and a tokenizer may
+    merge the last token of a prompt with the first of the reply."""
+    return next(
+        (at for at, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other),
+        min(len(ids), len(others)),
+    )
 
 
 def _tokens(text: SourceText, tokenizer: Tokenizer) -> list[int]:

@@ -20,6 +20,10 @@ from trimoe.errors import CalibrationError
 from trimoe.io.canonical import canonical_json
 
 LongDocuments = Literal["split", "cut", "refuse"]
+POSITIONS = ("text", "prompt", "own", "recorded")
+"""Kinds of positions, by what the model predicts there: plain text; a prompt or a template's marker (also the last
+token of a chat, after which nothing follows); the model's own reply; a recorded reply."""
+TEXT, PROMPT, OWN, RECORDED = range(len(POSITIONS))
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Document:
     item: str | None = None
     """BENCH/ID of a bench item used on purpose."""
     where: str = ""
+    positions: bytes | None = None
+    """Index into `POSITIONS` of each token; None means all plain text."""
 
     @property
     def digest(self) -> bytes:
@@ -57,6 +63,8 @@ class Window:
     weight: float
     tokens: np.ndarray
     counted: np.ndarray
+    positions: np.ndarray | None = None
+    """uint8 index into `POSITIONS` of each token; None means all plain text."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,23 @@ class Windows:
         for window in self.windows:
             counts[self.classes[window.category]] += int(window.counted.sum())
         return counts
+
+    def positions(self) -> dict[str, dict[str, int]]:
+        """Counted tokens per class and kind of position; kinds without any are left out."""
+        counts = np.zeros((len(self.classes), len(POSITIONS)), int)
+        for window in self.windows:
+            kinds = np.zeros(len(window.tokens), np.uint8) if window.positions is None else window.positions
+            counts[window.category] += np.bincount(kinds[window.counted], minlength=len(POSITIONS))
+        return {
+            name: {kind: int(n) for kind, n in zip(POSITIONS, row, strict=True) if n}
+            for name, row in zip(self.classes, counts, strict=True)
+        }
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of position that have counted tokens, in the order of `POSITIONS`."""
+        found = {kind for row in self.positions().values() for kind in row}
+        return tuple(kind for kind in POSITIONS if kind in found)
 
 
 def windows_of(
@@ -103,13 +128,17 @@ def windows_of(
     windows = []
     for number, document in enumerate(documents):
         digest.update(document.digest)
+        if document.positions is not None:  # not in the document's own digest, which decides its shard
+            digest.update(document.positions)
         shard = int.from_bytes(document.digest[:8], "big") % shards
         tokens = np.asarray(document.tokens, np.int64)
         counted = np.ones(len(tokens), bool) if document.counted is None else np.asarray(document.counted, bool)
+        kinds = None if document.positions is None else np.frombuffer(document.positions, np.uint8)
         category = classes.index(document.category)
         for at in range(0, len(tokens), window):
             part = slice(at, at + window)
-            windows.append(Window(category, number, shard, document.weight, tokens[part], counted[part]))
+            own = None if kinds is None else kinds[part]
+            windows.append(Window(category, number, shard, document.weight, tokens[part], counted[part], own))
     hashes = {name: [d.content_hash for d in documents if d.category == name] for name in classes}
     origin: dict[str, Any] = {
         "window": window,
@@ -127,7 +156,8 @@ def windows_of(
 
 def _cut(document: Document, window: int) -> Document:
     counted = document.counted and document.counted[:window]
-    return replace(document, tokens=document.tokens[:window], counted=counted)
+    positions = document.positions and document.positions[:window]
+    return replace(document, tokens=document.tokens[:window], counted=counted, positions=positions)
 
 
 def _counts(counts: dict[str, int]) -> dict[str, int]:

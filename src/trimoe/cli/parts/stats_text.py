@@ -34,10 +34,13 @@ def summary_lines(data: dict[str, Any], heatmap: Path | None) -> list[str]:
 
 
 def _named(fields: dict[str, Any]) -> str:
-    """Field names, with the number of bootstrap shards instead of their names."""
+    """Field names, with the kinds of position and the number of bootstrap shards instead of their names."""
     whole = [name for name in fields if "/" not in name]
-    shards = len({name.partition("/")[0] for name in fields if "/" in name})
-    return ", ".join(whole) + (f"; {shards} bootstrap shards" if shards else "")
+    parts = {name.partition("/")[0] for name in fields if "/" in name}
+    shards = {part for part in parts if part.startswith("shard")}
+    kinds = sorted(parts - shards)
+    text = ", ".join(whole) + (f"; apart for positions of the kinds {', '.join(kinds)}" if kinds else "")
+    return text + (f"; {len(shards)} bootstrap shards" if shards else "")
 
 
 def _notes(data: dict[str, Any]) -> list[str]:
