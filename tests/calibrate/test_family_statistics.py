@@ -11,7 +11,7 @@ from helpers.families import EXPERTS, MADE, TEXT, Made
 from helpers.measure_oracle import oracle
 from trimoe.calibrate.engine import Options, measure
 from trimoe.calibrate.forward.layers import LayerModel
-from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
+from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURON_CONTRIBUTION, NEURONS, SUMS
 from trimoe.calibrate.text.calibration import Document, Windows, windows_of
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import open_checkpoint
@@ -40,7 +40,7 @@ def test_statistics_equal_the_naive_oracle(made: Made, family_checkpoint: Checkp
     path = family_checkpoint(made)
     stats = measure(open_checkpoint(path), windows, Options(shards=3, batch_tokens=60, **WIDE), "t")
     expected = oracle(path, windows, EXPERTS)
-    assert set(expected) == {*SUMS, *MAXIMA, MEAN_VECTOR, COUNT, COACTIVATION, NEURONS}
+    assert set(expected) == {*SUMS, *MAXIMA, MEAN_VECTOR, COUNT, COACTIVATION, NEURONS, NEURON_CONTRIBUTION}
     for name, wanted in expected.items():
         have = stats.wide[name] if name in stats.wide else stats.field(name)
         if name in COUNTS:
@@ -48,7 +48,7 @@ def test_statistics_equal_the_naive_oracle(made: Made, family_checkpoint: Checkp
         else:
             # Logits of both signs cancel in their sum, and products in a neuron: errors are relative to what cancels.
             size = np.sqrt(expected["logit_sqsum"] * expected["tokens"]) if name == "logit_sum" else np.abs(wanted)
-            size = wanted.max(-1, keepdims=True) if name == NEURONS else size
+            size = wanted.max(-1, keepdims=True) if name in (NEURONS, NEURON_CONTRIBUTION) else size
             assert (np.abs(have - wanted) <= 1e-5 * size).all(), f"{name}: {np.abs(have - wanted).max()}"
     assert stats.metadata["moe_layers"] == list(made.moe_layers)
     routed = expected["tc"].sum(-1)

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from helpers.family_maths import Maths, OnDisk, Routed
 from trimoe.calibrate.text.calibration import Windows
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.safetensors import read_array
 
 NAMES = (
     "tc",
@@ -75,6 +77,7 @@ def oracle(model_dir: Path, windows: Windows, experts: int) -> dict[str, np.ndar
     shape = (len(windows.classes), config["num_hidden_layers"], experts)
     fields = {name: np.zeros(shape) for name in NAMES} | {"coactivation": np.zeros((*shape, experts))}
     neurons: dict[tuple[int, int, int], Any] = {}
+    contributions: dict[tuple[int, int, int], Any] = {}
     vectors: dict[tuple[int, int, int], Any] = {}
     weights = {number: disk.layer(number) for number in range(shape[1])}
     for window, inputs in zip(windows.windows, record_inputs(model_dir, windows, maths), strict=True):
@@ -95,12 +98,30 @@ def oracle(model_dir: Path, windows: Windows, experts: int) -> dict[str, np.ndar
                 at = (c, number, e)
                 vectors[at] = vectors.get(at, 0) + a * sum(o for _, _, o in pairs)
                 neurons[at] = neurons.get(at, 0) + a * sum(h * h for _, h, _ in pairs)
+                contributions[at] = contributions.get(at, 0) + a * sum((w * h) ** 2 for w, h, _ in pairs)
     fields["out_mean_norm"] = np.zeros(shape)
     fields["neuron_act"] = np.zeros((*shape, len(next(iter(neurons.values())))))
+    fields["neuron_contrib"] = np.zeros_like(fields["neuron_act"])
+    columns = {number: _column_squares(model_dir, number) for number in {number for _, number, _ in vectors}}
     for at, total in vectors.items():
         fields["out_mean_norm"][at] = (total / fields["tc"][at]).norm().item()
         fields["neuron_act"][at] = neurons[at].numpy()
+        fields["neuron_contrib"][at] = contributions[at].numpy() * columns[at[1]][at[2]]
     return fields
+
+
+def _column_squares(model_dir: Path, layer: int) -> dict[int, np.ndarray]:
+    """Expert -> float64 [I] squared norms of the columns of its down projection, from the file."""
+    checkpoint = open_checkpoint(model_dir)
+    found = {}
+    for name, tensor in checkpoint.expert_tensors.items():
+        if tensor.role == "down" and checkpoint.layer_of(name) == layer:
+            values = read_array(tensor.info).astype(np.float64)
+            width = checkpoint.hf.roles["down"].width_axis
+            for expert, matrix in enumerate(values) if tensor.expert is None else [(tensor.expert, values)]:
+                axis = width - 1 if tensor.expert is None else width
+                found[expert] = (matrix**2).sum(1 - axis)
+    return found
 
 
 def _add_token(fields: dict[str, np.ndarray], at: tuple[int, int], a: float, found: Routed) -> None:

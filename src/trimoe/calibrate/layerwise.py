@@ -29,6 +29,7 @@ from trimoe.errors import UsageError
 from trimoe.io.progress import Progress
 from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.neurons import cannot_narrow, neuron_unit
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Run:
             "coactivation": options.coactivation,
             "neurons": options.neurons,
         }
+        if options.neurons and cannot_narrow(checkpoint) is None:
+            self.about["neuron_unit"] = neuron_unit(checkpoint)
 
     @property
     def settings(self) -> dict[str, Any]:

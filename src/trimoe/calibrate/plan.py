@@ -183,7 +183,7 @@ def _working(positions: int, wide: int, sizes: Sizes, shape: Shape) -> int:
 def _arrays(shape: Shape, layers: int) -> int:
     """Bytes of the statistics of all layers. While they are assembled, up to three copies are in memory."""
     per_cell = len(shape.sums) * shape.shards + len(MAXIMA) + 2
-    per_cell += shape.experts * shape.coactivation + shape.inner * shape.neurons
+    per_cell += shape.experts * shape.coactivation + 2 * shape.inner * shape.neurons
     return 8 * shape.cells * per_cell * layers
 
 

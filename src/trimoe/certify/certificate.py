@@ -82,6 +82,9 @@ class MapIdentity(Data, frozen=True, kw_only=True):
 
     sha256: str | None
     source: MapSource
+    width: int | None = None
+    """Neurons that each kept expert keeps, where the map makes experts narrower."""
+    width_before: int | None = None
 
 
 class PromptIdentity(Data, frozen=True, kw_only=True):

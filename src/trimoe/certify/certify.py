@@ -101,7 +101,7 @@ def certify(
         checks=tuple(checks + proof.checks),
         base=ModelIdentity(fingerprint=pair.original.fingerprint, num_experts=pair.original.num_experts),
         pruned=pair.identity(compared),
-        map=MapIdentity(sha256=drop_map.content_hash if drop_map else None, source=source),
+        map=_map_identity(drop_map, source),
         tolerance=settings.tolerance,
         max_logit_difference=proof.max_difference,
         prompts=proof.prompts,
@@ -141,6 +141,16 @@ def open_pair(
             actual=f"{original} is not a GGUF model",
         )
     return CheckpointPair(Path(original), Path(pruned), device)
+
+
+def _map_identity(drop_map: DropMap | None, source: MapSource) -> MapIdentity:
+    narrow = drop_map.narrow if drop_map else None
+    return MapIdentity(
+        sha256=drop_map.content_hash if drop_map else None,
+        source=source,
+        width=narrow.kept if narrow else None,
+        width_before=narrow.width if narrow else None,
+    )
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -9,6 +9,7 @@ from trimoe.certify.compare import Compared
 from trimoe.certify.expected import Expected, Index, expected_tensors, fit_map
 from trimoe.certify.files import check_config, check_files, read_config, recorded_map
 from trimoe.certify.heal import CLAIM, HEAL_CHECK, check_heal
+from trimoe.certify.infer_neurons import find_neurons
 from trimoe.certify.loading import why_not
 from trimoe.certify.logit_proof import LogitProof, LogitSettings
 from trimoe.certify.logits import CLAIMS, check_logits
@@ -25,6 +26,7 @@ from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.experts import ExpertTensor
 from trimoe.model.files import files_read
+from trimoe.model.neurons import cannot_narrow
 from trimoe.model.safetensors import TensorInfo
 from trimoe.model.shards import read_index
 
@@ -63,10 +65,14 @@ class CheckpointPair(ModelPair):
 
     def stated_experts(self) -> int | None:
         """The expert count of the pruned model's config.json."""
+        return self._stated(self.original.hf.config.num_experts)
+
+    def _stated(self, key: str | None) -> int | None:
+        """An integer of the pruned model's config.json, beside its expert count."""
         scope: Any = self._config or {}
-        for key in self.original.config_scope:
-            scope = scope.get(key) if isinstance(scope, dict) else None
-        count = scope.get(self.original.hf.config.num_experts) if isinstance(scope, dict) else None
+        for part in self.original.config_scope:
+            scope = scope.get(part) if isinstance(scope, dict) else None
+        count = scope.get(key) if isinstance(scope, dict) else None
         return count if type(count) is int else None
 
     def fit(self, drop_map: DropMap) -> DropMap:
@@ -78,8 +84,14 @@ class CheckpointPair(ModelPair):
         return recorded_map(self.pruned, self.original)
 
     def recover(self, progress: Progress | None) -> Recovery:
-        """Stacked experts by slices, single ones by tensors."""
-        return recover_experts(self.original, self.index, progress)
+        """Stacked experts by slices, single ones by tensors; neurons where the experts are narrower."""
+        recovery = recover_experts(self.original, self.index, progress)
+        key = self.original.hf.config.expert_width
+        width, before = self._stated(key), self.original.setting(key)
+        if width is not None and before is not None and width < before and cannot_narrow(self.original) is None:
+            found = find_neurons(self.original, self.index, recovery.order, width)
+            recovery.narrow, recovery.narrow_problems = found.narrow, found.problems
+        return recovery
 
     def check_settings(self, drop_map: DropMap | None) -> list[Check]:
         """config.json, and the files besides weights."""

@@ -10,8 +10,11 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from trimoe.certify.expected import Expected, Index, row_layout
 from trimoe.errors import CheckpointError
@@ -82,6 +85,18 @@ def source_ranges(want: Expected) -> Iterator[tuple[int, int]]:
         yield (block * experts + start) * row, (end - start) * row
 
 
+def narrowed_blocks(want: Expected) -> Iterator[tuple[int, int, int, int, tuple[int, ...]]]:
+    """(byte in the original's tensor, outer, entries along the axis, bytes per entry, kept entries) of each kept
+    expert: its values are [outer, entries]."""
+    info, single = want.source, want.expert is not None
+    inner = info.shape if single else info.shape[1:]
+    axis = want.along if single else want.along - 1
+    size = info.nbytes if single else info.nbytes // info.shape[0]
+    outer, length = prod(inner[:axis]), inner[axis]
+    for expert, kept in zip((0,) if single else want.kept or (), want.entries or (), strict=True):
+        yield size * expert, outer, length, size // (outer * length), kept
+
+
 class _Sources:
     """Open files of the original."""
 
@@ -118,6 +133,8 @@ class _Reader:
 
     def compare(self, want: Expected, sources: _Sources) -> bool:
         """Read the bytes of one tensor to its end; whether they are the expected ones of the original."""
+        if want.entries is not None:
+            return self._compare_entries(want, sources)
         same = True
         for offset, length in source_ranges(want):
             for at in range(offset, offset + length, BLOCK):
@@ -127,6 +144,28 @@ class _Reader:
                     sources.fill(want.source, at, self._want[:count])
                     same = self._have[:count] == self._want[:count]
                 hashed.result()
+        return same
+
+    def _compare_entries(self, want: Expected, sources: _Sources) -> bool:
+        """As `compare`, for a tensor of which each expert keeps some entries of an axis."""
+        same = True
+        for start, outer, length, entry, kept in narrowed_blocks(want):
+            mask = np.zeros(length, bool)
+            mask[list(kept)] = True
+            width = min(length, max(1, BLOCK // entry))
+            rows = max(1, BLOCK // (length * entry)) if width == length else 1
+            for row in range(0, outer, rows):
+                count = min(rows, outer - row)
+                for first in range(0, length, width):
+                    part = mask[first : first + width]
+                    hashed = self._read(count * int(part.sum()) * entry)
+                    if same:
+                        source = self._want[: count * len(part) * entry]
+                        sources.fill(want.source, start + (row * length + first) * entry, source)
+                        cells = np.frombuffer(source, np.uint8).reshape(count, len(part), entry)
+                        have = np.frombuffer(self._have, np.uint8, count * int(part.sum()) * entry)
+                        same = bool(np.array_equal(cells[:, part].ravel(), have))
+                    hashed.result()
         return same
 
     def digest(self) -> str:

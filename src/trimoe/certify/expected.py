@@ -4,13 +4,15 @@ Derived from the family's data and the map alone, deliberately without the code 
 confirm itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.narrowing import Narrowing
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.gguf.model import GgufModel
+from trimoe.model.neurons import expert_width, neuron_axis
 from trimoe.model.safetensors import TensorInfo
 
 Index = dict[str, TensorInfo]
@@ -37,6 +39,10 @@ class Expected:
     position: int | None = None
     block: int | None = None
     """The decoder layer of the tensor, cut or not; None outside the decoder layers."""
+    entries: tuple[tuple[int, ...], ...] | None = None
+    """Where experts become narrower: the kept entries of `along` for each kept expert, in the pruned model's order."""
+    along: int = 0
+    """Axis of the source's tensor over neurons."""
 
     @property
     def cut(self) -> bool:
@@ -72,7 +78,13 @@ def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
     DropMap(complete, drop_map.num_experts, metadata).validate(
         base.num_layers, base.num_experts, base.top_k, fingerprint
     )
-    return DropMap(fitted, base.num_experts, metadata)
+    if drop_map.narrow is not None:
+        if not isinstance(base, Checkpoint):
+            raise MapError("a GGUF file's experts cannot be made narrower", remedy="use the map that cut this file")
+        gone = {layer: set(ids) for layer, ids in fitted.items()}
+        keeps = {i: [e for e in range(base.num_experts) if e not in ids] for i, ids in gone.items()}
+        drop_map.narrow.check(keeps, expert_width(base))
+    return DropMap(fitted, base.num_experts, metadata, drop_map.narrow)
 
 
 def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]:
@@ -93,7 +105,29 @@ def expected_tensors(base: Checkpoint, drop_map: DropMap) -> dict[str, Expected]
             expected[name] = Expected(
                 name, info.dtype, info.shape, info, tensor.layer, expert=tensor.expert, position=position
             )
+    if drop_map.narrow is not None:
+        for name, want in expected.items():
+            if want.cut:
+                expected[name] = _narrower(base, want, drop_map.narrow)
     return expected
+
+
+def _narrower(base: Checkpoint, want: Expected, narrow: Narrowing) -> Expected:
+    """The tensor without the neurons that the map removes; unchanged if it has no axis over neurons."""
+    along = neuron_axis(base, base.expert_tensors[want.source.name])
+    if along is None or want.layer is None:
+        return want
+    experts = (want.expert,) if want.expert is not None else want.kept or ()
+    entries = []
+    for expert in experts:
+        kept = set(narrow.of(want.layer, expert))
+        # Entry by entry, the neurons that it holds, by the layout that the family's file describes.
+        length, gate = want.source.shape[along.axis], want.source.shape[along.axis] // along.parts
+        holds = [(i // along.parts if along.interleaved else i % gate) * along.unit for i in range(length)]
+        entries.append(tuple(i for i, first in enumerate(holds) if first in kept))
+    shape = list(want.shape)
+    shape[along.axis] = len(entries[0])
+    return replace(want, shape=tuple(shape), entries=tuple(entries), along=along.axis)
 
 
 def row_layout(info: TensorInfo, axis: int) -> tuple[int, int]:

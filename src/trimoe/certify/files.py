@@ -74,6 +74,7 @@ def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | 
             if name in scope and (own or scope[name] == base.num_experts):
                 scope[name] = kept
                 counts.add(prefix + name)
+    widths = _set_width(want, base, drop_map)
     findings: list[Finding] = []
     if drop_map is not None:
         for where, (one, two) in {
@@ -90,12 +91,29 @@ def _check_config(base: Checkpoint, pruned: dict[str, Any], drop_map: DropMap | 
         if not (path in counts and kept is None)
     ] + findings
     detail = (
-        f"only {key} differs from the original: {base.num_experts} -> {kept}"
+        f"only {key} differs from the original: {base.num_experts} -> {kept}{widths}"
         if not findings
         else f"{len(findings)} keys differ"
     )
-    claim = f"config.json is the original's with {key} set to the number of kept experts"
+    also = " and the width set to that of the narrower ones" if widths else ""
+    claim = f"config.json is the original's with {key} set to the number of kept experts{also}"
     return make_check("config", claim, detail, findings)
+
+
+def _set_width(want: dict[str, Any], base: Checkpoint, drop_map: DropMap | None) -> str:
+    """Set the width in the expected config.json where the map makes experts narrower; the change in words."""
+    key, narrow = base.hf.config.expert_width, drop_map.narrow if drop_map else None
+    if narrow is None or key is None:
+        return ""
+    new = {key: (narrow.width, narrow.kept)}
+    shared = base.hf.narrow.shared_count if base.hf.narrow else None
+    if shared is not None and (count := base.setting(shared)):
+        new[shared] = count, count * narrow.width // narrow.kept
+    for scope in (want, want.get("text_config")):
+        for name, (before, after) in new.items():
+            if isinstance(scope, dict) and scope.get(name) == before:
+                scope[name] = after
+    return "".join(f", {name}: {before} -> {after}" for name, (before, after) in new.items())
 
 
 def _settings_findings(place: str, want: Any, have: Any, base: Checkpoint, drop_map: DropMap) -> list[Finding]:
@@ -271,7 +289,8 @@ def recorded_map(pruned: Path, base: Checkpoint) -> DropMap | None:
 
 def map_of_record(record: dict[str, Any], base: Checkpoint | GgufModel) -> DropMap:
     """The map from `base` in the content of expert_drop_metadata.json. Raises `MapError` like `recorded_map`."""
-    found = map_from(record, base.num_experts)
+    width = base.setting(base.hf.config.expert_width) if isinstance(base, Checkpoint) else None
+    found = map_from(record, base.num_experts, width)
     if found is None:
         raise MapError(
             f"{METADATA} has wrong expert counts",
@@ -308,6 +327,16 @@ def check_map(given: DropMap | None, recorded: DropMap | None, problem: BadInput
                     actual=f"instead {sorted(have - want)}",
                 )
             )
+    if given.narrow != recorded.narrow:
+        findings.append(
+            Finding(
+                subject=f"{METADATA} does not record the neurons that the given map keeps",
+                expected="none removed"
+                if given.narrow is None
+                else f"{given.narrow.kept} of each expert, as in the map",
+                actual="none removed" if recorded.narrow is None else f"{recorded.narrow.kept} of each expert",
+            )
+        )
     return make_check(
         "map", claim, "recorded and given map are equal" if not findings else f"{len(findings)} layers differ", findings
     )

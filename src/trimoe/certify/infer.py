@@ -89,7 +89,7 @@ def _infer(pair: ModelPair, progress: Progress | None) -> Inference:
             if factor is not None:
                 scaled[want.name] = factor
     metadata = {"recipe": "inferred", "model": pair.original.fingerprint}
-    return Inference(DropMap(drop_map.drop, drop_map.num_experts, metadata), [], changes, scaled)
+    return Inference(DropMap(drop_map.drop, drop_map.num_experts, metadata, drop_map.narrow), [], changes, scaled)
 
 
 def _reordered(recovery: Recovery) -> list[Finding]:

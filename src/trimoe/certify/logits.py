@@ -9,12 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from trimoe.certify.certificate import Check, Finding, PromptIdentity, make_check, with_numbers
 from trimoe.certify.loading import LoadingFailed, first_line, fp32_bytes, loaded
 from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, LogitSettings
 from trimoe.certify.mask import Routing, router_mask
+from trimoe.certify.mask_neurons import mask_neurons
 from trimoe.certify.prompts import Conversation
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError
@@ -63,6 +65,8 @@ def check_logits(
     except CannotCheck as exc:
         return CLAIMS.not_run(str(exc), loading)
     logits = with_numbers(logits, routing.numbers(base, drop_map))
+    if drop_map.narrow is not None:
+        logits = msgspec.structs.replace(logits, claim=f"{logits.claim}, and the removed neurons' activations times 0")
     return LogitProof([loading, logits], difference, identity)
 
 
@@ -103,6 +107,7 @@ def _run_original(
             unused = {key for key in unexpected if _outside(base, key)}
             if findings := _loading_findings(keys, unused):
                 raise CannotCheck(f"the original itself does not load cleanly: {findings[0]}")
+            mask_neurons(base, drop_map, model)
             mask = router_mask(base, drop_map, model)
             for number, prompt in enumerate(ids):
                 with mask:

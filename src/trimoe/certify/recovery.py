@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from trimoe.certify.expected import row_layout
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.narrowing import Narrowing
 from trimoe.errors import MapError
 from trimoe.io.progress import Progress
 from trimoe.model.safetensors import TensorInfo
@@ -27,11 +28,14 @@ class Recovery:
 
     num_experts: int
     order: dict[int, list[int | None]] = field(default_factory=dict)
+    narrow: Narrowing | None = None
+    """The neurons that the kept experts kept, in a model whose experts are narrower."""
+    narrow_problems: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
         """Why this is not a drop map; empty if it is one."""
-        found = []
+        found = list(self.narrow_problems)
         for layer, ids in self.order.items():
             known = [i for i in ids if i is not None]
             unknown = [p for p, i in enumerate(ids) if i is None]
@@ -60,7 +64,7 @@ class Recovery:
                 remedy="check that the first model is the one that was pruned",
             )
         drop = {layer: tuple(e for e in range(self.num_experts) if e not in ids) for layer, ids in self.order.items()}
-        return DropMap(drop, self.num_experts)
+        return DropMap(drop, self.num_experts, narrow=self.narrow)
 
 
 class Slice(NamedTuple):

@@ -15,12 +15,12 @@ _SMALLEST = 1e-3  # difference from 1 of a factor that counts as one
 
 def factor_between(want: Expected, have: TensorInfo) -> float | None:
     """The factor if the tensor `have` is what is expected times one number, up to rounding of its type; else None."""
-    if want.kept is None:
+    if want.kept is None and want.entries is None:
         return scale_factor(want.source, have)
     # Of cut tensors only small ones with one value or row per expert (scales, routers), which are read whole.
-    if want.dtype not in FLOATS or want.axis != 0 or want.source.nbytes > BLOCK:
+    if want.entries is not None or want.dtype not in FLOATS or want.axis != 0 or want.source.nbytes > BLOCK:
         return None
-    rows = decode(read_bytes(want.source), want.dtype).reshape(want.source.shape)[list(want.kept)].reshape(-1)
+    rows = decode(read_bytes(want.source), want.dtype).reshape(want.source.shape)[list(want.kept or ())].reshape(-1)
     return _accepted(*_sums(rows, decode(read_bytes(have), have.dtype)))
 
 

@@ -5,14 +5,15 @@ compared is a finding, because it has not been proven equal.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 
 import numpy as np
 
 from trimoe.certify.certificate import Check, Finding, make_check
-from trimoe.certify.compare import BLOCK, Compared, fill
+from trimoe.certify.compare import BLOCK, Compared, fill, narrowed_blocks
 from trimoe.certify.expected import Expected, Index, row_layout
 from trimoe.errors import CheckpointError
-from trimoe.model.safetensors import TensorInfo
+from trimoe.model.safetensors import TensorInfo, read_bytes
 
 _NOT_COMPARED = "tensor {} could not be compared"
 _ROWS_NAMED = 3  # differing rows of one tensor that are described one by one
@@ -74,9 +75,10 @@ def check_cut(expected: dict[str, Expected], pruned: Index, compared: Compared, 
     work = [e for e in expected.values() if e.cut and e.name not in healed]
     findings: list[Finding] = []
     number = _compare(work, pruned, compared, findings)
+    narrower = ", and of these the kept neurons in ascending order" if any(e.entries for e in work) else ""
     return make_check(
         "cut",
-        "every cut tensor holds exactly the kept experts' rows in ascending order of their original ids",
+        f"every cut tensor holds exactly the kept experts' rows in ascending order of their original ids{narrower}",
         f"{number} of {len(work)} tensors compared",
         findings,
         numbers={"tensors": number, "bytes": sum(pruned[e.name].nbytes for e in work if e.name in pruned)},
@@ -121,6 +123,8 @@ def _compare(work: list[Expected], pruned: Index, compared: Compared, findings: 
 
 
 def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
+    if want.entries is not None:
+        return list(islice(_narrowed_findings(want, have), _ROWS_NAMED))
     if want.kept is None:
         at = first_difference(want.source, 0, have, 0, have.nbytes)
         if at is None:
@@ -165,6 +169,33 @@ def _tensor_findings(want: Expected, have: TensorInfo) -> list[Finding]:
             )
         )
     return findings
+
+
+def _narrowed_findings(want: Expected, have: TensorInfo) -> Iterator[Finding]:
+    """The first wrong entry of each expert that keeps only some entries of an axis."""
+    target = 0
+    experts = (want.expert,) if want.kept is None else want.kept
+    for number, (start, outer, length, entry, kept) in enumerate(narrowed_blocks(want)):
+        expert, position = experts[number], want.position if want.kept is None else number
+        row = len(kept) * entry
+        for i in range(outer):
+            old, new = read_bytes(want.source, start + i * length * entry, length * entry), target + i * row
+            cells = np.frombuffer(old, np.uint8).reshape(length, entry)[list(kept)].ravel()
+            wrong = np.flatnonzero(cells != np.frombuffer(read_bytes(have, new, row), np.uint8))
+            if len(wrong):
+                neuron = kept[int(wrong[0]) // entry]
+                yield Finding(
+                    subject=f"tensor {want.name}: layer {want.layer}, position {position} is not original expert "
+                    f"{expert} at entry {int(wrong[0]) // entry}",
+                    expected=f"entry {neuron} of expert {expert}",
+                    tensor=want.name,
+                    layer=want.layer,
+                    position=position,
+                    expert=expert,
+                    offset=new + int(wrong[0]),
+                )
+                break
+        target += outer * row
 
 
 def _differing_rows(want: Expected, have: TensorInfo) -> Iterator[tuple[int, int]]:

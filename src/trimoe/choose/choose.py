@@ -8,6 +8,7 @@ from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.stats.fields import COUNT
 from trimoe.calibrate.stats.reference import open_stats
 from trimoe.choose.floor import clamp_of, read_floors, rescale
+from trimoe.choose.narrow import narrowed
 from trimoe.choose.override import checked_clamp, override
 from trimoe.choose.protect import read_force_keep
 from trimoe.choose.recipe import Recipe, load_recipe
@@ -28,6 +29,8 @@ def choose(
     floors: Sequence[int] | Path | str | None = None,
     floor_clamp: Any = None,
     force_keep: Layers | Path | str | None = None,
+    width: int | None = None,
+    neuron_group: int | None = None,
     **fields: Any,
 ) -> Selection:
     """Choose the experts to drop.
@@ -38,7 +41,7 @@ def choose(
     `drop_fraction` of them to drop, replace the recipe's budget. `base_stats` holds the generic classes for the floor
     (default: `stats`). `floors` gives the floor of every layer, as counts or as a JSON file; `floor_clamp` (low, high)
     rescales it. `force_keep` lists experts per layer that stay whatever their score, or is a file of LAYER:EXPERT
-    lines.
+    lines. `width` makes the kept experts narrower: each keeps its best `width` neurons, in groups of `neuron_group`.
 
     The result is a `DropMap` that can also explain each decision; the same arguments give the same map. Raises
     `UsageError`, `StatsError`, `RecipeError`, `MapError` or `BadInput`.
@@ -60,7 +63,7 @@ def choose(
     _require_top_k(measured, number)
     counts = None if floors is None else _floor_counts(floors, floor_clamp, number)
     pins = read_force_keep(Path(force_keep)) if isinstance(force_keep, str | Path) else force_keep
-    return make_map(
+    made = make_map(
         measured,
         applied,
         base_stats=base,
@@ -68,6 +71,7 @@ def choose(
         floors=counts,
         force_keep=None if pins is None else {int(layer): list(ids) for layer, ids in pins.items()},
     )
+    return made if width is None else narrowed(made, measured, width, neuron_group)
 
 
 def _refuse_contradictions(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.narrowing import Narrowing
 from trimoe.errors import MapError
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def combine(
     different models, or if `keep` is less than a layer needs.
     """
     count, model = _common(maps)
+    if any(m.narrow is not None for m in maps):
+        raise MapError(
+            "maps that narrow experts cannot be combined",
+            expected="maps of whole experts",
+            remedy="combine maps made without --width, and narrow the result",
+        )
     layers = _layers(maps)
     dropped = [{layer: set(m.drop.get(layer, ())) for layer in layers} for m in maps]
     gone = {
@@ -115,7 +122,26 @@ def compose(first: DropMap, second: DropMap, num_experts: int | None = None) -> 
         "maps": [first.content_hash, second.content_hash],
         "model": first.metadata.get("model"),
     }
-    return DropMap(drop, count, metadata)
+    return DropMap(drop, count, metadata, _narrower(first, second, drop, count))
+
+
+def _narrower(first: DropMap, second: DropMap, drop: dict[int, tuple[int, ...]], count: int) -> Narrowing | None:
+    """The neurons that two successive cuts keep, in ids of the first map's model."""
+    one, two = first.narrow, second.narrow
+    keeps = {layer: [e for e in range(count) if e not in set(ids)] for layer, ids in drop.items()}
+    if two is None:
+        return None if one is None else one.only({layer: keeps[layer] for layer in one.neurons})
+    if one is None:
+        every = tuple(range(two.width))
+        one = Narrowing({i: dict.fromkeys(range(count), every) for i in two.neurons}, two.width)
+    if one.kept != two.width:
+        raise MapError(
+            "the second map narrows experts of another width than the first leaves",
+            expected=f"{one.kept} neurons per expert",
+            actual=str(two.width),
+            remedy="give the maps in the order of the cuts",
+        )
+    return two.after(one, first.drop, count)
 
 
 def _common(maps: Sequence[DropMap]) -> tuple[int | None, str | None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimoe.choose.narrowing import Narrowing, parse_narrowing
 from trimoe.errors import MapError
 from trimoe.io.canonical import canonical_json, sha256_json
 from trimoe.io.frames import data_frame
@@ -31,11 +32,18 @@ class DropMap:
     """Experts per layer before the cut, if known."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Where the map comes from: recipe, statistics, model; see `trimoe.choose.select`."""
+    narrow: Narrowing | None = None
+    """The neurons that the kept experts keep, if they become narrower."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DropMap):
             return NotImplemented
-        return (self.drop, self.num_experts, self.metadata) == (other.drop, other.num_experts, other.metadata)
+        return (self.drop, self.num_experts, self.metadata, self.narrow) == (
+            other.drop,
+            other.num_experts,
+            other.metadata,
+            other.narrow,
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -43,7 +51,8 @@ class DropMap:
         counts = sorted({len(ids) for ids in self.drop.values()})
         dropped = "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
         of = "" if self.num_experts is None else f" of {self.num_experts}"
-        return f"{type(self).__name__}({len(self.drop)} layers, drops {dropped}{of} experts)"
+        narrower = "" if self.narrow is None else f", keeps {self.narrow.kept} of {self.narrow.width} neurons"
+        return f"{type(self).__name__}({len(self.drop)} layers, drops {dropped}{of} experts{narrower})"
 
     def _repr_html_(self) -> str:
         """The map as a picture for notebooks: dropped experts are orange."""
@@ -73,8 +82,9 @@ class DropMap:
 
     @property
     def content_hash(self) -> str:
-        """sha256 of the dropped ids alone."""
-        return sha256_json({str(layer): list(ids) for layer, ids in self.drop.items()})
+        """sha256 of the dropped experts, and of the kept neurons where there are any."""
+        drop = {str(layer): list(ids) for layer, ids in self.drop.items()}
+        return sha256_json(drop if self.narrow is None else {"drop": drop, "narrow": self.narrow.as_dict()})
 
     def validate(self, num_layers: int, num_experts: int, top_k: int, fingerprint: str | None = None) -> None:
         """Raise `MapError` unless this map can cut a model of this shape (and fingerprint, when both are known)."""
@@ -146,11 +156,14 @@ class DropMap:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of the file, JSON-ready."""
-        return {
+        data = {
             "drop": {str(layer): list(ids) for layer, ids in sorted(self.drop.items())},
             "num_experts": self.num_experts,
             "metadata": self.metadata,
         }
+        if self.narrow is not None:
+            data |= {"narrow": self.narrow.as_ranges(), "expert_width": self.narrow.width}
+        return data
 
     def to_pandas(self) -> Any:
         """A DataFrame with one row per layer and expert: layer, expert, dropped.
@@ -194,7 +207,8 @@ class DropMap:
                 expected="a fingerprint",
                 actual=repr(metadata["model"])[:80],
             )
-        return DropMap(_layers(body, str(path)), number, metadata)
+        narrow = parse_narrowing(extra["narrow"], extra.get("expert_width"), str(path)) if "narrow" in extra else None
+        return DropMap(_layers(body, str(path)), number, metadata, narrow)
 
 
 def _require_ids(layer: int, ids: tuple[int, ...], num_experts: int) -> None:

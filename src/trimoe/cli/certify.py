@@ -140,8 +140,10 @@ def _verify(model: Path, place: Path, as_json: bool) -> int:
 def certificate_text(certificate: Certificate) -> str:
     """The certificate as text: one line per check, its findings below it, the verdict last."""
     lines = [line for check in certificate.checks for line in _check_lines(check)]
+    narrow = certificate.map.width
+    neurons = "" if narrow is None else f" and all but {narrow} of {certificate.map.width_before} neurons of the others"
     reasons = {
-        "proven": "PROVEN: the pruned model is the original minus the dropped experts, and nothing else",
+        "proven": f"PROVEN: the pruned model is the original minus the dropped experts{neurons}, and nothing else",
         "refuted": "REFUTED: the pruned model is not what the map makes of the original",
         "incomplete": "NOT CERTIFIED: " + "; ".join(c.detail for c in certificate.checks if c.status == "not_run"),
     }

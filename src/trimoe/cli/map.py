@@ -27,6 +27,15 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--drop-fraction", type=click.FloatRange(0, 1, max_open=True), help="Share of the experts to drop, 0 to 1."
 )
+@click.option(
+    "--width", type=click.IntRange(1), help="Make the kept experts this many neurons wide (statistics with --neurons)."
+)
+@click.option(
+    "--neuron-group",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Keep neurons in groups of N, for example 32 or 256 for the blocks of GGUF types. Default: as stored.",
+)
 @click.option("--criterion", help="Score of an expert: contribution, wnorm, frequency, reap, ean or random.")
 @click.option(
     "--positions",
@@ -81,6 +90,7 @@ def drop_map(
     Examples:
       trimoe map stats.safetensors --recipe v5-coder -o map.json
       trimoe map stats.safetensors --recipe reap --drop-fraction 0.25 -o map.json
+      trimoe map stats.safetensors --recipe reap --keep 96 --width 512 -o map.json
       trimoe map targeted.safetensors --base-stats generic.safetensors --outliers median:1e4 -o map.json
       trimoe map stats.safetensors --class-weights math=1,code=3 --floor none --dry-run --explain 0:17
     """
@@ -102,6 +112,8 @@ def drop_map(
         "keep": made.metadata["keep"],
         "num_experts": made.num_experts,
         "num_layers": len(made.drop),
+        "width": None if made.narrow is None else made.narrow.kept,
+        "width_before": None if made.narrow is None else made.narrow.width,
         "classes": made.metadata["classes"],
         "imputed_cells": made.metadata["imputed_cells"],
         "extreme_cells_ranked": made.metadata["extreme_cells_ranked"],
@@ -128,6 +140,8 @@ def _text(data: dict[str, Any]) -> str:
         f"{data['recipe']}: keep {data['keep']} of {data['num_experts']} experts in {data['num_layers']} layers; "
         f"classes {', '.join(f'{c}={w:g}' for c, w in data['classes'].items())}"
     ]
+    if data["width"]:
+        lines.append(f"experts become {data['width']} of {data['width_before']} neurons wide")
     if data["imputed_cells"]:
         lines.append(f"{data['imputed_cells']} outlier cells imputed")
     if data["extreme_cells_ranked"]:

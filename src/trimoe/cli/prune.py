@@ -16,6 +16,7 @@ COPIED_BY = {
     "read/write, hashed": "read and written in one pass, hashed on the way",
     "read/write": "read and written, not hashed",
     "gather": "small ranges joined before writing",
+    "entries": "kept neurons picked out of blocks",
     "copy_file_range": "copied by the kernel or file server (copy_file_range), not hashed",
     "sendfile": "copied by the kernel (sendfile), not hashed",
 }
@@ -104,8 +105,9 @@ def prune(
             progress=update,
         )
     verb = "would keep" if dry_run else "kept"
+    narrower = f", {report.width_after} of {report.width_before} neurons of each" if report.width_after else ""
     text = (
-        f"{out}: {verb} {report.experts_after} of {report.experts_before} experts in {report.layers} layers; "
+        f"{out}: {verb} {report.experts_after} of {report.experts_before} experts in {report.layers} layers{narrower}; "
         f"{show_size(report.bytes_before)} -> {show_size(report.bytes_after)} in {report.shards} "
         f"file{'s' if report.shards > 1 else ''}"
     )

@@ -51,7 +51,7 @@ def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOpti
     limit = None if isinstance(max_shard, str) else max_shard
     shards = plan_shards(plan.pieces, limit)
     previous = previous_record(checkpoint)
-    edited = edited_files(checkpoint, plan.keeps)
+    edited = edited_files(checkpoint, plan.keeps, plan.width)
     files, left_out = other_files(checkpoint.path, checkpoint.index)
     report = PruneReport(
         out=str(out),
@@ -62,6 +62,8 @@ def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOpti
         bytes_before=checkpoint.nbytes,
         bytes_after=sum(shard.nbytes for shard in shards),
         shards=len(shards),
+        width_before=None if drop_map.narrow is None else drop_map.narrow.width,
+        width_after=plan.width,
         dry_run=options.dry_run,
         files_copied=[file.relative_to(checkpoint.path).as_posix() for file in files],
         files_left_out=left_out,
@@ -82,7 +84,8 @@ def prune_checkpoint(model: Path, drop_map: DropMap, out: Path, options: CutOpti
             copy_files(files, checkpoint.path, folder)
             for name, content in edited.items():
                 (folder / name).write_bytes(content)
-            fitted = DropMap({i: drop_map.drop[i] for i in checkpoint.moe_layers}, checkpoint.num_experts)
+            dropped = {i: drop_map.drop[i] for i in checkpoint.moe_layers}
+            fitted = DropMap(dropped, checkpoint.num_experts, narrow=drop_map.narrow)
             record = make_record(base_name(checkpoint), checkpoint.fingerprint, fitted, previous)
             write_indented(folder / METADATA, record)
             inputs = {
@@ -110,7 +113,8 @@ def plan_identity(shards: list[Shard], stamps: dict[str, Stamp]) -> str:
         digest.update(shard.name.encode() + shard_header(shard))
         for piece in shard.pieces:
             place = [piece.source.file.name, piece.source.start, piece.source.end, piece.axis, piece.keep]
-            digest.update(canonical_json(place))
+            kept = [] if piece.blocks is None else [[block.keep for block in piece.blocks]]
+            digest.update(canonical_json(place + kept))
     return digest.hexdigest()
 
 
@@ -128,7 +132,11 @@ def _append_shard(shard: Shard, copier: Copier) -> Iterator[int]:
     """Write one file; yields the bytes of each copied block."""
     copier.write(shard_header(shard))
     for piece in shard.pieces:
-        yield from copier.append(piece.source.file, piece.ranges())
+        if piece.blocks is None:
+            yield from copier.append(piece.source.file, piece.ranges())
+        for block in piece.blocks or ():
+            place = (block.start, block.outer, block.length, block.entry, block.keep)
+            yield from copier.append_entries(piece.source.file, *place)
     copier.unchanged()
 
 

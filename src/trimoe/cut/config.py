@@ -7,7 +7,8 @@ import json
 import re
 from typing import Any
 
-from trimoe.cut.plan import Keeps
+from trimoe.cut.narrow import shared_experts
+from trimoe.cut.pieces import Keeps
 from trimoe.cut.renumber import FILES, SETTINGS, ExpertNames, renumbered
 from trimoe.errors import CheckpointError
 from trimoe.io.jsonfile import read_json
@@ -17,14 +18,15 @@ Scope = tuple[str, ...]
 PARAMS = "params.json"
 
 
-def edited_files(checkpoint: Checkpoint, keeps: Keeps) -> dict[str, bytes]:
+def edited_files(checkpoint: Checkpoint, keeps: Keeps, width: int | None = None) -> dict[str, bytes]:
     """The files that a cut changes: name -> new content. config.json, and others only if they name experts by number.
 
-    `keeps` are the kept experts of each layer. Raises `CheckpointError` for settings that cannot be renumbered exactly.
+    `keeps` are the kept experts of each layer, `width` the neurons per expert if they become narrower. Raises
+    `CheckpointError` for settings that cannot be renumbered exactly.
     """
     names = ExpertNames(checkpoint, keeps)
     kept = len(next(iter(keeps.values())))
-    files = {"config.json": edited_config(checkpoint, kept, names)}
+    files = {"config.json": edited_config(checkpoint, kept, names, width)}
     for file in (checkpoint.path / name for name in FILES):
         if file.is_file():
             old = read_json(file, "quantization settings", CheckpointError)
@@ -68,9 +70,9 @@ def _edited_params(checkpoint: Checkpoint, kept: int) -> bytes | None:
     return text.encode()
 
 
-def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> bytes:
-    """The original config.json with the expert count replaced and quantization settings renumbered where they name
-    experts."""
+def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames, width: int | None = None) -> bytes:
+    """The original config.json with the expert count (and width) replaced and quantization settings renumbered where
+    they name experts."""
     raw = (checkpoint.path / "config.json").read_bytes()
     keys = checkpoint.hf.config
     try:
@@ -88,6 +90,12 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
             if where == checkpoint.config_scope or scope[key] == checkpoint.num_experts:
                 scope[key] = kept
                 text = _with_value(text, key, kept, where)
+    for key, value in ({} if width is None else narrowed_settings(checkpoint, width)).items():
+        for where in dict.fromkeys((checkpoint.config_scope, (), ("text_config",))):
+            scope = _at(wanted, where)
+            if isinstance(scope, dict) and scope.get(key) == checkpoint.setting(key):
+                scope[key] = value
+                text = _with_value(text, key, value, where)
     for where in ((), ("text_config",)):
         holder = _at(wanted, where)
         for key in SETTINGS:
@@ -103,6 +111,13 @@ def edited_config(checkpoint: Checkpoint, kept: int, names: ExpertNames) -> byte
             remedy="write each of its keys once, without escapes",
         )
     return text.encode()
+
+
+def narrowed_settings(checkpoint: Checkpoint, width: int) -> dict[str, int]:
+    """Keys of config.json that change when the experts become `width` wide, with their new values."""
+    keys = checkpoint.hf.config
+    assert keys.expert_width is not None
+    return {keys.expert_width: width, **dict(filter(None, [shared_experts(checkpoint, width)]))}
 
 
 def _at(config: Any, scope: Scope) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from trimoe.choose.combine import compose
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.narrowing import parse_narrowing
 from trimoe.errors import MapError
 from trimoe.io.canonical import canonical_json
 from trimoe.io.jsonfile import read_json
@@ -40,11 +41,14 @@ def make_record(
 
 def _facts(drop_map: DropMap) -> dict[str, Any]:
     kept = {layer: drop_map.keep(layer) for layer in drop_map.drop}
+    narrow = drop_map.narrow
+    neurons = {} if narrow is None else {"original_width": narrow.width, "per_layer_neurons": narrow.as_ranges()}
     return {
         "original_experts": drop_map.num_experts,
         "target_experts": len(next(iter(kept.values()), ())),
         "per_layer_keep": {str(layer): ids for layer, ids in kept.items()},
         "per_layer_drop": {str(layer): list(ids) for layer, ids in drop_map.drop.items()},
+        **neurons,
     }
 
 
@@ -81,17 +85,24 @@ def steps(record: dict[str, Any], experts: int | None = None) -> list[DropMap]:
         found.insert(0, step)
         current, experts = current.get("previous"), None
     stated = record.get("composed")
-    if stated is not None and _step(stated, None).drop != _composed(found).drop:
+    whole = _composed(found)
+    if stated is not None and (_step(stated, None).drop, _step(stated, None).narrow) != (whole.drop, whole.narrow):
         raise MapError(f"{METADATA}: the composed map is not the composition of its cuts")
     return found
 
 
-def map_from(record: dict[str, Any], experts: int) -> DropMap | None:
-    """The map from a model of `experts` experts to the recorded one; None if no recorded state had that many.
+def map_from(record: dict[str, Any], experts: int, width: int | None = None) -> DropMap | None:
+    """The map from a model of `experts` experts (`width` neurons each) to the recorded one; None if no recorded state
+    was like that.
 
     Of several such states the earliest is meant: cuts that drop nothing lie between them."""
     cuts = steps(record, experts)
-    return next((_composed(cuts[i:]) for i, step in enumerate(cuts) if step.num_experts == experts), None)
+    for i, step in enumerate(cuts):
+        whole = _composed(cuts[i:])
+        fits = width is None or whole.narrow is None or whole.narrow.width == width
+        if step.num_experts == experts and fits:
+            return whole
+    return None
 
 
 def original(record: dict[str, Any], undo: int = 0) -> DropMap:
@@ -107,7 +118,7 @@ def original(record: dict[str, Any], undo: int = 0) -> DropMap:
         "undone": undo,
         "model": _oldest(record).get("base_fingerprint"),
     }
-    return DropMap(whole.drop, whole.num_experts, metadata)
+    return DropMap(whole.drop, whole.num_experts, metadata, whole.narrow)
 
 
 def _composed(cuts: list[DropMap]) -> DropMap:
@@ -146,7 +157,11 @@ def _step(data: Any, experts: int | None) -> DropMap:
             )
         if kept.get(layer) != [e for e in range(count) if e not in ids] or len(set(ids)) != len(ids):
             raise MapError(f"{METADATA}: the kept and dropped experts of layer {layer} do not add up to all experts")
-    return DropMap(dict(sorted(dropped.items())), count)
+    narrow = None
+    if "per_layer_neurons" in data:
+        narrow = parse_narrowing(data["per_layer_neurons"], data.get("original_width"), METADATA)
+        narrow.check({layer: kept[layer] for layer in dropped}, narrow.width)
+    return DropMap(dict(sorted(dropped.items())), count, narrow=narrow)
 
 
 def _ids(layers: dict[str, Any]) -> dict[int, list[int]]:

@@ -1,66 +1,24 @@
 """Plans a cut: from headers and map to the byte ranges of each output tensor and its file.
 
-Pure: reads only headers, writes nothing. Kept experts stay in ascending order and are renumbered from 0.
+Pure: reads only headers, writes nothing. Kept experts stay in ascending order and are renumbered from 0; kept neurons
+stay in ascending order.
 Invariants: a plan depends on the checkpoint and the map alone; within a file, tensors are ordered by item size, largest
 first, so that each is aligned whatever the lengths before it (loaders map files into memory).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from trimoe.choose.dropmap import DropMap
+from trimoe.cut.narrow import Narrower
+from trimoe.cut.pieces import Keeps, Piece
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.experts import ExpertTensor
-from trimoe.model.safetensors import ITEM_BITS, TensorInfo, header_bytes, nbytes_of, read_header
+from trimoe.model.safetensors import ITEM_BITS, TensorInfo, header_bytes, read_header
 
 DEFAULT_SHARD = 5_000_000_000  # bytes of tensors per file, as Hugging Face does
-
-Keeps = dict[int, tuple[int, ...]]
-"""Kept expert ids, ascending, of each layer with experts."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """An output tensor, and the part of a source tensor it is copied from: all of it, or the rows `keep` of `axis`."""
-
-    name: str
-    shape: tuple[int, ...]
-    source: TensorInfo
-    axis: int = 0
-    keep: tuple[int, ...] | None = None
-
-    @property
-    def dtype(self) -> str:
-        """The source's type; a cut never converts."""
-        return self.source.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return nbytes_of(self.dtype, self.shape)
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Absolute [start, end) byte ranges of the source file in output order; adjacent ones are joined."""
-        info = self.source
-        if self.keep is None:
-            if info.nbytes:
-                yield info.start, info.end
-            return
-        outer, experts = prod(info.shape[: self.axis]), info.shape[self.axis]
-        row = info.nbytes // (outer * experts)
-        start = end = info.start
-        for block in range(outer):
-            for expert in self.keep:
-                at = info.start + (block * experts + expert) * row
-                if at != end:
-                    if end > start:
-                        yield start, end
-                    start = at
-                end = at + row
-        if end > start:
-            yield start, end
 
 
 @dataclass(frozen=True)
@@ -82,6 +40,8 @@ class CutPlan:
 
     keeps: Keeps
     pieces: tuple[Piece, ...]
+    width: int | None = None
+    """Neurons per expert after the cut, if it makes experts narrower."""
 
     @property
     def kept(self) -> int:
@@ -95,6 +55,7 @@ def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> CutPlan:
     Raises `MapError` if the map does not fit, `CheckpointError` if the model cannot be cut exactly.
     """
     keeps = _validated_keeps(checkpoint, drop_map)
+    narrower = None if drop_map.narrow is None else Narrower(checkpoint, drop_map.narrow, keeps)
     pieces = []
     for info in checkpoint.index.values():
         tensor = checkpoint.expert_tensors.get(info.name)
@@ -105,7 +66,11 @@ def plan_cut(checkpoint: Checkpoint, drop_map: DropMap) -> CutPlan:
         elif tensor.expert in keeps[tensor.layer]:
             position = keeps[tensor.layer].index(tensor.expert)
             pieces.append(Piece(tensor.renamed(position), info.shape, info))
-    return CutPlan(keeps, tuple(pieces))
+        else:
+            continue
+        if tensor is not None and narrower is not None:
+            pieces[-1] = narrower.narrowed(pieces[-1], tensor)
+    return CutPlan(keeps, tuple(pieces), None if narrower is None else narrower.width)
 
 
 def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> Keeps:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from trimoe.cut.plan import Keeps
+from trimoe.cut.pieces import Keeps
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import Checkpoint
 

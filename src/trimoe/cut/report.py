@@ -43,6 +43,9 @@ class PruneReport:
     bytes_after: int
     shards: int
     dry_run: bool
+    width_before: int | None = None
+    """Neurons per expert, if the cut makes experts narrower."""
+    width_after: int | None = None
     bytes_resumed: int = 0
     """Written by an earlier killed or interrupted run, verified by hash and kept."""
     copied_by: list[str] = field(default_factory=list)
@@ -56,6 +59,8 @@ class PruneReport:
         unit, size = ("GB", 1e9) if self.bytes_before >= 1e9 else ("MB", 1e6)
         sizes = f"{self.bytes_before / size:.1f} -> {self.bytes_after / size:.1f} {unit}"
         counts = f"{self.experts_after} of {self.experts_before} experts in {self.layers} layers"
+        if self.width_after is not None:
+            counts += f", {self.width_after} of {self.width_before} neurons"
         return f"PruneReport({self.out!r}, {counts}, {sizes})"
 
     def __fspath__(self) -> str:

@@ -8,7 +8,7 @@ Small ranges that are close together are gathered: read in one span and joined.
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -19,6 +19,8 @@ from trimoe.io.reading import SourceFile, ended_early
 CHUNK = 64 << 20  # bytes per step: large enough to be fast, small enough for progress and interrupts
 BUFFER = 8 << 20
 SMALL = 32 << 10  # ranges below this are gathered
+
+_ENTRY = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}  # numpy selects these faster than entries of any size
 
 _UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: some sandboxes
 
@@ -117,6 +119,36 @@ class Copier:
             yield self._gather(source, small)
         if before > self._skip:
             yield before - self._skip
+
+    def append_entries(
+        self, file: Path, start: int, outer: int, length: int, entry: int, keep: Sequence[int]
+    ) -> Iterator[int]:
+        """Append some entries of a block: [`outer`, `length`] entries of `entry` bytes at `start`, those numbered
+        `keep` (ascending) of every `length`. Yields the number of bytes after each step.
+
+        Raises `CheckpointError` if the file ends early, `OSError` from the system.
+        """
+        import numpy as np
+
+        source, ids = self._open(file), np.asarray(keep)
+        rows = max(1, BUFFER // (length * entry))
+        # Several rows at a time, or a part of one row's kept entries that lie within the buffer.
+        step = max(1, BUFFER // entry)
+        for row in range(0, outer, rows):
+            count = min(rows, outer - row)
+            at = 0
+            while at < len(ids):
+                end = len(ids) if length * entry <= BUFFER else int(np.searchsorted(ids, ids[at] + step))
+                written = count * (end - at) * entry
+                if not self.skip(written):
+                    first, last = (0, length) if length * entry <= BUFFER else (int(ids[at]), int(ids[end - 1]) + 1)
+                    block = memoryview(bytearray(count * (last - first) * entry))
+                    source.read_into(block, start + (row * length + first) * entry)
+                    cells = np.frombuffer(block, _ENTRY.get(entry, f"V{entry}")).reshape(count, last - first)
+                    self.write(cells[:, ids[at:end] - first].tobytes())
+                    self.methods.add("entries")
+                yield written
+                at = end
 
     def unchanged(self) -> None:
         """Raise `CheckpointError` if a source file was modified since it was opened."""

@@ -196,8 +196,9 @@ def _check_shape(info: TensorInfo, role: Role, sizes: Mapping[str, int | None]) 
     """Compare each named dimension with config.json; dimensions without a known size are not checked."""
     fits = len(info.shape) == len(role.shape)
     for actual, text in zip(info.shape, role.shape, strict=False):
-        size = sizes.get(text[-1])
-        expected = int(text) if text.isdecimal() else size and size * int(text[:-1] or 1)
+        letter, _, part = text.lstrip("0123456789").partition("/")
+        size, times = sizes.get(letter), text[: len(text) - len(text.lstrip("0123456789"))]
+        expected = int(text) if text.isdecimal() else size and -(-size * int(times or 1) // int(part or 1))
         fits = fits and expected in (None, actual)
     if not fits:
         known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if size is not None)

@@ -229,7 +229,17 @@ def load_model(model_dir: Path, dtype: str = "float32") -> Any:
                 actual=", ".join(sorted(map(str, found))[:5]),
                 remedy="use the config.json and the weights of the same model",
             )
+    if not _aligned(model):
+        model.set_experts_implementation("eager")
     return model.eval()
+
+
+def _aligned(model: Any) -> bool:
+    """Whether torch's grouped product can run the experts: rows of whole 16 bytes (torch 2.13; transformers 5.23 does
+    not look and fails in the forward pass)."""
+    found: list[Any] = [getattr(module, "down_proj", None) for module in model.modules()]
+    stacks = [stack for stack in found if getattr(stack, "ndim", 0) == 3]
+    return all(stack.stride(1) * stack.element_size() % 16 == 0 for stack in stacks)
 
 
 def _unused_by_text(name: str, config: Any) -> bool:

@@ -25,6 +25,7 @@ from trimoe.calibrate.stats.fields import (
     COUNT,
     MAXIMA,
     MEAN_VECTOR,
+    NEURON_CONTRIBUTION,
     NEURONS,
     Shape,
     kind_field,
@@ -52,6 +53,8 @@ class LayerRecorder:
         self._vectors = torch.zeros(classes, experts, shape.hidden, dtype=torch.float64, device=device)
         neurons = (classes, experts, shape.inner)
         self._neurons = torch.zeros(neurons, dtype=torch.float64, device=device) if shape.neurons else None
+        self._weighted = torch.zeros_like(self._neurons) if self._neurons is not None else None
+        self._columns: Any = None
         self._batch: Batch | None = None
         self._logits: Any = None
         self._preference: Callable[[Any], Any] = lambda logits: logits
@@ -81,6 +84,9 @@ class LayerRecorder:
             result[COACTIVATION] = self.coactivation
         if self._neurons is not None:
             result[NEURONS] = self._neurons.cpu().numpy()
+        if self._weighted is not None:
+            columns = 0 if self._columns is None else self._columns
+            result[NEURON_CONTRIBUTION] = (self._weighted * columns).cpu().numpy()
         return result
 
     def logits(self, logits: Any, preference: Callable[[Any], Any]) -> None:
@@ -101,7 +107,9 @@ class LayerRecorder:
         counted = batch.counted.reshape(-1)[batch.places]
         use = self._sane & _sane(x) & torch.from_numpy(counted).to(x.device)
         routing = route(index, self.shape.experts)
-        measured = _Measured(self, batch, routing, use)
+        measured = _Measured(self, batch, routing, use, weight)
+        if self._weighted is not None and self._columns is None:
+            self._columns = column_squares(module)
         output = run_experts(module, x, weight, routing, measured.see)
         self._add(batch, index, weight, routing, measured, use.cpu().numpy(), counted)
         if self._places is None:
@@ -217,8 +225,10 @@ class LayerRecorder:
 class _Measured:
     """Norms of the expert outputs of one batch, and sums of vectors, which stay on the device."""
 
-    def __init__(self, recorder: LayerRecorder, batch: Batch, routing: Any, use: Any) -> None:
+    def __init__(self, recorder: LayerRecorder, batch: Batch, routing: Any, use: Any, weight: Any) -> None:
         import torch
+
+        self._weight = weight.detach().reshape(-1)[routing.order].float()
 
         self._recorder, self._batch, self._use, self._token = recorder, batch, use, routing.token
         self.norm = torch.empty(len(routing.order), dtype=torch.float32, device=use.device)
@@ -241,7 +251,11 @@ class _Measured:
         self._sum(self._recorder._vectors, seen, seen.out if clean else torch.where(good[:, None], seen.out, 0))
         if self._recorder._neurons is not None:
             squares = seen.inner.float().square()
-            self._sum(self._recorder._neurons, seen, squares if clean else torch.where(good[:, None], squares, 0))
+            squares = squares if clean else torch.where(good[:, None], squares, 0)
+            self._sum(self._recorder._neurons, seen, squares)
+            weight = self._weight[seen.rows, None]
+            weighted = squares * torch.where(torch.isfinite(weight), weight, 0).square()
+            self._sum(self._recorder._weighted, seen, weighted)
 
     def _sum(self, into: Any, seen: Seen, rows: Any) -> None:
         """Add the rows of each (expert, run) to `into` [class, expert, ...], in float64."""
@@ -252,6 +266,14 @@ class _Measured:
                     part = rows[start - seen.rows.start : end - seen.rows.start]
                     into[category, expert] += weight * part.double().sum(0)
                 start = max(start, end)
+
+
+def column_squares(module: Any) -> Any:
+    """float64 [E, I] squared norms of the columns of the down projections."""
+    import torch
+
+    axis = 2 if module.is_transposed else 1
+    return torch.stack([matrix.double().square().sum(axis - 1) for matrix in module.down_proj])
 
 
 def _sane(rows: Any) -> Any:

@@ -53,6 +53,9 @@ COACTIVATION = "coactivation"
 """[class, expert, expert] tokens routed to both experts; the diagonal is tc. Additive, optional."""
 NEURONS = "neuron_act"
 """[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
+NEURON_CONTRIBUTION = "neuron_contrib"
+"""[class, expert, I] sum over tokens of (w_t x activation)^2 |column of the down projection|^2: the second moment of
+what the neuron adds to the layer's output, as HEAPr (arXiv 2509.22299) uses it. Additive, optional."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
-from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURONS, SUMS
+from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURON_CONTRIBUTION, NEURONS, SUMS
 from trimoe.calibrate.text.calibration import Windows
 
 
@@ -34,7 +34,9 @@ def assemble(
     for name in (COUNT, *MAXIMA, MEAN_VECTOR):
         fields[name] = np.stack([layer[name] for layer in layers], 1)
     wide = {
-        name: np.stack([layer[name] for layer in layers], 1) for name in (COACTIVATION, NEURONS) if name in layers[0]
+        name: np.stack([layer[name] for layer in layers], 1)
+        for name in (COACTIVATION, NEURONS, NEURON_CONTRIBUTION)
+        if name in layers[0]
     }
     masked = {
         what: {c: [int(layer[what][i]) for layer in layers] for i, c in enumerate(windows.classes)}

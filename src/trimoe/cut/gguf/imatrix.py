@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trimoe.cut.plan import Keeps
+from trimoe.cut.pieces import Keeps
 from trimoe.errors import CheckpointError
 from trimoe.io.atomic import publish_file
 from trimoe.model.gguf.imatrix import (

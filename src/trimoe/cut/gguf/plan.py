@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimoe.choose.dropmap import DropMap
-from trimoe.cut.plan import Keeps
+from trimoe.cut.pieces import Keeps
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.gguf.file import split_name
 from trimoe.model.gguf.format import INTEGERS, Field, nbytes_of, padded, scalar_field
@@ -91,6 +91,13 @@ def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
     in a checkpoint. Raises `MapError`. The model that the map was made for is not checked: a GGUF file does not state
     which checkpoint it was converted from.
     """
+    if drop_map.narrow is not None:
+        raise MapError(
+            "a GGUF file's experts cannot be made narrower yet",
+            expected="a map of whole experts",
+            actual=repr(drop_map),
+            remedy="prune the checkpoint with this map and convert the result, or make the map without --width",
+        )
     layers = model.moe_layers
     dense = set(range(model.num_layers)) - set(layers)
     if wrong := [layer for layer, ids in sorted(drop_map.drop.items()) if ids and layer in dense]:

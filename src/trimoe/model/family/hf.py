@@ -15,7 +15,7 @@ from msgspec import field
 
 from trimoe.io.datafile import Data
 
-_DIMENSION = re.compile(r"[1-9]\d*|\*|([1-9]\d*)?[EIH]")
+_DIMENSION = re.compile(r"[1-9]\d*|\*|([1-9]\d*)?[EIH]|[IH]/[1-9]\d*")
 _NUMBER = re.compile(r"(?<![^.])(?:\d+|\{[LE]\})(?![^.])")
 
 
@@ -27,8 +27,8 @@ def form(name: str) -> str:
 class Role(Data, frozen=True, kw_only=True):
     """One tensor of a layer that is cut along the experts, or one per expert when `{E}` is in its name.
 
-    `shape` names the dimensions: E experts, I expert width, H hidden size, multiples of them, numbers, `*` unchecked.
-    The position of E is the axis that is cut; ["E", "H", "2I"] is a transposed stack.
+    `shape` names the dimensions: E experts, I expert width, H hidden size, multiples and parts of them (2I, I/32),
+    numbers, `*` unchecked. The position of E is the axis that is cut; ["E", "H", "2I"] is a transposed stack.
     """
 
     tensor: str
@@ -37,6 +37,8 @@ class Role(Data, frozen=True, kw_only=True):
     """May be absent (then for every expert of a layer)."""
     selects: bool = False
     """Added to the router's scores before the top-k, not to the weights."""
+    interleaved: bool = False
+    """Along 2I, gate and up alternate; else all of gate comes first."""
 
     @property
     def per_expert(self) -> bool:
@@ -48,10 +50,15 @@ class Role(Data, frozen=True, kw_only=True):
         """Position of the expert axis in a stacked tensor."""
         return 0 if self.per_expert else self.shape.index("E")
 
+    @property
+    def width_axis(self) -> int | None:
+        """Position of the axis over an expert's neurons; None if the tensor has none."""
+        return next((i for i, text in enumerate(self.shape) if "I" in text), None)
+
     def __post_init__(self) -> None:
         for text in self.shape:
             if not _DIMENSION.fullmatch(text):
-                raise ValueError(f"dimension {text!r} is not E, I, H, a multiple such as 2I, a number, or *")
+                raise ValueError(f"dimension {text!r} is not E, I, H, a multiple such as 2I, I/32, a number, or *")
         if self.shape.count("E") + self.tensor.count("{E}") != 1:
             raise ValueError(f"{self.tensor} needs exactly one of E in shape and {{E}} in the name")
 
@@ -69,6 +76,13 @@ class ConfigKeys(Data, frozen=True, kw_only=True):
     groups: dict[str, int] = field(default_factory=dict)
     """Keys that must be null or 1, because grouped routing cannot be cut exactly; each with the value that
     transformers assumes where config.json lacks it."""
+
+
+class Narrow(Data, frozen=True, kw_only=True):
+    """That experts of this family can be made narrower: `expert_width` of config.json is the width of nothing else."""
+
+    shared_count: str | None = None
+    """The key that, times `expert_width`, is the width of the shared experts; it grows as the width shrinks."""
 
 
 class Routing(Data, frozen=True, kw_only=True):
@@ -97,6 +111,7 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
     """Gain of the norm directly after that FFN. The norm undoes any factor before it."""
     config: ConfigKeys
     routing: Routing = Routing()
+    narrow: Narrow | None = None
     roles: Roles = field(default_factory=dict)
     layouts: dict[str, Roles] = field(default_factory=dict)
 
