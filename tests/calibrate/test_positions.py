@@ -15,8 +15,9 @@ from trimoe.calibrate.stats.merge import merge
 from trimoe.calibrate.stats.positions import REPLIES, kinds_of, of_positions
 from trimoe.calibrate.text.rendering import documents_of
 from trimoe.calibrate.text.sources import RawReply, SourceText
-from trimoe.calibrate.text.windows import OWN, POSITIONS, PROMPT, RECORDED, TEXT, Document, Windows, windows_of
+from trimoe.calibrate.text.windows import OWN, POSITIONS, PROMPT, RECORDED, TEXT, Document, Window, Windows, windows_of
 from trimoe.choose.choose import choose
+from trimoe.choose.narrow import neuron_scores
 from trimoe.errors import StatsError
 from trimoe.model.checkpoint import open_checkpoint
 
@@ -133,3 +134,23 @@ def test_plain_text_has_totals_only_and_merges_with_replies(random_model: Path, 
     at, own = merged.classes.index("b"), two.classes.index("b")
     assert (merged.field("text/tc")[at] == one.field("tc")[0] + two.field("text/tc")[own]).all()
     assert merged.metadata["positions"]["b"]["text"] == 77 + two.metadata["positions"]["b"]["text"]
+
+
+def test_neurons_are_measured_where_the_class_replies(random_model: Path, windows: Windows) -> None:
+    options = Options(shards=3, batch_tokens=100, neurons=True)
+    prompts_only = replace(windows.windows[0], category=2, positions=np.full(len(windows.windows[0].tokens), PROMPT))
+    every = replace(windows, windows=(*windows.windows, prompts_only), classes=("a", "b", "c"))
+    assert every.answered == (True, True, False)
+    stats = measure(open_checkpoint(random_model), every, options, "t")
+
+    def without_prompts(window: Window) -> Window:
+        marks = np.zeros(len(window.tokens), np.uint8) if window.positions is None else window.positions
+        return replace(window, counted=window.counted & ((marks != PROMPT) | (window.category == 2)), positions=None)
+
+    only = replace(every, windows=tuple(map(without_prompts, every.windows)))
+    alone = measure(open_checkpoint(random_model), only, options, "t")
+    np.testing.assert_allclose(stats.wide["neuron_contrib"], alone.wide["neuron_contrib"], rtol=1e-6)
+    assert not np.allclose(stats.wide["neuron_act"], alone.wide["neuron_act"])
+    # per token of a reply: a class counts by what its neurons do, not by how long its prompts are
+    weights = dict.fromkeys(every.classes, 1.0)
+    np.testing.assert_allclose(neuron_scores(stats, weights), neuron_scores(alone, weights), rtol=1e-6)

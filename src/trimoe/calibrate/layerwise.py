@@ -76,6 +76,7 @@ class Run:
             options.coactivation,
             options.neurons,
             windows.kinds if len(windows.kinds) > 1 else (),
+            windows.answered if "prompt" in windows.kinds else (),
         )
         self.plan = make_plan(windows, self.batches, self._sizes(), self.shape, dtype, on_cpu, options.ram)
         self.about: dict[str, Any] = {

@@ -11,7 +11,8 @@ from math import lcm
 import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
-from trimoe.calibrate.stats.fields import NEURON_CONTRIBUTION
+from trimoe.calibrate.stats.fields import NEURON_CONTRIBUTION, kind_field
+from trimoe.calibrate.text.windows import POSITIONS, PROMPT
 from trimoe.choose.narrowing import Narrowing
 from trimoe.choose.selection import Selection
 from trimoe.errors import MapError, StatsError
@@ -59,6 +60,9 @@ def neuron_scores(stats: ExpertStats, weights: dict[str, float]) -> np.ndarray:
     """float64 [layer, expert, neuron]: the weighted mean over classes of each neuron's contribution per token."""
     total = np.zeros(stats.wide[NEURON_CONTRIBUTION].shape[1:])
     tokens = stats.field("tokens").max((1, 2))
+    if (prompts := stats.fields.get(kind_field(POSITIONS[PROMPT], "tokens"))) is not None:
+        replies = tokens - prompts.max((1, 2))
+        tokens = np.where(replies > 0, replies, tokens)
     for number, name in enumerate(stats.classes):
         if weights.get(name) and tokens[number]:
             total += weights[name] * stats.wide[NEURON_CONTRIBUTION][number] / tokens[number]

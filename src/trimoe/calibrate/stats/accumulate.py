@@ -30,7 +30,7 @@ from trimoe.calibrate.stats.fields import (
     Shape,
     kind_field,
 )
-from trimoe.calibrate.text.windows import POSITIONS
+from trimoe.calibrate.text.windows import POSITIONS, PROMPT
 
 MAX_ABS = 1e6
 """Larger values are numerical accidents (section 4 of the protocol); their tokens are left out."""
@@ -229,7 +229,11 @@ class _Measured:
         import torch
 
         self._weight = weight.detach().reshape(-1)[routing.order].float()
-
+        if recorder.shape.answered:
+            # Of classes with replies, prompts do not count towards neurons: only what shapes a reply matters.
+            answered = np.array(recorder.shape.answered)[batch.category[batch.window]]
+            left_out = torch.from_numpy(answered & (batch.kind == PROMPT)).to(use.device)
+            self._weight = torch.where(left_out[routing.token], 0, self._weight)
         self._recorder, self._batch, self._use, self._token = recorder, batch, use, routing.token
         self.norm = torch.empty(len(routing.order), dtype=torch.float32, device=use.device)
         """float32 [P] Euclidean norms of the outputs before weighting; not finite where an output is not."""

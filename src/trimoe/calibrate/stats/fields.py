@@ -55,7 +55,8 @@ NEURONS = "neuron_act"
 """[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
 NEURON_CONTRIBUTION = "neuron_contrib"
 """[class, expert, I] sum over tokens of (w_t x activation)^2 |column of the down projection|^2: the second moment of
-what the neuron adds to the layer's output, as HEAPr (arXiv 2509.22299) uses it. Additive, optional."""
+what the neuron adds to the layer's output, as HEAPr (arXiv 2509.22299) uses it. Prompts count only in classes that
+consist of nothing else. Additive, optional."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Shape:
     neurons: bool = False
     kinds: tuple[str, ...] = ()
     """Kinds of position that are also summed apart; empty where a set has only one."""
+    answered: tuple[bool, ...] = ()
+    """Whether each class has positions besides prompts; empty if no class has prompts."""
 
     @property
     def sums(self) -> tuple[str, ...]:

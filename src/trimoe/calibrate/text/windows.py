@@ -102,6 +102,11 @@ class Windows:
         found = {kind for row in self.positions().values() for kind in row}
         return tuple(kind for kind in POSITIONS if kind in found)
 
+    @property
+    def answered(self) -> tuple[bool, ...]:
+        """Whether each class has counted positions besides prompts."""
+        return tuple(bool(row.keys() - {POSITIONS[PROMPT]}) for row in self.positions().values())
+
 
 def windows_of(
     documents: Sequence[Document], window: int, shards: int, long_documents: LongDocuments = "split"
