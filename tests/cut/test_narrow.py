@@ -243,12 +243,12 @@ def test_any_entries_of_any_block_are_copied(
     folder = tmp_path_factory.mktemp("entries")
     values = np.random.default_rng(0).integers(0, 256, (outer, length, entry), np.uint8)
     (folder / "source").write_bytes(b"abc" + values.tobytes())
-    before, copying.BUFFER = copying.BUFFER, data.draw(st.sampled_from([1, 50, 400, 8 << 20]))
+    before, copying.ENTRIES = copying.ENTRIES, data.draw(st.sampled_from([1, 50, 400, 8 << 20]))
     try:
         with Copier(folder / "target") as copier:
             sizes = list(copier.append_entries(folder / "source", 3, outer, length, entry, keep))
     finally:
-        copying.BUFFER = before
+        copying.ENTRIES = before
     want = values[:, keep].tobytes()
     assert (folder / "target").read_bytes() == want
     assert sum(sizes) == len(want)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from helpers.hand_made import gemma_arrays, gemma_config, write_checkpoint
 from helpers.signals import count_calls, signal_at
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.narrowing import Narrowing
 from trimoe.cli.main import main
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError, Refused
@@ -24,6 +25,8 @@ from trimoe.io import copying, hashing
 from trimoe.model.checkpoint import open_checkpoint
 
 MAP = DropMap({0: (1, 4), 1: (0, 7)}, 8)
+_NEURONS = {layer: {e: tuple(range(e, 40 + e)) for e in MAP.keep(layer)} for layer in MAP.drop}
+NARROWER = DropMap(MAP.drop, 8, narrow=Narrowing(_NEURONS, 48))
 LEFT = ".out.partial"
 
 
@@ -35,6 +38,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(hashing, "MARK", 1024)
     monkeypatch.setattr(copying, "CHUNK", 700)
     monkeypatch.setattr(copying, "SMALL", 64)
+    monkeypatch.setattr(copying, "ENTRIES", 900)
     arrays = gemma_arrays(hidden=32, width=48)
     return write_checkpoint(tmp_path / "in", arrays, gemma_config(hidden=32, width=48), [i % 2 for i in range(16)])
 
@@ -57,15 +61,16 @@ def same(one: Path, two: Path) -> None:
     assert all(filecmp.cmp(one / name, two / name, shallow=False) for name in names)
 
 
+@pytest.mark.parametrize("drop_map", [MAP, NARROWER], ids=["experts", "narrower"])
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupted_cut_goes_on(source: Path, tmp_path: Path, jobs: int) -> None:
+def test_an_interrupted_cut_goes_on(source: Path, tmp_path: Path, jobs: int, drop_map: DropMap) -> None:
     options = {"max_shard": 40_000, "jobs": jobs}
-    whole = prune(source, MAP, tmp_path / "whole", **options)
+    whole = prune(source, drop_map, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        prune(source, MAP, tmp_path / "out", progress=stop_after(40), **options)
+        prune(source, drop_map, tmp_path / "out", progress=stop_after(40), **options)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / LEFT).is_dir()
-    report = prune(source, MAP, tmp_path / "out", **options)
+    report = prune(source, drop_map, tmp_path / "out", **options)
     assert report.bytes_resumed > 10_000
     assert jobs > 1 or report.bytes_resumed < whole.bytes_after, "threads may run ahead of what progress has seen"
     assert not (tmp_path / LEFT).exists()
@@ -77,13 +82,17 @@ def test_an_interrupted_cut_goes_on(source: Path, tmp_path: Path, jobs: int) -> 
 def test_any_leftover_ends_in_the_same_bytes(source: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Interrupted several times; between the runs files and journal of the leftover are damaged at random."""
     options = {"max_shard": data.draw(st.sampled_from([20_000, 5_000_000]), "max_shard"), "jobs": 1}
-    work = tmp_path / "work"
+    cut = data.draw(st.sampled_from(["experts", "narrower"]), "cut")
+    drop_map = {"experts": MAP, "narrower": NARROWER}[cut]
+    work, whole = tmp_path / "work", tmp_path / f"{cut}{options['max_shard']}"
     shutil.rmtree(work, ignore_errors=True)
-    if not (tmp_path / f"whole{options['max_shard']}").exists():
-        prune(source, MAP, tmp_path / f"whole{options['max_shard']}", **options)
+    if not whole.exists():
+        prune(source, drop_map, whole, **options)
     for _ in range(data.draw(st.integers(1, 3), "interrupts")):
         try:
-            prune(source, MAP, work / "out", progress=stop_after(data.draw(st.integers(0, 200), "steps")), **options)
+            prune(
+                source, drop_map, work / "out", progress=stop_after(data.draw(st.integers(0, 200), "steps")), **options
+            )
         except KeyboardInterrupt:
             pass
         else:
@@ -104,8 +113,8 @@ def test_any_leftover_ends_in_the_same_bytes(source: Path, tmp_path: Path, data:
             if kind == "remove":
                 file.unlink()
     if not (work / "out").exists():
-        prune(source, MAP, work / "out", **options)
-    same(work / "out", tmp_path / f"whole{options['max_shard']}")
+        prune(source, drop_map, work / "out", **options)
+    same(work / "out", whole)
     assert [p.name for p in work.iterdir()] == ["out"]
 
 

@@ -18,6 +18,7 @@ from trimoe.io.reading import SourceFile, ended_early
 
 CHUNK = 64 << 20  # bytes per step: large enough to be fast, small enough for progress and interrupts
 BUFFER = 8 << 20
+ENTRIES = 2 << 20  # entries of an axis are picked out of this many bytes at a time
 SMALL = 32 << 10  # ranges below this are gathered
 
 _ENTRY = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}  # numpy selects these faster than entries of any size
@@ -32,6 +33,9 @@ class Target(Protocol):
 
     def put(self, data: memoryview) -> None:
         """Append bytes from memory."""
+
+    def settle(self) -> None:
+        """Write what is waiting; memory that was given to `put` may change afterwards."""
 
     def take(self, source: SourceFile, start: int, length: int) -> int:
         """Append up to `length` bytes of an open file; returns how many, 0 if the file has ended."""
@@ -53,6 +57,7 @@ class Copier:
         self._target: Target = KernelFile(target) if self._hashed is None else self._hashed
         self._skip = self.resumed
         self._sources: dict[Path, SourceFile] = {}
+        self._rooms = [bytearray(), bytearray()]
 
     def __enter__(self) -> Self:
         return self
@@ -131,24 +136,35 @@ class Copier:
         import numpy as np
 
         source, ids = self._open(file), np.asarray(keep)
-        rows = max(1, BUFFER // (length * entry))
         # Several rows at a time, or a part of one row's kept entries that lie within the buffer.
-        step = max(1, BUFFER // entry)
+        whole = length * entry <= ENTRIES
+        rows, step = max(1, ENTRIES // (length * entry)), max(1, ENTRIES // entry)
         for row in range(0, outer, rows):
             count = min(rows, outer - row)
             at = 0
             while at < len(ids):
-                end = len(ids) if length * entry <= BUFFER else int(np.searchsorted(ids, ids[at] + step))
+                end = len(ids) if whole else int(np.searchsorted(ids, ids[at] + step))
                 written = count * (end - at) * entry
                 if not self.skip(written):
-                    first, last = (0, length) if length * entry <= BUFFER else (int(ids[at]), int(ids[end - 1]) + 1)
-                    block = memoryview(bytearray(count * (last - first) * entry))
+                    first, last = (0, length) if whole else (int(ids[at]), int(ids[end - 1]) + 1)
+                    block = self._room(0, count * (last - first) * entry)
                     source.read_into(block, start + (row * length + first) * entry)
-                    cells = np.frombuffer(block, _ENTRY.get(entry, f"V{entry}")).reshape(count, last - first)
-                    self.write(cells[:, ids[at:end] - first].tobytes())
+                    kind = _ENTRY.get(entry, f"V{entry}")
+                    cells = np.frombuffer(block, kind).reshape(count, last - first)
+                    chosen = self._room(1, written)
+                    out = np.frombuffer(chosen, kind).reshape(count, end - at)
+                    np.take(cells, ids[at:end] - first, axis=1, out=out, mode="clip")
+                    self.write(chosen)
+                    self._target.settle()
                     self.methods.add("entries")
                 yield written
                 at = end
+
+    def _room(self, number: int, size: int) -> memoryview:
+        """One of two buffers that are used again."""
+        if len(self._rooms[number]) < size:
+            self._rooms[number] = bytearray(size)
+        return memoryview(self._rooms[number])[:size]
 
     def unchanged(self) -> None:
         """Raise `CheckpointError` if a source file was modified since it was opened."""
@@ -207,6 +223,9 @@ class KernelFile:
         """Append bytes from memory."""
         while data:
             data = data[os.write(self._fd, data) :]
+
+    def settle(self) -> None:
+        """Nothing waits."""
 
     def take(self, source: SourceFile, start: int, length: int) -> int:
         """Append by the fastest method that works; one that the file system refuses is not tried again."""

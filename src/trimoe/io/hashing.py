@@ -81,6 +81,11 @@ class HashedFile:
         """Append bytes from memory, which must not change afterwards."""
         self._advance(_Part(None, 0, len(data), data))
 
+    def settle(self) -> None:
+        """Hash and write what is waiting; memory that was given to `put` may change afterwards."""
+        while self._waiting:
+            self._pass_through(self._waiting.popleft())
+
     def take(self, source: SourceFile, start: int, length: int) -> int:
         """Append `length` bytes of an open file. If it ends early, the error is raised when they are read."""
         for at in range(start, start + length, STEP):
@@ -95,8 +100,7 @@ class HashedFile:
         """Write what is waiting, unless an error made the file useless, and close."""
         try:
             if complete:
-                while self._waiting:
-                    self._pass_through(self._waiting.popleft())
+                self.settle()
                 self._write(self._piece[: self._used])
                 if self._written < self._expected:
                     os.ftruncate(self._fd, self._written)  # release unused reserved space
