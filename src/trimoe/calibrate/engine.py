@@ -13,11 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from trimoe.calibrate.gguf.run import GgufRun, prepare_gguf, write_gguf_statistics
 from trimoe.calibrate.layerwise import Options, Run, compute_dtype
 from trimoe.calibrate.plan import COVERAGE
 from trimoe.calibrate.state import Mark, RunState, state_path
+from trimoe.calibrate.stats.coverage import coverage
 from trimoe.calibrate.stats.expert_stats import ExpertStats
-from trimoe.calibrate.stats.fields import COUNT
 from trimoe.calibrate.text.calibration import CalibrationSet, Windows
 from trimoe.calibrate.text.leaks import BenchTexts, read_benches
 from trimoe.calibrate.text.replies import path_beside
@@ -30,6 +31,7 @@ from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.device import require_device
 from trimoe.model.files import watch_directory
+from trimoe.model.gguf.file import find_gguf
 
 __all__ = ["Options", "calibrate", "measure", "prepare", "tokenised", "write_statistics"]
 
@@ -48,7 +50,7 @@ def calibrate(
     ram: int | None = None,
     benches: Sequence[BenchTexts | Path | str] = (),
     start_at: int | None = None,
-    on_prepared: Callable[[Run], None] | None = None,
+    on_prepared: Callable[[Run | GgufRun], None] | None = None,
     on_layer: Callable[[Mark], None] | None = None,
     progress: Progress | None = None,
 ) -> ExpertStats:
@@ -71,6 +73,12 @@ def calibrate(
     """
     out = Path(out)
     options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, ram)
+    if not isinstance(model, Checkpoint) and (file := find_gguf(Path(model))) is not None:
+        texts = [text for bench in benches for text in _texts_of(bench)]
+        measured = prepare_gguf(file, calibration, options, out, benches=texts, progress=progress)
+        if on_prepared:
+            on_prepared(measured)
+        return write_gguf_statistics(measured, out, start_at=start_at, progress=progress)
     run = prepare(model, calibration, options, out, benches=benches, progress=progress)
     if on_prepared:
         on_prepared(run)
@@ -176,19 +184,6 @@ def report_path(out: Path) -> Path:
     return out.with_name(out.name + ".run.json")
 
 
-def coverage(stats: ExpertStats) -> dict[str, dict[str, int]]:
-    """Per class: the experts of all layers, those with fewer than `COVERAGE` tokens, and those with none."""
-    routed = stats.field(COUNT)[:, stats.metadata["moe_layers"]]
-    return {
-        name: {
-            "experts": routed[i].size,
-            "thin": int((routed[i] < COVERAGE).sum()),
-            "unused": int((routed[i] == 0).sum()),
-        }
-        for i, name in enumerate(stats.classes)
-    }
-
-
 def _texts_of(bench: BenchTexts | Path | str) -> Sequence[BenchTexts]:
     return [bench] if isinstance(bench, BenchTexts) else read_benches(Path(bench))
 
@@ -200,7 +195,7 @@ def _report(run: Run, stats: ExpertStats, marks: list[Mark]) -> dict[str, Any]:
         "plan": run.plan.as_dict(),
         "peak": peaks,
         "seconds_per_layer": seconds,
-        "coverage": coverage(stats),
+        "coverage": coverage(stats, COVERAGE),
         "thin_below": COVERAGE,
     }
 

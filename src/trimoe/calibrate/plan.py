@@ -51,6 +51,13 @@ class Plan:
         """Classes whose experts get fewer than `COVERAGE` tokens even on average."""
         return {name: mean for name, mean in self.tokens_per_expert.items() if mean < COVERAGE}
 
+    @property
+    def how(self) -> str:
+        """The strategy in words."""
+        return f"hidden states {'in memory' if self.hidden_in_memory else 'on disk'}" + (
+            "" if self.prefetch else ", one layer at a time without reading ahead"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
@@ -64,8 +71,6 @@ class Plan:
         need = f"memory {self.peak_ram / GB:.2f} GB, disk {self.disk / GB:.2f} GB"
         if self.peak_device:
             need += f", device {self.peak_device / GB:.2f} GB"
-        how = f"hidden states {'in memory' if self.hidden_in_memory else 'on disk'}"
-        how += "" if self.prefetch else ", one layer at a time without reading ahead"
         return [
             f"{self.windows:,d} windows in {self.batches:,d} batches ({self.padding:.0%} padding), {self.dtype}",
             *per_class,
@@ -73,7 +78,7 @@ class Plan:
                 f"warning: class {name} has {mean:.1f} tokens per expert on average, fewer than {COVERAGE}"
                 for name, mean in self.thin.items()
             ),
-            f"predicted: {need}; {how}",
+            f"predicted: {need}; {self.how}",
         ]
 
 
@@ -109,15 +114,7 @@ def make_plan(
 
     Raises `CalibrationError` for a class with fewer tokens than experts and `MissingPrerequisite` if neither suffices.
     """
-    tokens = windows.tokens()
-    for name, count in tokens.items():
-        if count < shape.experts:
-            raise CalibrationError(
-                f"class {name} has {count} tokens for {shape.experts} experts",
-                expected="at least one per expert",
-                actual=f"{count} counted tokens",
-                remedy="add documents to the class",
-            )
+    tokens = required_tokens(windows, shape.experts)
     positions = sum(batch.real.size for batch in batches)
     hidden = positions * shape.hidden * sizes.item
     largest = max(batch.real.size for batch in batches)
@@ -156,6 +153,20 @@ def make_plan(
         peak_device=0 if on_cpu else _layers(sizes, shape, largest, prefetch),
         disk=2 * hidden + 2 * arrays,
     )
+
+
+def required_tokens(windows: Windows, experts: int) -> dict[str, int]:
+    """Counted tokens by class. Raises `CalibrationError` for a class with fewer tokens than experts."""
+    tokens = windows.tokens()
+    for name, count in tokens.items():
+        if count < experts:
+            raise CalibrationError(
+                f"class {name} has {count} tokens for {experts} experts",
+                expected="at least one per expert",
+                actual=f"{count} counted tokens",
+                remedy="add documents to the class",
+            )
+    return tokens
 
 
 def _layers(sizes: Sizes, shape: Shape, positions: int, prefetch: bool) -> int:

@@ -15,12 +15,14 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.io.jsonfile import write_json
+
+SUMS_FILE = "sums.bin"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class RunProgress:
     """Another process is working on it."""
     nbytes: int
     """Size of the state folder in bytes."""
+    batches: int = 0
+    """Finished batches of a run that is not by layer."""
 
     @property
     def layers(self) -> int:
@@ -67,7 +71,7 @@ class RunState:
         self.path, self.settings, self._start_over = path, settings, start_over
         self._lock: BinaryIO | None = None
 
-    def __enter__(self) -> "RunState":
+    def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("ab")
         try:
@@ -88,7 +92,7 @@ class RunState:
 
     def _adopt(self) -> None:
         """Resume the run, or begin anew with `start_over` or if no layer is finished."""
-        if self._start_over or not read_marks(self.path):
+        if self._start_over or not self.begun():
             self.clear()
             write_json(self.path / "settings.json", self.settings, overwrite=True)
             return
@@ -105,10 +109,14 @@ class RunState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.path.exists() and not self.finished():
+        if kind is not None and self.path.exists() and not self.begun():
             self.remove()
         if self._lock:
             self._lock.close()
+
+    def begun(self) -> bool:
+        """Whether there is anything to resume from."""
+        return bool(read_marks(self.path))
 
     def hidden_path(self, layer: int) -> Path:
         """File of the hidden states that enter `layer`."""
@@ -159,6 +167,31 @@ class RunState:
         shutil.rmtree(self.path)
 
 
+class BatchState(RunState):
+    """The folder of a run whose sums are kept by the program that computes them, batch after batch."""
+
+    @property
+    def sums_path(self) -> Path:
+        """One line of JSON, then arrays of float64; replaced by rename."""
+        return self.path / SUMS_FILE
+
+    def begun(self) -> bool:
+        """Whether there is anything to resume from."""
+        return self.sums_path.exists()
+
+    def read(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """The arrays of the sums. Raises `BadInput` if the file is not complete."""
+        with self.sums_path.open("rb") as file:
+            file.readline()
+            values = np.fromfile(file, "<f8")
+        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+        if len(values) != sum(sizes):
+            raise damaged(self.sums_path)
+        ends = np.cumsum(sizes)[:-1]
+        split = np.split(values, ends)
+        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), split, strict=True)}
+
+
 def state_path(out: Path) -> Path:
     """The state folder of a run that writes `out`."""
     return out.parent / f".{out.name}.calibrating"
@@ -174,10 +207,10 @@ def progress_of(path: Path) -> RunProgress | None:
             running = False
         except BlockingIOError:
             running = True
-    marks = read_marks(path)
-    if not marks and not running:
+    marks, batches = read_marks(path), _batches_done(path)
+    if not marks and not batches and not running:
         return None
-    return RunProgress(read_settings(path), marks, running, folder_bytes(path))
+    return RunProgress(read_settings(path), marks, running, folder_bytes(path), batches)
 
 
 def status(out: Path | str) -> dict[str, Any]:
@@ -187,6 +220,10 @@ def status(out: Path | str) -> dict[str, Any]:
     found = progress_of(state_path(out))
     if found is None:
         return {"stats": str(out), "state": "finished" if out.exists() else "none"}
+    if "batches" in found.settings:
+        done = {"batches_finished": found.batches, "batches": found.settings["batches"]}
+        state = "running" if found.running else "unfinished"
+        return {"stats": str(out), "state": state, **done, "disk": found.nbytes, "settings": found.settings}
     return {
         "stats": str(out),
         "state": "running" if found.running else "unfinished",
@@ -219,6 +256,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as exc:
         raise damaged(path / "settings.json") from exc
     return known
+
+
+def _batches_done(path: Path) -> int:
+    """Finished batches in the sums of a run; 0 without any."""
+    try:
+        with (path / SUMS_FILE).open("rb") as file:
+            return int(json.loads(file.readline(4096))["done"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def folder_bytes(path: Path) -> int:

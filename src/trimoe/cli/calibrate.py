@@ -1,4 +1,4 @@
-"""`trimoe calibrate`: expert statistics of a checkpoint on a calibration set."""
+"""`trimoe calibrate`: expert statistics of a model on a calibration set."""
 
 import json
 import sys
@@ -14,6 +14,7 @@ from trimoe.cli.parts.stats_text import leak_lines
 from trimoe.io.sizes import parse_bytes
 
 if TYPE_CHECKING:
+    from trimoe.calibrate.gguf.run import GgufRun
     from trimoe.calibrate.layerwise import Run
     from trimoe.calibrate.state import Mark
     from trimoe.calibrate.stats.expert_stats import ExpertStats
@@ -96,12 +97,14 @@ def calibrate(
 ) -> None:
     """Measure each expert's contribution on a calibration set.
 
-    One decoder layer is in memory at a time while the next is being read. Finished layers are kept: after Ctrl-C or a
-    crash, the same command resumes. OUT appears only when it is complete.
+    MODEL is a checkpoint directory or a .gguf file. Of a checkpoint, one decoder layer is in memory at a time while the
+    next is being read, and finished layers are kept: after Ctrl-C or a crash, the same command resumes. A GGUF file is
+    run by llama.cpp, which maps its weights; finished batches are kept. OUT appears only when it is complete.
 
     \b
     Examples:
       trimoe calibrate gemma-4-26B-A4B-it --set coding.yaml -o stats.safetensors
+      trimoe calibrate gemma-4-26B-A4B-it-Q4_K_M.gguf --set coding.yaml -o stats.safetensors
       trimoe calibrate MODEL --set SET.yaml -o STATS --ram 8GB
       trimoe calibrate MODEL --set SET.yaml -o STATS --device cuda
       trimoe calibrate MODEL --set generic -o STATS --leak-check humaneval.jsonl --leak-check tiny-code
@@ -110,9 +113,14 @@ def calibrate(
     """
     if show_status:
         return _show_status(out, as_json)
-    require_extra("torch", "calibrate")
+    from trimoe.model.gguf.file import find_gguf
+
+    gguf = find_gguf(model)
+    if gguf is None:
+        require_extra("torch", "calibrate")
     from trimoe.calibrate.engine import Options, prepare
     from trimoe.calibrate.engine import calibrate as run
+    from trimoe.calibrate.gguf.run import prepare_gguf
     from trimoe.calibrate.text.calibration import CalibrationSet
 
     budget = None if ram is None else parse_bytes(ram, "--ram 8GB")
@@ -121,7 +129,9 @@ def calibrate(
     chosen = CalibrationSet.load(set_path, data=data)
     _warn_of_recipes(chosen)
     with _Display(as_json) as display:
-        if dry_run:
+        if dry_run and gguf is not None:
+            prepared: Run | GgufRun = prepare_gguf(gguf, chosen, options, None, benches=benches)
+        elif dry_run:
             prepared = prepare(model, chosen, options, benches=benches, progress=display.progress)
         else:
             stats = run(
@@ -157,7 +167,7 @@ def _warn_of_recipes(chosen: "CalibrationSet") -> None:
         )
 
 
-def _plan_lines(run: "Run") -> list[str]:
+def _plan_lines(run: "Run | GgufRun") -> list[str]:
     leaks = run.windows.origin.get("leak_check")
     return [*run.plan.lines(), *(leak_lines(leaks) if leaks else [])]
 
@@ -179,7 +189,7 @@ class _Display:
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
 
-    def prepared(self, run: "Run") -> None:
+    def prepared(self, run: "Run | GgufRun") -> None:
         """Print the plan before the first layer; a live bar would divert the text to standard error."""
         self._bar.close()
         if not self._as_json:
@@ -217,7 +227,8 @@ def _show_result(out: Path, stats: "ExpertStats", as_json: bool) -> None:
     lines.append(f"memory at most {show_size(peak['ram'])} (predicted {show_size(plan['peak_ram'])})")
     if plan["peak_device"]:
         lines[-1] += f", device {show_size(peak['device'])} (predicted {show_size(plan['peak_device'])})"
-    lines[-1] += f"; layers took {_duration(sum(report['seconds_per_layer']))}"
+    took = report["seconds"] if "seconds" in report else sum(report["seconds_per_layer"])
+    lines[-1] += f"; {'it' if 'seconds' in report else 'layers'} took {_duration(took)}"
     if made := stats.metadata.get("replies"):
         lines.append(f"{made['rows']} replies of the model itself are in {path_beside(out)}")
     metadata = {key: value for key, value in stats.metadata.items() if key != "document_hashes"}
@@ -229,7 +240,11 @@ def _show_status(out: Path, as_json: bool) -> None:
 
     found = status(out)
     text = f"{out}: {found['state']}"
-    if "layers" in found:
+    if "batches" in found:
+        text += (
+            f", {found['batches_finished']} of {found['batches']} batches finished, {show_size(found['disk'])} on disk"
+        )
+    elif "layers" in found:
         text += f", {found['layers_finished']} of {found['layers']} layers finished, {show_size(found['disk'])} on disk"
         if found["seconds_left"] is not None:
             text += f", about {_duration(found['seconds_left'])} left"

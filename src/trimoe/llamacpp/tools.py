@@ -31,6 +31,7 @@ PROGRAMS = (
     "llama-cli",
     "llama-gguf-split",
     "trimoe-masked-logits",
+    "trimoe-expert-stats",
 )
 CONVERTER = "convert_hf_to_gguf.py"
 BUILD_INFO = "build.json"

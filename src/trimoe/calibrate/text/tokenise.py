@@ -5,20 +5,23 @@ Invariants: everything that the result depends on is in the windows' hash; what 
 statistics file.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimoe.calibrate.text.calibration import CalibrationSet
 from trimoe.calibrate.text.leaks import BenchTexts, SetText, check
-from trimoe.calibrate.text.rendering import documents_of, prompt_ids, tokenizer_of
+from trimoe.calibrate.text.rendering import Tokenizer, documents_of, prompt_ids, tokenizer_of
 from trimoe.calibrate.text.replies import answered
 from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.calibrate.text.windows import Document, Windows, windows_of
 from trimoe.errors import CalibrationError
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
+
+Texts = dict[str, list[SourceText]]
+"""Documents by class."""
 
 
 def tokenise(
@@ -41,15 +44,45 @@ def tokenise(
     `answered` raises.
     """
     tokenizer = tokenizer_of(checkpoint.path)
+    scope = checkpoint.config.get("text_config") or checkpoint.config
+    limits = Limits(scope.get("vocab_size"), scope.get("max_position_embeddings"))
+
+    def fill(texts: Texts) -> tuple[Texts, dict[str, Any]]:
+        return answered(texts, checkpoint, tokenizer, replies, device=device, dtype=dtype, progress=progress)
+
+    return tokenised_by(tokenizer, limits, chosen, shards, None if plan_only else fill, benches)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model allows, where it says so: ids below `vocabulary`, positions below `context`."""
+
+    vocabulary: Any
+    context: Any
+
+
+def tokenised_by(
+    tokenizer: Tokenizer,
+    limits: Limits,
+    chosen: CalibrationSet,
+    shards: int,
+    fill: Callable[[Texts], tuple[Texts, dict[str, Any]]] | None,
+    benches: Sequence[BenchTexts] = (),
+) -> Windows:
+    """The set as windows of a tokenizer's tokens.
+
+    `fill` gives missing replies and describes them; without it, a missing reply is replaced by as many tokens as it may
+    have.
+    """
     texts, made = chosen.texts(), dict[str, Any]()
-    if plan_only:
+    if fill is None:
         texts = {name: [_stand_in(text, tokenizer) for text in items] for name, items in texts.items()}
     else:
-        texts, made = answered(texts, checkpoint, tokenizer, replies, device=device, dtype=dtype, progress=progress)
+        texts, made = fill(texts)
     documents = documents_of(texts, tokenizer)
-    _require_vocabulary(documents, checkpoint)
+    _require_vocabulary(documents, limits.vocabulary)
     windows = windows_of(documents, chosen.window, shards, chosen.long_documents)
-    _require_context(windows, checkpoint)
+    _require_context(windows, limits.context)
     origin: dict[str, Any] = {**windows.origin, "sources": chosen.describe()}
     if made:
         origin["replies"] = made
@@ -67,22 +100,20 @@ def _stand_in(text: SourceText, tokenizer: Any) -> SourceText:
     return replace(text, reply=RawReply("", ended=False, tokens=(token,) * text.asks))
 
 
-def _require_vocabulary(documents: Sequence[Document], checkpoint: Checkpoint) -> None:
-    scope = checkpoint.config.get("text_config") or checkpoint.config
-    vocabulary, largest = scope.get("vocab_size"), max(max(d.tokens) for d in documents)
+def _require_vocabulary(documents: Sequence[Document], vocabulary: Any) -> None:
+    largest = max(max(d.tokens) for d in documents)
     if isinstance(vocabulary, int) and largest >= vocabulary:
         raise CalibrationError(
             f"token {largest} is beyond the model's vocabulary",
             expected=f"below {vocabulary}",
             actual=str(largest),
-            remedy="use the tokenizer that came with this checkpoint",
+            remedy="use the tokenizer that came with this model",
         )
 
 
-def _require_context(windows: Windows, checkpoint: Checkpoint) -> None:
+def _require_context(windows: Windows, context: Any) -> None:
     """Refuse windows beyond the model's context: it was never trained on such positions."""
-    scope = checkpoint.config.get("text_config") or checkpoint.config
-    context, longest = scope.get("max_position_embeddings"), max(len(w.tokens) for w in windows.windows)
+    longest = max(len(w.tokens) for w in windows.windows)
     if isinstance(context, int) and longest > context:
         raise CalibrationError(
             f"a window of {longest} tokens is longer than the model's context",

@@ -21,6 +21,8 @@ class GgufNames(Data, frozen=True, kw_only=True):
     untouched: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     refused_model: str | None = None
+    router_scale: str | None = None
+    """The factors per expert that belong to the router's weight; elsewhere such factors belong to the expert."""
 
     def __post_init__(self) -> None:
         names = (*self.required, *self.optional, *self.untouched, *self.refused)
@@ -48,6 +50,7 @@ class GgufSection(Data, frozen=True, kw_only=True):
     untouched: tuple[str, ...] = ()
     refused: dict[str, str] | None = None
     refused_model: str | None = None
+    router_scale: str | None = None
 
     def __post_init__(self) -> None:
         self.names()
@@ -68,6 +71,7 @@ class GgufSection(Data, frozen=True, kw_only=True):
             untouched=(*self.untouched, *(name for name in standard.untouched if name not in cut)),
             refused={name: why for name, why in refused.items() if name not in cut},
             refused_model=self.refused_model,
+            router_scale=self.router_scale,
         )
 
 
