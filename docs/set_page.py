@@ -45,6 +45,8 @@ SET_METADATA = {
     "`document_hashes`": "class -> one hash of the tokens per document, with which `trimoe stats merge` detects a "
     "document that two runs measured",
     "`documents`, `windows`, `tokens`": "counts per class; `tokens` counts measured positions",
+    "`recon`, `sequential`": "reply positions of the reconstruction (0: none), and to how many experts layers were "
+    "cut one after the other (null: none)",
     "`positions`": "class -> kind of position (`text`, `prompt`, `own`, `recorded`) -> measured positions, see "
     "[statistics](../explanation/statistics.md)",
     "`repeated_documents`": "class -> number of duplicate documents",

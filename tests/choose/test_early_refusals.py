@@ -17,7 +17,7 @@ from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import generate
 from trimoe.quantize.quantize import quantize
 
-FIELDS = ("tc", COUNT, "wnorm", "reap_sum", "ean_sum")
+FIELDS = ("tc", COUNT, "wnorm", "reap_sum", "ean_sum", "recon_rank")
 
 
 def stats_of(classes: tuple[str, ...], routed: int = 0) -> ExpertStats:

@@ -46,6 +46,8 @@ def calibrate(
     shards: int = 16,
     coactivation: bool = False,
     neurons: bool = False,
+    recon: int | None = None,
+    sequential: int | None = None,
     batch_tokens: int | None = None,
     ram: int | None = None,
     benches: Sequence[BenchTexts | Path | str] = (),
@@ -57,8 +59,8 @@ def calibrate(
     """Measure what every expert contributes to each class of a calibration set, and write the statistics file `out`.
 
     `calibration` is a set file or the name of a shipped set. `device`, `dtype`, `shards`, `coactivation`, `neurons`,
-    `batch_tokens` and `ram` (bytes) are the fields of `Options`. `benches` (files of rows, or `BenchTexts`) are
-    compared with the set by 13-grams; the report is in the metadata of the statistics.
+    `recon`, `sequential`, `batch_tokens` and `ram` (bytes) are the fields of `Options`. `benches` (files of rows, or
+    `BenchTexts`) are compared with the set by 13-grams; the report is in the metadata of the statistics.
 
     The same call resumes an interrupted run; `start_at` 0 starts over. `on_prepared` gets the run with its plan before
     the first layer, `on_layer` the mark of each finished layer.
@@ -72,7 +74,7 @@ def calibrate(
     ExpertStats(1 class, 4 layers, 32 experts; model 56fd32a947fb1979)
     """
     out = Path(out)
-    options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, ram)
+    options = Options(device, dtype, shards, coactivation, neurons, recon, sequential, batch_tokens, ram)
     if not isinstance(model, Checkpoint) and (file := find_gguf(Path(model))) is not None:
         texts = [text for bench in benches for text in _texts_of(bench)]
         measured = prepare_gguf(file, calibration, options, out, benches=texts, progress=progress)

@@ -17,8 +17,10 @@ import numpy as np
 from trimoe.calibrate.forward.batching import batches_of, token_ids
 from trimoe.calibrate.forward.hidden import HiddenStates
 from trimoe.calibrate.forward.layers import LayerModel
-from trimoe.calibrate.forward.recording import recording
+from trimoe.calibrate.forward.recording import masking, recording
 from trimoe.calibrate.plan import LayerSizes, Sizes, make_plan, peak_memory, reset_peak
+from trimoe.calibrate.recon.layer import Reconstruction
+from trimoe.calibrate.recon.sample import sample_for
 from trimoe.calibrate.state import Mark, RunState
 from trimoe.calibrate.stats.accumulate import LayerRecorder
 from trimoe.calibrate.stats.expert_stats import ExpertStats
@@ -34,8 +36,8 @@ from trimoe.model.neurons import cannot_narrow, neuron_unit
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a run. `dtype`, `shards`, `coactivation` and `neurons` are part of the result's identity; the others
-    are operational."""
+    """Settings of a run. `device`, `batch_tokens` and `ram` are operational; all others are part of the result's
+    identity."""
 
     device: str = "cpu"
     dtype: str = "auto"
@@ -46,6 +48,11 @@ class Options:
     """Also count, for every pair of experts, the tokens routed to both."""
     neurons: bool = False
     """Also sum the squared activation of every inner neuron."""
+    recon: int | None = None
+    """Reply positions on which the greedy reconstruction orders each layer's experts; 0: none. None: 2000 where the set
+    has replies and the family's router is of a known form."""
+    sequential: int | None = None
+    """Cut each layer to this many experts by reconstruction before the next layer is measured."""
     batch_tokens: int | None = None
     """Tokens, padding included, per forward pass of one layer; a longer window is a batch of its own. None: 4096 on a
     CPU, 8192 on an accelerator."""
@@ -57,7 +64,7 @@ class Run:
     """A run that is prepared cheaply (names, shapes, plan) and then executed layer by layer."""
 
     def __init__(self, checkpoint: Checkpoint, windows: Windows, options: Options, name: str) -> None:
-        self.checkpoint, self.windows = checkpoint, windows
+        self.checkpoint, self.windows, self.options = checkpoint, windows, options
         self.watch: Watch | None = None
         reset_peak()
         _require_device(options.device)
@@ -78,7 +85,17 @@ class Run:
             windows.kinds if len(windows.kinds) > 1 else (),
             windows.answered if "prompt" in windows.kinds else (),
         )
-        self.plan = make_plan(windows, self.batches, self._sizes(), self.shape, dtype, on_cpu, options.ram)
+        self.sample = sample_for(checkpoint, windows, options.recon, options.sequential)
+        self.plan = make_plan(
+            windows,
+            self.batches,
+            self._sizes(),
+            self.shape,
+            dtype,
+            on_cpu,
+            options.ram,
+            reconstructed=len(self.sample or ()),
+        )
         self.about: dict[str, Any] = {
             "model": checkpoint.fingerprint,
             "set": windows.set_hash,
@@ -87,6 +104,8 @@ class Run:
             "shards": options.shards,
             "coactivation": options.coactivation,
             "neurons": options.neurons,
+            "recon": len(self.sample or ()),
+            "sequential": options.sequential,
         }
         if options.neurons and cannot_narrow(checkpoint) is None:
             self.about["neuron_unit"] = neuron_unit(checkpoint)
@@ -164,8 +183,10 @@ class Run:
         """Run one layer over all batches: its statistics, and its mark."""
         start = time.monotonic()
         layers, count = self.checkpoint.num_layers, len(self.batches)
-        recorder = LayerRecorder(self.shape, self.model.device)
-        last = layer + 1 == layers
+        has_experts = self.model.experts(layer) is not None
+        recon = Reconstruction(self.sample) if self.sample and has_experts else None
+        recorder = LayerRecorder(self.shape, self.model.device, recon)
+        last, twice = layer + 1 == layers, self.options.sequential is not None and has_experts
         if not last:
             hidden.begin(layer + 1)
         with self._recorded(layer, recorder):
@@ -173,16 +194,34 @@ class Run:
                 entering = hidden.read(i).to(self.model.device)
                 recorder.begin(batch, entering)
                 leaving = self.model.run(layer, entering)
-                if not last:
+                if not last and not twice:
                     hidden.write(i, leaving)
                 if progress:
                     progress(layer * count + i + 1, layers * count, f"layer {layer + 1} of {layers}")
+        found: dict[str, np.ndarray] = {}
+        if recon is not None:
+            dropped, found = self._reconstruct(layer, recon)
+            if twice and not last:
+                self._run_cut(layer, hidden, dropped)
         self.model.free(layer)
         crc = 0 if last else hidden.end()
         took = time.monotonic() - start
-        return recorder.result(), Mark(
+        return recorder.result() | found, Mark(
             layer, crc, 0, self.model.returns_tuple, took, peak_memory(), self._peak_device()
         )
+
+    def _reconstruct(self, layer: int, recon: Reconstruction) -> tuple[list[int], dict[str, np.ndarray]]:
+        model = self.model
+        norm = model.norm_after_experts(layer)
+        score = self.checkpoint.hf.routing.score
+        return recon.order(model.experts(layer), model.router(layer), norm, self.shape.classes, score, f"layer {layer}")
+
+    def _run_cut(self, layer: int, hidden: HiddenStates, dropped: list[int]) -> None:
+        """The layer once more without the experts that go first: what enters the next layer of the cut model."""
+        keep = self.options.sequential or self.shape.experts
+        with masking(self.model.router(layer), dropped[: self.shape.experts - keep], self.shape.experts):
+            for i in range(len(self.batches)):
+                hidden.write(i, self.model.run(layer, hidden.read(i).to(self.model.device)))
 
     def _recorded(self, layer: int, recorder: LayerRecorder) -> Any:
         experts = self.model.experts(layer)

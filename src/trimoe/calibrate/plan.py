@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.calibrate.forward.batching import Batch
+from trimoe.calibrate.recon.needs import reconstruction_bytes
 from trimoe.calibrate.stats.fields import MAXIMA, Shape
 from trimoe.calibrate.text.calibration import Windows
 from trimoe.errors import CalibrationError, MissingPrerequisite
@@ -107,10 +108,18 @@ class Sizes:
 
 
 def make_plan(
-    windows: Windows, batches: Sequence[Batch], sizes: Sizes, shape: Shape, dtype: str, on_cpu: bool, ram: int | None
+    windows: Windows,
+    batches: Sequence[Batch],
+    sizes: Sizes,
+    shape: Shape,
+    dtype: str,
+    on_cpu: bool,
+    ram: int | None,
+    *,
+    reconstructed: int = 0,
 ) -> Plan:
     """Predict memory and disk. If memory exceeds `ram` (bytes; default: 80 % of what is free), first hidden states go
-    to disk, then layers are no longer read ahead.
+    to disk, then layers are no longer read ahead. `reconstructed` are the positions of the reconstruction.
 
     Raises `CalibrationError` for a class with fewer tokens than experts and `MissingPrerequisite` if neither suffices.
     """
@@ -121,10 +130,15 @@ def make_plan(
     arrays = _arrays(shape, len(sizes.layers))
     base = resident_memory() + WARM_UP + 3 * arrays + shape.cells * shape.hidden * 8
 
+    recon = reconstruction_bytes(shape.experts, reconstructed, shape.hidden, sizes.item)
+
+    def layers_of(prefetch: bool) -> int:
+        return max(_layers(sizes, shape, largest, prefetch), _layers(sizes, shape, 0, prefetch) + recon)
+
     def ram_of(prefetch: bool, kept: int) -> int:
         if on_cpu:
             first = sizes.embedding + sizes.layers[0].weights + sizes.layers[0].loading
-            return base + max(first, _layers(sizes, shape, largest, prefetch)) + kept
+            return base + max(first, layers_of(prefetch)) + kept
         return base + max(layer.weights + layer.loading for layer in sizes.layers) + kept
 
     budget = ram if ram is not None else int(available_memory() * 0.8)
@@ -150,7 +164,7 @@ def make_plan(
         hidden_in_memory=kept > 0,
         prefetch=prefetch,
         peak_ram=ram_of(prefetch, kept),
-        peak_device=0 if on_cpu else _layers(sizes, shape, largest, prefetch),
+        peak_device=0 if on_cpu else layers_of(prefetch),
         disk=2 * hidden + 2 * arrays,
     )
 

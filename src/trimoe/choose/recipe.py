@@ -23,7 +23,7 @@ from trimoe.io.datafile import Data
 
 Count = int | str
 """A whole number, or a share "a/b"."""
-Criterion = Literal["contribution", "wnorm", "frequency", "reap", "ean", "random"]
+Criterion = Literal["contribution", "wnorm", "frequency", "reap", "ean", "recon", "random"]
 Aggregate = Literal["max", "sum", "mean", "lp4", "softmax_t4", "second", "top3mean", "geomean"]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 _OTHER = "\0"  # a character that occurs in no class name and no pattern

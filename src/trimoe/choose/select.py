@@ -40,6 +40,7 @@ def make_map(
     numbers, num_layers, experts = stats.moe_layers, stats.shape[1], stats.shape[2]
     used, used_base = stats.of_layers(numbers), base.of_layers(numbers)
     keep = budget(recipe, experts, keep, drop_fraction)
+    _require_budget_of(stats, recipe, keep)
     scores = recipe_scores(used, recipe)
     pooled, imputed = None, scores.imputed
     if recipe.floor is not None or floors is not None:
@@ -177,6 +178,18 @@ def _ranges(numbers: tuple[int, ...]) -> str:
     """0..29, or the numbers one by one where some are missing."""
     whole = numbers == tuple(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}..{numbers[-1]}" if whole else ", ".join(map(str, numbers))
+
+
+def _require_budget_of(stats: ExpertStats, recipe: Recipe, keep: int) -> None:
+    """Layers that were cut one after the other give the order for that one budget."""
+    cut = stats.metadata.get("sequential")
+    if recipe.criterion == "recon" and cut is not None and cut != keep:
+        raise StatsError(
+            f"the layers of these statistics were cut to {cut} experts while they were measured",
+            expected=f"--keep {cut}",
+            actual=f"--keep {keep}",
+            remedy=f"keep {cut}, or calibrate again with --sequential {keep} or without it",
+        )
 
 
 def _require_same_model(stats: ExpertStats, base: ExpertStats) -> None:

@@ -56,6 +56,18 @@ if TYPE_CHECKING:
 @click.option("--coactivation", is_flag=True, help="Also count for every pair of experts the tokens sent to both.")
 @click.option("--neurons", is_flag=True, help="Also sum the squared activation of every inner neuron of every expert.")
 @click.option(
+    "--recon",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Reply positions on which recipe `recon` is found; 0: none. Default: 2000 if the set has replies.",
+)
+@click.option(
+    "--sequential",
+    type=click.IntRange(min=1),
+    metavar="KEEP",
+    help="Cut each layer to KEEP experts by reconstruction before the next is measured.",
+)
+@click.option(
     "--from",
     "start_at",
     type=click.IntRange(min=0),
@@ -88,6 +100,8 @@ def calibrate(
     shards: int,
     coactivation: bool,
     neurons: bool,
+    recon: int | None,
+    sequential: int | None,
     start_at: int | None,
     dry_run: bool,
     show_status: bool,
@@ -124,7 +138,7 @@ def calibrate(
     from trimoe.calibrate.text.calibration import CalibrationSet
 
     budget = None if ram is None else parse_bytes(ram, "--ram 8GB")
-    options = Options(device, dtype, shards, coactivation, neurons, batch_tokens, budget)
+    options = Options(device, dtype, shards, coactivation, neurons, recon, sequential, batch_tokens, budget)
     benches = benches_of(leak_check, data)
     chosen = CalibrationSet.load(set_path, data=data)
     _warn_of_recipes(chosen)

@@ -109,6 +109,12 @@ def route(index: Any, experts: int) -> Routing:
     return Routing(order, order // index.shape[-1], expert, counts)
 
 
+def one_expert(module: Any, x: Any, expert: int) -> Any:
+    """Outputs [T, H] of one expert for every row of `x` [T, H], before weighting."""
+    out = _linear(module, "down_proj", _activated(module, _linear(module, _first(module), x, expert)), expert)
+    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
 def run_experts(module: Any, x: Any, weight: Any, routing: Routing, see: Callable[[Seen], None] | None = None) -> Any:
     """Outputs [T, H] for `x` [T, H] and the router's `weight` [T, k].
 

@@ -206,7 +206,16 @@ class ModelShell:
         owner = self._owner(self.checkpoint.role_name("router", layer))[0]
         names = [self.checkpoint.role_name(name, layer) for name, role in hf.roles.items() if role.selects]
         owners = [self._owner(name) for name in names if name in self.checkpoint.index]
-        return Router(owner, hf.routing, [(module, attribute) for module, attribute in owners])
+        factors = [self.checkpoint.role_name(name, layer) for name in hf.scales]
+        scales = [self._owner(name) for name in factors if name in self.checkpoint.index]
+        return Router(owner, hf.routing, owners, scales)
+
+    def norm_after_experts(self, layer: int) -> Any:
+        """The norm that follows the sum of the routed experts' outputs, or None where the family has none."""
+        gain = self.checkpoint.hf.routed_gain
+        if gain is None:
+            return None
+        return self._owner(self.checkpoint.prefix.replace("{L}", str(layer)) + gain)[0]
 
     def _owner(self, name: str) -> tuple[Any, str]:
         """The module and attribute that a checkpoint tensor is loaded into."""

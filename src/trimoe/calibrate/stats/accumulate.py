@@ -19,6 +19,7 @@ import numpy as np
 
 from trimoe.calibrate.forward.batching import Batch
 from trimoe.calibrate.forward.experts import Seen, route, run_experts
+from trimoe.calibrate.recon.layer import Reconstruction
 from trimoe.calibrate.stats.fields import (
     BY_KIND,
     COACTIVATION,
@@ -39,10 +40,10 @@ MAX_ABS = 1e6
 class LayerRecorder:
     """Sums of one layer over all batches."""
 
-    def __init__(self, shape: Shape, device: Any = "cpu") -> None:
+    def __init__(self, shape: Shape, device: Any = "cpu", reconstruction: Reconstruction | None = None) -> None:
         import torch
 
-        self.shape = shape
+        self.shape, self.reconstruction = shape, reconstruction
         classes, experts = shape.classes, shape.experts
         self.sums = {name: np.zeros((classes, shape.shards, experts)) for name in shape.sums}
         self.maxima = {name: np.zeros((classes, experts)) for name in MAXIMA}
@@ -112,6 +113,8 @@ class LayerRecorder:
             self._columns = column_squares(module)
         output = run_experts(module, x, weight, routing, measured.see)
         self._add(batch, index, weight, routing, measured, use.cpu().numpy(), counted)
+        if self.reconstruction is not None and self._logits is not None:
+            self.reconstruction.see(batch, x, self._tokens(self._logits), index, weight, use.cpu().numpy())
         if self._places is None:
             return output
         padded = output.new_zeros((len(hidden), output.shape[-1]))

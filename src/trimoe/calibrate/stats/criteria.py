@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
+from trimoe.calibrate.stats.fields import RECON_RANK
 from trimoe.errors import RecipeError, StatsError, UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,6 +32,7 @@ CRITERIA: dict[str, tuple[tuple[str, ...], Callable[[ExpertStats, float], Array]
     "wnorm": (("wnorm",), lambda s, _: s.field("wnorm").copy()),
     "frequency": (("tc",), lambda s, _: s.field("tc").copy()),
     "reap": (("reap_sum", "tc"), lambda s, _: _per_token(s.field("reap_sum"), s.field("tc"))),
+    "recon": ((RECON_RANK,), lambda s, _: s.field(RECON_RANK).copy()),
     "ean": (("ean_sum",), lambda s, _: s.field("ean_sum").copy()),
 }
 

@@ -51,6 +51,10 @@ MEAN_VECTOR = "out_mean_norm"
 """Euclidean norm of the mean output vector over a class; it can be neither summed nor split into shards."""
 COACTIVATION = "coactivation"
 """[class, expert, expert] tokens routed to both experts; the diagonal is tc. Additive, optional."""
+RECON_RANK, RECON_ERROR = "recon_rank", "recon_error"
+"""Of the greedy reconstruction (`calibrate.recon`): the turn at which an expert is dropped, from 1, the same in every
+class; and the squared change of the layer's output after that drop, as a share of its square, in the class's sampled
+tokens. They belong to one sample of tokens and cannot be merged. Optional."""
 NEURONS = "neuron_act"
 """[class, expert, I] sum over tokens of the squared activation of each inner neuron. Additive, optional."""
 NEURON_CONTRIBUTION = "neuron_contrib"

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from trimoe.calibrate.stats.expert_stats import ExpertStats
-from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURON_CONTRIBUTION, NEURONS, SUMS
+from trimoe.calibrate.stats.fields import (
+    COACTIVATION,
+    COUNT,
+    MAXIMA,
+    MEAN_VECTOR,
+    NEURON_CONTRIBUTION,
+    NEURONS,
+    RECON_ERROR,
+    RECON_RANK,
+    SUMS,
+)
 from trimoe.calibrate.text.calibration import Windows
 
 
@@ -33,6 +43,9 @@ def assemble(
         fields[name] = total
     for name in (COUNT, *MAXIMA, MEAN_VECTOR):
         fields[name] = np.stack([layer[name] for layer in layers], 1)
+    for name in (RECON_RANK, RECON_ERROR):
+        if any(name in layer for layer in layers):
+            fields[name] = np.stack([layer.get(name, np.zeros_like(layer[COUNT])) for layer in layers], 1)
     wide = {
         name: np.stack([layer[name] for layer in layers], 1)
         for name in (COACTIVATION, NEURONS, NEURON_CONTRIBUTION)
@@ -50,7 +63,7 @@ def assemble(
         "moe_layers": list(moe_layers),
         "nonfinite": {c: sum(masked["masked_tokens"][c]) + sum(masked["masked_outputs"][c]) for c in windows.classes},
         **masked,
-        "merge": {**dict.fromkeys(MAXIMA, "max"), MEAN_VECTOR: "none"},
+        "merge": {**dict.fromkeys(MAXIMA, "max"), **dict.fromkeys((MEAN_VECTOR, RECON_RANK, RECON_ERROR), "none")},
         **windows.origin,
         **about,
     }

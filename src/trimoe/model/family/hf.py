@@ -37,6 +37,8 @@ class Role(Data, frozen=True, kw_only=True):
     """May be absent (then for every expert of a layer)."""
     selects: bool = False
     """Added to the router's scores before the top-k, not to the weights."""
+    scales: bool = False
+    """One value per expert that multiplies its weight after the choice."""
     interleaved: bool = False
     """Along 2I, gate and up alternate; else all of gate comes first."""
 
@@ -109,6 +111,8 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
     """Last matrix of the FFN that runs beside the experts for every token; None in families without one."""
     shared_gain: str | None = None
     """Gain of the norm directly after that FFN. The norm undoes any factor before it."""
+    routed_gain: str | None = None
+    """Gain of the norm directly after the sum of the routed experts' outputs, apart from any other FFN."""
     config: ConfigKeys
     routing: Routing = Routing()
     narrow: Narrow | None = None
@@ -127,6 +131,11 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
             loose = [r.tensor for r in roles.values() if not r.tensor.startswith(self.scopes)]
             if loose or all(r.optional for r in roles.values()):
                 raise ValueError(f"roles must lie inside scopes and one must be required; outside: {loose}")
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Roles of one value per expert that multiply the weights after the choice."""
+        return tuple(name for name, role in self.roles.items() if role.scales)
 
     def variants(self) -> list[Roles]:
         """The roles of each layout on disk: those of the layout itself and those common to all."""
