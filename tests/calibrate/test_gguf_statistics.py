@@ -1,5 +1,6 @@
 """Statistics measured by llama.cpp on a GGUF file against those of the checkpoint that it was converted from."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from trimoe.calibrate.gguf.tokenizer import GgufTokenizer
 from trimoe.calibrate.state import state_path, status
 from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.text.rendering import end_of_turn, prompt_ids, tokenizer_of
+from trimoe.calibrate.text.replies import path_beside
 from trimoe.choose.choose import choose
 from trimoe.errors import UsageError
 from trimoe.llamacpp.tools import LlamaCpp, run_converter
@@ -143,6 +145,22 @@ def test_the_tokenizer_equals_the_checkpoints(llamacpp: LlamaCpp, model: Path) -
         assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
     finally:
         ours.close()
+
+
+def test_the_model_answers_prompts_itself(model: Path, tmp_path: Path) -> None:
+    """Replies equal those of the checkpoint in float32, whose ties are no closer than llama.cpp's rounding."""
+    prompts = ("What is 3 + 4?", "Write a function that adds 2.", "Hello!")
+    (tmp_path / "my-prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+    work = tmp_path / "work.yaml"
+    work.write_text("name: w\nclasses:\n  generic_code: [{kind: prompts, path: my-prompts.jsonl, new_tokens: 24}]\n")
+    rows = []
+    for source, out in ((tiny.path(), tmp_path / "one.st"), (model, tmp_path / "two.st")):
+        stats = calibrate(source, work, out)
+        assert stats.metadata["replies"]["rows"] == 3
+        rows.append([json.loads(line) for line in path_beside(out).read_text().splitlines()])
+    keys = ("prompt", "reply", "reply_tokens", "finish_reason")
+    assert [[row[key] for key in keys] for row in rows[0]] == [[row[key] for key in keys] for row in rows[1]]
+    assert rows[0][0]["model"] != rows[1][0]["model"]
 
 
 def test_settings_of_a_checkpoints_run_are_refused(model: Path, work: Path, tmp_path: Path) -> None:

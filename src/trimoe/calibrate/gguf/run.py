@@ -17,6 +17,7 @@ import numpy as np
 
 from trimoe.calibrate.forward.batching import Batch, batches_of
 from trimoe.calibrate.gguf.program import measure, version_of
+from trimoe.calibrate.gguf.replies import gguf_answerer
 from trimoe.calibrate.gguf.tokenizer import GgufTokenizer
 from trimoe.calibrate.layerwise import Options
 from trimoe.calibrate.plan import COVERAGE, GB, Plan, available_memory, required_tokens, resident_memory
@@ -37,9 +38,10 @@ from trimoe.calibrate.stats.fields import (
 from trimoe.calibrate.stats.result import assemble
 from trimoe.calibrate.text.calibration import CalibrationSet, Windows
 from trimoe.calibrate.text.leaks import BenchTexts
+from trimoe.calibrate.text.replies import answered, path_beside
 from trimoe.calibrate.text.tokenise import Limits, Texts, tokenised_by
 from trimoe.calibrate.text.windows import POSITIONS, Window
-from trimoe.errors import CalibrationError, CheckpointError, Interrupted, MissingPrerequisite, UsageError
+from trimoe.errors import CheckpointError, Interrupted, MissingPrerequisite, UsageError
 from trimoe.io.atomic import require_absent, require_space
 from trimoe.io.canonical import sha256_json
 from trimoe.io.jsonfile import write_json
@@ -196,7 +198,7 @@ class GgufRun:
             "answered": list(s.answered) or [False] * s.classes,
             "bias": f"{_DOWN}.bias" in names,
             "scale": scale,
-            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            "threads": threads(),
             "batch_tokens": self.batch_tokens,
             "save_seconds": SAVE_SECONDS,
             "identity": identity,
@@ -241,6 +243,11 @@ class GgufRun:
         return assemble(layers, self.windows, self.about, self.moe_layers)
 
 
+def threads() -> int:
+    """Cores that this process may use. Their number changes no bit of a result."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prepare_gguf(
     path: Path,
     calibration: CalibrationSet | Path | str,
@@ -265,9 +272,14 @@ def prepare_gguf(
     tools = locate()
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
     tokenizer = GgufTokenizer(model, tools)
+
+    def fill(texts: Texts) -> tuple[Texts, dict[str, Any]]:
+        answerer = gguf_answerer(model, tokenizer, tools, threads())
+        return answered(texts, answerer, tokenizer, path_beside(out) if out else None, progress=progress)
+
     try:
         limits = Limits(len(tokenizer.get_vocab()), model.gguf.integer(f"{model.architecture}.context_length"))
-        windows = tokenised_by(tokenizer, limits, chosen, options.shards, None if out is None else _no_replies, benches)
+        windows = tokenised_by(tokenizer, limits, chosen, options.shards, None if out is None else fill, benches)
     finally:
         tokenizer.close()
     run = GgufRun(model, windows, options, chosen.name, tools)
@@ -328,14 +340,6 @@ def _published(out: Path, run: GgufRun, state: BatchState) -> ExpertStats:
         require_absent(out)
     state.remove()
     return stats
-
-
-def _no_replies(texts: Texts) -> tuple[Texts, dict[str, Any]]:
-    for items in texts.values():
-        for text in items:
-            if text.asks is not None and text.reply is None:
-                raise CalibrationError(f"{text.where} has no stored reply", expected="a file of replies")
-    return texts, {}
 
 
 def _window(window: Window, kinds: tuple[str, ...]) -> dict[str, Any]:

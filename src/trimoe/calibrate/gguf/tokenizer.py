@@ -69,6 +69,7 @@ class GgufTokenizer:
         """The chat as text. Raises what jinja2 raises."""
         arguments.pop("tokenize", None)
         special = {f"{role}_token": self._token(role) for role in ("bos", "eos")}
+        special |= {"unk_token": self._token("unknown"), "pad_token": self._token("padding")}
         return str(self._template.render(messages=conversation, tools=None, documents=None, **special, **arguments))
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:

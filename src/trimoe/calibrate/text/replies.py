@@ -10,11 +10,12 @@ The statistics are a function of the file, not of the generation. The whole mode
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trimoe.calibrate.plan import available_memory
 from trimoe.calibrate.text.records import Message
@@ -41,6 +42,37 @@ class Request:
     new_tokens: int
 
 
+class Answering(Protocol):
+    """A loaded model that answers prompts of token ids greedily."""
+
+    @property
+    def context(self) -> int | None:
+        """The model's context in tokens, if it states one."""
+
+    def reply(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+        """Replies to one batch, in its order."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that can be loaded to answer. `fingerprint` and `dtype` identify its replies; `load` gets the number of
+    tokens of the longest prompt with its reply."""
+
+    fingerprint: str
+    dtype: str
+    load: Callable[[int], AbstractContextManager[Answering]]
+
+
+def answerer_of(checkpoint: Checkpoint, tokenizer: Tokenizer, device: str, dtype: str) -> Answerer:
+    """A checkpoint as a model that answers. Loading it raises `MissingPrerequisite` if it does not fit into memory."""
+
+    def load(_: int) -> AbstractContextManager[Answering]:
+        require_memory(checkpoint, device, dtype)
+        return nullcontext(_generator(checkpoint, tokenizer, device, dtype))
+
+    return Answerer(checkpoint.fingerprint, dtype, load)
+
+
 def path_beside(out: Path) -> Path:
     """The file of replies of the statistics file `out`."""
     return out.with_name(out.name + ".replies.jsonl")
@@ -48,12 +80,10 @@ def path_beside(out: Path) -> Path:
 
 def answered(
     texts: dict[str, list[SourceText]],
-    checkpoint: Checkpoint,
+    answerer: Answerer,
     tokenizer: Tokenizer,
     path: Path | None,
     *,
-    device: str = "cpu",
-    dtype: str = "float32",
     progress: Progress | None = None,
 ) -> tuple[dict[str, list[SourceText]], dict[str, Any]]:
     """The texts with missing replies filled in from the file `path`, after generating those the file does not have.
@@ -71,8 +101,8 @@ def answered(
             expected="an output file, or a file of replies",
             remedy="calibrate with an output file, or set `replies` in the calibration set",
         )
-    requests = {id(text): _request(text, checkpoint, tokenizer, dtype) for text in open_texts}
-    rows = make_replies(list(requests.values()), checkpoint, tokenizer, path, device, dtype, progress)
+    requests = {id(text): _request(text, answerer, tokenizer) for text in open_texts}
+    rows = make_replies(list(requests.values()), answerer, path, progress)
 
     def fill(text: SourceText) -> SourceText:
         request = requests.get(id(text))
@@ -92,11 +122,8 @@ def answered(
 
 def make_replies(
     requests: Sequence[Request],
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
+    answerer: Answerer,
     path: Path,
-    device: str,
-    dtype: str,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Rows by key. Afterwards, the file at `path` holds exactly the replies to these requests."""
@@ -109,21 +136,19 @@ def make_replies(
         done = sum(len(b) for b in batches) - sum(len(b) for b in missing)
         tell = progress or silent
         tell(done, len(wanted), "loading the model")
-        require_memory(checkpoint, device, dtype)
-        generator = _generator(checkpoint, tokenizer, device, dtype)
-        _require_room(generator, wanted)
+        longest = max(len(request.ids) + request.new_tokens for request in wanted)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with journal.open("ab") as out:
+        with answerer.load(longest) as generator, journal.open("ab") as out:
+            _require_room(generator, longest)
             for batch in missing:
                 tell(done, len(wanted), "replies")
-                for row in _answered(generator, batch, checkpoint.fingerprint):
+                for row in _answered(generator, batch, answerer.fingerprint):
                     known[row["key"]] = row
                     out.write(_line(row))
                 out.flush()
                 os.fsync(out.fileno())
                 done += len(batch)
         tell(done, len(wanted), "replies")
-        del generator
     rows = {request.key: known[request.key] for request in wanted}
     body = b"".join(_line(row) for row in rows.values())
     if not path.exists() or path.read_bytes() != body:
@@ -152,11 +177,12 @@ def require_memory(checkpoint: Checkpoint, device: str, dtype: str) -> None:
         )
 
 
-def _request(text: SourceText, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str) -> Request:
+def _request(text: SourceText, answerer: Answerer, tokenizer: Tokenizer) -> Request:
     messages = tuple(m for m in text.body if not isinstance(m, str))
     ids = prompt_ids(messages, text.thinking, tokenizer)
     new_tokens = text.asks or 0
-    key = sha256_json({"model": checkpoint.fingerprint, "dtype": dtype, "prompt": ids, "new_tokens": new_tokens})
+    about = {"model": answerer.fingerprint, "dtype": answerer.dtype}
+    key = sha256_json({**about, "prompt": ids, "new_tokens": new_tokens})
     return Request(key, messages, tuple(ids), new_tokens)
 
 
@@ -204,9 +230,8 @@ def _generator(checkpoint: Checkpoint, tokenizer: Any, device: str, dtype: str) 
     return Generator(checkpoint.path, device, dtype, tokenizer=tokenizer, stops=stops)
 
 
-def _require_room(generator: Generator, requests: Sequence[Request]) -> None:
+def _require_room(generator: Answering, longest: int) -> None:
     """`CalibrationError` if a prompt and its longest reply do not fit the model's context."""
-    longest = max(len(request.ids) + request.new_tokens for request in requests)
     if generator.context is not None and longest > generator.context:
         raise CalibrationError(
             "a prompt and its reply do not fit the model's context",
@@ -216,7 +241,7 @@ def _require_room(generator: Generator, requests: Sequence[Request]) -> None:
         )
 
 
-def _answered(generator: Generator, batch: Sequence[Request], fingerprint: str) -> list[dict[str, Any]]:
+def _answered(generator: Answering, batch: Sequence[Request], fingerprint: str) -> list[dict[str, Any]]:
     """Rows of the file of replies, in the order of the requests."""
     replies = generator.reply([request.ids for request in batch], batch[0].new_tokens)
     return [_row(request, reply, fingerprint) for request, reply in zip(batch, replies, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 from trimoe.calibrate.text.calibration import CalibrationSet
 from trimoe.calibrate.text.leaks import BenchTexts, SetText, check
 from trimoe.calibrate.text.rendering import Tokenizer, documents_of, prompt_ids, tokenizer_of
-from trimoe.calibrate.text.replies import answered
+from trimoe.calibrate.text.replies import answered, answerer_of
 from trimoe.calibrate.text.sources import RawReply, SourceText
 from trimoe.calibrate.text.windows import Document, Windows, windows_of
 from trimoe.errors import CalibrationError
@@ -48,7 +48,7 @@ def tokenise(
     limits = Limits(scope.get("vocab_size"), scope.get("max_position_embeddings"))
 
     def fill(texts: Texts) -> tuple[Texts, dict[str, Any]]:
-        return answered(texts, checkpoint, tokenizer, replies, device=device, dtype=dtype, progress=progress)
+        return answered(texts, answerer_of(checkpoint, tokenizer, device, dtype), tokenizer, replies, progress=progress)
 
     return tokenised_by(tokenizer, limits, chosen, shards, None if plan_only else fill, benches)
 

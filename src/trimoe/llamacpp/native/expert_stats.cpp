@@ -816,7 +816,8 @@ void text(const std::string & path) {
 
 void reply(const std::string & path, int length, int threads) {
     llama_model * model = load(path, false);
-    const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    const int vocabulary = llama_vocab_n_tokens(vocab);
     llama_context * context = context_of(model, length, 1, length, threads, nullptr);
     std::string line;
     while (std::getline(std::cin, line)) {
@@ -833,7 +834,7 @@ void reply(const std::string & path, int length, int threads) {
             const float * logits = llama_get_logits_ith(context, -1);
             const llama_token next = llama_token(std::max_element(logits, logits + vocabulary) - logits);
             made.push_back(next);
-            stopped = stop.count(next) > 0;
+            stopped = stop.count(next) > 0 || llama_vocab_is_eog(vocab, next);
             sent = {next};
         }
         answer({{"tokens", made}, {"stopped", stopped}});
