@@ -169,3 +169,6 @@ def test_settings_of_a_checkpoints_run_are_refused(model: Path, work: Path, tmp_
     with pytest.raises(UsageError, match="layer by layer"):
         calibrate(model, work, tmp_path / "out.st", start_at=2)
     assert os.listdir(tmp_path) == []
+    for recon in ({"recon": 100}, {"sequential": 16}):
+        with pytest.raises(UsageError, match="cannot be reconstructed"):
+            calibrate(model, work, tmp_path / "s", **recon)

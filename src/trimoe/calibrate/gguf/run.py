@@ -267,6 +267,13 @@ def prepare_gguf(
             actual=f"--device {options.device} --dtype {options.dtype}",
             remedy="leave them out",
         )
+    if options.recon or options.sequential:
+        raise UsageError(
+            "layers of a GGUF model cannot be reconstructed",
+            expected="neither --recon nor --sequential",
+            actual=f"--recon {options.recon or 0} --sequential {options.sequential or 'none'}",
+            remedy="calibrate the checkpoint, or leave them out and choose with --recipe reap-replies",
+        )
     watch = Watch(path, "measured", lambda: parts(path))
     model = open_gguf_model(path)
     tools = locate()
