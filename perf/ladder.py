@@ -24,7 +24,7 @@ from trimoe.model.tiny import path as bundled
 from trimoe.model.tiny.tasks import DOMAINS, generate
 from trimoe.quantize.kld import measure
 from trimoe.quantize.ladder.ladder import make_ladder
-from trimoe.quantize.ladder.smoke import ask, served
+from trimoe.quantize.ladder.server import ask, served
 from trimoe.quantize.ladder.sources import Effort, Sources
 from trimoe.quantize.ladder.spec import load_ladder_spec
 from trimoe.quantize.mix.mix import make_mix

@@ -1,6 +1,7 @@
 """Ladders of the bundled model through llama.cpp: resumed, refused early, checked."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -21,7 +22,19 @@ from trimoe.model.tiny import path as bundled
 from trimoe.quantize.ladder.checks import model_name
 from trimoe.quantize.ladder.ladder import make_ladder
 from trimoe.quantize.ladder.result import TierFile, findings
-from trimoe.quantize.ladder.smoke import Answers, Prompt, Smoke, base_fault, judge
+from trimoe.quantize.ladder.server import distribution, served, tokens_of
+from trimoe.quantize.ladder.smoke import (
+    Departure,
+    Smoke,
+    Standard,
+    base_fault,
+    departure,
+    divergence,
+    judge,
+    passages_of,
+    require_good_base,
+    standard,
+)
 from trimoe.quantize.ladder.sources import Effort, Sources, llamacpp_version
 from trimoe.quantize.ladder.spec import ImatrixOptions, LadderSpec, load_ladder_spec
 
@@ -200,44 +213,104 @@ def test_a_llamacpp_that_chooses_otherwise_is_refused(
     assert not list(tmp_path.glob("*.gguf"))
 
 
+ASK = (
+    "Count from 32 to 34 with dashes.",
+    "Remove honey: honey kettle tent",
+    "Cleo has 2 pens. How many pens are left?",
+)
+
+
 @pytest.mark.slow
-def test_each_file_answers(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
-    ask = (Prompt(ask="Count from 32 to 34 with dashes.", expect="."), Prompt(ask="12 + 30 = ?"))
-    first = LadderSpec(tiers=("Q8_0",), smoke=Smoke(prompts=ask, min_right=1, max_tokens=64))
+def test_each_file_is_compared_with_its_base(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    first = LadderSpec(tiers=("Q8_0", "Q4_0"), smoke=Smoke(prompts=ASK))
     table = make_ladder(base, tmp_path, first, llamacpp, effort=QUICK)
-    smoke = table.files[0].smoke
-    assert smoke is not None
-    assert (len(smoke.answers.texts), smoke.answers.right) == (2, (True, None))
+    smoked = [file.smoke for file in table.files]
+    assert all(smoke is not None and smoke.failed is None for smoke in smoked), smoked
+    departures = [smoke.departure for smoke in smoked if smoke]
+    assert departures[0].kl < departures[1].kl < 0.1 * departures[1].unrelated
+    assert departures[0].positions == departures[1].positions > 20
     assert not table.findings
     silent = make_ladder(base, tmp_path, tiers("Q8_0"), llamacpp, effort=QUICK)
-    assert silent.files[0].smoke is None, "answers that nobody judged are not shown as a result"
-    # Other questions are asked again, without making the file again. One token is too few for any model to end.
+    assert silent.files[0].smoke is None, "figures that nobody judged are not shown as a result"
+    # Other prompts are asked again, without making the file again.
     before = (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns
-    other = LadderSpec(tiers=("Q8_0",), smoke=Smoke(prompts=ask, max_tokens=1))
-    with pytest.raises(Refused, match=r"(?s)base fails the smoke test.*2 of 2 prompts did not end"):
-        make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
-    allowed = Smoke(prompts=ask, max_tokens=1, allow_unchecked=True)
-    again = make_ladder(base, tmp_path, LadderSpec(tiers=("Q8_0",), smoke=allowed), llamacpp, effort=QUICK)
+    other = LadderSpec(tiers=("Q8_0",), smoke=Smoke(prompts=ASK[:1]))
+    again = make_ladder(base, tmp_path, other, llamacpp, effort=QUICK)
     assert again.files[0].smoke is not None
-    assert again.files[0].smoke.answers.ended == (False, False)
-    assert again.findings == ["Q8_0 was not checked: the base itself fails: 2 of 2 prompts did not end"]
+    assert again.files[0].smoke.departure.positions < departures[0].positions
     assert (tmp_path / "tiny-Q8_0.gguf").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_a_damaged_file_fails_and_a_base_equals_itself(llamacpp: LlamaCpp, base: Path, tmp_path: Path) -> None:
+    wanted = Smoke(prompts=ASK)
+    known = standard(llamacpp, base, wanted, ("The lighthouse",), threads=2)
+    assert Standard.from_json(json.loads(json.dumps(known.as_json()))).identity == known.identity
+    same = departure(llamacpp, base, known, threads=2)
+    assert same.kl < 1e-6
+    assert same.agreement == 1
+    assert judge(same, wanted, [("smaller", 0.0)]) is None
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(base.read_bytes())
+    info = open_gguf(base).index["token_embd.weight"]
+    row = info.nbytes // info.shape[0]
+    content = base.read_bytes()[info.start : info.end]
+    with damaged.open("r+b") as file:  # every token gets its neighbour's row
+        file.seek(info.start)
+        file.write(content[-row:] + content[:-row])
+    found = departure(llamacpp, damaged, known, threads=2)
+    assert "of what unrelated text does" in str(judge(found, wanted)), found
+
+
+@pytest.mark.slow
+def test_probabilities_are_given_where_a_token_is_a_part_of_a_character(llamacpp: LlamaCpp, base: Path) -> None:
+    """llama-server keeps them back: without a forced token, positions inside characters would be lost."""
+    with served(llamacpp, base, threads=2) as url:
+        accent = tokens_of(url, "\u4f60")  # a first token, and three bytes
+        assert len(accent) == 4
+        whole = tokens_of(url, "a")[-1]
+        for count in range(1, 5):
+            assert len(distribution(url, accent[:count], 20, whole)) == 20
+
+
 def test_a_file_is_judged_by_its_base() -> None:
-    wanted = Smoke(prompts=tuple(Prompt(ask="x", expect="y") for _ in range(3)), min_right=2)
-    base = Answers("", (True, True, False), (True, True, False), ("", "", ""))
-    good = Answers("", (True, True, False), (False, True, True), ("", "", ""))
-    assert judge(base, base, wanted) is None
-    assert judge(good, base, wanted) is None
-    rambling = Answers("", (True, False, True), (True, True, True), ("", "", ""))
-    assert judge(rambling, base, wanted) == "1 of 2 prompts that the base ends did not end"
-    wrong = Answers("", (True, True, True), (False, True, False), ("", "", ""))
-    assert judge(wrong, base, wanted) == "1 known answers were right, 2 needed (the base had 2)"
-    assert base_fault(base, wanted) == "1 of 3 prompts did not end"
-    knows_nothing = Answers("", (True, True, True), (False, False, False), ("", "", ""))
-    assert base_fault(knows_nothing, wanted) == "0 known answers were right, 2 needed"
-    assert base_fault(Answers("", (True,) * 3, (True, True, None), ("",) * 3), wanted) is None
+    wanted = Smoke(prompts=("x",), most=0.25, over_smaller=2)
+    assert judge(Departure("", 10, 0.9, 0.5, 4.0), wanted) is None
+    assert "over 1.00: 25% of what unrelated" in str(judge(Departure("", 10, 1.1, 0.5, 4.0), wanted))
+    assert judge(Departure("", 10, 0.19, 0.9, 4.0), wanted, [("Q4_0", 0.1)]) is None
+    assert "over 2 times as far as Q4_0" in str(judge(Departure("", 10, 0.21, 0.9, 4.0), wanted, [("Q4_0", 0.1)]))
+    assert judge(Departure("", 10, 0.04, 0.9, 4.0), wanted, [("Q4_0", 0.001)]) is None, "noise"
+
+
+def test_a_base_that_cannot_be_a_standard_is_refused() -> None:
+    sound = Standard("", ((1, 2),), (False,), ((5,),), (({1: -0.1}, {2: -0.2}),))
+    assert base_fault(sound) is None
+    silent = Standard("", ((1, 2),), (False,), ((5,),), (({1: -0.1}, {}),))
+    assert base_fault(silent) == "it gives no finite probabilities"
+    stuck = Standard("", ((1, 1), (1,)), (False, False), ((5,), (6,)), (({1: -0.1}, {1: -0.1}), ({1: -0.1},)))
+    assert base_fault(stuck) == "all its replies are one and the same token"
+    with pytest.raises(Refused, match=r"(?s)base fails the smoke test.*no finite probabilities"):
+        require_good_base(silent, Smoke(prompts=("x",)))
+    assert require_good_base(silent, Smoke(prompts=("x",), allow_unchecked=True)) == "it gives no finite probabilities"
+
+
+def test_divergence_is_that_of_the_listed_tokens_and_the_rest() -> None:
+    p, q = {1: math.log(0.5), 2: math.log(0.3)}, {1: math.log(0.25), 2: math.log(0.6), 3: math.log(0.1)}
+    want = 0.5 * math.log(0.5 / 0.25) + 0.3 * math.log(0.3 / 0.6) + 0.2 * math.log(0.2 / 0.15)
+    assert divergence(p, q) == pytest.approx(want)
+    assert divergence(p, p) == 0
+    assert divergence(p, {}) > 20, "no finite probabilities"
+    assert divergence(p, {1: math.log(0.9), 3: math.log(0.05)}) == pytest.approx(
+        0.5 * math.log(0.5 / 0.9) + 0.3 * math.log(0.3 / 0.05) + 0.2 * math.log(0.2 / 0.05)
+    ), "a token that is not listed has at most the smallest listed probability"
+
+
+def test_passages_are_spread_over_the_text() -> None:
+    text = "\n\n".join(f"paragraph {i} " + "word " * 30 for i in range(40))
+    found = passages_of(text, count=4, length=100)
+    assert [one.split()[1] for one in found] == ["0", "10", "20", "30"]
+    assert all(len(one) == 100 for one in found)
+    assert passages_of("short") == ()
 
 
 @pytest.mark.slow
@@ -291,7 +364,7 @@ def test_ladder_files(tmp_path: Path) -> None:
         "imatrix: {chunks: 0}",
         "[",
         "- 1",
-        "smoke: {prompts: [{ask: a, expect: '('}]}",
+        "smoke: {prompts: [{ask: a, expect: b}]}",
     ):
         file.write_text(text)
         with pytest.raises(BadInput):

@@ -92,7 +92,7 @@ def quantize(
     MODEL is a checkpoint directory or, for GGUF tiers, an unquantized GGUF file.
 
     A checkpoint is converted to an unquantized base, an imatrix is made once, and llama.cpp makes every tier. Sizes and
-    types are predicted before and checked after; each file must load and end its answers (smoke test). Finished files
+    types are predicted before and checked after; each file must stay near its base (smoke test). Finished files
     are reused.
 
     With --mix auto one file of at most --target-size is made instead of tiers: the KL divergence of each type is
@@ -206,13 +206,13 @@ def _files_text(
     lines = [
         f"{model}, from {base.file}" + (f", imatrix {imatrix.sha256[:16]}" if imatrix else ", no imatrix"),
         "",
-        f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<9} {'sha256':<13} MB",
+        f"{'tier':<12} {'bytes':>15} {'bpw':>6} {'imatrix':<8} {'smoke':<9} {'KL':>8} {'sha256':<13} MB",
     ]
     for file in files:
         mix = " ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(file.types.items(), key=_by_size)[:4])
         lines.append(
             f"{file.tier:<12} {file.file_bytes:>15,} {file.bits_per_weight:>6.2f} "
-            f"{'yes' if file.imatrix else 'no':<8} {_verdict(file):<9} {file.sha256[:12]} {mix}"
+            f"{'yes' if file.imatrix else 'no':<8} {_verdict(file):<9} {_kl(file):>8} {file.sha256[:12]} {mix}"
             f"{'  (reused)' if file.reused else ''}"
         )
         if (done := file.map) and (done.fell_back or done.kept):
@@ -229,6 +229,10 @@ def _verdict(file: "TierFile") -> str:
     if file.smoke is None:
         return "-"
     return "FAILED" if file.smoke.failed else "unchecked" if file.smoke.unchecked else "ok"
+
+
+def _kl(file: "TierFile") -> str:
+    return "-" if file.smoke is None else f"{file.smoke.departure.kl:.4f}"
 
 
 def _mix_text(mix: "Mix") -> str:

@@ -31,7 +31,7 @@ from trimoe.quantize.ladder.dynamic import (
     require_fresh,
 )
 from trimoe.quantize.ladder.manifest import make, reuse, rewrite
-from trimoe.quantize.ladder.smoke import Smoke, smoke
+from trimoe.quantize.ladder.smoke import Standard, departure
 from trimoe.quantize.types.blueprint import Blueprint
 from trimoe.quantize.types.sizes import Size, predict
 from trimoe.quantize.types.tensor_types import PLAIN, Request
@@ -212,16 +212,17 @@ def run_job(
     job: Job,
     base: Path,
     watch: Watch,
-    wanted: Smoke | None,
+    standard: Standard | None,
     resources: Resources,
     stopper: Stopper,
 ) -> tuple[dict[str, Any], bool]:
     """Make and check the job's file, or reuse a finished one; returns (facts, whether it was reused).
 
-    `watch` is of `base`: nothing is published that was made while it changed."""
+    `watch` is of `base`: nothing is published that was made while it changed. With a `standard` the file is compared
+    with what its base says."""
     if (facts := reuse(job.out, KIND, job.inputs)) is not None:
-        if wanted is not None and facts.get("smoke", {}).get("asked") != wanted.identity:
-            facts["smoke"] = smoke(tools, job.out, wanted, threads=resources.threads).as_json()
+        if standard is not None and facts.get("smoke", {}).get("asked") != standard.identity:
+            facts["smoke"] = departure(tools, job.out, standard, threads=resources.threads).as_json()
             rewrite(job.out, KIND, job.inputs, facts)
         return facts, True
     with make(job.out, KIND, job.inputs) as output:
@@ -237,8 +238,8 @@ def run_job(
         check_file(output.path, job)
         watch.require_unchanged()
         output.facts |= {"bits_per_weight": round(job.size.bits_per_weight, 4), "types": job.size.type_mix()}
-        if wanted is not None:
-            output.facts["smoke"] = smoke(tools, output.path, wanted, threads=resources.threads).as_json()
+        if standard is not None:
+            output.facts["smoke"] = departure(tools, output.path, standard, threads=resources.threads).as_json()
     return output.facts, False
 
 

@@ -38,13 +38,13 @@ from trimoe.quantize.ladder.result import (
     TierFile,
     with_verdict,
 )
-from trimoe.quantize.ladder.smoke import Answers, Smoke, judge, require_good_base
+from trimoe.quantize.ladder.smoke import Departure, Smoke, Standard, judge, require_good_base
 from trimoe.quantize.ladder.sources import (
     Base,
     Effort,
     Importance,
     Sources,
-    base_answers,
+    base_standard,
     importance_of,
     llamacpp_version,
     make_base,
@@ -90,15 +90,15 @@ def make_ladder(
             write_map(job, ranking)
         if not job.out.exists():
             cross_check(tools, job, base.path)
-    answers = base_answers(tools, base, spec.smoke, out, effort.threads) if spec.smoke else None
-    fault = require_good_base(answers, spec.smoke) if spec.smoke and answers else None
-    files = _run(tools, jobs, base, spec, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
+    standard = base_standard(tools, base, spec.smoke, out, effort.threads, importance) if spec.smoke else None
+    fault = require_good_base(standard, spec.smoke) if spec.smoke and standard else None
+    files = _run(tools, jobs, base, standard, effort, lambda done, note: report(done + 2, len(tiers) + 2, note))
     made = Ladder(
         stem,
         BaseFacts(base.path.name, base.fingerprint),
         imatrix_facts(importance),
         tools.info or {"version": tools.version()},
-        judged(files, answers, spec.smoke, fault),
+        judged(files, spec.smoke, fault),
     )
     write_json(out / "ladder.json", made.as_dict(reused=False), overwrite=True)
     return made
@@ -138,25 +138,28 @@ def plan_jobs(
     return jobs
 
 
-def judged(
-    files: Sequence[TierFile], base: Answers | None, wanted: Smoke | None, fault: str | None
-) -> tuple[TierFile, ...]:
+def judged(files: Sequence[TierFile], wanted: Smoke | None, fault: str | None) -> tuple[TierFile, ...]:
     """The files with their verdicts; `fault` is why the base fails the test itself.
 
-    Without a smoke test, answers that an earlier run recorded are dropped: nothing judges them.
+    Without a smoke test, figures that an earlier run recorded are dropped: nothing judges them.
     """
-    if base is None or wanted is None:
+    if wanted is None:
         return tuple(replace(file, smoke=None) for file in files)
-    return tuple(
-        with_verdict(file, judge(file.smoke.answers, base, wanted), fault) if file.smoke else file for file in files
-    )
+    result = []
+    for file in files:
+        if file.smoke is not None:
+            bits = file.bits_per_weight
+            smaller = [(f.tier, f.smoke.departure.kl) for f in files if f.smoke and f.bits_per_weight < bits]
+            file = with_verdict(file, judge(file.smoke.departure, wanted, smaller), fault)
+        result.append(file)
+    return tuple(result)
 
 
 def _run(
     tools: LlamaCpp,
     jobs: Sequence[Job],
     base: Base,
-    spec: LadderSpec,
+    standard: Standard | None,
     effort: Effort,
     report: Callable[[int, str], None],
 ) -> list[TierFile]:
@@ -165,7 +168,7 @@ def _run(
     stopper, files = Stopper(), {}
     with ThreadPoolExecutor(effort.jobs) as pool:
         waiting = {
-            pool.submit(run_job, tools, job, base.path, base.watch, spec.smoke, resources, stopper): job for job in jobs
+            pool.submit(run_job, tools, job, base.path, base.watch, standard, resources, stopper): job for job in jobs
         }
         try:
             for done, future in enumerate(as_completed(waiting), 1):
@@ -193,7 +196,7 @@ def file_of(job: Job, facts: dict[str, Any], reused: bool) -> TierFile:
         imatrix=job.inputs["imatrix"],
         fallback_tensors=sum(choice.fell_back for choice in job.size.choices),
         reused=reused,
-        smoke=SmokeVerdict(Answers.from_json(smoke), None, None) if smoke else None,
+        smoke=SmokeVerdict(Departure.from_json(smoke), None, None) if smoke else None,
         map=_summary(job, report) if report else None,
     )
 

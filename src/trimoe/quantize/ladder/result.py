@@ -8,24 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trimoe.quantize.ladder.smoke import Answers
+from trimoe.quantize.ladder.smoke import Departure
 
 
 @dataclass(frozen=True)
 class SmokeVerdict:
-    """What a file answered, and whether that is good enough.
+    """How far a file departs from its base, and whether that is near enough.
 
     `failed` says why the file failed, None if it passed. `unchecked` says why the verdict means nothing, None if it
     counts.
     """
 
-    answers: Answers
+    departure: Departure
     failed: str | None
     unchecked: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict as JSON values."""
-        return {**self.answers.as_json(), "failed": self.failed, "unchecked": self.unchecked}
+        return {**self.departure.as_json(), "failed": self.failed, "unchecked": self.unchecked}
 
 
 @dataclass(frozen=True)
@@ -167,4 +167,4 @@ def with_verdict(file: TierFile, failed: str | None, fault: str | None) -> TierF
     """The file with its smoke-test verdict; `fault` is why its base fails the test itself."""
     assert file.smoke is not None
     unchecked = fault and f"the base itself fails: {fault}"
-    return replace(file, smoke=SmokeVerdict(file.smoke.answers, failed, unchecked))
+    return replace(file, smoke=SmokeVerdict(file.smoke.departure, failed, unchecked))

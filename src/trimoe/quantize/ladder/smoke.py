@@ -1,218 +1,230 @@
-"""Smoke test of a quantized file: llama-server loads it, and a few prompts must end by themselves.
+"""Smoke test of a quantized file: how far its next-token probabilities depart from those of the file it was made from.
 
-Some prompts have a known answer. A quantization that went too far loads without complaint and then never stops talking;
-this test finds that. It says nothing about quality.
+The base answers a few prompts greedily; every quantized file is then given the same prompts and the base's own reply,
+token by token. The answers need not be right: a domain model, a base model or a deep cut is its own standard. A file
+fails if it departs from its base as far as text about something else would, or twice as far as a smaller file of the
+same ladder. Whole tensors that are wrong are found so (measured: docs/explanation/sizes.md); a single expert or bit is
+not. The test says nothing about quality.
 """
 
-import json
-import re
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from trimoe.errors import BadInput, Refused
+from trimoe.errors import Refused
 from trimoe.io.canonical import sha256_json
 from trimoe.io.datafile import Data
-from trimoe.llamacpp.children import bound
-from trimoe.llamacpp.tools import LlamaCpp, last_lines
+from trimoe.llamacpp.tools import LlamaCpp
+from trimoe.quantize.ladder.server import Distribution, distribution, encoded, greedy, served, tokens_of
 
-_START = 600.0  # seconds for a server to load a model
-_ANSWER = 600.0  # seconds for a reply
-
-
-class Prompt(Data, frozen=True, kw_only=True):
-    """One question. `expect` is a regular expression that a right answer matches; None if any answer will do."""
-
-    ask: Annotated[str, msgspec.Meta(min_length=1)]
-    expect: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse an invalid regular expression."""
-        try:
-            re.compile(self.expect or "")
-        except re.error as exc:
-            raise ValueError(f"{self.expect!r} is not a regular expression: {exc}") from exc
+_BASE_TOP = 20  # likely tokens kept of the base
+_FILE_TOP = 100  # likely tokens asked of a file
+_LEAST = 1e-9  # probability of all tokens that are not listed, at least
+_NOISE = 0.05  # nats per token below which files are not compared with smaller ones
+_FLOOR = -30.0  # log-probability where a file has none: its logits are not finite
 
 
 class Smoke(Data, frozen=True, kw_only=True):
-    """The prompts of a smoke test; of those with `expect`, at least `min_right` must match."""
+    """The prompts of a smoke test, and when a file fails it."""
 
-    prompts: Annotated[tuple[Prompt, ...], msgspec.Meta(min_length=1)]
-    min_right: Annotated[int, msgspec.Meta(ge=0)] = 0
-    max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 256
+    prompts: Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)]
+    tokens: Annotated[int, msgspec.Meta(ge=1)] = 24
+    """Tokens of each of the base's replies."""
+    most: Annotated[float, msgspec.Meta(gt=0)] = 0.25
+    """Largest KL divergence from the base, as a share of the divergence between unrelated positions of its replies."""
+    over_smaller: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    """Largest ratio of a file's KL divergence to that of a file with fewer bits per weight."""
     allow_unchecked: bool = False
-    """Continue if the base itself fails: its files cannot be judged by these prompts, and are reported as unchecked."""
+    """Continue if the base itself fails: its files cannot be judged, and are reported as unchecked."""
 
-    @property
-    def identity(self) -> str:
-        """Hash of prompts and limits: answers to other prompts are not reused."""
-        asked = msgspec.to_builtins(self)
-        del asked["allow_unchecked"]
-        return sha256_json(asked)
+    def asked(self, passages: Sequence[str]) -> str:
+        """Hash of what the base is asked: replies to other prompts are not reused."""
+        return sha256_json([list(self.prompts), self.tokens, list(passages)])
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A file's answer to each prompt: whether it ended by itself, and whether it was right (None: any would do)."""
+class Position:
+    """A point of the base's replies: the tokens before it, and the base's likely next ones."""
+
+    before: tuple[int, ...]
+    likely: Distribution
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What the base says to the prompts."""
 
     asked: str
-    """`Smoke.identity` of the prompts."""
+    """`Smoke.asked` of the prompts and passages."""
+    replies: tuple[tuple[int, ...], ...]
     ended: tuple[bool, ...]
-    right: tuple[bool | None, ...]
-    texts: tuple[str, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    likely: tuple[tuple[Distribution, ...], ...]
+    """Of each reply, the likely tokens at each of its positions, and after it if the base ended it."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that a file is compared with."""
+        return sha256_json(self.as_json())
+
+    @property
+    def positions(self) -> list[Position]:
+        """Every position of every reply."""
+        return [
+            Position((*prompt, *reply[:at]), likely)
+            for prompt, reply, row in zip(self.prompts, self.replies, self.likely, strict=True)
+            for at, likely in enumerate(row)
+        ]
+
+    @property
+    def unrelated(self) -> float:
+        """Mean KL divergence, in nats, between the base's distributions at positions that are matched at random."""
+        rows = [likely for row in self.likely for likely in row]
+        others = list(rows)
+        random.Random(0).shuffle(others)
+        return sum(map(divergence, rows, others)) / max(1, len(rows))
 
     def as_json(self) -> dict[str, Any]:
-        """The answers as JSON values."""
-        return {"asked": self.asked, "ended": list(self.ended), "right": list(self.right), "texts": list(self.texts)}
+        """The standard as JSON values."""
+        likely = [[{str(token): round(p, 6) for token, p in of.items()} for of in row] for row in self.likely]
+        return {
+            "asked": self.asked,
+            "replies": [list(reply) for reply in self.replies],
+            "ended": list(self.ended),
+            "prompts": [list(prompt) for prompt in self.prompts],
+            "likely": likely,
+        }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Answers":
+    def from_json(cls, data: dict[str, Any]) -> "Standard":
         """The inverse of `as_json`."""
-        return cls(data["asked"], *(tuple(data[key]) for key in ("ended", "right", "texts")))
+        likely = tuple(tuple({int(t): p for t, p in of.items()} for of in row) for row in data["likely"])
+        replies, prompts = (tuple(map(tuple, data[key])) for key in ("replies", "prompts"))
+        return cls(data["asked"], replies, tuple(data["ended"]), prompts, likely)
 
 
-def judge(found: Answers, base: Answers, wanted: Smoke) -> str | None:
-    """Why a file fails, None if it passes. The base sets the standard, since no quantization repairs a model.
+@dataclass(frozen=True)
+class Departure:
+    """How far a file departs from its base over all positions of the base's replies."""
 
-    Every prompt that the base ends must end; `min_right` answers must be right, or as many as the base got right.
+    asked: str
+    """`Standard.identity` of what it was compared with."""
+    positions: int
+    kl: float
+    """Mean KL divergence in nats per token, of the base's likely tokens and the rest together."""
+    agreement: float
+    """Share of positions with the same most likely token."""
+    unrelated: float
+    """`Standard.unrelated` of the base."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "asked": self.asked,
+            "positions": self.positions,
+            "kl": round(self.kl, 6),
+            "agreement": round(self.agreement, 6),
+            "unrelated": round(self.unrelated, 6),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Departure":
+        """The inverse of `as_json`."""
+        return cls(*(data[key] for key in ("asked", "positions", "kl", "agreement", "unrelated")))
+
+
+def divergence(base: Distribution, other: Distribution) -> float:
+    """KL divergence in nats over the base's likely tokens, with all others as one; at least 0.
+
+    A token that `other` does not list has at most its smallest listed probability, so the result is a lower bound.
     """
-    rambling = sum(theirs and not own for own, theirs in zip(found.ended, base.ended, strict=True))
-    right, needed = found.right.count(True), min(wanted.min_right, base.right.count(True))
-    if rambling:
-        return f"{rambling} of {sum(base.ended)} prompts that the base ends did not end"
-    if right < needed:
-        return f"{right} known answers were right, {needed} needed (the base had {base.right.count(True)})"
+    least = min(other.values(), default=_FLOOR)
+    total, rest, other_rest = 0.0, 1.0, 1.0
+    for token, logp in base.items():
+        logq = other.get(token, least)
+        total += math.exp(logp) * (logp - logq)
+        rest -= math.exp(logp)
+        other_rest -= math.exp(logq)
+    rest, other_rest = max(rest, _LEAST), max(other_rest, _LEAST)
+    return max(0.0, total + rest * math.log(rest / other_rest))
+
+
+def judge(found: Departure, wanted: Smoke, smaller: Sequence[tuple[str, float]] = ()) -> str | None:
+    """Why a file fails, None if it passes. `smaller` are names and KL divergences of files with fewer bits."""
+    limit = wanted.most * found.unrelated
+    if found.kl > limit:
+        return (
+            f"it departs from its base by {found.kl:.2f} nats per token, over {limit:.2f}: {wanted.most:.0%} of what "
+            "unrelated text does"
+        )
+    for name, kl in smaller:
+        if found.kl > max(_NOISE, wanted.over_smaller * kl):
+            return (
+                f"it departs from its base by {found.kl:.3f} nats per token, over {wanted.over_smaller:g} times as far "
+                f"as {name}, which has fewer bits ({kl:.3f})"
+            )
     return None
 
 
-def base_fault(base: Answers, wanted: Smoke) -> str | None:
-    """Why a base cannot be the standard for its files, None if it passes itself.
-
-    With a base that ends and knows nothing, every broken file would pass.
-    """
-    if (rambling := base.ended.count(False)) > 0:
-        return f"{rambling} of {len(base.ended)} prompts did not end"
-    if (right := base.right.count(True)) < wanted.min_right:
-        return f"{right} known answers were right, {wanted.min_right} needed"
+def base_fault(base: Standard) -> str | None:
+    """Why a base cannot be the standard for its files, None if it can."""
+    rows = [likely for row in base.likely for likely in row]
+    if not rows or any(not likely for likely in rows):
+        return "it gives no finite probabilities"
+    if len({token for reply in base.replies for token in reply}) < 2:
+        return "all its replies are one and the same token"
     return None
 
 
-def require_good_base(base: Answers, wanted: Smoke) -> str | None:
-    """Why a base fails its own smoke test, None if it passes. Raises `Refused` unless unchecked files are allowed."""
-    fault = base_fault(base, wanted)
+def require_good_base(base: Standard, wanted: Smoke) -> str | None:
+    """Why a base fails, None if it passes. Raises `Refused` unless unchecked files are allowed."""
+    fault = base_fault(base)
     if fault is not None and not wanted.allow_unchecked:
         raise Refused(
             "the base fails the smoke test, so the test could not detect a broken file",
-            expected="a base that passes",
+            expected="a base that answers",
             actual=fault,
-            remedy="use prompts that this model answers (smoke in a ladder file), or continue without the check: "
-            "--allow-unchecked",
+            remedy="certify or evaluate the base first; --allow-unchecked continues without the check",
         )
     return fault
 
 
-def smoke(tools: LlamaCpp, model: Path, wanted: Smoke, *, threads: int) -> Answers:
-    """Ask a file every prompt. Raises `BadInput` if llama.cpp cannot load it."""
-    with served(tools, model, threads=threads) as url:
-        replies = [ask(url, prompt.ask, wanted.max_tokens) for prompt in wanted.prompts]
-    right = tuple(
-        None if prompt.expect is None else re.search(prompt.expect, text) is not None
-        for prompt, (text, _) in zip(wanted.prompts, replies, strict=True)
-    )
-    ended = tuple(reason == "stop" for _, reason in replies)
-    return Answers(wanted.identity, ended, right, tuple(text[:200] for text, _ in replies))
+def passages_of(text: str, count: int = 8, length: int = 300) -> tuple[str, ...]:
+    """Beginnings of `count` paragraphs of a calibration text, evenly spread."""
+    paragraphs = [part.strip() for part in text.split("\n\n") if len(part.strip()) >= length // 4]
+    step = max(1, len(paragraphs) // count)
+    return tuple(part[:length] for part in paragraphs[::step][:count])
 
 
-@contextmanager
-def served(tools: LlamaCpp, model: Path, *, threads: int, context: int = 2048) -> Iterator[str]:
-    """Run llama-server with this model on a free local port; yields its address and always stops it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        str(tools.program("llama-server")),
-        "-m",
-        str(model),
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-        "-c",
-        str(context),
-        "--parallel",
-        "1",
-        "-t",
-        str(threads),
-        "--reasoning",
-        "off",
-        "--no-ui",
-        "--no-warmup",
-    ]
-    with (model.parent / f".{model.name}.server.txt").open("w+") as log:
-        process = subprocess.Popen(bound(command), stdout=log, stderr=subprocess.STDOUT)
-        try:
-            _wait(process, port, model, log.name)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            Path(log.name).unlink(missing_ok=True)
+def standard(tools: LlamaCpp, base: Path, wanted: Smoke, passages: Sequence[str] = (), *, threads: int) -> Standard:
+    """What the base says to every prompt, and how it continues every passage. Raises `BadInput` if it does not load."""
+    prompts, replies, ended, likely = [], [], [], []
+    with served(tools, base, threads=threads) as url:
+        drawn = tokens_of(url, "a")[-1]
+        asked = [encoded(url, prompt) for prompt in wanted.prompts] + [tokens_of(url, text) for text in passages]
+        for prompt in asked:
+            reply, end = greedy(url, prompt, wanted.tokens)
+            prompts.append(tuple(prompt))
+            replies.append(tuple(reply))
+            ended.append(end)
+            steps = range(len(reply) + end)
+            likely.append(tuple(distribution(url, (*prompt, *reply[:at]), _BASE_TOP, drawn) for at in steps))
+    return Standard(wanted.asked(passages), tuple(replies), tuple(ended), tuple(prompts), tuple(likely))
 
 
-def _wait(process: "subprocess.Popen[bytes]", port: int, model: Path, log: str) -> None:
-    limit = time.monotonic() + _START
-    while time.monotonic() < limit:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise BadInput(
-        f"llama-server cannot load {model.name}",
-        expected="a model that loads",
-        actual=last_lines(Path(log).read_text(errors="replace"), 3),
-        remedy="see the server's message",
-    )
-
-
-def ask(url: str, question: str, max_tokens: int) -> tuple[str, str]:
-    """(answer, finish reason) of one greedy chat turn; "stop" if the model ended it. Raises `BadInput`."""
-    body = {
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "seed": 0,
-        "cache_prompt": False,
-    }
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_ANSWER) as answer:
-            choice = json.load(answer)["choices"][0]
-    except urllib.error.HTTPError as exc:
-        raise BadInput(
-            "llama-server refused a prompt",
-            expected="an answer",
-            actual=exc.read().decode(errors="replace")[:300],
-            remedy="see the server's message",
-        ) from exc
-    message = choice["message"]
-    # The answer is in either field, depending on the chat template.
-    return str(message.get("content") or message.get("reasoning_content") or ""), str(choice["finish_reason"])
+def departure(tools: LlamaCpp, file: Path, base: Standard, *, threads: int) -> Departure:
+    """Compare a file with its base. Raises `BadInput` if llama.cpp cannot load it."""
+    total, same, positions = 0.0, 0, base.positions
+    with served(tools, file, threads=threads) as url:
+        drawn = tokens_of(url, "a")[-1]
+        for position in positions:
+            own = distribution(url, position.before, _FILE_TOP, drawn)
+            total += divergence(position.likely, own)
+            same += bool(own) and max(own, key=own.__getitem__) == max(position.likely, key=position.likely.__getitem__)
+    count = max(1, len(positions))
+    return Departure(base.identity, len(positions), total / count, same / count, base.unrelated)

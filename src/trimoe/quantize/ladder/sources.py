@@ -23,7 +23,7 @@ from trimoe.model.gguf.model import open_gguf_model
 from trimoe.quantize.ladder.dynamic import Ranking, rank_by_file, rank_by_imatrix, rank_by_stats
 from trimoe.quantize.ladder.importance import Coverage, coverage, fitted, make_imatrix, require_coverage
 from trimoe.quantize.ladder.manifest import make, manifest_path, reuse
-from trimoe.quantize.ladder.smoke import Answers, Smoke, smoke
+from trimoe.quantize.ladder.smoke import Smoke, Standard, passages_of, standard
 from trimoe.quantize.ladder.spec import LadderSpec
 from trimoe.quantize.ladder.text import calibration_text
 from trimoe.quantize.types.blueprint import Blueprint, blueprint_of_gguf
@@ -197,13 +197,18 @@ def read_ranking(path: Path, layers: int) -> Ranking:
     return rank_by_file(path, layers)
 
 
-def base_answers(tools: LlamaCpp, base: Base, wanted: Smoke, out: Path, threads: int) -> Answers:
-    """The base's answers to the smoke test; asked once and kept in out/base-answers.json."""
-    path = out / "base-answers.json"
+def base_standard(
+    tools: LlamaCpp, base: Base, wanted: Smoke, out: Path, threads: int, importance: Importance | None
+) -> Standard:
+    """What the base says to the prompts of the smoke test and to passages of the calibration text, if there is one;
+    asked once and kept in out/base-answers.json."""
+    path, text = out / "base-answers.json", out / DATASET_NAME
+    made_here = importance is not None and importance.tokens is not None and text.is_file()
+    passages = passages_of(text.read_text(encoding="utf-8")) if made_here else ()
     if path.exists():
         kept = read_json(path, "answers of the base")
-        if kept.get("base") == base.fingerprint and kept["answers"]["asked"] == wanted.identity:
-            return Answers.from_json(kept["answers"])
-    found = smoke(tools, base.path, wanted, threads=threads)
-    write_json(path, {"base": base.fingerprint, "answers": found.as_json()}, overwrite=True)
+        if kept.get("base") == base.fingerprint and kept.get("standard", {}).get("asked") == wanted.asked(passages):
+            return Standard.from_json(kept["standard"])
+    found = standard(tools, base.path, wanted, passages, threads=threads)
+    write_json(path, {"base": base.fingerprint, "standard": found.as_json()}, overwrite=True)
     return found

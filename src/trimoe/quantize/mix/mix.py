@@ -33,7 +33,7 @@ from trimoe.quantize.ladder.sources import (
     Effort,
     Importance,
     Sources,
-    base_answers,
+    base_standard,
     importance_of,
     llamacpp_version,
     make_base,
@@ -130,12 +130,12 @@ def make_mix(
     if not job.out.exists():
         require_space(out, job.size.file_bytes)
         cross_check(tools, job, base.path)
-    answers = base_answers(tools, base, spec.smoke, out, effort.threads) if spec.smoke else None
-    fault = require_good_base(answers, spec.smoke) if spec.smoke and answers else None
+    standard = base_standard(tools, base, spec.smoke, out, effort.threads, importance) if spec.smoke else None
+    fault = require_good_base(standard, spec.smoke) if spec.smoke and standard else None
     report(0, 0, f"{target.name} and its KL divergence")
     resources = Resources(effort.threads, max(64, effort.memory >> 20))
-    facts, reused = run_job(tools, job, base.path, base.watch, spec.smoke, resources, Stopper())
-    (file,) = judged([file_of(job, facts, reused)], answers, spec.smoke, fault)
+    facts, reused = run_job(tools, job, base.path, base.watch, standard, resources, Stopper())
+    (file,) = judged([file_of(job, facts, reused)], spec.smoke, fault)
     with Reference(
         tools, base.path, text, chunks=target.chunks, context=target.context, threads=effort.threads
     ) as stored:
