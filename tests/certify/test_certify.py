@@ -260,10 +260,10 @@ def test_without_memory_it_is_incomplete(gemma: Path, pruned: Path, monkeypatch:
 def test_a_router_that_is_not_reached_is_incomplete(gemma: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from trimoe.certify import mask as certify_mask
+    from trimoe.certify.streamed import ReferenceModel
 
     unused = [torch.zeros(8, 32), torch.zeros(8, 32)]
-    monkeypatch.setattr(certify_mask, "_loaded_tensor", lambda base, role, layer, model: unused[layer])
+    monkeypatch.setattr(ReferenceModel, "role_tensor", lambda model, role, layer: unused[layer])
     certificate = certify(gemma, pruned)
     assert certificate.status == "incomplete"
     assert "router of layer 0 was never reached" in certificate.check("logits").detail
@@ -290,11 +290,11 @@ def test_an_original_with_nan_proves_nothing(gemma: Path, tmp_path: Path, drop_m
         (_set("model.norm.weight", (0,), float("nan")), "logits", "logits are not finite"),
         (lambda p: edit_tensors(p, lambda t: t.pop(DENSE)), "loading", f"key {DENSE} is missing"),
         (_extra, "loading", "key model.layers.0.surprise is unexpected"),
-        (lambda p: edit_json(p / "config.json", lambda c: c.update(num_experts=7)), "loading", "wrong size"),
+        (lambda p: edit_json(p / "config.json", lambda c: c.update(num_experts=7)), "loading", "does not fit config.json"),
         (
             lambda p: (p / "config.json").write_text('{"model_type": "gemma4_text", "num_experts": []}'),
             "loading",
-            "cannot load",
+            "no usable num_hidden_layers",
         ),
     ],
 )

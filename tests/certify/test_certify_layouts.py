@@ -96,7 +96,7 @@ def test_a_family_whose_names_change_on_loading(qwen: Path, tmp_path: Path) -> N
     """The router is found by its values when no parameter has its name."""
     from trimoe.certify.loading import loaded
     from trimoe.certify.logit_proof import CannotCheck
-    from trimoe.certify.mask import _loaded_tensor
+    from trimoe.certify.mask import loaded_tensor
     from trimoe.model.checkpoint import open_checkpoint
 
     edit_tensors(qwen, lambda t: None)
@@ -105,10 +105,10 @@ def test_a_family_whose_names_change_on_loading(qwen: Path, tmp_path: Path) -> N
         wanted = dict(model.named_parameters())["model.layers.1.mlp.gate.weight"]
         parameters = list(model.parameters())
         model.named_parameters = lambda: [(f"renamed.{i}", p) for i, p in enumerate(parameters)]
-        assert _loaded_tensor(base, "router", 1, model) is wanted
+        assert loaded_tensor(base, "router", 1, model) is wanted
         model.named_parameters = list
         with pytest.raises(CannotCheck, match=r"model\.layers\.1\.mlp\.gate\.weight"):
-            _loaded_tensor(base, "router", 1, model)
+            loaded_tensor(base, "router", 1, model)
 
 
 def _hand_made(folder: Path, axis: int, rank: int = 3) -> Checkpoint:

@@ -114,6 +114,8 @@ class Certificate(Data, frozen=True, kw_only=True):
     tolerance: float
     max_logit_difference: float | None = None
     prompts: PromptIdentity | None = None
+    logit_method: str | None = None
+    """How the models were run for the logit check, such as `layer by layer`; None if they were not."""
     tools: dict[str, str]
 
     @property

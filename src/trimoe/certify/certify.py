@@ -105,6 +105,7 @@ def certify(
         tolerance=settings.tolerance,
         max_logit_difference=proof.max_difference,
         prompts=proof.prompts,
+        logit_method=proof.method,
         tools=pair.tools(),
     )
     pair.watch.require_unchanged()

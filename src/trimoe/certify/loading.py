@@ -16,8 +16,13 @@ from typing import Any
 from trimoe.certify.certificate import Finding
 from trimoe.certify.logit_proof import CannotCheck
 from trimoe.errors import TrimoeError
+from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.floats import as_floats, quant_beside, why_not_floats
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
+
+
+class CannotStream(Exception):
+    """Internal: why a model cannot be run layer by layer. The whole model is loaded instead, which is stated."""
 
 
 class LoadingFailed(Exception):
@@ -54,7 +59,7 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    _require_memory(nbytes, device)
+    require_memory(nbytes, device)
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -91,6 +96,16 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
 
 
 @contextmanager
+def float_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    """The checkpoint with float values, opened. Raises `CannotStream` where only transformers dequantizes it, and
+    `CheckpointError` if it cannot be opened."""
+    if why_not_floats(path) is not None or (quant_beside(path)[0] is not None and _options(path)):
+        raise CannotStream("transformers dequantizes the whole model")
+    with as_floats(path) as folder:
+        yield open_checkpoint(folder)
+
+
+@contextmanager
 def _floats(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The directory to load and loading options: floats decoded here, else by transformers where it is known to."""
     if why_not_floats(path) is not None:
@@ -120,7 +135,7 @@ def fp32_bytes(index: dict[str, TensorInfo]) -> int:
     return sum(info.nbytes * 8 // bits[info.dtype] * 4 for info in index.values())
 
 
-def _require_memory(nbytes: int, device: str) -> None:
+def require_memory(nbytes: int, device: str) -> None:
     """Raise `CannotCheck` unless memory is free for the fp32 weights plus 10 % for activations."""
     free = _free_memory(device)
     needed = nbytes + nbytes // 10

@@ -38,6 +38,8 @@ class LogitProof:
     checks: list[Check]
     max_difference: float | None = None
     prompts: PromptIdentity | None = None
+    method: str | None = None
+    """How the models were run; None if they were not."""
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,26 @@
 """Behavioural proof of a cut: the pruned model's logits equal the original's with dropped router logits at -inf.
 
 Invariants: fp32, eager attention and experts, one prompt at a time without padding, so both models do the same sums
-in the same order. One model is in memory at a time; the original's logits wait in temporary files. Whatever keeps the
-original from being run and masked (software, memory, a router that was never reached) makes the check incomplete.
+in the same order. The models run layer by layer (`streamed`); one that cannot be taken apart is loaded whole
+(`resident`), and the certificate says so. The original's logits wait in temporary files. Whatever keeps the original
+from being run and masked (software, memory, a router that was never reached) makes the check incomplete.
 """
 
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from trimoe.certify.certificate import Check, Finding, PromptIdentity, make_check, with_numbers
-from trimoe.certify.loading import LoadingFailed, first_line, fp32_bytes, loaded
+from trimoe.certify.compared_logits import ComparedLogits
+from trimoe.certify.loading import CannotStream, LoadingFailed, first_line, float_checkpoint
 from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, LogitSettings
-from trimoe.certify.mask import Routing, router_mask
-from trimoe.certify.mask_neurons import mask_neurons
+from trimoe.certify.mask import Routing
 from trimoe.certify.prompts import Conversation
+from trimoe.certify.resident import compare_whole
+from trimoe.certify.streamed import compare_layers
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError
 from trimoe.io.canonical import sha256_json
@@ -31,10 +34,17 @@ CLAIMS = LogitClaims(
     logits="on every position of every prompt the logits equal the original's with the dropped experts' router logits "
     "at -inf",
 )
+LAYERS = "layer by layer"
 
 
-class _RunFailed(Exception):
-    """Internal: a model's forward pass raises."""
+@dataclass
+class _Ran:
+    """How the models were run, and what came of it besides logits."""
+
+    method: str
+    routing: Routing
+    loading: Check
+    hidden: list[float] = field(default_factory=list)
 
 
 def check_logits(
@@ -46,28 +56,106 @@ def check_logits(
     *,
     device: str = "cpu",
     progress: Progress | None = None,
+    whole: bool = False,
 ) -> LogitProof:
-    """Load both models in fp32, one after the other, and compare their logits. Needs torch and transformers."""
+    """Compare the logits of both models in fp32, layer by layer, or with `whole` as whole models one after the other.
+    Needs torch and transformers."""
     if "router" not in base.hf.roles:
         return CLAIMS.not_run(f"family {base.family.name} has no router role")
-    loading: Check | None = None
+    loading: list[Check] = []
     try:
         ids = _tokenize(base.path, settings.prompts)
         identity = PromptIdentity(sha256=sha256_json(ids), count=len(ids), tokens=sum(map(len, ids)))
         with tempfile.TemporaryDirectory(prefix="trimoe-certify-") as folder:
-            routing, unused = _run_original(base, drop_map, ids, Path(folder), device, progress)
-            with loaded(pruned, device, fp32_bytes(pruned_index)) as (model, keys):
-                loading = _check_loading(keys, unused)
-                logits, difference = _compare(model, ids, Path(folder), settings.tolerance, device, progress)
+            compared = ComparedLogits(ids, Path(folder), settings.tolerance)
+            try:
+                if whole:
+                    raise CannotStream("requested")
+                ran = _layers(base, pruned, drop_map, ids, compared, device, progress)
+            except CannotStream as exc:
+                compared = ComparedLogits(ids, Path(folder), settings.tolerance)
+                ran = _whole(base, pruned, pruned_index, drop_map, ids, compared, device, progress, loading)
+                ran.method = f"whole models in memory ({exc})"
     except LoadingFailed as exc:
         reason = "the pruned model does not load"
         return CLAIMS.not_run(reason, make_check("loading", CLAIMS.loading, reason, exc.findings))
     except CannotCheck as exc:
-        return CLAIMS.not_run(str(exc), loading)
-    logits = with_numbers(logits, routing.numbers(base, drop_map))
+        return CLAIMS.not_run(str(exc), loading[0] if loading else None)
+    logits = with_numbers(_located(compared, ran, settings.tolerance), ran.routing.numbers(base, drop_map))
     if drop_map.narrow is not None:
         logits = msgspec.structs.replace(logits, claim=f"{logits.claim}, and the removed neurons' activations times 0")
-    return LogitProof([loading, logits], difference, identity)
+    return LogitProof([ran.loading, logits], compared.worst, identity, ran.method)
+
+
+def _layers(
+    base: Checkpoint,
+    pruned: Path,
+    drop_map: DropMap,
+    ids: list[list[int]],
+    compared: ComparedLogits,
+    device: str,
+    progress: Progress | None,
+) -> _Ran:
+    with float_checkpoint(base.path) as original:
+        try:
+            with float_checkpoint(pruned) as cut:
+                found = compare_layers(original, cut, drop_map, ids, compared, device, progress)
+        except CheckpointError as exc:
+            raise LoadingFailed([Finding.of(exc)]) from exc
+        unused = _unused(original, found.original.keys())
+    return _Ran(LAYERS, found.routing, _check_loading(found.pruned.keys(), unused), found.hidden)
+
+
+def _whole(
+    base: Checkpoint,
+    pruned: Path,
+    pruned_index: dict[str, TensorInfo],
+    drop_map: DropMap,
+    ids: list[list[int]],
+    compared: ComparedLogits,
+    device: str,
+    progress: Progress | None,
+    loading: list[Check],
+) -> _Ran:
+    """Also keeps the check of loading in `loading`, in case the comparison fails afterwards."""
+
+    def loaded(original: dict[str, Any], keys: dict[str, Any]) -> None:
+        loading.append(_check_loading(keys, _unused(base, original)))
+
+    routing = compare_whole(base, pruned, pruned_index, drop_map, ids, compared, device, progress, loaded)
+    return _Ran("", routing, loading[0])
+
+
+def _located(compared: ComparedLogits, ran: _Ran, tolerance: float) -> Check:
+    """The check of the logits, with how they were computed and the layer where the hidden states part."""
+    check = compared.check(CLAIMS.logits)
+    numbers: dict[str, int | float] = {"max_hidden_difference": max(ran.hidden)} if ran.hidden else {}
+    first = next((layer for layer, value in enumerate(ran.hidden) if value > max(tolerance, 1e-4)), None)
+    findings = list(check.findings)
+    if compared.differs and first is not None:
+        findings.append(
+            Finding(
+                subject=f"the hidden states first differ after layer {first}",
+                actual=f"by {ran.hidden[first]:.3g} of the largest",
+                layer=first,
+            )
+        )
+    return msgspec.structs.replace(
+        check,
+        detail=f"{check.detail}; computed {'layer by layer' if ran.hidden else 'with ' + ran.method}",
+        findings=tuple(findings),
+        findings_total=check.findings_total + len(findings) - len(check.findings),
+        numbers={**check.numbers, **numbers},
+    )
+
+
+def _unused(base: Checkpoint, keys: dict[str, Any]) -> set[str]:
+    """Keys of the original outside the decoder layers that its model class does not use (a vision tower, a drafting
+    block). Raises `CannotCheck` if it does not load cleanly otherwise."""
+    unused = {key for key in map(str, keys.get("unexpected_keys") or ()) if _outside(base, key)}
+    if findings := _loading_findings(keys, unused):
+        raise CannotCheck(f"the original itself does not load cleanly: {findings[0]}")
+    return unused
 
 
 def _tokenize(model: Path, prompts: list[Conversation]) -> list[list[int]]:
@@ -92,122 +180,19 @@ def _tokenize(model: Path, prompts: list[Conversation]) -> list[list[int]]:
     return [[int(i) for i in one] for one in ids]
 
 
-def _run_original(
-    base: Checkpoint, drop_map: DropMap, ids: list[list[int]], folder: Path, device: str, progress: Progress | None
-) -> tuple[Routing, set[str]]:
-    """Write the masked original's logits, one float32 [tokens, vocabulary] file per prompt.
-
-    Also returns the keys outside the decoder layers that the model class does not use (a vision tower, a drafting
-    block).
-    """
-
-    try:
-        with loaded(base.path, device, fp32_bytes(base.index)) as (model, keys):
-            unexpected = set(map(str, keys.get("unexpected_keys") or ()))
-            unused = {key for key in unexpected if _outside(base, key)}
-            if findings := _loading_findings(keys, unused):
-                raise CannotCheck(f"the original itself does not load cleanly: {findings[0]}")
-            mask_neurons(base, drop_map, model)
-            mask = router_mask(base, drop_map, model)
-            for number, prompt in enumerate(ids):
-                with mask:
-                    logits = _forward(model, prompt, device)
-                if not np.isfinite(logits).all():
-                    position = int(np.argmin(np.isfinite(logits).all(axis=1)))
-                    raise CannotCheck(
-                        f"the original's own logits are not finite (prompt {number}, position {position})"
-                    )
-                np.save(folder / f"{number}.npy", logits)
-                if progress is not None:
-                    progress(number + 1, 2 * len(ids), "logits of the masked original")
-    except LoadingFailed as exc:
-        raise CannotCheck(f"the original itself does not load: {exc}") from exc
-    except _RunFailed as exc:
-        raise CannotCheck(f"the original itself does not run: {exc}") from exc
-    if unseen := sorted(set(base.moe_layers) - mask.seen):
-        raise CannotCheck(f"the router of layer {unseen[0]} was never reached, so it could not be masked")
-    return mask.routing, unused
-
-
 def _outside(base: Checkpoint, key: str) -> bool:
     """Whether a key of the loading report is a tensor outside the decoder layers (drafting blocks may be restacked)."""
     return key.startswith(base.draft_blocks) or (key in base.index and base.layer_of(key) is None)
 
 
-def _forward(model: Any, ids: list[int], device: str) -> np.ndarray:
-    """Logits of one prompt, float32 [tokens, vocabulary]. Raises `_RunFailed`."""
-    import torch
-
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
-    except Exception as exc:  # a model's own code raises anything if weights and config do not match
-        raise _RunFailed(first_line(exc)) from exc
-    result: np.ndarray = logits.float().cpu().numpy()
-    return result
-
-
-def _compare(
-    model: Any, ids: list[list[int]], folder: Path, tolerance: float, device: str, progress: Progress | None
-) -> tuple[Check, float | None]:
-    worst, where, argmax_equal, positions = 0.0, "", 0, 0
-    findings: list[Finding] = []
-    for number, prompt in enumerate(ids):
-        try:
-            have = _forward(model, prompt, device)
-        except _RunFailed as exc:
-            findings.append(Finding(subject=f"the pruned model cannot be run on prompt {number}", actual=str(exc)))
-            break
-        want = np.load(folder / f"{number}.npy")
-        if have.shape != want.shape:
-            findings.append(
-                Finding(
-                    subject=f"logits of prompt {number} have another shape",
-                    expected=str(want.shape),
-                    actual=str(have.shape),
-                )
-            )
-            break
-        finite = np.isfinite(have).all(axis=1)
-        if not finite.all():
-            findings.append(
-                Finding(subject=f"prompt {number}, position {int(np.argmin(finite))}: logits are not finite")
-            )
-            continue
-        difference = np.abs(have - want)
-        position, token = np.unravel_index(int(difference.argmax()), difference.shape)
-        largest = float(difference[position, token])
-        if largest > tolerance:
-            findings.append(
-                Finding(
-                    subject=f"prompt {number}, position {position}, token id {token}: logits differ by {largest:.3g}",
-                    expected=f"{want[position, token]:.6g}",
-                    actual=f"{have[position, token]:.6g}",
-                )
-            )
-        if largest > worst:
-            worst, where = largest, f" (prompt {number}, position {position}, token id {token})"
-        argmax_equal += int((have.argmax(axis=1) == want.argmax(axis=1)).sum())
-        positions += len(prompt)
-        if progress is not None:
-            progress(len(ids) + number + 1, 2 * len(ids), "logits of the pruned model")
-    detail = (
-        f"largest difference {worst:.3g}{where}, tolerance {tolerance:g}; "
-        f"same most likely token at {argmax_equal} of {positions} positions of {len(ids)} prompts"
-    )
-    numbers: dict[str, int | float] = {"max_difference": worst, "positions": positions, "argmax_equal": argmax_equal}
-    return make_check("logits", CLAIMS.logits, detail, findings, numbers=numbers), worst if positions else None
-
-
 def _loading_findings(keys: dict[str, Any], unused: set[str]) -> list[Finding]:
     findings = []
-    for kind, label in (
-        ("missing_keys", "missing"),
-        ("unexpected_keys", "unexpected"),
-        ("mismatched_keys", "of the wrong size"),
-    ):
-        for key in sorted(set(map(str, keys.get(kind) or ())) - (unused if label == "unexpected" else set())):
+    for kind, label, accepted in (("missing_keys", "missing", set[str]()), ("unexpected_keys", "unexpected", unused)):
+        for key in sorted(set(map(str, keys.get(kind) or ())) - accepted):
             findings.append(Finding(subject=f"key {key} is {label} when the model is loaded"))
+    for key, have, want in sorted(keys.get("mismatched_keys") or ()):
+        subject = f"key {key} is of the wrong size when the model is loaded"
+        findings.append(Finding(subject=subject, expected=str(list(want)), actual=str(list(have))))
     findings += [Finding(subject="loading reports an error", actual=str(m)[:300]) for m in keys.get("error_msgs") or ()]
     return findings
 

@@ -7,6 +7,7 @@ of 0 plus a positive term could still be among the largest.
 Not guaranteed: exclusion where selection is not monotone in the scores (none of the shipped families).
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,19 +66,24 @@ class _Router:
         return scores.masked_fill(logits.isneginf(), float("-inf")).topk(top_k, dim=-1).indices
 
 
-def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
-    """A context manager in which no router can select its layer's dropped experts."""
+def router_mask(
+    base: Checkpoint, drop_map: DropMap, tensor: Callable[[str, int], Any], layers: Iterable[int], routing: Routing
+) -> Any:
+    """A context manager in which no router of `layers` can select its layer's dropped experts.
+
+    `tensor` returns the loaded parameter or buffer of a role in a layer. `routing` counts what the routers did.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 
     routers: dict[int, _Router] = {}
-    for layer in base.moe_layers:
-        weight = _loaded_tensor(base, "router", layer, model)
+    for layer in layers:
+        weight = tensor("router", layer)
         dropped = torch.zeros(base.num_experts, dtype=torch.bool)
         dropped[list(drop_map.drop[layer])] = True
         selecting = [name for name, role in base.hf.roles.items() if role.selects]
         present = [name for name in selecting if base.role_name(name, layer) in base.index]
-        terms = [_loaded_tensor(base, name, layer, model).detach() for name in present]
+        terms = [tensor(name, layer).detach() for name in present]
         routers[weight.data_ptr()] = _Router(
             layer, base.hf.routing.score, dropped.to(weight.device), terms, [term.clone() for term in terms]
         )
@@ -86,7 +92,7 @@ def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.seen: set[int] = set()
-            self.routing = Routing()
+            self.routing = routing
 
         def __enter__(self) -> Any:
             for router in routers.values():
@@ -118,7 +124,7 @@ def router_mask(base: Checkpoint, drop_map: DropMap, model: Any) -> Any:
     return RouterMask()
 
 
-def _loaded_tensor(base: Checkpoint, role: str, layer: int, model: Any) -> Any:
+def loaded_tensor(base: Checkpoint, role: str, layer: int, model: Any) -> Any:
     """The model's parameter or buffer that was loaded from a layer's tensor: by name, else by its values, because some
     families are renamed on loading. Raises `CannotCheck`."""
     import torch

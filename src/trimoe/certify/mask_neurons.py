@@ -4,6 +4,7 @@ The activation of a neuron reaches the model through its column alone, so a colu
 multiplied by 0, for any activation function and with or without biases of gate and up.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from trimoe.certify.logit_proof import CannotCheck
@@ -11,12 +12,13 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.model.checkpoint import Checkpoint
 
 
-def mask_neurons(base: Checkpoint, drop_map: DropMap, model: Any) -> None:
-    """Set the columns of the neurons that `drop_map` removes to 0 in the loaded model. Raises `CannotCheck`."""
+def mask_neurons(base: Checkpoint, drop_map: DropMap, model: Any, layers: Iterable[int]) -> None:
+    """Set the columns of the neurons that `drop_map` removes to 0 in these layers, which `model` has loaded. Raises
+    `CannotCheck`."""
     narrow = drop_map.narrow
     if narrow is None:
         return
-    for layer in base.moe_layers:
+    for layer in layers:
         down, neurons = down_projection(base, layer, model)
         for expert in drop_map.keep(layer, base.num_experts):
             removed = sorted(set(range(narrow.width)) - set(narrow.of(layer, expert)))

@@ -25,6 +25,8 @@ class LayerModel(ModelShell):
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         super().__init__(checkpoint, device, dtype)
         self.active, self.returns_tuple = -1, False
+        self._passed: Any = None
+        self._changed_before: str | None = None
         self._input: Any = None
         self._output: Any = None
         self._patch()
@@ -34,7 +36,16 @@ class LayerModel(ModelShell):
         for number, layer in enumerate(self.layers):
             layer.forward = self._hop(number, layer.forward)
         self._norm = self.text.norm.forward
-        self.text.norm.forward = _unchanged
+        self.text.norm.forward = self._skip_norm
+
+    def _skip_norm(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        self._follow(hidden, "the final norm")
+        return hidden
+
+    def _follow(self, hidden: Any, where: str) -> None:
+        """Note where hidden states are not those that the layer before returned, which `run` refuses."""
+        if self._passed is not None and hidden is not self._passed and self._changed_before is None:
+            self._changed_before = where
 
     def _adapt_experts(self) -> None:
         """Adapt experts outside transformers' experts interface to it."""
@@ -52,11 +63,13 @@ class LayerModel(ModelShell):
 
     def _hop(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            self._follow(hidden_states, f"layer {number}")
             if number != self.active:
+                self._passed = hidden_states
                 return (hidden_states,) if self.returns_tuple else hidden_states
             result = original(hidden_states if self._input is None else self._input, *args, **kwargs)
             self.returns_tuple = isinstance(result, tuple)
-            self._output = result[0] if self.returns_tuple else result
+            self._output = self._passed = result[0] if self.returns_tuple else result
             return result
 
         return forward
@@ -64,11 +77,12 @@ class LayerModel(ModelShell):
     def logits(self, hidden: Any) -> Any:
         """Logits [windows, length, vocabulary] for the output of the last layer, through the model's own head."""
         self.active, self._input = -1, None
-        self.text.norm.forward = self._norm
+        # The norm gets the hidden states themselves: some families scale embeddings before the first layer.
+        self.text.norm.forward = lambda _: self._norm(hidden)
         try:
-            return self.model(inputs_embeds=hidden, use_cache=False).logits
+            return self.model(inputs_embeds=_like(hidden), use_cache=False).logits
         finally:
-            self.text.norm.forward = _unchanged
+            self.text.norm.forward = self._skip_norm
 
     def embed(self, tokens: np.ndarray) -> Any:
         """Hidden states [windows, length, H] that enter layer 0 for ids [windows, length] of the loaded rows."""
@@ -84,21 +98,31 @@ class LayerModel(ModelShell):
             self.text(input_ids=ids, use_cache=False)
         finally:
             hook.remove()
+            self._passed = None
         return found[0]
 
     def run(self, layer: int, hidden: Any) -> Any:
-        """Output of a loaded layer for `hidden` [windows, length, H]."""
-        import torch
+        """Output of a loaded layer for `hidden` [windows, length, H].
 
+        Raises `CheckpointError` if the model changes hidden states between layers, because that would be lost.
+        """
         self.active, self._input, self._output = layer, hidden, None
-        # The text model derives masks and positions from the shape of its embeddings; their values are not used.
-        shape = torch.zeros(1, 1, 1, dtype=hidden.dtype, device=hidden.device).expand(hidden.shape)
+        self._passed = self._changed_before = None
         try:
-            self.text(inputs_embeds=shape, use_cache=False)
+            self.text(inputs_embeds=_like(hidden), use_cache=False)
+            if self._changed_before is not None:
+                raise CheckpointError(
+                    f"{type(self.text).__name__} changes hidden states before {self._changed_before}",
+                    expected="layers that pass nothing but the hidden states of the layer before",
+                    remedy="this model cannot be run layer by layer",
+                )
             return self._output
         finally:
-            self.active, self._input, self._output = -1, None, None
+            self.active, self._input, self._output, self._passed = -1, None, None, None
 
 
-def _unchanged(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-    return hidden
+def _like(hidden: Any) -> Any:
+    """Embeddings of zeros: the text model derives masks and positions from their shape; their values are not used."""
+    import torch
+
+    return torch.zeros(1, 1, 1, dtype=hidden.dtype, device=hidden.device).expand(hidden.shape)

@@ -6,7 +6,8 @@ Invariants: every tensor of a loaded layer came from the checkpoint (missing, un
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ from trimoe.model.checkpoint import Checkpoint
 class ModelShell:
     """The model of a checkpoint; weights are loaded onto `device` in `dtype` and dropped part by part."""
 
+    implementation = IMPLEMENTATION
+    """Name of the experts function in transformers' registry."""
+    attention: Mapping[str, str] = MappingProxyType({})
+    """Options of the model's attention; none: transformers' default."""
+
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, initialization
@@ -32,9 +38,9 @@ class ModelShell:
         config = AutoConfig.from_pretrained(str(checkpoint.path))
         _refuse_unsupported(config)
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **self.attention)
         self.model.eval().requires_grad_(False)
-        self.model.set_experts_implementation(IMPLEMENTATION)
+        self.model.set_experts_implementation(self.implementation)
         self.mapping: Any = get_model_conversion_mapping(self.model)
         self._renamings = [m for m in self.mapping if isinstance(m, WeightRenaming)]
         self._converters = [m for m in self.mapping if isinstance(m, WeightConverter)]
@@ -44,6 +50,7 @@ class ModelShell:
         self.edits: dict[str, Callable[[bytes], bytes]] = {}
         """Changes to tensors by name that are made while they are loaded."""
         self._vocabulary = np.zeros(0, np.int64)
+        self._converted: set[str] = set()
         self._targets = self._map_names()
         for name in self.checkpoint.index:
             if self._targets[name] in self._meta_state:
@@ -74,20 +81,26 @@ class ModelShell:
 
         targets, unknown = {}, []
         for name in self.checkpoint.index:
-            target, _ = rename_source_key(
+            target, converter = rename_source_key(
                 name, self._renamings, self._converters, self.model.base_model_prefix, self._meta_state
             )
             targets[name] = target
+            if converter is not None:
+                self._converted.add(name)
             if target not in self._meta_state and self.checkpoint.layer_of(name) is not None:
                 unknown.append(name)
-        if unknown:
+        self._report_unknown(unknown)
+        return targets
+
+    def _report_unknown(self, names: list[str]) -> None:
+        """Refuse tensors of decoder layers that the model has no place for."""
+        if names:
             raise CheckpointError(
-                f"tensor {unknown[0]} has no place in {type(self.model).__name__}",
+                f"tensor {names[0]} has no place in {type(self.model).__name__}",
                 expected="a tensor of the model",
-                actual=f"{len(unknown)} such tensors",
+                actual=f"{len(names)} such tensors",
                 remedy="config and weights are of different models",
             )
-        return targets
 
     def _materialize_buffers(self) -> None:
         """Compute buffers that no checkpoint stores (rotary frequencies) with the model's own initialiser."""
@@ -148,8 +161,16 @@ class ModelShell:
             weight_mapping=self.mapping,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
         )
-        lazy = {name: LazyTensor(self.checkpoint.index[name], self.edits.get(name)) for name in names}
+        lazy = {name: self._tensor(name) for name in names}
         info, _ = convert_and_load_state_dict_in_model(self.model, lazy, config)
+        self._report_loading(info, wanted)
+
+    def _tensor(self, name: str) -> Any:
+        """A tensor of the checkpoint that is read when transformers asks for it."""
+        return LazyTensor(self.checkpoint.index[name], self.edits.get(name))
+
+    def _report_loading(self, info: Any, wanted: set[str]) -> None:
+        """Refuse what transformers could not load, and parameters of `wanted` that got no tensor."""
         wrong = sorted(str(mismatch[0]) for mismatch in info.mismatched_keys) + sorted(info.unexpected_keys)
         wrong += sorted(info.conversion_errors) + sorted(info.missing_keys & wanted)
         if wrong:
@@ -228,13 +249,15 @@ class ModelShell:
 
         state, layers = self._meta_state, f"{self.layers_name}."
         text = self.layers_name.rpartition(".")[0] + "."
-        head = self.model.get_output_embeddings()
-        heads = {n + "." for n, m in self.model.named_modules() if m is head or m is self.text.get_input_embeddings()}
+        head, embedding = self.model.get_output_embeddings(), self.text.get_input_embeddings()
+        names_of_heads = [n for n, m in self.model.named_modules() if m is head]
+        tied = any(f"{n}.weight" in self.model.all_tied_weights_keys for n in names_of_heads)
+        heads = {n + "." for n, m in self.model.named_modules() if m is head or (tied and m is embedding)}
         wanted = (f"{text}norm.", *heads)
         names = [
             n for n, t in self._targets.items() if t in state and t.startswith(wanted) and not t.startswith(layers)
         ]
-        embedding = self.text.get_input_embeddings()  # `load_embedding` may have left some of its rows
+        # `load_embedding` may have left some of its rows
         target = next(n for n, m in self.model.named_modules() if m is embedding) + ".weight"
         embedding.weight = torch.nn.Parameter(torch.empty_like(self._meta_state[target]), requires_grad=False)
         self.model.tie_weights()
@@ -247,6 +270,13 @@ class ModelShell:
                 expected="the final norm and the output matrix",
                 remedy="the checkpoint is incomplete: download it again",
             )
+
+    def free_head(self) -> None:
+        """Release what `load_head` read."""
+        _to_meta(self.text.norm)
+        _to_meta(self.text.get_input_embeddings())
+        _to_meta(self.model.get_output_embeddings())
+        return_freed_memory()
 
 
 def _refuse_unsupported(config: Any) -> None:

@@ -44,6 +44,16 @@ class LazyTensor:
         return tensor
 
 
+class StoredTensor:
+    """A placeholder like `LazyTensor` whose values are not checked: of a stack, only some experts may be used."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self.info = info
+
+    def __getitem__(self, _: Any) -> Any:
+        return mapped(self.info)
+
+
 def _edited(info: TensorInfo, edit: Callable[[bytes], bytes]) -> Any:
     import torch
 
