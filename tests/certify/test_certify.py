@@ -290,7 +290,11 @@ def test_an_original_with_nan_proves_nothing(gemma: Path, tmp_path: Path, drop_m
         (_set("model.norm.weight", (0,), float("nan")), "logits", "logits are not finite"),
         (lambda p: edit_tensors(p, lambda t: t.pop(DENSE)), "loading", f"key {DENSE} is missing"),
         (_extra, "loading", "key model.layers.0.surprise is unexpected"),
-        (lambda p: edit_json(p / "config.json", lambda c: c.update(num_experts=7)), "loading", "does not fit config.json"),
+        (
+            lambda p: edit_json(p / "config.json", lambda c: c.update(num_experts=7)),
+            "loading",
+            "does not fit config.json",
+        ),
         (
             lambda p: (p / "config.json").write_text('{"model_type": "gemma4_text", "num_experts": []}'),
             "loading",
