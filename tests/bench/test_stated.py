@@ -8,7 +8,7 @@ import pytest
 
 from trimoe.bench import stated
 from trimoe.bench.bench import NOTE, Doc, Verdict
-from trimoe.bench.benches import math_500_100
+from trimoe.bench.benches import aime_2024, arc_challenge, math_500_100
 from trimoe.bench.catalog import find
 from trimoe.bench.formulas import plain, same
 
@@ -150,3 +150,34 @@ def test_livecodebench_keeps_its_rule_and_notes_the_block_that_has_the_method() 
     assert [v.correct for v in verdicts] == [True, False, False]
     assert [NOTE in v.detail for v in verdicts] == [False, True, False]
     assert verdicts[1].detail.endswith("another block defines f")
+
+
+CONCLUDED = {
+    "Therefore C. A is not.": "C",
+    "Therefore (C). A is not, and B isn't either.": "C",
+    "So C; not B.": "C",
+    "C is correct. A would be wrong.": "C",
+    "A is wrong. B is wrong. D cannot be. That leaves C, since A was excluded.": "C",
+    "I'd go with C rather than D.": "C",
+    "C, not D": "C",
+    "B is incorrect, D is incorrect, A is false, C": "C",
+    "Thus **C**. D isn't.": "C",
+    "I choose C over A": "C",
+    "C must be right because B is out": "C",
+    "A is not the answer. B": "B",
+    "The answer is B. A is not.": "B",
+    "C\n\nExplanation: D is a distractor; A is irrelevant.": "C",
+    "So A is wrong; the rest leaves D.": "D",
+    "Neither A nor B fits; D does.": "D",
+    "D is not right, A is not right.": "A",
+}
+
+
+@pytest.mark.parametrize("reply", CONCLUDED)
+def test_a_rejected_letter_does_not_overrule_the_conclusion(reply: str) -> None:
+    assert arc_challenge.letter(reply) == CONCLUDED[reply]
+
+
+@pytest.mark.parametrize("reply", ["12.5. Done", "The answer is 12.5. Done", "x = 12.5.", "so it is 12.5. Done."])
+def test_a_decimal_before_a_full_stop_is_no_whole_number(reply: str) -> None:
+    assert aime_2024.answer(reply) == "12.5"

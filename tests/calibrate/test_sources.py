@@ -391,3 +391,34 @@ class TestLmEval:
             texts(tmp_path, "kind: lm-eval, path: x.jsonl, bench: code")
         with pytest.raises(Refused, match="MultiPL-E"):
             texts(tmp_path, "kind: lm-eval, path: x.jsonl, bench: humaneval-rs")
+
+
+def test_rows_of_a_spreadsheet_are_records(tmp_path: Path) -> None:
+    from trimoe.calibrate.text.records import read_records
+
+    (tmp_path / "rows.csv").write_text('prompt,completion\n"one, two","a\nb"\nthree,c\n')
+    found = list(read_records(tmp_path / "rows.csv"))
+    assert [r.row for r in found] == [
+        {"prompt": "one, two", "completion": "a\nb"},
+        {"prompt": "three", "completion": "c"},
+    ]
+    assert [r.number for r in found] == [0, 1]
+    (tmp_path / "bad.csv").write_text("prompt,completion\nonly one\n")
+    with pytest.raises(CalibrationError, match=r"line 2 of .*bad.csv has another number of fields"):
+        list(read_records(tmp_path / "bad.csv"))
+
+
+def test_rows_of_parquet_are_records(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    from trimoe.calibrate.text.records import read_records
+
+    pq.write_table(pa.table({"prompt": ["a", "b"], "n": [1, 2]}), tmp_path / "rows.parquet")
+    assert [r.row for r in read_records(tmp_path / "rows.parquet")] == [
+        {"prompt": "a", "n": 1},
+        {"prompt": "b", "n": 2},
+    ]
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(CalibrationError, match="cannot read"):
+        list(read_records(tmp_path / "bad.parquet"))

@@ -9,6 +9,7 @@ from trimoe.calibrate.stats.expert_stats import ExpertStats
 from trimoe.calibrate.stats.fields import COUNT
 from trimoe.calibrate.text.calibration import CalibrationSet
 from trimoe.choose.choose import choose
+from trimoe.choose.dropmap import DropMap
 from trimoe.choose.floor import refusing_recipes
 from trimoe.choose.recipe import load_recipe, names
 from trimoe.choose.select import make_map
@@ -128,3 +129,12 @@ def test_a_misspelt_tier_is_refused_before_llamacpp_is_looked_for(
     monkeypatch.delenv("TRIMOE_LLAMACPP", raising=False)
     with pytest.raises(UsageError, match=f"did you mean {meant}?"):
         quantize(bundled(), out=tmp_path / "out", tiers=typed)
+
+
+@pytest.mark.parametrize("name", ["model", "stats.safetensors", "model.gguf"])
+def test_another_file_in_place_of_a_map_says_what_goes_first(name: str, tmp_path: Path) -> None:
+    place = tmp_path / name
+    place.mkdir() if name == "model" else place.write_bytes(b"x")
+    with pytest.raises(MapError, match="is not a drop map") as refused:
+        DropMap.load(place)
+    assert "trimoe prune MODEL MAP.json" in str(refused.value)

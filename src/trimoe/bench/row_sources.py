@@ -15,6 +15,7 @@ from trimoe.bench.spec import Dataset
 from trimoe.errors import BenchError, MissingPrerequisite
 from trimoe.io import expand
 from trimoe.io.expand import lines, opened_text
+from trimoe.io.hub import offline_if_unreachable, out_of_reach
 
 Row = Mapping[str, Any]
 
@@ -108,6 +109,8 @@ def _parsed(handle: TextIO, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _from_hub(part: Dataset) -> Iterator[Row]:
+    if part.hub and (reason := out_of_reach(part.hub)) is not None:  # before the slow imports
+        raise _cannot_be_fetched(part, reason)
     try:
         import datasets
         from huggingface_hub import hf_hub_download
@@ -118,26 +121,30 @@ def _from_hub(part: Dataset) -> Iterator[Row]:
             remedy="pip install 'trimoe[eval]', or give local files by --data",
         ) from exc
     try:
-        if part.files:
-            paths = [
-                hf_hub_download(part.hub, file, repo_type="dataset", revision=part.revision) for file in part.files
-            ]
-        else:
-            loaded = datasets.load_dataset(part.hub, part.config, split=part.split, revision=part.revision)
+        with offline_if_unreachable() as offline:
+            if part.files:
+                paths = [
+                    hf_hub_download(part.hub, file, repo_type="dataset", revision=part.revision) for file in part.files
+                ]
+            else:
+                loaded = datasets.load_dataset(part.hub, part.config, split=part.split, revision=part.revision)
     except (OSError, ValueError, RuntimeError) as exc:  # the hub's errors are subclasses of these
-        raise MissingPrerequisite(
-            f"data set {part.hub} cannot be fetched",
-            expected=f"revision {(part.revision or '')[:12]}"
-            + (", which needs an accepted licence" if part.gated else ""),
-            actual=str(exc).strip().split("\n")[0][:200],
-            remedy=(
-                "accept its terms on the hub and set HF_TOKEN, or give local files by --data"
-                if part.gated
-                else "connect to the hub, or give local files by --data"
-            ),
-        ) from exc
+        raise _cannot_be_fetched(part, offline or str(exc).strip().split("\n")[0][:200]) from exc
     if part.files:
         for path in paths:
             yield from read_file(Path(path))
     else:
         yield from loaded
+
+
+def _cannot_be_fetched(part: Dataset, reason: str) -> MissingPrerequisite:
+    return MissingPrerequisite(
+        f"data set {part.hub} cannot be fetched",
+        expected=f"revision {(part.revision or '')[:12]}" + (", which needs an accepted licence" if part.gated else ""),
+        actual=reason,
+        remedy=(
+            "accept its terms on the hub and set HF_TOKEN, or give local files by --data"
+            if part.gated
+            else "connect to the hub, or give local files by --data"
+        ),
+    )

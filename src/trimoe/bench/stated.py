@@ -41,7 +41,7 @@ def letter(reply: str) -> str | None:
     stated = [
         (match.start(), (found[1] or found[2]).upper())
         for match in _PHRASE.finditer(reply)
-        if (found := _after_phrase(reply[match.end() : match.end() + REACH])) is not None
+        if (found := after_phrase(reply[match.end() : match.end() + REACH])) is not None
     ]
     boxed = [
         (match.start(), found[1])
@@ -51,7 +51,8 @@ def letter(reply: str) -> str | None:
     return max([*stated, *boxed])[1] if stated or boxed else None
 
 
-def _after_phrase(after: str) -> re.Match[str] | None:
+def after_phrase(after: str) -> re.Match[str] | None:
+    """The letter that text after a phrase begins with: group 1 a capital, group 2 a small one."""
     decoration = _DECORATION.match(after)
     return _LETTER.match(after, decoration.end() if decoration else 0)
 

@@ -192,6 +192,13 @@ class DropMap:
     def load(cls, path: Path | str) -> "DropMap":
         """Read a map; a bare {"0": [ids]} is accepted too. Raises `MapError`."""
         path = Path(path)
+        if path.is_dir() or path.suffix in (".safetensors", ".gguf"):
+            raise MapError(
+                f"{path} is not a drop map",
+                expected="a JSON file made by `trimoe map`",
+                actual="a directory" if path.is_dir() else f"a file named {path.name}",
+                remedy="give the model first, then the map: trimoe prune MODEL MAP.json -o OUT",
+            )
         data = read_json(path, "drop map", MapError, unique_keys=True)
         _require_canonical(path, data)
         body = data.get("drop", data) if isinstance(data, dict) else None

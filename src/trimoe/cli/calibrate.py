@@ -195,7 +195,7 @@ class _Display:
     def __init__(self, as_json: bool) -> None:
         self._as_json, self._bar, self._layers, self._left = as_json, ExitStack(), 0, ""
         self._line_due = not as_json and not sys.stderr.isatty()
-        self._report = self._bar.enter_context(progress("answer"))
+        self._report = self._bar.enter_context(progress("calibrate"))
 
     def __enter__(self) -> "_Display":
         return self

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, MissingPrerequisite, Refused, TrimoeError
+from trimoe.io.hub import unreachable
 from trimoe.io.jsonfile import read_json, write_json
 from trimoe.io.progress import Progress
 from trimoe.publish.inventory import (
@@ -213,6 +214,8 @@ def _readable(repo: str) -> Iterator[None]:
     # HTTPError comes from whichever client this version of huggingface_hub uses (httpx, httpx2)
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
+    if (offline := unreachable()) is not None:
+        raise MissingPrerequisite("the hub could not be reached", actual=offline, remedy=AGAIN)
     try:
         yield
     except (TrimoeError, RepositoryNotFoundError) as exc:

@@ -101,6 +101,14 @@ def _refuse_other_files(path: Path) -> None:
             actual="a directory",
             remedy="give the model first and the set after --set: trimoe calibrate MODEL --set SET.yaml -o STATS",
         )
+    if path.is_file() and path.name.endswith((".safetensors", ".gguf", ".db")):
+        raise CalibrationError(
+            f"{path} is not a calibration set",
+            expected="a YAML file of classes",
+            actual=f"a file named {path.name}",
+            remedy="give the set after --set, and the file for the result after -o: trimoe calibrate MODEL "
+            "--set SET.yaml -o STATS.safetensors",
+        )
     if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".csv")):
         raise CalibrationError(
             f"{path} holds rows, not a calibration set",

@@ -1,9 +1,10 @@
-"""Records and text files: JSON lines, plain text, and the columns of a record that become a document.
+"""Records and text files: JSON lines, CSV, Parquet, plain text, and the columns of a record that become a document.
 
 Invariants: lines end at \\n only (U+2028 and U+0085 are content); files are read line by line, whatever their size;
 every error names the file and the line. UTF-8 only; a byte order mark at the start is skipped.
 """
 
+import csv
 import json
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimoe.errors import CalibrationError
+from trimoe.errors import CalibrationError, MissingPrerequisite
 from trimoe.io.datafile import Data
 from trimoe.io.expand import TooLarge, lines, opened, whole
 
@@ -68,6 +69,53 @@ def read_text(path: Path) -> str:
     except (OSError, EOFError, zlib.error, TooLarge) as exc:
         raise _unreadable(path, str(exc)) from exc
     return _decode(data, path, 1)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Each record of a file by its name: .csv with a header, .parquet, else JSON lines; any but Parquet gzipped too.
+
+    Raises `CalibrationError` naming the line or row, `MissingPrerequisite` for Parquet without pyarrow.
+    """
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    return _read_csv(path) if kind == "csv" else _read_parquet(path) if kind == "parquet" else read_jsonl(path)
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    # A quoted field may hold line ends, so they stay on the lines.
+    rows = csv.DictReader(f"{line}\n" for _, line in read_lines(path))
+    try:
+        for count, row in enumerate(rows):
+            if None in row or None in row.values():
+                raise CalibrationError(
+                    f"line {rows.line_num} of {path} has another number of fields than the header",
+                    expected=", ".join(rows.fieldnames or ())[:200],
+                    actual=f"{sum(value is not None for value in row.values())} fields",
+                    remedy="correct the line; quote fields that hold a comma or a line end",
+                )
+            yield Record(f"line {rows.line_num} of {path.name}", count, row)
+    except csv.Error as exc:
+        raise CalibrationError(f"{path} is not CSV", expected="a header and rows", actual=str(exc)[:100]) from exc
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as exc:
+        raise MissingPrerequisite(
+            f"{path.name} needs the package pyarrow", actual=str(exc), remedy="pip install 'trimoe[data]'"
+        ) from exc
+    try:
+        count = 0
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    yield Record(f"row {count} of {path.name}", count, row)
+                    count += 1
+    except (OSError, ArrowException) as exc:
+        raise CalibrationError(
+            f"cannot read {path}", expected="a Parquet file", actual=str(exc)[:200], remedy="check the file"
+        ) from exc
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:

@@ -12,6 +12,7 @@ from trimoe.calibrate.text.records import Fields, Record
 from trimoe.calibrate.text.sources.base import BaseSource, SourceText
 from trimoe.calibrate.text.sources.local import Only, wanted
 from trimoe.errors import CalibrationError, MissingPrerequisite
+from trimoe.io.hub import offline_if_unreachable, unreachable
 from trimoe.io.paths import Place
 
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -90,7 +91,8 @@ class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
 
     def _open(self, datasets: Any) -> Any:
         if self.path is None:
-            return datasets.load_dataset(self.id, self.config, split=self.split, revision=self.revision)
+            with offline_if_unreachable():
+                return datasets.load_dataset(self.id, self.config, split=self.split, revision=self.revision)
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} is not a folder")
         if (self.path / "dataset_dict.json").exists() or (self.path / "state.json").exists():
@@ -104,7 +106,7 @@ class DatasetSource(BaseSource, frozen=True, kw_only=True, tag="dataset"):
         return datasets.load_dataset(str(self.path), self.config, split=self.split, streaming=True)
 
     def _explain(self, exc: Exception) -> Exception:
-        if isinstance(exc, ConnectionError) and self.id is not None:
+        if self.id is not None and (isinstance(exc, ConnectionError) or unreachable() is not None):
             return MissingPrerequisite(
                 f"data set {self.id} cannot be downloaded",
                 expected="a network, or the data set in the local cache",

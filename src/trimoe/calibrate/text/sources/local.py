@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from trimoe.calibrate.text.records import Fields, Record, checked, read_jsonl, read_text
+from trimoe.calibrate.text.records import Fields, Record, checked, read_records, read_text
 from trimoe.calibrate.text.sources.base import BaseSource, PathSource, SourceText, user
 
 Only = dict[str, str | bool | int]
@@ -25,7 +25,7 @@ class JsonlSource(PathSource, frozen=True, kw_only=True, tag="jsonl"):
     """Take only records whose columns have these values, for example `{passed: true}`."""
 
     def _items(self) -> Iterator[SourceText]:
-        for record in read_jsonl(self.path):
+        for record in read_records(self.path):
             if wanted(record, self.only):
                 yield self.from_record(record, self.fields)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from trimoe.calibrate.text.records import Fields, Message, Record, checked, messages_of, read_jsonl
+from trimoe.calibrate.text.records import Fields, Message, Record, checked, messages_of, read_records
 from trimoe.calibrate.text.sources.base import BaseSource, Count, RawReply, SourceText, user
 from trimoe.errors import CalibrationError
 from trimoe.io import datafile
@@ -87,7 +87,7 @@ class PromptsSource(BaseSource, frozen=True, kw_only=True, tag="prompts"):
             for number, prompt in enumerate(builtin_prompts()[self.builtin], 1):
                 yield self.chat([user(prompt)], f"prompt {number} of {self.builtin}")
         elif self.path is not None:
-            for record in read_jsonl(self.path):
+            for record in read_records(self.path):
                 yield self.from_record(record, self.fields)
 
 
@@ -106,7 +106,7 @@ def prompt_key(messages: list[Message]) -> bytes:
 def read_replies(path: Path, limit: int) -> dict[bytes, RawReply]:
     """prompt_key -> reply of a file of replies. Raises `CalibrationError`."""
     replies: dict[bytes, RawReply] = {}
-    for record in read_jsonl(path):
+    for record in read_records(path):
         messages = reply_messages(record)
         text = checked(record.row.get("reply"), f"field 'reply' of {record.where}")
         key = prompt_key(messages)

@@ -16,7 +16,7 @@ import msgspec
 
 from trimoe.calibrate.text.leaks import identify
 from trimoe.calibrate.text.multipl_e import refuse_name, refuse_row
-from trimoe.calibrate.text.records import Message, Record, checked, messages_of, read_jsonl
+from trimoe.calibrate.text.records import Message, Record, checked, messages_of, read_records
 from trimoe.calibrate.text.sources.base import PathSource, Positive, RawReply, SourceText, user
 from trimoe.errors import CalibrationError
 from trimoe.io.paths import Place
@@ -93,7 +93,7 @@ class RunLogSource(TraceSource, frozen=True, kw_only=True, tag="run-log"):
 
     def _traces(self) -> Iterator[Trace]:
         names: set[str] = set()
-        for record in read_jsonl(self.path):
+        for record in read_records(self.path):
             name, bench = self._text(record, "name"), self._text(record, "bench")
             names.add(name)
             if name == self.model and (self.benches is None or bench in self.benches):
@@ -113,7 +113,7 @@ class RunLogSource(TraceSource, frozen=True, kw_only=True, tag="run-log"):
             return None
         return {
             f"{self._text(record, 'bench')}/{self._text(record, 'doc_id')}": self._verdict(record)
-            for record in read_jsonl(self.path)
+            for record in read_records(self.path)
             if self._text(record, "name") == self.against
         }
 
@@ -177,7 +177,7 @@ class LmEvalSource(TraceSource, frozen=True, kw_only=True, tag="lm-eval"):
     def _read(self, path: Path) -> Iterator[Trace]:
         """Rows of the chosen filter; lm-eval writes one row per item and filter."""
         chosen, seen = self.filter, set[str]()
-        for record in read_jsonl(path):
+        for record in read_records(path):
             doc, name = record.row.get("doc"), record.row.get("filter")
             if not isinstance(doc, dict) or not isinstance(name, str):
                 found = ", ".join(sorted(record.row))[:200]
