@@ -647,3 +647,45 @@ def test_aime_style_units_and_labels_are_not_part_of_the_number(reply: str, numb
 )
 def test_arc_statements_in_further_words(reply: str) -> None:
     assert arc_challenge.letter(reply) == "C"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Therefore C. A is not.",
+        "Thus, C. B is wrong.",
+        "So it is C, not A.",
+        "C fits the data best. A cannot be right.",
+        "I pick C rather than D",
+        "Only C remains once we eliminate B.",
+        "Hence (C). D isn't supported by the text.",
+        "C, because the others fail: A is too small, B does not melt, and D is impossible.",
+        "It must be C instead of A.",
+        "Consequently **C**. Option D contradicts the experiment.",
+        "C seems right. A magnet attracts iron.",
+        "C explains it, unlike A or not B.",
+    ],
+)
+def test_arc_a_rejected_letter_overrules_no_statement(reply: str) -> None:
+    assert arc_challenge.letter(reply) == "C"
+
+
+def test_arc_a_reply_that_only_rejects_still_names_its_last_letter() -> None:
+    assert arc_challenge.letter("not B") == "B"
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("The answer is 12.5. Done", "12.5"),
+        ("The answer is 12.5. We have x = 12.", "12.5"),
+        ("The answer is 25/2. Check: 2", "25/2"),
+        ("Answer: 12.5. Done.\nx = 7", "12.5"),
+        ("The answer is -25. Done, = 25", "-25"),
+        ("The answer is 1,234.5; so 12", "1234.5"),
+        ("The answer is 12.5. No: the answer is 13.", "13"),  # the last statement
+        ("The answer is 12.0. Done, x = 7", "12"),
+    ],
+)
+def test_aime_a_stated_number_that_is_not_whole_is_the_answer(reply: str, number: str) -> None:
+    assert aime_2024.answer(reply) == number

@@ -149,7 +149,8 @@ def eval_(
 
 def _plan_text(plan: BenchPlan) -> str:
     if plan.error:
-        return f"{plan.bench}: {plan.error['subject']}\n  remedy: {plan.error['remedy']}"
+        rows = [f"  {key}: {plan.error[key]}" for key in ("actual", "remedy") if plan.error.get(key)]
+        return "\n".join([f"{plan.bench}: {plan.error['subject']}", *rows])
     head = (
         f"{plan.bench}: {plan.rows} rows, about {plan.prompt_tokens_estimate:,} tokens of prompts, replies of "
         f"at most {plan.max_new_tokens} tokens ({plan.most_reply_tokens:,} in all)"

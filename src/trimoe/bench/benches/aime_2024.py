@@ -4,7 +4,7 @@ The order: the last \boxed{...} with a number, if that is one whole number; a li
 sentence that ends in "answer is N"; a last line that is only a number; a number that ends the last line after "is",
 "equals" or "="; the last "= N" anywhere; the last number near the end. The weaker rules skip boxes, because parts of
 a boxed fraction are not answers. If the last box is unclosed, or holds one number in an expression of another value,
-there is no answer.
+there is no answer. A number that is stated as the answer and is not whole ("the answer is 12.5.") is the answer.
 Signs, decimals and fractions stay with their number: -25, 12.5 and 25/2 are (wrong) answers.
 """
 
@@ -25,6 +25,13 @@ _ANSWER_IS = re.compile(rf"answer is[*_ \t$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[^\w\
 # In mid-line a number counts if it ends the sentence, or has marks of its own around it.
 _SENTENCE = re.compile(rf"answer(?: is|:)[*_ \t$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[*_$\\)]{{0,9}}[.;!](?:\s|$)", re.I)
 _MARKED = re.compile(rf"answer(?: is|:)[*_ \t:]{{0,9}}(?:\$|\\\(|\*\*)\s?(\d++){_ZEROS}\s?(?:\$|\\\)|\*\*)", re.I)
+# A stated number of any kind, whole or not, that ends its sentence or line.
+_STATED = re.compile(
+    r"\banswer[*_ \t]{0,9}(?: is|:)[*_ \t$\\(:]{0,9}"
+    r"([-−]?\d{1,30}+(?:,\d{3}){0,9}+(?:\.\d{1,30}+)?(?:\s?/\s?\d{1,30}+)?)"
+    r"[*_$\\) \t]{0,9}(?=[.;!,](?:\s|$)|\n|$)",
+    re.I,
+)
 _LONE_LINE = re.compile(rf"[*_\s$\\(]{{0,9}}(\d++){_ZEROS}[*_\s$\\).]{{0,9}}")
 _BARE_BOX = re.compile(r"\\boxed\s{1,9}(\d{1,30})")
 _LAST_LINE = re.compile(rf"(?:\bis|\bequals|=)[*_\s$\\(:]{{0,9}}(\d++){_ZEROS}{_END}[^\w\d]{{0,20}}$", re.I)
@@ -57,6 +64,8 @@ def answer(reply: str) -> str | None:
     if contents and len(re.findall(r"\d+", contents[-1])) == 1:
         return None  # one number and something that changes its value: no other text is the answer
     rest = without_boxes(reply)
+    if (number := _not_whole(rest)) is not None:
+        return number
     for find in (_from_line, _from_lone_line, _from_last_line, _from_equation, _from_tail):
         if (number := find(rest)) is not None:
             return _plain(number)
@@ -93,6 +102,17 @@ def _plain(number: str) -> str:
 def _from_line(reply: str) -> str | None:
     found = [(m.start(), m[1]) for rule in (_LINE, _ANSWER_IS, _SENTENCE, _MARKED) for m in rule.finditer(reply)]
     return max(found)[1] if found else None
+
+
+def _not_whole(reply: str) -> str | None:
+    """The number stated last as the answer, if it is negative or no whole number: no weaker rule may replace it."""
+    last = max(_STATED.finditer(reply), key=lambda match: match.start(), default=None)
+    if last is None or any(
+        m.start() > last.start() for rule in (_LINE, _ANSWER_IS, _MARKED) for m in rule.finditer(reply)
+    ):
+        return None
+    number = re.sub(r"\.0{1,30}$|\s", "", last[1])
+    return None if re.fullmatch(r"[\d,]+", number) else number.replace(",", "").replace("−", "-")
 
 
 def _from_lone_line(reply: str) -> str | None:
@@ -138,4 +158,4 @@ def right(number: str, check: dict[str, Any]) -> bool:
     return bool(number == check["answer"])
 
 
-BENCH = spec_bench("aime_2024", each(view), exact(right), extract=answer, row_id=problem_id, scorer=3)
+BENCH = spec_bench("aime_2024", each(view), exact(right), extract=answer, row_id=problem_id, scorer=4)

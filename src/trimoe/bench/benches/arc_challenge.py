@@ -13,15 +13,25 @@ LETTERS = "ABCD"
 _ALONE = re.compile(r"\b([A-D])\b")
 # What follows a letter that the reply rejects, or leads to one.
 _REJECTED = re.compile(
-    r"[)\]*.\"']{0,3}\s{1,3}(?:is|are|was|were|does|do|can|could|would|seems?|must be|looks)\s?(?:n't|n’t|not\b|never\b"
-    r"|(?:clearly |simply |also |therefore |thus )?(?:wrong|incorrect|false|out\b|eliminated|ruled out|invalid|excluded"
-    r"|impossible|a distractor|irrelevant))",
-    re.I,
+    r"[*_)\]\"'.,]{0,4}\s{0,3}(?:"
+    r"(?:is|are|was|were|do(?:es)?|can|could|would|will|has|must(?: be)?|should|may|seems?|looks)"
+    r"\s{0,3}"
+    r"(?:(?:clearly |also )?not\b|n['’]t\b|never\b"
+    r"|(?:clearly |also |simply |just |plainly |therefore )?(?:wrong|incorrect|false|ruled out|eliminated|out\b"
+    r"|impossible|invalid|irrelevant|unrelated|a distractor|too\b))"
+    r"|cannot\b|(?:can|is|are|does|wo)n?['’]t\b|fails?\b|contradicts?\b"
+    r"|seems? (?:wrong|incorrect|unlikely)|looks? (?:wrong|incorrect|tempting))",
+    re.IGNORECASE,
 )
 _NOT = re.compile(
-    r"(?:\bnot|n't|n’t|\bneither|\bnor|\brather than|\binstead of|\bover|\beliminates?|\brules? out)"
-    r"\s{1,3}[(\[*\"']{0,3}$",
-    re.I,
+    r"(?:(?:\b|(?<=\w))(?:not|n't|n’t|nor|neither|never|rather than|instead of|unlike|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)"
+    r"|reject(?:s|ed|ing)?|rul(?:e|es|ed|ing) out|discard(?:s|ed|ing)?|over|beats|against))"
+    r"\s{1,3}(?:(?:option|choice|answer|letter)s?\s{1,3})?[*_(\[\"']{0,4}$",
+    re.IGNORECASE,
+)
+# The article, not the letter: a small word follows that no sentence about a choice goes on with.
+_ARTICLE = re.compile(
+    r"\s(?!(?:is|are|was|and|or|because|since|as|for|would|does|has|can|seems|fits|works|it|the)\b)[a-z]{2}"
 )
 _CONCLUDED = re.compile(
     r"\b(?:therefore|thus|hence|so|choose|chose|pick|select|(?:go|going|went) with|conclude|leaves|leaving)\b", re.I
@@ -38,7 +48,7 @@ def letter(reply: str) -> str | None:
     ("therefore C", "C is correct"); else the last single capital letter near the end. Letters that the reply rejects
     ("A is not", "not B") count only if there is no other."""
     tail = reply[-TAIL:]
-    alone = [(match[1], match.start()) for match in _ALONE.finditer(tail)]
+    alone = [(match[1], match.start()) for match in _ALONE.finditer(tail) if not _is_article(tail, match)]
     meant = [name for name, at in alone if not _rejected(tail, at)]
     last = meant or [name for name, _ in alone]
     return stated_letter(reply) or _concluded(tail) or (str(last[-1]) if last else None)
@@ -53,9 +63,13 @@ def _concluded(tail: str) -> str | None:
     return max(found)[1] if found else None
 
 
+def _is_article(tail: str, match: re.Match[str]) -> bool:
+    return match[1] == "A" and _ARTICLE.match(tail, match.end()) is not None
+
+
 def _rejected(tail: str, at: int) -> bool:
     """Whether the letter at this place is one that the reply rules out."""
-    return bool(_REJECTED.match(tail, at + 1) or _NOT.search(tail, max(0, at - 20), at))
+    return bool(_REJECTED.match(tail, at + 1) or _NOT.search(tail, max(0, at - 40), at))
 
 
 def view(row: Row) -> View:
