@@ -24,7 +24,8 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _NOT = re.compile(
-    r"(?:(?:\b|(?<=\w))(?:not|n't|n’t|nor|neither|never|rather than|instead of|unlike|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)"
+    r"(?:(?:\b|(?<=\w))(?:not|n't|n’t|nor|neither|never|rather than|instead of|unlike|eliminat(?:e|es|ed|ing)"
+    r"|exclud(?:e|es|ed|ing)"
     r"|reject(?:s|ed|ing)?|rul(?:e|es|ed|ing) out|discard(?:s|ed|ing)?|over|beats|against))"
     r"\s{1,3}(?:(?:option|choice|answer|letter)s?\s{1,3})?[*_(\[\"']{0,4}$",
     re.IGNORECASE,
