@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from helpers import signals
 from trimoe.calibrate.engine import calibrate, report_path
 from trimoe.calibrate.state import read_marks, state_path
 from trimoe.cli.main import main
+from trimoe.model.checkpoint import open_checkpoint
 
 
 def command(model: Path, chosen: Path, out: Path, *more: str) -> list[str]:
@@ -46,6 +48,36 @@ def test_plan_result_and_status(
     assert "finished" in capsys.readouterr().out
     assert main(command(random_model, small_set, out)) == 3
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_note_about_the_model_is_in_the_plan_the_statistics_and_the_map(
+    random_model: Path,
+    small_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    note = "read as a family; model_type tomorrow is unknown"
+    noted = replace(open_checkpoint(random_model), notes=(note,))
+    monkeypatch.setattr("trimoe.calibrate.engine.open_checkpoint", lambda path: noted)
+    out = tmp_path / "out"
+    assert main(command(random_model, small_set, out, "--dry-run")) == 0
+    assert f"warning: {note}" in capsys.readouterr().out
+    assert main(command(random_model, small_set, out)) == 0
+    assert f"warning: {note}" in capsys.readouterr().out
+    assert main(["map", str(out), "--recipe", "reap", "--keep", "6", "--dry-run"]) == 0
+    assert f"warning: {note}" in capsys.readouterr().out
+
+
+def test_a_model_type_that_transformers_does_not_know_is_refused_by_name(
+    random_model: Path, small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(random_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "tomorrow"}))
+    assert main(command(model, small_set, tmp_path / "out", "--dry-run")) == 3
+    assert "transformers cannot build" in capsys.readouterr().err
 
 
 def test_json_is_one_document(

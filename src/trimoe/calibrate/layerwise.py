@@ -107,6 +107,8 @@ class Run:
             "recon": len(self.sample or ()),
             "sequential": options.sequential,
         }
+        if checkpoint.warnings:  # `map` repeats them: an unknown model_type may route in another way
+            self.about["model_notes"] = checkpoint.warnings
         if options.neurons and cannot_narrow(checkpoint) is None:
             self.about["neuron_unit"] = neuron_unit(checkpoint)
 

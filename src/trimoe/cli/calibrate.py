@@ -183,7 +183,8 @@ def _warn_of_recipes(chosen: "CalibrationSet") -> None:
 
 def _plan_lines(run: "Run | GgufRun") -> list[str]:
     leaks = run.windows.origin.get("leak_check")
-    return [*run.plan.lines(), *(leak_lines(leaks) if leaks else [])]
+    notes = [f"warning: {note}" for note in run.about.get("model_notes", ())]
+    return [*notes, *run.plan.lines(), *(leak_lines(leaks) if leaks else [])]
 
 
 class _Display:

@@ -94,6 +94,7 @@ def drop_map(
       trimoe map targeted.safetensors --base-stats generic.safetensors --outliers median:1e4 -o map.json
       trimoe map stats.safetensors --class-weights math=1,code=3 --floor none --dry-run --explain 0:17
     """
+    from trimoe.calibrate.stats.reference import open_stats
     from trimoe.choose.choose import choose
     from trimoe.choose.dropmap import DropMap
     from trimoe.io.atomic import require_absent
@@ -104,7 +105,8 @@ def drop_map(
         require_absent(out)
     wanted = [_cell(text) for text in explained]
     given = {name: value for name, value in options.items() if value is not None}
-    made = choose(stats, recipe=recipe, floors=floor_file, **given)
+    measured = open_stats(stats)
+    made = choose(measured, recipe=recipe, floors=floor_file, **given)
     data: dict[str, Any] = {
         "map": str(out) if out is not None and not dry_run else None,
         "map_sha256": made.content_hash,
@@ -117,6 +119,7 @@ def drop_map(
         "classes": made.metadata["classes"],
         "imputed_cells": made.metadata["imputed_cells"],
         "extreme_cells_ranked": made.metadata["extreme_cells_ranked"],
+        "model_notes": measured.metadata.get("model_notes", []),
         "class_min_unmet": made.metadata.get("class_min_unmet", {}),
     }
     if wanted:
@@ -149,6 +152,7 @@ def _text(data: dict[str, Any]) -> str:
             f"warning: {data['extreme_cells_ranked']} cells with an implausibly large wnorm were ranked as they are; "
             "impute them with --outliers median:1e4"
         )
+    lines += [f"warning: {note}" for note in data["model_notes"]]
     for layer, short in data["class_min_unmet"].items():
         lines.append(f"warning: layer {layer} keeps fewer experts than the class minimum: {short}")
     for e in data.get("explain", ()):

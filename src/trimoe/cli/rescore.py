@@ -34,8 +34,9 @@ def rescore_(
       trimoe rescore runs.db
       trimoe rescore runs.db --bench tickets.toml
     """
-    with progress("rescore"):
-        done = rescore(db, bench=files, data=data, sandbox=policy_of(sandbox, sandbox_image, unsafe_no_sandbox))
+    policy = policy_of(sandbox, sandbox_image, unsafe_no_sandbox)
+    with progress("rescore") as report:
+        done = rescore(db, bench=files, data=data, sandbox=policy, progress=report)
     emit(done.as_dict(), scores_text(done.runs), as_json)
 
 

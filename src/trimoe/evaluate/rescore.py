@@ -15,6 +15,7 @@ from trimoe.evaluate.log.summary import Evaluation, RunSummary, conclude, summar
 from trimoe.evaluate.loop import require_scorers
 from trimoe.evaluate.recorded.repeats import epoch_id
 from trimoe.evaluate.scoring import score_stored
+from trimoe.io.progress import Progress, silent
 from trimoe.sandbox import Policy, current, using
 
 
@@ -24,13 +25,14 @@ def rescore(
     bench: str | Bench | Sequence[str | Bench] = (),
     data: str | Path | None = None,
     sandbox: Policy | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Judge every stored reply again and store the new results. Nothing is generated.
 
     `bench` names the files of benches that are not shipped with trimoe. Imported runs are judged again only with
     `data`, because their rows are not kept in the log. Runs of lm-eval tasks keep lm-eval's verdicts. Raises
     `UsageError` for a run of an unknown bench, `BenchError` if the rows are not those of the run. Nothing is written
-    until every run has been checked.
+    until every run has been checked. `progress` counts rows, run by run.
     """
     names = [bench] if isinstance(bench, str | Bench) else list(bench)
     own = {found.name.partition(":")[0]: found for found in find(names)} if names else {}
@@ -38,7 +40,12 @@ def rescore(
     with using(sandbox or current()), RunLog(log, create=False) as opened:
         work = [(run, *_judged_by(run, own, folder)) for run in opened.runs()]
         with locked(Path(log), [run for run, found, _ in work if found is not None]):
-            return Evaluation(Path(log), tuple(_rescored(opened, run, found, rows) for run, found, rows in work))
+            summaries, done, total = [], 0, sum(len(rows) for _, _, rows in work)
+            for run, found, rows in work:
+                progress(done, total, run.bench)
+                summaries.append(_rescored(opened, run, found, rows))
+                done += len(rows)
+            return Evaluation(Path(log), tuple(summaries))
 
 
 def _judged_by(run: Run, own: Mapping[str, Bench], data: Path | None) -> tuple[Bench | None, list[Doc]]:

@@ -29,13 +29,13 @@ class ModelShell:
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, initialization
+        from transformers import AutoModelForCausalLM, initialization
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         register()
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), getattr(torch, dtype)
-        config = AutoConfig.from_pretrained(str(checkpoint.path))
+        config = _configuration(checkpoint)
         _refuse_unsupported(config)
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
             self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **self.attention)
@@ -313,3 +313,18 @@ def _to_meta(root: Any) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 module._buffers[name] = torch.empty_like(buffer, device="meta")
+
+
+def _configuration(checkpoint: Checkpoint) -> Any:
+    """The configuration of the installed transformers. Raises `CheckpointError` for a `model_type` it does not know."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(checkpoint.path))
+    except (ValueError, KeyError) as exc:
+        raise CheckpointError(
+            f"transformers cannot build the model of {checkpoint.path}",
+            expected="a model_type that the installed transformers knows",
+            actual=str(exc).split(". ")[0][:200],
+            remedy="upgrade transformers; or make a GGUF file, and calibrate that (llama.cpp runs it)",
+        ) from exc
