@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers.families import Made, write
+from helpers.families import MADE, Made, write
 
 pytest_plugins = ["helpers.pruned_gemma"]
 
@@ -36,3 +37,11 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mad
         return path if path.exists() else write(made, path)
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def wide_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-MoE whose rows are long enough for groups of 32. Tests must not change it."""
+    made = next(made for made in MADE if made.name == "qwen3_moe")
+    wide = {"hidden_size": 64, "moe_intermediate_size": 32, "intermediate_size": 64, "head_dim": 32}
+    return write(replace(made, settings={**made.settings, **wide}), tmp_path_factory.mktemp("wide") / "qwen")

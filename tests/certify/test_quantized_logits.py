@@ -193,12 +193,11 @@ def test_the_certificate_says_what_was_not_checked(
     assert certificate.check("logits").detail == f"logits not checked: {reason}"
 
 
-def test_a_missing_package_is_named(
+def test_no_quantizer_needs_to_be_installed(
     compressed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = compressed("fp8")
     prune(base, DROP, tmp_path / "out")
     real = loading.find_spec
     monkeypatch.setattr(loading, "find_spec", lambda n: None if n == "compressed_tensors" else real(n))
-    detail = certify(base, tmp_path / "out", map=DROP).check("logits").detail
-    assert "needs compressed_tensors, not installed" in detail
+    assert certify(base, tmp_path / "out", map=DROP).proven

@@ -16,7 +16,8 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.cli.main import main
 from trimoe.cut.prune import prune
 from trimoe.errors import CheckpointError
-from trimoe.model.floats import NotFloats, as_floats, require_floats, why_not_floats
+from trimoe.model.dequantize.parts import NotFloats
+from trimoe.model.floats import as_floats, require_floats, why_not_floats
 from trimoe.model.generate import load_model
 from trimoe.model.safetensors import read_array
 from trimoe.model.shards import read_index
@@ -120,22 +121,12 @@ def test_eval_runs_on_its_own_output(layout: str, made: Callable[[str, str], Pat
     assert (run["n"], run["correct"] >= 6) == (8, True)  # 7 of 8 unquantized; random experts have none
 
 
-FOREIGN = {
-    "awq": (q.awq, "awq"),
-    "gptq": (q.gptq, "gptq"),
-    "modelopt fp8": (q.modelopt_fp8, "modelopt"),
-    "int4": (q.ct_int4, "compressed-tensors"),
-    "bitsandbytes": (q.bnb_nf4, "bitsandbytes"),
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_a_scheme_without_a_decoder_is_refused_by_name(name: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    module, method = FOREIGN[name]
-    folder = q.write(tmp_path / "model", q.qwen(module), q.qwen_config({"quant_method": method}))
+def test_a_form_without_a_decoder_is_refused_by_name(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    settings = {"quant_method": "gptq", "bits": 3}
+    folder = q.write(tmp_path / "model", q.qwen(q.gptq), q.qwen_config(settings))
     with pytest.raises(CheckpointError, match="is quantized and cannot be run here") as caught:
         require_floats(folder)
-    assert "no decoder" in caught.value.actual
+    assert "GPTQ with 3 bits is not decoded" in caught.value.actual
     code = main(["eval", str(folder), "--bench", "tiny-math", "--log", str(tmp_path / "runs.db")])
     text = capsys.readouterr().err
     assert (code, "Traceback" in text, "cannot be run here" in text) == (3, False, True)
@@ -163,7 +154,7 @@ def test_a_config_that_claims_what_the_weights_are_not(sources: dict[str, Path],
     folder = Path(shutil.copytree(sources["qwen3_moe"], tmp_path / "claims"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "modelopt"}}))
-    assert "no weight is stored as NVFP4" in str(why_not_floats(folder))
+    assert "no weight is stored in a quantized form" in str(why_not_floats(folder))
 
 
 def test_weights_that_do_not_fit_the_config_are_no_traceback(sources: dict[str, Path], tmp_path: Path) -> None:
@@ -191,7 +182,8 @@ def test_mxfp4_and_floats_are_left_as_they_are(sources: dict[str, Path], tmp_pat
 
 
 def test_certify_says_before_the_work_what_the_verdict_cannot_be(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    folder = q.write(tmp_path / "model", q.qwen(q.awq), q.qwen_config({"quant_method": "awq"}))
+    settings = {"quant_method": "awq", "version": "gemv"}
+    folder = q.write(tmp_path / "model", q.qwen(q.awq), q.qwen_config(settings))
     assert main(["certify", str(folder), str(folder)]) in (1, 3)
     text = capsys.readouterr().err
     assert text.startswith("the logit check will not run: transformers cannot load awq weights as floats.")

@@ -31,6 +31,7 @@ from trimoe.errors import UsageError
 from trimoe.io.progress import Progress
 from trimoe.io.watch import Watch
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.dequantize.plan import is_quantized
 from trimoe.model.neurons import cannot_narrow, neuron_unit
 
 
@@ -41,7 +42,7 @@ class Options:
 
     device: str = "cpu"
     dtype: str = "auto"
-    """auto: float32 on a CPU and for float16 weights, otherwise the weights' own type."""
+    """auto: float32 on a CPU and for float16 weights, otherwise the weights' own type; bfloat16 for quantized ones."""
     shards: int = 16
     """Bootstrap shards; the content hash of a document decides its shard."""
     coactivation: bool = False
@@ -241,7 +242,8 @@ def compute_dtype(checkpoint: Checkpoint, options: Options) -> str:
     if options.dtype != "auto":
         return options.dtype
     stored = {t.info.dtype for t in checkpoint.expert_tensors.values()}
-    return "bfloat16" if stored == {"BF16"} and options.device != "cpu" else "float32"
+    half = stored == {"BF16"} or is_quantized(checkpoint)
+    return "bfloat16" if half and options.device != "cpu" else "float32"
 
 
 def _require_device(device: str) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 
 from trimoe.certify.certificate import Finding
 from trimoe.certify.logit_proof import CannotCheck
-from trimoe.errors import TrimoeError
-from trimoe.model.checkpoint import Checkpoint, open_checkpoint
-from trimoe.model.floats import as_floats, quant_beside, why_not_floats
+from trimoe.errors import CheckpointError, TrimoeError
+from trimoe.model.checkpoint import open_checkpoint
+from trimoe.model.dequantize.parts import NotFloats
+from trimoe.model.dequantize.plan import float_tensors
+from trimoe.model.floats import as_floats, quant_beside
 from trimoe.model.safetensors import ITEM_BITS, TensorInfo
 
 
@@ -40,15 +42,18 @@ def missing_software() -> str | None:
 
 
 def why_not(path: Path) -> str | None:
-    """Why the checkpoint cannot be loaded as floats here, or None; reads config.json only."""
+    """Why the checkpoint cannot be run as floats here, or None; reads headers only."""
     if (absent := missing_software()) is not None:
         return absent
-    if why_not_floats(path) is None:
-        return None
     try:
-        _options(path)
-    except CannotCheck as exc:
-        return str(exc)
+        float_tensors(open_checkpoint(path))
+    except NotFloats:
+        try:
+            _options(path)
+        except CannotCheck as exc:
+            return str(exc)
+    except CheckpointError:
+        return None  # reported when the pair is opened
     return None
 
 
@@ -96,23 +101,13 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
 
 
 @contextmanager
-def float_checkpoint(path: Path) -> Iterator[Checkpoint]:
-    """The checkpoint with float values, opened. Raises `CannotStream` where only transformers dequantizes it, and
-    `CheckpointError` if it cannot be opened."""
-    if why_not_floats(path) is not None or (quant_beside(path)[0] is not None and _options(path)):
-        raise CannotStream("transformers dequantizes the whole model")
-    with as_floats(path) as folder:
-        yield open_checkpoint(folder)
-
-
-@contextmanager
 def _floats(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The directory to load and loading options: floats decoded here, else by transformers where it is known to."""
-    if why_not_floats(path) is not None:
+    try:
+        with as_floats(path, weights_only=False) as folder:
+            yield folder, _options(path) if folder == path else {}
+    except NotFloats:
         yield path, _options(path)
-        return
-    with as_floats(path) as folder:
-        yield folder, _options(path) if folder == path else {}
 
 
 def _options(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from trimoe.model.safetensors import TensorInfo
+from trimoe.model.dequantize.parts import FloatTensor
 
 
 class LoadingReport:
@@ -23,7 +23,7 @@ class LoadingReport:
         self._model: Any = None
 
     def read_headers(
-        self, index: Mapping[str, TensorInfo], targets: Mapping[str, str], converted: set[str], model: Any
+        self, index: Mapping[str, FloatTensor], targets: Mapping[str, str], converted: set[str], model: Any
     ) -> None:
         """Compare every tensor of the checkpoint with the parameter that it is loaded into, by name and shape."""
         self._model = model

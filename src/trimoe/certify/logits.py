@@ -15,7 +15,7 @@ import msgspec
 
 from trimoe.certify.certificate import Check, Finding, PromptIdentity, make_check, with_numbers
 from trimoe.certify.compared_logits import ComparedLogits
-from trimoe.certify.loading import CannotStream, LoadingFailed, first_line, float_checkpoint
+from trimoe.certify.loading import CannotStream, LoadingFailed, first_line
 from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, LogitSettings
 from trimoe.certify.mask import Routing
 from trimoe.certify.prompts import Conversation
@@ -25,7 +25,7 @@ from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError
 from trimoe.io.canonical import sha256_json
 from trimoe.io.progress import Progress
-from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.checkpoint import Checkpoint, open_checkpoint
 from trimoe.model.safetensors import TensorInfo
 from trimoe.model.tokenizer import load_tokenizer
 
@@ -96,13 +96,12 @@ def _layers(
     device: str,
     progress: Progress | None,
 ) -> _Ran:
-    with float_checkpoint(base.path) as original:
-        try:
-            with float_checkpoint(pruned) as cut:
-                found = compare_layers(original, cut, drop_map, ids, compared, device, progress)
-        except CheckpointError as exc:
-            raise LoadingFailed([Finding.of(exc)]) from exc
-        unused = _unused(original, found.original.keys())
+    try:
+        cut = open_checkpoint(pruned)
+    except CheckpointError as exc:
+        raise LoadingFailed([Finding.of(exc)]) from exc
+    found = compare_layers(base, cut, drop_map, ids, compared, device, progress)
+    unused = _unused(base, found.original.keys())
     return _Ran(LAYERS, found.routing, _check_loading(found.pruned.keys(), unused), found.hidden)
 
 

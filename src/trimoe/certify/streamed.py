@@ -42,7 +42,7 @@ class ReferenceModel(LayerModel):
     def __init__(self, checkpoint: Checkpoint, device: str) -> None:
         self.report = LoadingReport()
         super().__init__(checkpoint, device, "float32")
-        self.report.read_headers(self.checkpoint.index, self._targets, self._converted, self.model)
+        self.report.read_headers(self.tensors, self._targets, self._converted, self.model)
 
     def _adapt_experts(self) -> None:
         """Experts run as transformers runs them."""
@@ -51,7 +51,7 @@ class ReferenceModel(LayerModel):
         """Noted by `read_headers`."""
 
     def _tensor(self, name: str) -> Any:
-        return StoredTensor(self.checkpoint.index[name])
+        return StoredTensor(self.tensors[name])
 
     def _report_loading(self, info: Any, wanted: set[str]) -> None:
         self.report.add(info)

@@ -17,7 +17,8 @@ from typing import Any
 
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, TrimoeError
 from trimoe.model.chat import rendered_chat
-from trimoe.model.floats import NotFloats, as_floats, refusal
+from trimoe.model.dequantize.parts import NotFloats
+from trimoe.model.floats import as_floats, refusal
 from trimoe.model.tokenizer import load_tokenizer
 
 TURN_END = "<turn|>"  # Gemma 4's end of turn; other families end with their eos token

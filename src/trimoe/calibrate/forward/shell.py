@@ -14,9 +14,17 @@ import numpy as np
 
 from trimoe.calibrate.forward.experts import IMPLEMENTATION, register
 from trimoe.calibrate.forward.routing import Router
-from trimoe.calibrate.forward.weights import LazyTensor, mapped, require_finite, require_readable, return_freed_memory
+from trimoe.calibrate.forward.weights import (
+    LazyTensor,
+    require_finite,
+    require_readable,
+    return_freed_memory,
+    values_of,
+)
 from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import Checkpoint
+from trimoe.model.dequantize.parts import FloatTensor, NotFloats
+from trimoe.model.dequantize.plan import float_tensors
 
 
 class ModelShell:
@@ -35,8 +43,11 @@ class ModelShell:
 
         register()
         self.checkpoint, self.device, self.dtype = checkpoint, torch.device(device), getattr(torch, dtype)
+        self.tensors = floats_of(checkpoint)
         config = _configuration(checkpoint)
         _refuse_unsupported(config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # tensors are decoded here
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
             self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **self.attention)
         self.model.eval().requires_grad_(False)
@@ -52,9 +63,9 @@ class ModelShell:
         self._vocabulary = np.zeros(0, np.int64)
         self._converted: set[str] = set()
         self._targets = self._map_names()
-        for name in self.checkpoint.index:
-            if self._targets[name] in self._meta_state:
-                require_readable(self.checkpoint.index[name])
+        for name, tensor in self.tensors.items():
+            if self._targets[name] in self._meta_state and tensor.stored is not None:
+                require_readable(tensor.stored)
         self._materialize_buffers()
 
     def _find_layers(self) -> tuple[str, Any, Any]:
@@ -80,7 +91,7 @@ class ModelShell:
         from transformers.core_model_loading import rename_source_key
 
         targets, unknown = {}, []
-        for name in self.checkpoint.index:
+        for name in self.tensors:
             target, converter = rename_source_key(
                 name, self._renamings, self._converters, self.model.base_model_prefix, self._meta_state
             )
@@ -116,7 +127,7 @@ class ModelShell:
     def names_of(self, layer: int) -> list[str]:
         """Checkpoint tensors of a layer."""
         prefix = self.checkpoint.prefix.replace("{L}", str(layer))
-        return [name for name in self.checkpoint.index if name.startswith(prefix)]
+        return [name for name in self.tensors if name.startswith(prefix)]
 
     def nbytes_of(self, layer: int) -> int:
         """Bytes of a layer's weights in memory."""
@@ -128,13 +139,15 @@ class ModelShell:
 
         Weights that are used as stored are memory-mapped and take nothing more. Others are read one by one, in the
         worst case a large one last. Tensors stored per expert are converted, then stacked, and gate and up are joined.
+        Quantized ones are decoded to float32 first, with a part of their codes beside them.
         """
-        infos = [self.checkpoint.index[name] for name in self.names_of(layer)]
-        another_type = any(info.nbytes != math.prod(info.shape) * self.dtype.itemsize for info in infos)
-        if len({self._targets[info.name] for info in infos}) < len(infos):
+        tensors = [self.tensors[name] for name in self.names_of(layer)]
+        another_type = any(t.nbytes != math.prod(t.shape) * self.dtype.itemsize for t in tensors)
+        codes = max((t.nbytes // 4 for t in tensors if t.decode is not None), default=0)
+        if len({self._targets[t.name] for t in tensors}) < len(tensors):
             own = self.nbytes_of(layer)
-            return own * 2 // 3 + (own if another_type else sum(info.nbytes for info in infos))
-        return max(info.nbytes for info in infos) if another_type else 0
+            return own * 2 // 3 + (own if another_type else sum(t.nbytes for t in tensors)) + codes
+        return (max(t.nbytes for t in tensors) if another_type else 0) + codes
 
     @property
     def inner_size(self) -> int:
@@ -167,7 +180,7 @@ class ModelShell:
 
     def _tensor(self, name: str) -> Any:
         """A tensor of the checkpoint that is read when transformers asks for it."""
-        return LazyTensor(self.checkpoint.index[name], self.edits.get(name))
+        return LazyTensor(self.tensors[name], self.edits.get(name))
 
     def _report_loading(self, info: Any, wanted: set[str]) -> None:
         """Refuse what transformers could not load, and parameters of `wanted` that got no tensor."""
@@ -207,7 +220,7 @@ class ModelShell:
                 expected="the input embedding",
                 remedy="the checkpoint is incomplete: download it again",
             )
-        rows = mapped(self.checkpoint.index[name])[torch.from_numpy(tokens)]
+        rows = values_of(self.tensors[name])[torch.from_numpy(tokens)]
         require_finite(rows, name)
         module.weight = torch.nn.Parameter(rows.to(self.device, self.dtype), requires_grad=False)
         module.padding_idx = None  # only gradients need it, and its row may not be loaded
@@ -226,7 +239,7 @@ class ModelShell:
         hf = self.checkpoint.hf
         owner = self._owner(self.checkpoint.role_name("router", layer))[0]
         names = [self.checkpoint.role_name(name, layer) for name, role in hf.roles.items() if role.selects]
-        owners = [self._owner(name) for name in names if name in self.checkpoint.index]
+        owners = [self._owner(name) for name in names if name in self.tensors]
         factors = [self.checkpoint.role_name(name, layer) for name in hf.scales]
         scales = [self._owner(name) for name in factors if name in self.checkpoint.index]
         return Router(owner, hf.routing, owners, scales)
@@ -279,14 +292,20 @@ class ModelShell:
         return_freed_memory()
 
 
-def _refuse_unsupported(config: Any) -> None:
-    if getattr(config, "quantization_config", None):
+def floats_of(checkpoint: Checkpoint) -> dict[str, FloatTensor]:
+    """Every tensor of a checkpoint as floats. Raises `CheckpointError` for a quantization without a decoder."""
+    try:
+        return float_tensors(checkpoint)
+    except NotFloats as exc:
         raise CheckpointError(
-            "this checkpoint is quantized",
-            expected="float32, float16 or bfloat16 weights",
-            actual=str(config.quantization_config.get("quant_method"))[:40],
-            remedy="calibrate the unquantized checkpoint",
-        )
+            f"the quantization of {checkpoint.path} is unknown in this form",
+            expected="weights in a form that can be decoded",
+            actual=str(exc),
+            remedy="use the unquantized checkpoint, or one in another form of the same model",
+        ) from exc
+
+
+def _refuse_unsupported(config: Any) -> None:
     text = config.get_text_config()
     for key in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
         if getattr(text, key, None):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trimoe.errors import CheckpointError
+from trimoe.model.dequantize.parts import FloatTensor
 from trimoe.model.safetensors import TensorInfo, read_bytes
 
 _TORCH_DTYPES = {
@@ -35,23 +36,31 @@ class LazyTensor:
     `edit` (bytes to bytes of the same length) changes the tensor as it is loaded, to try a change before writing it.
     """
 
-    def __init__(self, info: TensorInfo, edit: Callable[[bytes], bytes] | None = None) -> None:
-        self.info, self.edit = info, edit
+    def __init__(self, tensor: FloatTensor, edit: Callable[[bytes], bytes] | None = None) -> None:
+        self.tensor, self.edit = tensor, edit
 
     def __getitem__(self, _: Any) -> Any:
-        tensor = mapped(self.info) if self.edit is None else _edited(self.info, self.edit)
-        require_finite(tensor, self.info.name)
+        stored = self.tensor.stored
+        tensor = values_of(self.tensor) if self.edit is None or stored is None else _edited(stored, self.edit)
+        require_finite(tensor, self.tensor.name)
         return tensor
 
 
 class StoredTensor:
     """A placeholder like `LazyTensor` whose values are not checked: of a stack, only some experts may be used."""
 
-    def __init__(self, info: TensorInfo) -> None:
-        self.info = info
+    def __init__(self, tensor: FloatTensor) -> None:
+        self.tensor = tensor
 
     def __getitem__(self, _: Any) -> Any:
-        return mapped(self.info)
+        return values_of(self.tensor)
+
+
+def values_of(tensor: FloatTensor) -> Any:
+    """The values, mapped from the file where they are stored as floats, else decoded to float32."""
+    import torch
+
+    return torch.from_numpy(tensor.array()) if tensor.stored is None else mapped(tensor.stored)
 
 
 def _edited(info: TensorInfo, edit: Callable[[bytes], bytes]) -> Any:
