@@ -114,7 +114,7 @@ def _require_top_k(stats: ExpertStats, keep: int) -> None:
 
 
 def _floor_counts(floors: Sequence[int] | Path | str, clamp: Any, keep: int) -> list[int]:
-    counts = read_floors(Path(floors)) if isinstance(floors, str | Path) else [int(f) for f in floors]
-    if clamp is None:
-        return counts
-    return rescale([float(f) for f in counts], clamp_of(checked_clamp(clamp, "floor_clamp"), keep))
+    limits = None if clamp is None else clamp_of(checked_clamp(clamp, "floor_clamp"), keep)
+    if isinstance(floors, str | Path):
+        return read_floors(Path(floors), limits)
+    return [int(f) for f in floors] if limits is None else rescale([float(f) for f in floors], limits)

@@ -4,8 +4,11 @@ The pooled score of an expert is its largest raw contribution over the generic c
 not exclude. Layers whose pooled scores are high get a high floor (section 5 of the protocol, "Floor map").
 """
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +42,11 @@ def layer_floors(pooled: Array, keep: int, clamp: tuple[int, int]) -> list[int]:
 
 
 def rescale(values: Sequence[float], clamp: tuple[int, int]) -> list[int]:
-    """Linear rescaling of values to whole numbers in [low, high]; equal values all give low."""
+    """Linear rescaling of values to whole numbers in [low, high], halves to the even one; equal values all give low."""
     low, high = min(values), max(values)
     span = (high - low) or 1.0
-    return [round(clamp[0] + (clamp[1] - clamp[0]) * (v - low) / span) for v in values]
+    scaled = [round(clamp[0] + (clamp[1] - clamp[0]) * (v - low) / span) for v in values]
+    return [min(max(n, clamp[0]), clamp[1]) for n in scaled]
 
 
 def class_owners(base: ExpertStats, recipe: Recipe) -> dict[str, Array]:
@@ -68,16 +72,43 @@ def class_owners(base: ExpertStats, recipe: Recipe) -> dict[str, Array]:
     return result
 
 
-def read_floors(path: Path) -> list[int]:
-    """Counts per layer from {"floor_per_layer": {"0": 80, ...}} or the inner object alone. Raises `RecipeError`."""
+_MEANS = re.compile(r"top\d+_mean_per_layer")
+
+
+def read_floors(path: Path, clamp: tuple[int, int] | None = None) -> list[int]:
+    """Counts per layer from {"floor_per_layer": {"0": 80, ...}} or the inner object alone; with `clamp` rescaled.
+
+    The reference's files also hold the means that the counts were rounded from ("top98_mean_per_layer"). Those are what
+    is rescaled: counts that were rounded once and rescaled would be rounded twice. Raises `RecipeError`.
+    """
     data = read_json(path, "floor file", RecipeError)
     body = data.get("floor_per_layer", data) if isinstance(data, dict) else None
-    if not isinstance(body, dict) or sorted(body) != sorted(str(i) for i in range(len(body))):
-        raise RecipeError(f"{path} is not a floor file", expected='{"floor_per_layer": {"0": count, ...}}')
-    floors = [body[str(i)] for i in range(len(body))]
-    if not floors or any(type(f) is not int or f < 0 for f in floors):
+    floors = _by_layer(path, body)
+    if any(type(f) is not int or f < 0 for f in floors):
         raise RecipeError(f"{path} has a floor that is not a count", expected="whole numbers from 0")
-    return floors
+    if clamp is None:
+        return [int(f) for f in floors]
+    kept = [name for name in data if _MEANS.fullmatch(name)] if body is not data else []
+    if len(kept) > 1:
+        raise RecipeError(f"{path} has means of several counts", expected="one of them", actual=", ".join(sorted(kept)))
+    means = _by_layer(path, data[kept[0]]) if kept else floors
+    if len(means) != len(floors):
+        raise RecipeError(
+            f"{path}: {kept[0]} and floor_per_layer are of different models",
+            expected=f"{len(floors)} layers",
+            actual=str(len(means)),
+        )
+    return rescale([float(m) for m in means], clamp)
+
+
+def _by_layer(path: Path, body: Any) -> list[float]:
+    """The values of {"0": x, "1": y, ...} in order."""
+    if not isinstance(body, dict) or not body or sorted(body) != sorted(str(i) for i in range(len(body))):
+        raise RecipeError(f"{path} is not a floor file", expected='{"floor_per_layer": {"0": count, ...}}')
+    values = [body[str(i)] for i in range(len(body))]
+    if any(type(v) not in (int, float) or not math.isfinite(v) for v in values):
+        raise RecipeError(f"{path} has a floor that is not a number", expected="a finite number for each layer")
+    return values
 
 
 def refusing_recipes(classes: Iterable[str]) -> list[str]:
