@@ -209,8 +209,9 @@ refusal, and so is a key that seems to route in groups. The tables list the tens
 Everything else is copied byte for byte, and config.json changes in the expert count alone. N is the layer number, E
 the expert number.
 
-`trimoe prune` refuses a checkpoint whose router first chooses groups of experts (`n_group` above 1: DeepSeek-V2, V3,
-R1). With fewer experts the groups change, so the result would not be the original without the dropped experts.
+Where the router first chooses groups of experts (`n_group` above 1: DeepSeek-V2, V3, R1), a cut is exact exactly when
+every group loses the same number of experts and enough remain for the group's score and for the top-k. `trimoe map`
+balances the groups by itself; `trimoe prune` refuses other maps.
 
 Only speculative decoding uses blocks for multi-token prediction, and transformers does not load them, so nothing is
 measured there. config.json counts their experts with the same key, so they are cut like those of the last layer.

@@ -24,7 +24,9 @@ def stats_of(seed: int, layers: int = 2, experts: int = 8) -> ExpertStats:
 
 
 seeds = st.integers(0, 10_000)
-recipes = st.sampled_from([n for n in names() if n != "random"])
+recipes = st.sampled_from(
+    [n for n in names() if n not in ("random", "recon") and not load_recipe(n).positions]  # others need more fields
+)
 
 
 @given(seeds, recipes, st.integers(1, 8), st.integers(2, 12))

@@ -29,7 +29,7 @@ num_experts_also = ["num_local_experts"]
 top_k = "num_experts_per_tok"
 hidden = "hidden_size"
 expert_width = "moe_intermediate_size"
-groups = {n_group = 1}
+groups = {count = "n_group", assumed = 1, chosen = "topk_group"}
 [hf.roles]
 gate = {tensor = "mlp.experts.{E}.gate_proj.weight", shape = ["I", "H"]}
 up = {tensor = "mlp.experts.{E}.up_proj.weight", shape = ["I", "H"]}

@@ -53,9 +53,12 @@ def test_inspect_says_why_a_model_cannot_be_cut(
     source = family_checkpoint(next(m for m in MADE if m.name == "deepseek_v3"))
     path = Path(shutil.copytree(source, tmp_path / "grouped"))
     config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"n_group": 3}))
+    assert main(["inspect", str(path)]) == 0
+    assert "no: 8 experts are not 3 equal groups" in capsys.readouterr().out
     (path / "config.json").write_text(json.dumps(config | {"n_group": 4}))
     assert main(["inspect", str(path)]) == 0
-    assert "no: experts are routed in groups (n_group = 4)" in capsys.readouterr().out
+    assert "groups             4, of which 1 serve a token" in capsys.readouterr().out
 
 
 def test_every_family_has_a_checkpoint_here() -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from helpers.gguf_models import EXPERTS, LAYERS, write_model
-from trimoe.errors import CheckpointError
+from trimoe.choose.dropmap import DropMap
+from trimoe.cut.prune import prune
+from trimoe.errors import CheckpointError, MapError
 from trimoe.model.family.file import expert_names, families, parse_family
 from trimoe.model.family.gguf import standard_names
 from trimoe.model.gguf.model import open_gguf_model
+from trimoe.model.groups import Groups
 
 SCALES = ("ffn_down_exps.scale", "ffn_gate_exps.input_scale")
 
@@ -44,7 +47,6 @@ def test_expert_tensors_by_name(arch: str, options: dict, roles: set[str], tmp_p
         ({"extra": ("ffn_gate_tid2eid.weight",)}, "table"),
         ({"extra": ("ffn_gate.3.weight",)}, "convert it again"),
         ({"drop": ("blk.1.ffn_gate_inp.weight",)}, "blk.1.ffn_gate_inp.weight is missing"),
-        ({"metadata": {"qwen3moe.expert_group_count": 4}}, "routes experts in groups"),
         ({"metadata": {"qwen3moe.block_count": 2}}, "does not fit the metadata"),
         ({"metadata": {"qwen3moe.expert_count": 9}}, "does not fit the metadata"),
         ({"metadata": {"qwen3moe.expert_count": 0}}, "dense model"),
@@ -65,7 +67,19 @@ def test_what_cannot_be_cut_is_refused(options: dict, message: str, tmp_path: Pa
 
 def test_groups_of_one_are_no_groups(tmp_path: Path) -> None:
     options = {"qwen3moe.expert_group_count": 1, "qwen3moe.expert_group_used_count": 1}
-    assert open_gguf_model(write_model(tmp_path / "m.gguf", metadata=options)).num_experts == EXPERTS
+    model = open_gguf_model(write_model(tmp_path / "m.gguf", metadata=options))
+    assert (model.num_experts, model.groups) == (EXPERTS, None)
+
+
+def test_groups_are_read_and_a_map_must_balance_them(tmp_path: Path) -> None:
+    options = {"qwen3moe.expert_group_count": 2, "qwen3moe.expert_group_used_count": 1}
+    file = write_model(tmp_path / "m.gguf", metadata=options)
+    assert open_gguf_model(file).groups == Groups(2, 1, 2)
+    drop = dict.fromkeys(open_gguf_model(file).moe_layers, (0, EXPERTS // 2))
+    prune(file, DropMap(drop, EXPERTS), tmp_path / "cut.gguf")
+    assert open_gguf_model(tmp_path / "cut.gguf").num_experts == EXPERTS - 2
+    with pytest.raises(MapError, match="routing in groups"):
+        prune(file, DropMap(dict.fromkeys(drop, (0, 1)), EXPERTS), tmp_path / "other.gguf")
 
 
 def test_the_fingerprint_tells_models_apart(tmp_path: Path) -> None:

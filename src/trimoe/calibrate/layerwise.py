@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -108,8 +108,13 @@ class Run:
             "recon": len(self.sample or ()),
             "sequential": options.sequential,
         }
+<<<<<<< HEAD
         if checkpoint.warnings:  # `map` repeats them: an unknown model_type may route in another way
             self.about["model_notes"] = checkpoint.warnings
+=======
+        if checkpoint.groups is not None:
+            self.about["groups"] = asdict(checkpoint.groups)
+>>>>>>> 87fbad1 (Models that route experts in groups can be cut, balanced; a floor file's means are rescaled)
         if options.neurons and cannot_narrow(checkpoint) is None:
             self.about["neuron_unit"] = neuron_unit(checkpoint)
 

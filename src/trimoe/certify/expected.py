@@ -7,7 +7,7 @@ confirm itself.
 from dataclasses import dataclass, replace
 from math import prod
 
-from trimoe.choose.dropmap import DropMap
+from trimoe.choose.dropmap import DropMap, require_groups
 from trimoe.choose.narrowing import Narrowing
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.checkpoint import Checkpoint
@@ -78,6 +78,7 @@ def fit_map(base: Checkpoint | GgufModel, drop_map: DropMap) -> DropMap:
     DropMap(complete, drop_map.num_experts, metadata).validate(
         base.num_layers, base.num_experts, base.top_k, fingerprint
     )
+    require_groups(DropMap(fitted), base.groups, fitted, base.num_experts, base.top_k)
     if drop_map.narrow is not None:
         if not isinstance(base, Checkpoint):
             raise MapError("a GGUF file's experts cannot be made narrower", remedy="use the map that cut this file")

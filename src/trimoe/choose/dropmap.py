@@ -4,7 +4,7 @@ Invariants of a validated map: ids are unique, sorted and in range; every layer 
 because config.json has one count for all layers. Not guaranteed: that dropping these experts leaves a useful model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from trimoe.errors import MapError
 from trimoe.io.canonical import canonical_json, sha256_json
 from trimoe.io.frames import data_frame
 from trimoe.io.jsonfile import read_json, write_json
+from trimoe.model.groups import Groups
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,6 +217,19 @@ class DropMap:
             )
         narrow = parse_narrowing(extra["narrow"], extra.get("expert_width"), str(path)) if "narrow" in extra else None
         return DropMap(_layers(body, str(path)), number, metadata, narrow)
+
+
+def require_groups(drop_map: DropMap, groups: Groups | None, layers: Iterable[int], experts: int, top_k: int) -> None:
+    """Raise `MapError` where a map cannot cut a model that routes experts in groups exactly."""
+    for layer in layers if groups is not None else ():
+        assert groups is not None
+        if (fault := groups.fault(drop_map.drop.get(layer, ()), experts, top_k)) is not None:
+            raise MapError(
+                f"the map does not fit the routing in groups, in layer {layer}",
+                expected=f"equally many experts dropped in each of {groups.count} groups, and enough kept in each",
+                actual=fault,
+                remedy="make the map from statistics of this model: trimoe map balances the groups by itself",
+            )
 
 
 def _require_ids(layer: int, ids: tuple[int, ...], num_experts: int) -> None:

@@ -146,6 +146,8 @@ class Recipe(Data, frozen=True, kw_only=True):
     floor: Floor | None = None
     outliers: Outliers | None = None
     class_min: dict[str, Count] = msgspec.field(default_factory=dict)
+    balance: Literal["groups", "none"] = "groups"
+    """Whether groups of experts, where the model routes in groups, lose equally many."""
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:

@@ -39,7 +39,8 @@ def make_map(
     _require_same_model(stats, base)
     numbers, num_layers, experts = stats.moe_layers, stats.shape[1], stats.shape[2]
     used, used_base = stats.of_layers(numbers), base.of_layers(numbers)
-    keep = budget(recipe, experts, keep, drop_fraction)
+    keep, groups = budget(recipe, experts, keep, drop_fraction), _groups(stats, recipe)
+    _require_equal_groups(groups, keep, experts)
     _require_budget_of(stats, recipe, keep)
     scores = recipe_scores(used, recipe)
     pooled, imputed = None, scores.imputed
@@ -58,7 +59,7 @@ def make_map(
             scores.aggregate[row] if pooled is None else pooled[row],
             {p: mask[row] for p, mask in owners.items()},
             (force_keep or {}).get(layer, []),
-            budget=_Budget(keep, protect, None if floors is None else floors[row], minimum),
+            budget=_Budget(keep, protect, None if floors is None else floors[row], minimum, groups),
             layer=layer,
         )
         for row, layer in enumerate(numbers)
@@ -116,6 +117,8 @@ class _Budget:
     protect: int
     floor: int | None
     minimum: dict[str, int]
+    groups: int = 1
+    """Groups of equal size that lose the same number of experts each."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,60 @@ class _Cut:
     """Classes that keep fewer experts than their minimum, with the number they keep."""
 
 
+def _lowest(score: Array, pinned: set[int], size: int, share: int) -> set[int]:
+    """The lowest experts of each group of `size`, of which `share` are kept; protected ones only if a group holds more
+    than it keeps."""
+    found = set[int]()
+    for first in range(0, len(score), size):
+        order = [first + e for e in ascending(score[first : first + size])]
+        found |= set([*(e for e in order if e not in pinned), *(e for e in order if e in pinned)][: size - share])
+    return found
+
+
+def _groups(stats: ExpertStats, recipe: Recipe) -> int:
+    """Number of groups that lose equally many experts: those of the model's routing, by its statistics."""
+    routing = stats.metadata.get("groups")
+    count = routing.get("count") if isinstance(routing, dict) else None
+    if type(count) is not int or count <= 1 or recipe.balance == "none":
+        return 1
+    if recipe.class_min:
+        raise RecipeError(
+            "class_min cannot be kept where experts are routed in groups",
+            expected=f"equally many experts dropped in each of {count} groups",
+            actual=f"class_min of {', '.join(recipe.class_min)}",
+            remedy="leave class_min out",
+        )
+    return count
+
+
+def _require_equal_groups(groups: int, keep: int, experts: int) -> None:
+    if experts % groups or keep % groups:
+        near = sorted({keep // groups * groups or groups, min(experts, -(-keep // groups) * groups)})
+        raise MapError(
+            f"{keep} of {experts} experts are not equally many in each of {groups} groups",
+            expected=f"keep {' or '.join(map(str, near))}",
+            actual=f"keep {keep}",
+            remedy="choose a multiple of the number of groups: a cut is exact only if all lose the same number",
+        )
+
+
 def _cut_layer(
     score: Array, pooled: Array, owners: dict[str, Array], pins: list[int], *, budget: _Budget, layer: int
 ) -> _Cut:
     """Which experts of one layer are dropped, and why. `score` and `pooled` are [E], `owners[class]` bool [E]."""
     pinned = protected(score, pooled, budget.protect, budget.floor, budget.keep)
-    lowest = set([e for e in ascending(score) if e not in pinned][: len(score) - budget.keep])
-    swapped, unmet = class_minimum(lowest, pinned, score, owners, budget.minimum)
-    gone = forced(swapped, score, pins, layer)
+    size, unmet = len(score) // budget.groups, dict[str, int]()
+    lowest = _lowest(score, pinned, size, budget.keep // budget.groups)
+    if budget.groups == 1:
+        swapped, unmet = class_minimum(lowest, pinned, score, owners, budget.minimum)
+        gone = forced(swapped, score, pins, layer)
+    else:
+        swapped, gone = lowest, set[int]()
+        for first in range(0, len(score), size):
+            inside = range(first, first + size)
+            own = {e - first for e in lowest if e in inside}
+            stay = [e - first for e in pins if e in inside]
+            gone |= {e + first for e in forced(own, score[first : first + size], stay, layer)}
     best = set(descending(score)[: budget.protect])
 
     def reason(expert: int) -> Reason:

@@ -45,6 +45,9 @@ def _checkpoint_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("one expert", f"{facts['bytes_per_expert']:,} bytes in each layer"),
         ("fingerprint", str(facts["fingerprint"])),
     ]
+    if groups := facts["groups"]:
+        chosen = f"{groups['count']}, of which {groups['chosen']} serve a token; maps drop equally many of each"
+        rows.insert(3, ("groups", chosen))
     if facts["draft_blocks"]:
         blocks = ", ".join(facts["draft_blocks"])
         rows.insert(4, ("drafting blocks", f"{blocks} (cut like the last layer with experts)"))

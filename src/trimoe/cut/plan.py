@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trimoe.choose.dropmap import DropMap
+from trimoe.choose.dropmap import DropMap, require_groups
 from trimoe.cut.narrow import Narrower
 from trimoe.cut.pieces import Keeps, Piece
 from trimoe.errors import CheckpointError, MapError
@@ -78,9 +78,9 @@ def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> Keeps:
     if reason := checkpoint.cannot_cut:
         raise CheckpointError(
             "this model cannot be pruned exactly",
-            expected="routing over all experts at once",
+            expected="a router whose choice among the kept experts is the original's",
             actual=reason,
-            remedy="prune a model whose router selects without groups",
+            remedy="prune another model",
         )
     dense = sorted(set(range(checkpoint.num_layers)) - set(checkpoint.moe_layers))
     if wrong := [layer for layer in dense if drop_map.drop.get(layer)]:
@@ -96,6 +96,7 @@ def _validated_keeps(checkpoint: Checkpoint, drop_map: DropMap) -> Keeps:
     # The fingerprint reads small parts of every tensor; ask for it only when the map names a model.
     fingerprint = checkpoint.fingerprint if drop_map.metadata.get("model") else None
     complete.validate(checkpoint.num_layers, checkpoint.num_experts, checkpoint.top_k, fingerprint)
+    require_groups(drop_map, checkpoint.groups, checkpoint.moe_layers, checkpoint.num_experts, checkpoint.top_k)
     return {layer: tuple(drop_map.keep(layer, checkpoint.num_experts)) for layer in checkpoint.moe_layers}
 
 

@@ -19,6 +19,7 @@ from trimoe.model.experts import ExpertSearch, ExpertTensor, draft_blocks, numbe
 from trimoe.model.family.file import Family
 from trimoe.model.family.hf import HfTensors
 from trimoe.model.family.recognise import Recognised, alike, kinds_of, recognise, unknown_groups
+from trimoe.model.groups import Groups
 from trimoe.model.identity import add_tensors, describe
 from trimoe.model.quant import Quant, method_of, quant_of
 from trimoe.model.safetensors import TensorInfo
@@ -105,14 +106,27 @@ class Checkpoint:
     @property
     def cannot_cut(self) -> str | None:
         """Why no cut of this checkpoint can be exact, or None."""
-        for key, assumed in self.hf.config.groups.items():
-            groups = next((scope[key] for scope in scopes_of(self.config) if key in scope), assumed)
-            if groups not in (None, 1):
-                return f"experts are routed in groups ({key} = {groups}): a cut would change which are chosen"
+        if self.groups is not None and self.num_experts % self.groups.count:
+            return f"{self.num_experts} experts are not {self.groups.count} equal groups"
         known = set(self.family.model_types) & set(kinds_of(self.config))
         if not known and (grouped := unknown_groups(self.hf, self.config)):
             return f"experts may be routed in groups ({grouped}): a cut would change which are chosen"
         return None
+
+    @property
+    def groups(self) -> Groups | None:
+        """The groups in which experts are routed, or None."""
+        keys = self.hf.config.groups
+        if keys is None or any(self._given(key, None) != value for key, value in keys.when.items()):
+            return None
+        count, chosen = self._given(keys.count, keys.assumed), self._given(keys.chosen, keys.chosen_assumed)
+        if type(count) is not int or count <= 1:
+            return None
+        return Groups(count, chosen if type(chosen) is int and chosen > 0 else 1, keys.scored)
+
+    def _given(self, key: str, otherwise: Any) -> Any:
+        """A value of config.json, from text_config first."""
+        return next((scope[key] for scope in scopes_of(self.config) if key in scope), otherwise)
 
     def setting(self, key: str | None) -> int | None:
         """An integer of config.json by its key, from text_config first; None if absent."""

@@ -1,6 +1,7 @@
 """Facts about a model for `trimoe inspect`: family, layers, experts, layout, sizes. Reads headers and samples."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def facts_of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "roles": sorted({tensor.role for tensor in tensors.values()}),
         "draft_blocks": [prefix.rstrip(".") for prefix in checkpoint.draft_blocks],
         "cannot_cut": checkpoint.cannot_cut,
+        "groups": None if checkpoint.groups is None else asdict(checkpoint.groups),
         "layers": checkpoint.num_layers,
         "moe_layers": len(checkpoint.moe_layers),
         "experts": checkpoint.num_experts,

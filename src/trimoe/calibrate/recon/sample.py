@@ -69,7 +69,7 @@ def sample_for(checkpoint: Checkpoint, windows: Windows, count: int | None, sequ
     `count` None means `DEFAULT` where the set has replies and a cut of the model can be exact. Raises
     `CalibrationError` if reconstruction is asked for and impossible, or if `sequential` does not fit the model.
     """
-    why = checkpoint.cannot_cut
+    why = checkpoint.cannot_cut or ("its experts are routed in groups" if checkpoint.groups is not None else None)
     if why is None and checkpoint.hf.routing.weight_on == "input":
         why = "the router's weight multiplies what enters an expert"
     if sequential is not None:

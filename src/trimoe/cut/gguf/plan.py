@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from trimoe.choose.dropmap import DropMap
+from trimoe.choose.dropmap import DropMap, require_groups
 from trimoe.cut.pieces import Keeps
 from trimoe.errors import CheckpointError, MapError
 from trimoe.model.gguf.file import split_name
@@ -116,6 +116,7 @@ def complete_map(model: GgufModel, drop_map: DropMap) -> DropMap:
     DropMap({**drop, **dict.fromkeys(dense, common)}, drop_map.num_experts).validate(
         model.num_layers, model.num_experts, model.top_k
     )
+    require_groups(DropMap(drop), model.groups, layers, model.num_experts, model.top_k)
     return DropMap(dict(sorted({**drop, **dict.fromkeys(dense, ())}.items())), model.num_experts, drop_map.metadata)
 
 

@@ -65,6 +65,23 @@ class Role(Data, frozen=True, kw_only=True):
             raise ValueError(f"{self.tensor} needs exactly one of E in shape and {{E}} in the name")
 
 
+class GroupKeys(Data, frozen=True, kw_only=True):
+    """Keys of config.json for routing in groups (see `model.groups`)."""
+
+    count: str
+    """Number of groups; null or 1: none."""
+    assumed: int
+    """What transformers assumes where config.json lacks `count`."""
+    chosen: str
+    """Number of groups used for a token."""
+    chosen_assumed: int = 1
+    """What transformers assumes where config.json lacks `chosen`."""
+    scored: int = 1
+    """How many of its best experts make a group's score."""
+    when: dict[str, str] = field(default_factory=dict)
+    """Keys and values without which there are no groups, whatever `count` says."""
+
+
 class ConfigKeys(Data, frozen=True, kw_only=True):
     """Names of keys in config.json, looked up in text_config first, then at the top level."""
 
@@ -75,9 +92,8 @@ class ConfigKeys(Data, frozen=True, kw_only=True):
     expert_width: str | None = None
     num_experts_also: tuple[str, ...] = ()
     """Other names of the expert count, as other versions of transformers write it."""
-    groups: dict[str, int] = field(default_factory=dict)
-    """Keys that must be null or 1, because grouped routing cannot be cut exactly; each with the value that
-    transformers assumes where config.json lacks it."""
+    groups: GroupKeys | None = None
+    """How experts are routed in groups, if they may be."""
 
 
 class Narrow(Data, frozen=True, kw_only=True):

@@ -82,8 +82,8 @@ def alike(names: set[str], config: Mapping[str, Any]) -> Iterator[Recognised]:
 
 def _assumes_groups(hf: HfTensors, config: Mapping[str, Any]) -> bool:
     """Whether the family assumes routing in groups where config.json does not mention them."""
-    scopes = _scopes(config)
-    return any(assumed != 1 and not any(key in scope for scope in scopes) for key, assumed in hf.config.groups.items())
+    keys = hf.config.groups
+    return keys is not None and keys.assumed != 1 and not any(keys.count in scope for scope in _scopes(config))
 
 
 def _resemblance(family: Family, config: Mapping[str, Any]) -> int:
@@ -133,12 +133,16 @@ def _score(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _group_keys(hf: HfTensors) -> tuple[str, ...]:
+    return () if hf.config.groups is None else (hf.config.groups.count, hf.config.groups.chosen)
+
+
 def unknown_groups(hf: HfTensors, config: Mapping[str, Any]) -> str | None:
     """A key of config.json, with its value, that seems to group experts and that the family does not know; or None."""
     for scope in _scopes(config):
         for key, value in scope.items():
             grouped = (_GROUP_KEY.fullmatch(key) and _OF_EXPERTS.search(key)) or key == "n_group"
-            if grouped and key not in hf.config.groups and type(value) is int and value > 1 and key != "topk_group":
+            if grouped and key not in _group_keys(hf) and type(value) is int and value > 1 and key != "topk_group":
                 return f"{key} = {value}"
     return None
 

@@ -17,6 +17,7 @@ from trimoe.model.experts import ExpertTensor
 from trimoe.model.family.file import expert_names
 from trimoe.model.family.gguf import GgufNames
 from trimoe.model.gguf.file import Gguf, open_gguf
+from trimoe.model.groups import Groups
 from trimoe.model.identity import add_tensors, describe
 from trimoe.model.safetensors import TensorInfo
 
@@ -115,6 +116,14 @@ class GgufModel:
             remedy="describe it in section [gguf] of the family's file (docs/howto/add-a-family.md)",
         )
 
+    @property
+    def groups(self) -> Groups | None:
+        """The groups in which experts are routed, or None. llama.cpp makes a group's score of its two best experts in
+        every architecture (llama-graph.cpp, build_moe_ffn)."""
+        count = self.gguf.integer(f"{self.architecture}.expert_group_count") or 1
+        chosen = self.gguf.integer(f"{self.architecture}.expert_group_used_count") or 1
+        return Groups(count, chosen, 2) if count > 1 else None
+
     @cached_property
     def moe_layers(self) -> list[int]:
         """Layers with experts, ascending."""
@@ -165,14 +174,6 @@ def open_gguf_model(path: Path | str) -> GgufModel:
         )
     if names.refused_model:
         raise CheckpointError(f"{architecture} models cannot be cut exactly: {names.refused_model}", actual=str(path))
-    groups = gguf.integer(f"{architecture}.expert_group_count") or 1
-    if groups > 1:
-        raise CheckpointError(
-            f"this model routes experts in groups: {architecture}.expert_group_count = {groups}",
-            expected="no groups",
-            actual="a cut would change which groups are chosen",
-            remedy="it cannot be pruned exactly",
-        )
     layers = _count(gguf, f"{architecture}.block_count")
     top_k = _count(gguf, f"{architecture}.expert_used_count")
     assert layers is not None
