@@ -108,13 +108,10 @@ class Run:
             "recon": len(self.sample or ()),
             "sequential": options.sequential,
         }
-<<<<<<< HEAD
         if checkpoint.warnings:  # `map` repeats them: an unknown model_type may route in another way
             self.about["model_notes"] = checkpoint.warnings
-=======
         if checkpoint.groups is not None:
             self.about["groups"] = asdict(checkpoint.groups)
->>>>>>> 87fbad1 (Models that route experts in groups can be cut, balanced; a floor file's means are rescaled)
         if options.neurons and cannot_narrow(checkpoint) is None:
             self.about["neuron_unit"] = neuron_unit(checkpoint)
 
