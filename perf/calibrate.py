@@ -84,8 +84,9 @@ def config(layers: int) -> dict[str, Any]:
     }
 
 
-def make_checkpoint(folder: Path, layers: int) -> None:
-    """Write random bf16 weights: normal with deviation 0.02 (norms and scales 1), slices of one seeded array."""
+def make_checkpoint(folder: Path, layers: int, gain: float = 1.0) -> None:
+    """Write random bf16 weights: normal with deviation 0.02 (norms and scales 1, norms after a block `gain`), slices of
+    one seeded array."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -102,7 +103,8 @@ def make_checkpoint(folder: Path, layers: int) -> None:
         for name, shape in shapes.items():
             count = int(np.prod(shape))
             if "norm" in name or "scal" in name:
-                out.write(torch.ones(count, dtype=torch.bfloat16).view(torch.uint8).numpy().data)
+                value = gain if "post_" in name else 1.0
+                out.write(torch.full((count,), value, dtype=torch.bfloat16).view(torch.uint8).numpy().data)
                 continue
             while count:
                 part = bank[at : at + count]

@@ -30,6 +30,8 @@ import calibrate as shapes
 
 REAL_LAYERS, REAL_VOCABULARY = 30, 262144
 AT_LEAST_LESS_MEMORY, AT_MOST_CPU = 5.0, 1.3
+GAIN = 0.1
+"""Of the norms after each block. With 1, rounding grows by 1.6 per random layer, until a token changes its experts."""
 DEEP = 12
 """Layers from which the ratio of memory is a target: that of two layers says little."""
 
@@ -37,7 +39,7 @@ DEEP = 12
 def make_pair(folder: Path, layers: int, options: argparse.Namespace) -> None:
     """Write `folder`/base and `folder`/pruned."""
     shapes.EXPERTS, shapes.VOCABULARY = options.experts, options.vocabulary
-    shapes.make_checkpoint(folder / "base", layers)
+    shapes.make_checkpoint(folder / "base", layers, GAIN)
     rng = np.random.default_rng(0)
     dropped = options.experts - options.keep
     drop = {i: tuple(sorted(rng.choice(options.experts, dropped, replace=False).tolist())) for i in range(layers)}

@@ -42,6 +42,7 @@ def test_a_true_cut_passes_both_ways(made: Made, family_checkpoint: Checkpoints,
     assert [c.status for c in layers.checks] == [c.status for c in whole.checks] == ["passed", "passed"]
     one, two = (proof.checks[1].numbers for proof in (layers, whole))
     assert one.pop("max_hidden_difference") < 1e-5
+    assert one.pop("max_layer_difference") < 1e-5
     # The routing is counted alike: the hidden states that reach the routers are the same.
     assert {k: one[k] for k in one if k != "max_difference"} == {k: two[k] for k in two if k != "max_difference"}
     assert layers.prompts == whole.prompts
@@ -92,7 +93,7 @@ def test_a_change_is_found_both_ways_and_located(
     layers, whole = _both(gemma, pruned, drop_map)
     assert [c.status for c in layers.checks] == [c.status for c in whole.checks] == ["passed", "failed"]
     assert layers.max_difference == pytest.approx(whole.max_difference, rel=1e-3)
-    assert [f.layer for f in layers.checks[1].findings if "hidden states first differ" in f.subject] == [layer]
+    assert [f.layer for f in layers.checks[1].findings if "other outputs for the same inputs" in f.subject] == [layer]
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])
@@ -133,6 +134,13 @@ def _patch_with_a_change(original: Callable[[LayerModel], None]) -> Callable[[La
         model.layers[1].forward = lambda hidden, *args, **kwargs: hop(hidden * 2, *args, **kwargs)
 
     return patch
+
+
+def test_rounding_is_told_from_a_layer_that_differs(gemma: Path, pruned: Path, drop_map: DropMap) -> None:
+    """Exact equality is asked for, which sums in another order do not give."""
+    layers, whole = _both(gemma, pruned, drop_map, tolerance=0.0)
+    assert layers.checks[1].status == whole.checks[1].status == "failed"
+    assert layers.checks[1].findings[-1].subject == "every layer gives the same outputs for the same inputs"
 
 
 def test_the_certificate_says_that_it_ran_layer_by_layer(gemma: Path, pruned: Path) -> None:

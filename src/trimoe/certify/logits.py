@@ -20,7 +20,7 @@ from trimoe.certify.logit_proof import CannotCheck, LogitClaims, LogitProof, Log
 from trimoe.certify.mask import Routing
 from trimoe.certify.prompts import Conversation
 from trimoe.certify.resident import compare_whole
-from trimoe.certify.streamed import compare_layers
+from trimoe.certify.streamed import NOTICEABLE, compare_layers
 from trimoe.choose.dropmap import DropMap
 from trimoe.errors import CheckpointError
 from trimoe.io.canonical import sha256_json
@@ -45,6 +45,7 @@ class _Ran:
     routing: Routing
     loading: Check
     hidden: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
 
 
 def check_logits(
@@ -81,7 +82,7 @@ def check_logits(
         return CLAIMS.not_run(reason, make_check("loading", CLAIMS.loading, reason, exc.findings))
     except CannotCheck as exc:
         return CLAIMS.not_run(str(exc), loading[0] if loading else None)
-    logits = with_numbers(_located(compared, ran, settings.tolerance), ran.routing.numbers(base, drop_map))
+    logits = with_numbers(_located(compared, ran), ran.routing.numbers(base, drop_map))
     if drop_map.narrow is not None:
         logits = msgspec.structs.replace(logits, claim=f"{logits.claim}, and the removed neurons' activations times 0")
     return LogitProof([ran.loading, logits], compared.worst, identity, ran.method)
@@ -102,7 +103,7 @@ def _layers(
         raise LoadingFailed([Finding.of(exc)]) from exc
     found = compare_layers(base, cut, drop_map, ids, compared, device, progress)
     unused = _unused(base, found.original.keys())
-    return _Ran(LAYERS, found.routing, _check_loading(found.pruned.keys(), unused), found.hidden)
+    return _Ran(LAYERS, found.routing, _check_loading(found.pruned.keys(), unused), found.hidden, found.alone)
 
 
 def _whole(
@@ -125,26 +126,35 @@ def _whole(
     return _Ran("", routing, loading[0])
 
 
-def _located(compared: ComparedLogits, ran: _Ran, tolerance: float) -> Check:
-    """The check of the logits, with how they were computed and the layer where the hidden states part."""
+def _located(compared: ComparedLogits, ran: _Ran) -> Check:
+    """The check of the logits, with how they were computed, and the layers that differ."""
     check = compared.check(CLAIMS.logits)
-    numbers: dict[str, int | float] = {"max_hidden_difference": max(ran.hidden)} if ran.hidden else {}
-    first = next((layer for layer, value in enumerate(ran.hidden) if value > max(tolerance, 1e-4)), None)
+    numbers: dict[str, int | float] = {}
     findings = list(check.findings)
-    if compared.differs and first is not None:
-        findings.append(
-            Finding(
-                subject=f"the hidden states first differ after layer {first}",
-                actual=f"by {ran.hidden[first]:.3g} of the largest",
-                layer=first,
-            )
-        )
+    if ran.hidden:
+        numbers = {"max_hidden_difference": max(ran.hidden), "max_layer_difference": max(ran.alone)}
+    if ran.hidden and compared.differs:
+        findings.append(_where(ran.alone))
     return msgspec.structs.replace(
         check,
         detail=f"{check.detail}; computed {'layer by layer' if ran.hidden else 'with ' + ran.method}",
         findings=tuple(findings),
         findings_total=check.findings_total + len(findings) - len(check.findings),
         numbers={**check.numbers, **numbers},
+    )
+
+
+def _where(alone: list[float]) -> Finding:
+    """Which layer gives other outputs for the same inputs, or that none does."""
+    layer = next((layer for layer, value in enumerate(alone) if value > NOTICEABLE), None)
+    if layer is not None:
+        subject = f"layer {layer} is the first that gives other outputs for the same inputs"
+        return Finding(subject=subject, actual=f"by {alone[layer]:.3g} of the largest", layer=layer)
+    return Finding(
+        subject="every layer gives the same outputs for the same inputs",
+        expected="then the embedding, norm or head differs; or rounding grew from layer to layer, up to tokens that "
+        "choose other experts at a near tie",
+        actual=f"a largest difference of {max(alone):.3g} of the largest output",
     )
 
 

@@ -29,6 +29,8 @@ from trimoe.errors import CheckpointError
 from trimoe.io.progress import Progress
 from trimoe.model.checkpoint import Checkpoint
 
+NOTICEABLE = 1e-5
+"""Relative difference of hidden states from which a layer is compared alone as well."""
 _POSITIONS = 64
 """Positions whose logits are in memory at once."""
 
@@ -95,6 +97,9 @@ class Streamed:
     routing: Routing = field(default_factory=Routing)
     hidden: list[float] = field(default_factory=list)
     """Per layer: largest difference of a hidden state, relative to the largest hidden state of the original."""
+    alone: list[float] = field(default_factory=list)
+    """The same of each layer alone, both models given the original's hidden states. It tells a layer that differs from
+    rounding that grows from layer to layer."""
 
 
 def compare_layers(
@@ -129,14 +134,12 @@ def compare_layers(
     steps = base.num_layers + 1
     with torch.no_grad():
         for layer in range(base.num_layers):
-            first = _through_original(one, drop_map, layer, first, found.routing)
+            entering, first = first, _through_original(one, drop_map, layer, first, found.routing)
             try:
-                second = None if second is None else _through_pruned(two, layer, second)
+                second = None if second is None else _through_pruned(two, layer, second, (entering, first), found)
             except _PrunedFails as exc:
                 compared.stop(exc.finding)
                 second = None
-            if second is not None:
-                found.hidden.append(_difference(first, second))
             if progress is not None:
                 progress(layer + 1, steps, f"layer {layer + 1} of {base.num_layers}, original and pruned")
         try:
@@ -178,10 +181,20 @@ def _through_original(
     return hidden
 
 
-def _through_pruned(model: ReferenceModel, layer: int, hidden: list[Any]) -> list[Any]:
+def _through_pruned(
+    model: ReferenceModel, layer: int, hidden: list[Any], original: tuple[list[Any], list[Any]], found: Streamed
+) -> list[Any]:
+    """The layer's outputs; also compares them with the original's (inputs, outputs). Raises `_PrunedFails`."""
+    entering, leaving = original
     try:
         model.load(layer)
-        return [model.run(layer, one) for one in hidden]
+        hidden = [model.run(layer, one) for one in hidden]
+        found.hidden.append(_difference(leaving, hidden))
+        alone = found.hidden[-1]
+        if alone > NOTICEABLE:  # otherwise the inputs were as good as equal
+            alone = _difference(leaving, [model.run(layer, one) for one in entering])
+        found.alone.append(alone)
+        return hidden
     except Exception as exc:  # weights that do not fit its config raise anything
         subject = f"layer {layer} of the pruned model cannot be run"
         raise _PrunedFails(Finding(subject=subject, actual=first_line(exc), layer=layer)) from exc

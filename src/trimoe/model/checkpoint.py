@@ -21,7 +21,7 @@ from trimoe.model.family.hf import HfTensors
 from trimoe.model.family.recognise import Recognised, alike, kinds_of, recognise, unknown_groups
 from trimoe.model.groups import Groups
 from trimoe.model.identity import add_tensors, describe
-from trimoe.model.quant import Quant, method_of, quant_of
+from trimoe.model.quant import Quant, all_quants, method_of, quant_of
 from trimoe.model.safetensors import TensorInfo
 from trimoe.model.shards import read_index
 
@@ -177,8 +177,24 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     index = read_index(path, notes)
     quant = quant_of(config, path, index)
     names = quant.plain_names(set(index)) if quant else set(index)
-    return _as_another(path, config, index, names, quant, notes) or bind(
-        path, config, index, recognise(names, config), quant, tuple(notes)
+    try:
+        return _as_another(path, config, index, names, quant, notes) or bind(
+            path, config, index, recognise(names, config), quant, tuple(notes)
+        )
+    except CheckpointError as exc:
+        if quant is None and (method := method_of(config)) is not None:
+            raise _unknown_quantization(method, exc) from exc
+        raise
+
+
+def _unknown_quantization(method: str, exc: CheckpointError) -> CheckpointError:
+    """The weights do not have the names of any family because a quantizer that is not known renamed them."""
+    known = sorted({name for quant in all_quants() for name in quant.methods})
+    return CheckpointError(
+        f"the quantization {method} is unknown in this form",
+        expected="one of " + ", ".join(known),
+        actual=exc.subject,
+        remedy="use the unquantized checkpoint, a GGUF file, or a checkpoint of one of these quantizers",
     )
 
 
