@@ -1,8 +1,9 @@
 """Generates the reference pages, and the file tree in architecture.md, from the code.
 
-`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,python,recipes}
-and the tree in docs/explanation/architecture.md. With `--check` it writes nothing, and exits 1 if a page is outdated.
-Needs only the base install. set_page.py renders the page on calibration sets, python_page.py the Python API.
+`python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,
+gguf-architectures,python,recipes} and the tree in docs/explanation/architecture.md. With `--check` it writes nothing,
+and exits 1 if a page is outdated. Needs only the base install. set_page.py renders the page on calibration sets,
+python_page.py the Python API, gguf_page.py the architectures of llama.cpp.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from trimoe.serve.engine import engines
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its path
 
+from gguf_page import gguf_page
 from python_page import python_page
 from set_page import set_page
 
@@ -391,6 +393,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "errors.md": errors_page(),
         REFERENCE / "python.md": f"{NOTE}\n{python_page()}",
         REFERENCE / "families.md": families_page(),
+        REFERENCE / "gguf-architectures.md": f"{NOTE}\n{gguf_page()}",
         REFERENCE / "recipes.md": recipes_page(),
         REFERENCE / "benches.md": benches_page(),
         REFERENCE / "engines.md": engines_page(),

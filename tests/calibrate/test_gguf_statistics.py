@@ -64,7 +64,7 @@ def both(model: Path, work: Path) -> tuple[ExpertStats, ExpertStats]:
     """Of the checkpoint and of the file, with everything that can be measured."""
     out = work.parent
     wide: dict[str, Any] = {"coactivation": True, "neurons": True}
-    first = calibrate(tiny.path(), work, out / "checkpoint.st", dtype="float32", **wide)
+    first = calibrate(tiny.path(), work, out / "checkpoint.st", dtype="float32", recon=0, **wide)
     return first, calibrate(model, work, out / "gguf.st", **wide)
 
 

@@ -21,18 +21,20 @@ known = conversion.get_model_class
 
 
 def set_vocab(self: Any) -> None:
-    """256 bytes in GPT-2's spelling, the rest of the vocabulary unused."""
+    """The tokens of byte_tokenizer.py: 256 bytes in GPT-2's spelling. A larger vocabulary is unused."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     spelled = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    unused = [f"<unused{i}>" for i in range(256, self.hparams["vocab_size"])]
+    unused = [f"<unused{i}>" for i in range(259, self.hparams["vocab_size"])]
     writer = self.gguf_writer
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*spelled.values(), *unused])
-    writer.add_token_types([1] * 256 + [5] * len(unused))
+    writer.add_token_list(["<pad>", "<eos>", "<bos>", *sorted(spelled.values()), *unused])
+    writer.add_token_types([3] * 3 + [1] * 256 + [5] * len(unused))
     writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(self.hparams["vocab_size"] - 1)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_add_bos_token(False)
 
 
 def get_model_class(*arguments: Any, **options: Any) -> Any:

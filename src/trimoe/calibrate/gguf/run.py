@@ -214,7 +214,7 @@ class GgufRun:
         start = time.monotonic()
         ran = measure(self.tools, self.model.path, job, state.sums_path, progress)
         ran["seconds"] = time.monotonic() - start
-        if ran["layers"] and (unseen := sorted(set(self.moe_layers) - set(ran["layers"]))):
+        if ran["ran"] and (unseen := sorted(set(self.moe_layers) - set(ran["layers"]))):
             raise CheckpointError(
                 f"llama.cpp's graph of {self.model.architecture} hides the experts of layer {unseen[0]}",
                 expected=f"a product with blk.{unseen[0]}.{_DOWN}.weight",

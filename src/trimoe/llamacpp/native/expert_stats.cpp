@@ -11,7 +11,8 @@
 //
 // llama.cpp calls back for each node of the graph. Nodes are recognised by the weight that they multiply (router, experts'
 // down projection, its bias and scale), which holds for every architecture, and the router's final weights and ranking by
-// the names that build_moe_ffn gives them. The tokens of a graph are compared with those that were sent, so that a batch
+// the names that build_moe_ffn gives them. In the first graph, each layer's w |o| are compared with the rows that the graph
+// adds up, so that an architecture that weights differently is an error. The tokens of a graph are compared with those that were sent, so that a batch
 // that llama.cpp divides in another order is an error and not a wrong sum.
 
 #include "ggml-backend.h"
@@ -291,6 +292,7 @@ struct Pass {
     std::vector<float> logits;            // [token, expert]
     std::vector<float> scale;             // [token, k]
     std::vector<bool> sane;               // [token] expert input
+    std::vector<double> contribution;     // [token, k] w |o| of a reduced layer, until it was compared
     std::vector<float> activation;        // [token, k, inner] when neurons are measured
     const ggml_tensor * product = nullptr;  // down projection
     const ggml_tensor * output = nullptr;   // what carries the expert's output: product, or its scaled or biased form
@@ -302,7 +304,8 @@ public:
     Recorder(const Job & job, State & state) : job(job), state(state) {}
 
     std::string error;
-    std::set<int> seen;
+    std::set<int> seen;                   // layers that were reduced
+    bool ran = false;                     // anything was decoded
 
     // The windows whose tokens, padded to `length`, are about to be decoded one after the other
     void begin(const std::vector<int> & chosen, int length) {
@@ -334,6 +337,12 @@ public:
         if (next != tokens.size()) {
             throw std::runtime_error("llama.cpp left out tokens of a batch");
         }
+        for (const auto & [layer, p] : pass) {
+            if (p.product != nullptr) {
+                throw std::runtime_error("the graph ignores the bias or scale of the experts of layer " + std::to_string(layer));
+            }
+        }
+        ran = true;
         for (size_t i = 0; i < windows.size(); ++i) {
             const Window & window = job.windows[size_t(windows[i])];
             for (size_t slot = 0; slot < slots(); ++slot) {
@@ -350,6 +359,9 @@ public:
         if (const int layer = layer_of(t->name, "ffn_moe_weighted"); layer >= 0 && pass[layer].product == nullptr) {
             pass[layer].weighted_before = true;
         }
+        if (compares(t)) {
+            return true;
+        }
         return weights_layer(t) >= 0 || ranking_layer(t) >= 0 || logits_layer(t) >= 0 || input_layer(t) >= 0 ||
             down_layer(t) >= 0 || scale_layer(t) >= 0 || later_layer(t) >= 0 || layer_of(t->name, "l_out") >= 0;
     }
@@ -358,6 +370,8 @@ public:
         int layer = -1;
         if (t->op == GGML_OP_GET_ROWS && std::strcmp(t->src[0]->name, "token_embd.weight") == 0) {
             start(t);
+        } else if (compares(t)) {
+            compare(t, layer_of(t->name, "ffn_moe_weighted"));
         } else if ((layer = layer_of(t->name, "l_out")) >= 0) {
             layer_input[layer + 1] = sane_rows(t);
         } else if ((layer = weights_layer(t)) >= 0) {
@@ -403,6 +417,7 @@ private:
     size_t first = 0, count = 0, next = 0;  // tokens of the current graph: [first, first + count); next one
     std::map<int, Pass> pass;
     std::map<int, std::vector<bool>> layer_input;
+    std::set<int> compared;               // layers whose weights were compared with the graph's
 
     size_t slots() const { return 1 + job.kinds; }
 
@@ -498,13 +513,36 @@ private:
     void reduce_when_complete(int layer) {
         Pass & p = pass[layer];
         if (p.output != nullptr && (job.scale != "weight" || !p.scale.empty())) {
-            reduce(layer, p);
+            std::vector<double> contribution = reduce(layer, p);
             p = Pass();
+            p.contribution = std::move(contribution);
             seen.insert(layer);
         }
     }
 
-    void reduce(int layer, const Pass & p) {
+    // Whether this node holds the weighted outputs of a layer whose weights were not compared yet
+    bool compares(const ggml_tensor * t) {
+        const int layer = layer_of(t->name, "ffn_moe_weighted");
+        return layer >= 0 && compared.count(layer) == 0 && !pass[layer].contribution.empty() && size_t(t->ne[0]) == job.hidden;
+    }
+
+    void compare(const ggml_tensor * t, int layer) {
+        const std::vector<float> rows = values_of(t);
+        const std::vector<double> & want = pass[layer].contribution;
+        for (size_t pair = 0; pair < want.size(); ++pair) {
+            double square = 0;
+            for (size_t h = 0; h < job.hidden; ++h) {
+                square += double(rows[pair * job.hidden + h]) * double(rows[pair * job.hidden + h]);
+            }
+            if (std::isfinite(want[pair]) && std::fabs(std::sqrt(square) - std::fabs(want[pair])) > 1e-3 * std::fabs(want[pair]) + 1e-9) {
+                throw std::runtime_error("the graph weights the experts of layer " + std::to_string(layer) + " in a way that is not known");
+            }
+        }
+        compared.insert(layer);
+    }
+
+    // Adds the layer's pairs to the sums; returns w |o| of each pair, NaN for those that do not count
+    std::vector<double> reduce(int layer, const Pass & p) {
         if (layer < 0 || size_t(layer) >= job.layers) {
             throw std::runtime_error("the graph has a layer " + std::to_string(layer));
         }
@@ -523,6 +561,7 @@ private:
             throw std::runtime_error("an expert's output in layer " + std::to_string(layer) + " has another width");
         }
         const auto entering = layer_input.find(layer);
+        std::vector<double> contributions(ids.size(), NAN);
         for (size_t token = 0; token < here; ++token) {
             const size_t place = first + token;
             if (!counted[place]) {
@@ -563,7 +602,7 @@ private:
                     state.masked[job.classes * job.layers + row] += 1;
                     continue;
                 }
-                const double contribution = w * norm;
+                const double contribution = contributions[pair] = w * norm;
                 cells[whole * job.experts + expert].add(w, norm);
                 if (part != whole) {
                     cells[part * job.experts + expert].add(w, norm);
@@ -586,6 +625,7 @@ private:
             }
             add_logits(&cells[whole * job.experts], p, token, k);
         }
+        return contributions;
     }
 
     static void add(double * into, const float * from, size_t width, double weight) {
@@ -735,6 +775,9 @@ void measure(const std::string & path, const Job & job, const std::string & stat
     state.load(state_path, job);
     Recorder recorder(job, state);
     llama_model * model = load(path, false);
+    if (llama_model_is_diffusion(model)) {
+        throw std::runtime_error("a diffusion model reads a text in both directions and in many steps, which is not measured");
+    }
     llama_context * context = nullptr;
     int length = 0, sequences = 0;
     auto saved = std::chrono::steady_clock::now();
@@ -766,7 +809,7 @@ void measure(const std::string & path, const Job & job, const std::string & stat
     }
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
-    const json result = {{"fields", NAMES}, {"layers", recorder.seen}, {"peak_ram", size_t(usage.ru_maxrss) * 1024}};
+    const json result = {{"fields", NAMES}, {"ran", recorder.ran}, {"layers", recorder.seen}, {"peak_ram", size_t(usage.ru_maxrss) * 1024}};
     std::printf("%s\n", result.dump().c_str());
     llama_free(context);
     llama_model_free(model);
