@@ -1,11 +1,13 @@
 """Decoded weights against the quantizers' own libraries, or the published formulas where these do not run on a CPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.certify_models import edit_tensors
 from helpers.encode import CT, SCHEMES, write_pair
 from helpers.families import EXPERTS, MADE, write
 from trimoe.model.checkpoint import open_checkpoint
@@ -79,12 +81,31 @@ def test_mxfp4_stacks_are_those_of_transformers(tmp_path: Path) -> None:
     ],
 )
 def test_a_form_without_a_decoder_is_named(settings: dict, reason: str, wide_qwen: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     scheme = replace(SCHEMES["awq" if settings["quant_method"] == "awq" else "gptq"], settings=settings)
     quantized, _ = write_pair(wide_qwen, scheme, tmp_path)
     with pytest.raises(NotFloats, match=reason):
         float_tensors(open_checkpoint(quantized))
+
+
+def test_scales_of_the_cache_are_left_out(wide_qwen: Path, tmp_path: Path) -> None:
+    quantized, _ = write_pair(wide_qwen, SCHEMES["fp8 block"], tmp_path)
+    before = float_tensors(open_checkpoint(quantized)).keys()
+    edit_tensors(quantized, lambda t: t.update({"model.layers.0.self_attn.k_proj.k_scale": ("F32", (), b"\0\0\x80?")}))
+    assert float_tensors(open_checkpoint(quantized)).keys() == before
+    with pytest.raises(NotFloats, match="k_scale"):
+        float_tensors(open_checkpoint(quantized), weights_only=True)
+
+
+def test_each_packed_matrix_has_its_own_number_of_bits(wide_qwen: Path, tmp_path: Path) -> None:
+    """Settings with two groups do not say which matrix is in which; the matrix does."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is in the extra 'dev'")
+    four, eight = SCHEMES["ct int4"], SCHEMES["ct int8"]
+    groups = {f"group_{i}": s.settings["config_groups"]["group_0"] for i, s in enumerate((four, eight))}
+    mixed = replace(four, settings={**four.settings, "config_groups": groups})
+    quantized, floats = write_pair(wide_qwen, mixed, tmp_path)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    want = read_array(read_index(floats)[name])
+    assert np.allclose(float_tensors(open_checkpoint(quantized))[name].array(), want, rtol=1e-6)
 
 
 def test_an_unquantized_checkpoint_is_left_as_it_is(wide_qwen: Path) -> None:

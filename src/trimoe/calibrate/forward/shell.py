@@ -195,7 +195,14 @@ class ModelShell:
             )
 
     def load(self, layer: int) -> None:
-        """Read the weights of one layer."""
+        """Read the weights of one layer. Raises `CheckpointError` for an edit of a tensor that is decoded."""
+        for name in self.edits:
+            if name not in self.tensors or self.tensors[name].stored is None:
+                raise CheckpointError(
+                    f"tensor {name} is part of a quantized weight, and a change of it cannot be tried",
+                    expected="changes to tensors that are stored as floats, such as routers",
+                    remedy="heal the unquantized checkpoint and quantize the result, or heal with --unmeasured",
+                )
         prefix = f"{self.layers_name}.{layer}."
         self._load(self.names_of(layer), {name for name in self._meta_state if name.startswith(prefix)})
 

@@ -10,13 +10,15 @@ from trimoe.model.safetensors import TensorInfo, read_array
 def plan(parts: Parts, settings: Settings) -> Planned:
     """Shape and decoder of a matrix [outputs, inputs]."""
     main, factors, zeros, order = parts["main"], parts["scale"], parts.get("zero"), parts.get("order")
-    bits = _bits(settings)
     if len(main.shape) != 2:
         raise NotFloats(f"{main.name} is not a matrix")
-    shape: tuple[int, ...] = (main.shape[0], main.shape[1] * 32 // bits)
-    if "shape" in parts:
+    if "shape" in parts:  # tells the bits too: groups of modules may have different ones
         shape = tuple(int(i) for i in read_array(parts["shape"]))
-    if len(shape) != 2 or shape[0] != main.shape[0] or -(-shape[1] * bits // 32) != main.shape[1]:
+        bits = next((b for b in (2, 4, 8) if -(-shape[-1] * b // 32) == main.shape[1]), 0)
+    else:
+        bits = _bits(settings)
+        shape = (main.shape[0], main.shape[1] * 32 // bits)
+    if not bits or len(shape) != 2 or shape[0] != main.shape[0] or -(-shape[1] * bits // 32) != main.shape[1]:
         raise NotFloats(f"{main.name} {list(main.shape)} does not hold {list(shape)} values of {bits} bits")
 
     def decode() -> Array:

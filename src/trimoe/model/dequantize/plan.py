@@ -44,13 +44,18 @@ class Form(Data, frozen=True, kw_only=True):
 
 class _Forms(Data, frozen=True, kw_only=True):
     form: tuple[Form, ...]
+    cache_scales: tuple[str, ...]
 
 
 @cache
+def _forms() -> _Forms:
+    file = Path(__file__).with_name("forms.toml")
+    return load(_Forms, file, "forms of quantized weights", error=CheckpointError)
+
+
 def forms() -> tuple[Form, ...]:
     """The forms of forms.toml."""
-    file = Path(__file__).with_name("forms.toml")
-    return load(_Forms, file, "forms of quantized weights", error=CheckpointError).form
+    return _forms().form
 
 
 def is_quantized(checkpoint: Checkpoint) -> bool:
@@ -96,9 +101,9 @@ def float_tensors(checkpoint: Checkpoint, *, weights_only: bool = False) -> dict
             raise NotFloats(reason)
     left = companions(method)
     for name, info in index.items():
-        if name in used:
+        if name in used or (not weights_only and name.rpartition(".")[2] in _forms().cache_scales):
             continue
-        if info.dtype not in _PLAIN or name.rpartition(".")[2] in left:
+        if info.dtype not in _PLAIN or name.rpartition(".")[2] in (*left, *_forms().cache_scales):
             raise NotFloats(f"{method}: no decoder for {name} ({info.dtype})")
         plain[name] = FloatTensor(name, info.dtype, info.shape, info)
     if not used:
