@@ -121,7 +121,7 @@ def test_a_scaled_tensor_is_named_with_its_factor(
     base, pruned = family_checkpoint(made), Path(shutil.copytree(cut(made), tmp_path / "pruned"))
     untouched = read_index(base).keys() - open_checkpoint(base).expert_tensors.keys()
     dense = [name for name in sorted(untouched) if name.endswith("down_proj.weight") and "layers" in name]
-    name = (dense or [name for name in sorted(untouched) if name.endswith("o_proj.weight")])[-1]
+    name = (dense or [name for name in sorted(untouched) if name.endswith(("o_proj.weight", "out_proj.weight"))])[-1]
     info = read_index(pruned)[name]
     with info.file.open("r+b") as handle:
         handle.seek(info.start)

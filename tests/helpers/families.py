@@ -304,6 +304,36 @@ MADE: tuple[Made, ...] = (
         shards=2,
         peculiar=("gate_up_proj_scales", "down_proj_bias"),
     ),
+    Made(
+        "lfm2_moe",
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        _fine(
+            num_experts=EXPERTS,
+            num_experts_per_tok=2,
+            num_dense_layers=1,
+            layer_types=["conv", "full_attention", "conv"],
+            routed_scaling_factor=0.7,
+        ),
+        (1, 2),
+        peculiar=("feed_forward.expert_bias",),
+    ),
+    Made(
+        "jamba",
+        "jamba",
+        "JambaForCausalLM",
+        _text(
+            intermediate_size=24,
+            num_experts=EXPERTS,
+            num_experts_per_tok=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=8,
+            use_mamba_kernels=False,
+        ),
+        (1,),
+        peculiar=("feed_forward.router.weight",),
+    ),
     Made("deepseek_v2", "deepseek_v2", "DeepseekV2ForCausalLM", DEEPSEEK, (1, 2)),
     Made(
         "deepseek_v3",
@@ -439,4 +469,7 @@ def _randomise(model: Any) -> None:
             else:
                 routes = "router" in name or ".gate.weight" in name or "correction" in name
                 # Linear attention divides by small norms: large values would only show how rounding grows.
-                tensor.copy_(torch.randn_like(tensor) * (0.4 if routes else 0.05 if "linear_attn" in name else 0.25))
+                tensor.copy_(
+                    torch.randn_like(tensor)
+                    * (0.4 if routes else 0.05 if "linear_attn" in name or "mamba" in name else 0.25)
+                )

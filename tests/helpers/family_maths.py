@@ -198,6 +198,18 @@ MATHS: dict[str, Maths] = {
     "deepseek_v2": Maths("mlp.gate", "mlp.experts", softmax_then_top(False, factor="routed_scaling_factor"), PROJ),
     "deepseek_v3": Maths("mlp.gate", "mlp.experts", DEEPSEEK, PROJ),
     "glm4_moe": Maths("mlp.gate", "mlp.experts", DEEPSEEK, PROJ),
+    "lfm2_moe": Maths(
+        "feed_forward.gate",
+        "feed_forward.experts",
+        corrected("sigmoid", "feed_forward.gate.weight", "feed_forward.expert_bias", "routed_scaling_factor"),
+        per_expert("feed_forward", "w1", "w3", "w2"),
+    ),
+    "jamba": Maths(
+        "feed_forward.router",
+        "feed_forward.experts",
+        softmax_then_top(False, "feed_forward.router.weight"),
+        per_expert("feed_forward", "gate_proj", "up_proj", "down_proj"),
+    ),
     "minimax_m2": Maths(
         "mlp.gate",
         "mlp.experts",

@@ -66,7 +66,7 @@ def test_every_family_has_a_checkpoint_here() -> None:
     assert with_tensors.keys() == {made.family for made in MADE}
     layouts = {layout for hf in with_tensors.values() for layout in hf.layouts}
     by_quantizers = {"unfused", "number_last", "moe_module"}  # tests/model/test_quant.py
-    assert layouts == {"mxfp4", "transposed", "stacked", "per_expert"} | by_quantizers
+    assert layouts == {"mxfp4", "transposed", "stacked", "per_expert", "renamed"} | by_quantizers
 
 
 def test_each_kind_belongs_to_one_family() -> None:

@@ -42,7 +42,7 @@ def test_every_family_under_an_unknown_type(one: Made, family_checkpoint: Checkp
     known = open_checkpoint(source)
     path = with_config(source, tmp_path / "unknown", model_type=UNKNOWN)
     if known.hf.routing.weight_on == "input":  # nothing in the checkpoint says so
-        with pytest.raises(CheckpointError, match="no experts that trimoe knows"):
+        with pytest.raises(CheckpointError, match=r"no experts that trimoe knows|does not fit config\.json"):
             open_checkpoint(path)
         return
     read = open_checkpoint(path)
@@ -123,7 +123,7 @@ def test_a_tensor_per_expert_that_no_family_has_is_refused(name: str, tmp_path: 
     experts = open_checkpoint(tmp_path / "known").num_experts
     extra = {f"model.layers.0.{name}": np.ones(experts, np.float32)}
     write_checkpoint(tmp_path / "extra", arrays | extra, config)
-    with pytest.raises(CheckpointError, match=r"may hold one value per expert") as caught:
+    with pytest.raises(CheckpointError, match=r"may hold one value per expert|has no role for it") as caught:
         open_checkpoint(tmp_path / "extra")
     assert name in str(caught.value)
 

@@ -16,6 +16,7 @@ from typing import Any
 from trimoe.certify.certificate import Finding
 from trimoe.certify.logit_proof import CannotCheck
 from trimoe.errors import CheckpointError, TrimoeError
+from trimoe.model.auto import auto_class_of
 from trimoe.model.checkpoint import open_checkpoint
 from trimoe.model.dequantize.parts import NotFloats
 from trimoe.model.dequantize.plan import float_tensors
@@ -61,7 +62,6 @@ def why_not(path: Path) -> str | None:
 def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The model in fp32 with its loading report; released on exit."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     require_memory(nbytes, device)
@@ -72,7 +72,7 @@ def loaded(path: Path, device: str, nbytes: int) -> Iterator[tuple[Any, dict[str
         with warnings.catch_warnings(), _floats(path) as (folder, options):
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is intended
             # Mismatched sizes are accepted here, so that they are reported by name instead of as a stack trace.
-            model, keys = AutoModelForCausalLM.from_pretrained(
+            model, keys = auto_class_of(folder).from_pretrained(
                 folder,
                 dtype=torch.float32,
                 output_loading_info=True,

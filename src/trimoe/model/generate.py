@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trimoe.errors import BadInput, CheckpointError, MissingPrerequisite, TrimoeError
+from trimoe.model.auto import auto_class_of
 from trimoe.model.chat import rendered_chat
 from trimoe.model.dequantize.parts import NotFloats
 from trimoe.model.floats import as_floats, refusal
@@ -195,14 +196,13 @@ def load_model(model_dir: Path, dtype: str = "float32") -> Any:
     initialise it at random or ignore it), and for quantized weights without a decoder (see `floats`).
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         with as_floats(model_dir) as folder:
             # Sizes that do not fit are accepted here, so that they are reported by name instead of as a stack trace.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class_of(folder).from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
                 output_loading_info=True,

@@ -35,8 +35,8 @@ class LayerModel(ModelShell):
     def _patch(self) -> None:
         for number, layer in enumerate(self.layers):
             layer.forward = self._hop(number, layer.forward)
-        self._norm = self.text.norm.forward
-        self.text.norm.forward = self._skip_norm
+        self._norm = self.final_norm.forward
+        self.final_norm.forward = self._skip_norm
 
     def _skip_norm(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
         self._follow(hidden, "the final norm")
@@ -78,11 +78,11 @@ class LayerModel(ModelShell):
         """Logits [windows, length, vocabulary] for the output of the last layer, through the model's own head."""
         self.active, self._input = -1, None
         # The norm gets the hidden states themselves: some families scale embeddings before the first layer.
-        self.text.norm.forward = lambda _: self._norm(hidden)
+        self.final_norm.forward = lambda _: self._norm(hidden)
         try:
             return self.model(inputs_embeds=_like(hidden), use_cache=False).logits
         finally:
-            self.text.norm.forward = self._skip_norm
+            self.final_norm.forward = self._skip_norm
 
     def embed(self, tokens: np.ndarray) -> Any:
         """Hidden states [windows, length, H] that enter layer 0 for ids [windows, length] of the loaded rows."""
@@ -96,6 +96,13 @@ class LayerModel(ModelShell):
         try:
             ids = torch.from_numpy(np.searchsorted(self._vocabulary, tokens)).to(self.device)
             self.text(input_ids=ids, use_cache=False)
+        except ValueError as exc:  # the model unpacks what a layer returns
+            raise CheckpointError(
+                f"the layers of {type(self.text).__name__} cannot be run one by one",
+                expected="layers that hand on hidden states alone",
+                actual=str(exc)[:100],
+                remedy="this model type cannot be calibrated; maps from imported statistics can still be cut",
+            ) from exc
         finally:
             hook.remove()
             self._passed = None

@@ -22,9 +22,12 @@ from trimoe.calibrate.forward.weights import (
     values_of,
 )
 from trimoe.errors import CheckpointError
+from trimoe.model.auto import auto_class
 from trimoe.model.checkpoint import Checkpoint
 from trimoe.model.dequantize.parts import FloatTensor, NotFloats
 from trimoe.model.dequantize.plan import float_tensors
+
+_FINAL_NORMS = ("norm", "final_layernorm", "norm_f", "embedding_norm")
 
 
 class ModelShell:
@@ -37,7 +40,7 @@ class ModelShell:
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, initialization
+        from transformers import initialization
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
@@ -49,7 +52,7 @@ class ModelShell:
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # tensors are decoded here
         with torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **self.attention)
+            self.model: Any = auto_class(config).from_config(config, dtype=self.dtype, **self.attention)
         self.model.eval().requires_grad_(False)
         self.model.set_experts_implementation(self.implementation)
         self.mapping: Any = get_model_conversion_mapping(self.model)
@@ -82,6 +85,23 @@ class ModelShell:
             actual=type(self.model).__name__,
             remedy="use the config.json that came with the weights",
         )
+
+    @property
+    def final_norm_name(self) -> str:
+        """Attribute of the norm after the last layer. Raises `CheckpointError` if the model has none of the known."""
+        name = next((n for n in _FINAL_NORMS if hasattr(self.text, n)), None)
+        if name is None:
+            raise CheckpointError(
+                f"{type(self.text).__name__} has no norm after its last layer that trimoe knows",
+                expected=", ".join(_FINAL_NORMS),
+                remedy="this model type cannot be run layer by layer",
+            )
+        return name
+
+    @property
+    def final_norm(self) -> Any:
+        """The norm after the last layer."""
+        return getattr(self.text, self.final_norm_name)
 
     def _map_names(self) -> dict[str, str]:
         """Checkpoint tensor name -> parameter name. Refuses a tensor of a decoder layer that the model does not have.
@@ -273,7 +293,7 @@ class ModelShell:
         names_of_heads = [n for n, m in self.model.named_modules() if m is head]
         tied = any(f"{n}.weight" in self.model.all_tied_weights_keys for n in names_of_heads)
         heads = {n + "." for n, m in self.model.named_modules() if m is head or (tied and m is embedding)}
-        wanted = (f"{text}norm.", *heads)
+        wanted = (f"{text}{self.final_norm_name}.", *heads)
         names = [
             n for n, t in self._targets.items() if t in state and t.startswith(wanted) and not t.startswith(layers)
         ]
@@ -293,7 +313,7 @@ class ModelShell:
 
     def free_head(self) -> None:
         """Release what `load_head` read."""
-        _to_meta(self.text.norm)
+        _to_meta(self.final_norm)
         _to_meta(self.text.get_input_embeddings())
         _to_meta(self.model.get_output_embeddings())
         return_freed_memory()

@@ -39,8 +39,15 @@ class Role(Data, frozen=True, kw_only=True):
     """Added to the router's scores before the top-k, not to the weights."""
     scales: bool = False
     """One value per expert that multiplies its weight after the choice."""
+    also: tuple[str, ...] = ()
+    """Other names of the tensor; the one that a checkpoint has is used."""
     interleaved: bool = False
     """Along 2I, gate and up alternate; else all of gate comes first."""
+
+    def named(self, prefix: str, forms: set[str]) -> "Role":
+        """This role under the first of its names that is in `forms` after `prefix`; itself if none is."""
+        name = next((n for n in (self.tensor, *self.also) if form(prefix + n) in forms), self.tensor)
+        return self if name == self.tensor else msgspec.structs.replace(self, tensor=name)
 
     @property
     def per_expert(self) -> bool:
@@ -92,6 +99,10 @@ class ConfigKeys(Data, frozen=True, kw_only=True):
     expert_width: str | None = None
     num_experts_also: tuple[str, ...] = ()
     """Other names of the expert count, as other versions of transformers write it."""
+    top_k_also: tuple[str, ...] = ()
+    """Other names of the top-k."""
+    expert_width_also: tuple[str, ...] = ()
+    """Other names of the expert width, for models without the first."""
     groups: GroupKeys | None = None
     """How experts are routed in groups, if they may be."""
 
@@ -144,7 +155,7 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
         if any(not any(not role.optional for role in roles.values()) for roles in self.layouts.values()):
             raise ValueError("a layout needs a required tensor of its own, or it cannot be recognised")
         for roles in self.variants():
-            loose = [r.tensor for r in roles.values() if not r.tensor.startswith(self.scopes)]
+            loose = [n for r in roles.values() for n in (r.tensor, *r.also) if not n.startswith(self.scopes)]
             if loose or all(r.optional for r in roles.values()):
                 raise ValueError(f"roles must lie inside scopes and one must be required; outside: {loose}")
 
@@ -164,7 +175,12 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
         scopes = [scope for scope in (config.get("text_config"), config) if isinstance(scope, dict)]
         names = (self.config.num_experts, *self.config.num_experts_also)
         name = next((n for scope in scopes for n in names if n in scope), names[0])
-        return self._with("config", msgspec.structs.replace(self.config, num_experts=name))
+        tops = (self.config.top_k, *self.config.top_k_also)
+        top_k = next((n for scope in scopes for n in tops if n in scope), tops[0])
+        widths = (self.config.expert_width, *self.config.expert_width_also)
+        width = next((n for n in widths for scope in scopes if n in scope), widths[0])
+        changed = msgspec.structs.replace(self.config, num_experts=name, top_k=top_k, expert_width=width)
+        return self._with("config", changed)
 
     def recognise(self, forms: set[str]) -> tuple["HfTensors", str] | None:
         """(these tensors with the roles of the layout in `forms`, the layer prefix); None if no layout matches.
@@ -173,13 +189,22 @@ class HfTensors(Data, frozen=True, kw_only=True, dict=True):
         """
         for prefix in self.layer_prefixes:
             for roles in self.variants():
-                if all(form(prefix + role.tensor) in forms for role in roles.values() if not role.optional):
-                    return self._with("roles", roles), prefix
+                named = {name: role.named(prefix, forms) for name, role in roles.items()}
+                if all(form(prefix + role.tensor) in forms for role in named.values() if not role.optional):
+                    return self._with("roles", named), prefix
         return None
 
     def with_score(self, score: Literal["softmax", "sigmoid"]) -> "HfTensors":
         """A copy with another score function, for a router that does not use the family's."""
         return self._with("routing", msgspec.structs.replace(self.routing, score=score))
+
+    def without_assumed_groups(self) -> "HfTensors":
+        """A copy that routes in groups only if config.json says so: transformers' default belongs to its own types."""
+        groups = self.config.groups
+        if groups is None:
+            return self
+        plain = msgspec.structs.replace(groups, assumed=1, chosen_assumed=1)
+        return self._with("config", msgspec.structs.replace(self.config, groups=plain))
 
     def _with(self, name: str, value: object) -> "HfTensors":
         """A changed copy without the checks, which are about what a file says."""

@@ -77,6 +77,7 @@ def alike(names: set[str], config: Mapping[str, Any]) -> Iterator[Recognised]:
         # Without added terms, every scoring function prefers the same experts.
         if score is not None and any(role.selects for role in hf.roles.values()):
             hf = hf.with_score(_known_score(score, family))
+        hf = hf.without_assumed_groups()
         yield Recognised(family, hf, prefix, kinds[0])
 
 
@@ -121,7 +122,8 @@ def _known_score(score: str, family: Family) -> Literal["softmax", "sigmoid"]:
 def _has_keys(hf: HfTensors, config: Mapping[str, Any]) -> bool:
     counts = (hf.config.num_experts, *hf.config.num_experts_also)
     present = {key for scope in _scopes(config) for key, value in scope.items() if type(value) is int}
-    return {hf.config.num_layers, hf.config.top_k} <= present and bool(present & set(counts))
+    tops = {hf.config.top_k, *hf.config.top_k_also}
+    return hf.config.num_layers in present and bool(present & tops) and bool(present & set(counts))
 
 
 def _score(config: Mapping[str, Any]) -> str | None:
