@@ -1,9 +1,10 @@
 """Generates the reference pages, and the file tree in architecture.md, from the code.
 
 `python docs/generate.py` rewrites docs/reference/{benches,calibration-set,cli,engines,errors,families,
-gguf-architectures,python,recipes} and the tree in docs/explanation/architecture.md. With `--check` it writes nothing,
-and exits 1 if a page is outdated. Needs only the base install. set_page.py renders the page on calibration sets,
-python_page.py the Python API, gguf_page.py the architectures of llama.cpp.
+gguf-architectures,python,recipes,transformers-types} and the tree in docs/explanation/architecture.md. With `--check`
+it writes nothing, and exits 1 if a page is outdated. Needs only the base install. set_page.py renders the page on
+calibration sets, python_page.py the Python API, gguf_page.py the architectures of llama.cpp, transformers_page.py the
+model types of transformers.
 """
 
 import argparse
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests load this file by its pa
 from gguf_page import gguf_page
 from python_page import python_page
 from set_page import set_page
+from transformers_page import transformers_page
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -207,7 +209,9 @@ recognised by its tensor names; `model_type` tells families with the same names 
 `model_type` is read as the family that explains all of its expert tensors and the keys of its config.json, if there is
 one; `trimoe inspect MODEL` shows which, with a warning. Whether it also routes like that family only the logit check
 of `trimoe certify` can show. A tensor that may hold one value per expert and that the family does not have is a
-refusal, and so is a key that seems to route in groups. The tables list the tensors that a cut takes experts out of.
+refusal, and so is a key that seems to route in groups. [The table](transformers-types.md) shows which model types of
+transformers were cut, certified and measured on a tiny random model. The tables below list the tensors that a cut takes
+experts out of.
 Everything else is copied byte for byte, and config.json changes in the expert count alone. N is the layer number, E
 the expert number.
 
@@ -394,6 +398,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "python.md": f"{NOTE}\n{python_page()}",
         REFERENCE / "families.md": families_page(),
         REFERENCE / "gguf-architectures.md": f"{NOTE}\n{gguf_page()}",
+        REFERENCE / "transformers-types.md": f"{NOTE}\n{transformers_page()}",
         REFERENCE / "recipes.md": recipes_page(),
         REFERENCE / "benches.md": benches_page(),
         REFERENCE / "engines.md": engines_page(),

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIMIT = 240  # seconds for one type
+LIMIT = 600  # seconds for one type
 VOCABULARY, HIDDEN, LAYERS, EXPERTS, TOP_K, WIDTH = 648, 64, 3, 8, 2, 32
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -225,7 +225,10 @@ def main() -> None:
             shown = ("type", "layout", "family", "reached", "difference", "reason", "actual")
             print(*(rows[-1].get(key, "") for key in shown))
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        from importlib.metadata import version
+
+        found = {"transformers": version("transformers"), "torch": version("torch"), "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
