@@ -125,12 +125,12 @@ def test_other_settings_are_refused_and_named(random_model: Path, small_set: Pat
         (Options(shards=4), "shards"),
         (Options(dtype="bfloat16"), "dtype"),
         (Options(batch_tokens=64), "batch_tokens"),
-        (Options(neurons=True), "neurons"),
+        (Options(neurons=True), "neuron_unit, neurons"),
     ):
         with pytest.raises(UsageError, match=f"the same {word}\n"):
             calibrate(random_model, small_set, out, **vars(options))
     small_set.write_text(small_set.read_text().replace("limit: 4", "limit: 3"))
-    with pytest.raises(UsageError, match="the same set\n"):
+    with pytest.raises(UsageError, match="the same recon, set\n"):
         calibrate(random_model, small_set, out)
     assert len(read_marks(state_path(out))) == 2
     calibrate(random_model, small_set, out, start_at=0, shards=4)

@@ -13,7 +13,6 @@ from trimoe.calibrate.engine import Options, measure
 from trimoe.calibrate.forward.layers import LayerModel
 from trimoe.calibrate.stats.fields import COACTIVATION, COUNT, MAXIMA, MEAN_VECTOR, NEURON_CONTRIBUTION, NEURONS, SUMS
 from trimoe.calibrate.text.calibration import Document, Windows, windows_of
-from trimoe.errors import CheckpointError
 from trimoe.model.checkpoint import open_checkpoint
 
 COUNTS = ("tc", "cc", "runner_up", "tokens", "routed", "coactivation")
@@ -95,9 +94,3 @@ def test_weights_have_the_types_of_the_whole_model(made: Made, family_checkpoint
     )
     assert have == want
     assert len(have) > 5
-
-
-def test_quantized_weights_are_refused(family_checkpoint: Checkpoints, windows: Windows) -> None:
-    path = family_checkpoint(next(made for made in MADE if made.name == "gpt_oss-mxfp4"))
-    with pytest.raises(CheckpointError, match="quantized"):
-        measure(open_checkpoint(path), windows, Options(), "t")

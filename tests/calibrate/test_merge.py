@@ -67,8 +67,9 @@ def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: P
     )
     merged = merge([one, two])
     assert merged.classes == whole.classes == ("a", "b", "c")
-    assert merged.metadata["left_out"] == [MEAN_VECTOR]
-    assert set(merged.fields) == set(whole.fields) - {MEAN_VECTOR}
+    alone = {MEAN_VECTOR, "recon_error", "recon_rank"}  # of one run only, or not to be added
+    assert set(merged.metadata["left_out"]) == alone
+    assert set(merged.fields) == set(whole.fields) - alone
     for name, array in merged.fields.items():
         field = name.rpartition("/")[2]
         if field in ("tc", "cc", "runner_up", "tokens") or field in MAXIMA:
@@ -78,7 +79,7 @@ def test_two_real_runs_equal_one_over_everything(random_model: Path, tmp_path: P
             scale = np.abs(whole.fields[name]).max() if "logit" in name else 0
             np.testing.assert_allclose(array, whole.fields[name], rtol=tolerance, atol=tolerance * scale, err_msg=name)
     assert {*SUMS, *MAXIMA} <= merged.fields.keys()
-    same = whole.metadata.keys() - {"set", "set_name", "sources"}
+    same = whole.metadata.keys() - {"set", "set_name", "sources", "recon"}
     assert {key: merged.metadata[key] for key in same} == {key: whole.metadata[key] for key in same}
     assert sorted(merged.metadata["bench_items"]["sums"], key=int) == [str(i) for i in range(12)]
     assert merged.metadata["set"] == [one.metadata["set"], two.metadata["set"]]
@@ -103,7 +104,7 @@ def test_the_norm_of_a_mean_vector_is_not_added(random_model: Path, tmp_path: Pa
         {n: a * 2 for n, a in one.fields.items() if n != MEAN_VECTOR},
         {k: v for k, v in one.metadata.items() if k != "document_hashes"},
     )
-    assert merge([merge([one, two]), third]).metadata["left_out"] == [MEAN_VECTOR]
+    assert merge([merge([one, two]), third]).metadata["left_out"] == [MEAN_VECTOR, "recon_error", "recon_rank"]
 
 
 def test_a_document_in_two_runs_is_refused(random_model: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def index(**tensors: str) -> dict[str, TensorInfo]:
 
 def test_shipped_schemes_are_valid_and_distinct() -> None:
     schemes = all_quants()
-    assert {"compressed-tensors", "modelopt", "fp8", "gptq", "awq", "mxfp4", "bitsandbytes"} == {
+    assert {"compressed-tensors", "modelopt", "fp8", "gptq", "awq", "mxfp4", "bitsandbytes", "quark"} == {
         q.name for q in schemes
     }
     methods = [method for q in schemes for method in q.methods]

@@ -36,7 +36,7 @@ def unreachable() -> str | None:
 
 def out_of_reach(dataset: str) -> str | None:
     """Why a data set cannot be had: the hub cannot be reached, and no cache has anything of it. None otherwise."""
-    reason = unreachable()
+    reason = None if Path(dataset).exists() else unreachable()  # a folder needs no hub
     if reason is None:
         return None
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")

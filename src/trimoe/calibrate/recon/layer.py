@@ -53,6 +53,13 @@ class Reconstruction:
         None. Raises `CalibrationError` if the router is of no known form."""
         import torch
 
+        if not self._inputs:
+            raise CalibrationError(
+                f"{where} cannot be reconstructed: no position of the sample has sound values",
+                expected="hidden states that are finite and below 1e6",
+                actual="none of the positions that were drawn",
+                remedy="calibrate with --recon 0; `masked` in the result says how many tokens were left out",
+            )
         x, logits, index = torch.cat(self._inputs), torch.cat(self._logits), torch.cat(self._index)
         count = logits.shape[1]
         gates = fit(

@@ -68,11 +68,14 @@ def merge(parts: Sequence[ExpertStats]) -> ExpertStats:
     classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
     shared = any(sum(name in part.classes for part in parts) > 1 for name in classes)
     rules = {name: _rule(name, first) for name in first.fields}
-    kept = [name for name in first.fields if not (rules[name] == "none" and shared)]
+    everywhere = set(first.fields).intersection(*(part.fields for part in parts))
+    kept = [name for name in first.fields if name in everywhere and not (rules[name] == "none" and shared)]
     fields = {name: _combine([(p.classes, p.fields[name]) for p in parts], classes, rules[name]) for name in kept}
     wide = {name: _combine([(p.classes, p.wide[name]) for p in parts], classes, "sum") for name in first.wide}
     metadata["merged"] = hashes
-    lost = {name for part in parts for name in part.metadata.get("left_out", [])} | (first.fields.keys() - set(kept))
+    lost = {name for part in parts for name in part.metadata.get("left_out", [])} | (
+        {name for part in parts for name in part.fields} - set(kept)
+    )
     if lost:
         metadata["left_out"] = sorted(lost)
     return ExpertStats(classes, fields, metadata, wide)
@@ -92,14 +95,19 @@ def _rule(name: str, stats: ExpertStats) -> str:
     return str(rule)
 
 
+def _merging(stats: ExpertStats) -> list[str]:
+    """The fields that can be merged; of the others, a run may have some that another has not."""
+    return sorted(name for name in stats.fields if _rule(name, stats) != "none")
+
+
 def _require_alike(first: ExpertStats, part: ExpertStats) -> None:
     one, other = first.metadata, part.metadata
     pairs: list[tuple[str, Any, Any]] = [("models", one.get("model"), other.get("model"))]
     pairs += [("shape", first.shape[1:], part.shape[1:])]
     pairs += [(key, one[key], other[key]) for key in _SAME if key in one and key in other]
-    pairs += [("fields", sorted(first.fields), sorted(part.fields))]
+    pairs += [("fields", _merging(first), _merging(part))]
     pairs += [("wide fields", _widths(first), _widths(part))]
-    rules = [{name: _rule(name, stats) for name in stats.fields} for stats in (first, part)]
+    rules = [{name: _rule(name, stats) for name in _merging(stats)} for stats in (first, part)]
     pairs += [("merge rules", rules[0], rules[1])]
     for what, wanted, found in pairs:
         if wanted != found:
