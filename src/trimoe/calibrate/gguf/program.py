@@ -27,7 +27,8 @@ def version_of(tools: LlamaCpp) -> str:
 
 
 def measure(tools: LlamaCpp, model: Path, job: Path, state: Path, progress: Progress | None) -> dict[str, Any]:
-    """Run a job, or the rest of one, until `state` is complete. Returns the layers seen and the peak of memory.
+    """Run a job, or the rest of one, until `state` is complete. Returns the layers seen and the peak of memory, without
+    the mapped weights.
 
     Progress counts batches. Raises `BadInput` with llama.cpp's message.
     """

@@ -21,7 +21,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -770,6 +769,18 @@ void run(llama_context * context, Recorder & recorder, int most, int length) {
     }
 }
 
+// Resident bytes that are not pages of a file; 0 where the kernel does not say (not Linux)
+size_t anonymous_memory() {
+    std::ifstream file("/proc/self/status");
+    std::string line;
+    while (std::getline(file, line)) {
+        if (line.rfind("RssAnon:", 0) == 0) {
+            return size_t(std::strtoull(line.c_str() + 8, nullptr, 10)) * 1024;
+        }
+    }
+    return 0;
+}
+
 void measure(const std::string & path, const Job & job, const std::string & state_path) {
     State state(job);
     state.load(state_path, job);
@@ -780,6 +791,7 @@ void measure(const std::string & path, const Job & job, const std::string & stat
     }
     llama_context * context = nullptr;
     int length = 0, sequences = 0;
+    size_t peak = 0;
     auto saved = std::chrono::steady_clock::now();
     while (state.done < job.batches.size()) {
         const auto & [padded, chosen] = job.batches[state.done];
@@ -798,6 +810,7 @@ void measure(const std::string & path, const Job & job, const std::string & stat
             run(context, recorder, part.size() == 1 ? job.batch_tokens : length * sequences, length);
             recorder.end();
         }
+        peak = std::max(peak, anonymous_memory());
         state.done += 1;
         const auto now = std::chrono::steady_clock::now();
         if (state.done == job.batches.size() || std::chrono::duration<double>(now - saved).count() > job.save_seconds) {
@@ -807,9 +820,7 @@ void measure(const std::string & path, const Job & job, const std::string & stat
         std::printf("%zu/%zu\n", state.done, job.batches.size());
         std::fflush(stdout);
     }
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    const json result = {{"fields", NAMES}, {"ran", recorder.ran}, {"layers", recorder.seen}, {"peak_ram", size_t(usage.ru_maxrss) * 1024}};
+    const json result = {{"fields", NAMES}, {"ran", recorder.ran}, {"layers", recorder.seen}, {"peak_ram", peak}};
     std::printf("%s\n", result.dump().c_str());
     llama_free(context);
     llama_model_free(model);
