@@ -20,6 +20,7 @@ from trimoe.calibrate.text.leaks import BenchTexts
 from trimoe.certify.certify import certify
 from trimoe.choose.choose import choose
 from trimoe.choose.dropmap import DropMap
+from trimoe.choose.recipe import load_recipe
 from trimoe.cut.prune import prune
 from trimoe.errors import BadInput, Refused, UsageError
 from trimoe.evaluate.evaluate import evaluate
@@ -64,7 +65,10 @@ def run_pipeline(
     work, folder = Path(out), Path(data) if data is not None else None
     seconds: dict[str, float] = {}
     with _step("calibrate", seconds, progress) as tell:
-        stats = _statistics(base, calibration, work / "stats.safetensors", _texts(benches, folder), device, tell)
+        # Reconstruction takes longer than all other statistics: only for a recipe that uses it.
+        recon = None if any(load_recipe(name).criterion == "recon" for name in recipes) else 0
+        texts = _texts(benches, folder)
+        stats = _statistics(base, calibration, work / "stats.safetensors", texts, device, recon, tell)
     story = Story(base, work, keep, stats, seconds=seconds)
     with _step("map", seconds, progress):
         for recipe in recipes:
@@ -109,12 +113,13 @@ def _statistics(
     path: Path,
     benches: Sequence[BenchTexts],
     device: str,
+    recon: int | None,
     tell: Progress,
 ) -> ExpertStats:
     """The statistics file `path`, made once. Raises `BadInput` if it is of another model or calibration set."""
     chosen = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.load(calibration)
     if not path.exists():
-        return calibrate(base, chosen, path, device=device, benches=benches, progress=tell)
+        return calibrate(base, chosen, path, device=device, benches=benches, recon=recon, progress=tell)
     stats = ExpertStats.load(path)
     expected = {"model": base.fingerprint, "set_name": chosen.name}
     actual = {key: stats.metadata.get(key) for key in expected}
